@@ -1,0 +1,122 @@
+# Run these as ./just RECIPE: the script beside this file brings the tools.
+
+set positional-arguments
+set shell := ["bash", "-euo", "pipefail", "-c"]
+
+export UV_PYTHON_DOWNLOADS := "never"
+python := justfile_directory() / ".venv/bin/python"
+bin := justfile_directory() / ".venv/bin"
+
+# List the recipes
+[private]
+default:
+    @just --justfile "{{justfile()}}" --list --unsorted
+
+# ── The platform on this machine ──────────────────────────────────────────
+
+# Start everything, send real requests through the real SDKs, show cost and trace, stop
+[group('platform')]
+demo *args: setup
+    @exec {{python}} -m busbar_runtime exec --home "${BUSBAR_DEMO_HOME:-.busbar/demo}" -- {{python}} deploy/demo/demo.py "$@"
+
+# Start the platform and leave it running (--foreground stays attached)
+[group('platform')]
+up *args: setup
+    @exec {{python}} -m busbar_runtime up "$@"
+
+# Stop the platform and wait until all of it is gone
+[group('platform')]
+down *args:
+    @[ -x {{python}} ] || { echo "nothing is running: not set up yet"; exit 0; }; exec {{python}} -m busbar_runtime down "$@"
+
+# Show what is running: addresses, processes, keys
+[group('platform')]
+status *args: setup
+    @exec {{python}} -m busbar_runtime status "$@"
+
+# Show the log of a service (-f follows it)
+[group('platform')]
+logs service *args: setup
+    @exec {{python}} -m busbar_runtime logs "$@"
+
+# Run one service in the foreground instead of the platform's own, until Ctrl-C
+[group('platform')]
+run service *args: setup
+    @exec {{python}} -m busbar_runtime run "$@"
+
+# The busbar command line
+[group('platform')]
+busbar *args: setup
+    @exec {{bin}}/busbar "$@"
+
+# ── Checks and tests ──────────────────────────────────────────────────────
+
+# Every check and every test; what CI runs
+[group('test')]
+test *args: setup static
+    @exec {{bin}}/pytest "$@"
+
+# Everything but flows and faults
+[group('test')]
+check: static unit
+
+# Tests of the libraries and of each service alone
+[group('test')]
+unit *args: setup
+    @exec {{bin}}/pytest libs services "$@"
+
+# Formatting, lint, types, imports, proto, lock files, deployment files
+[group('test')]
+static: setup lint types check-proto check-lock check-deploy
+
+[private]
+lint: setup
+    {{bin}}/ruff format --check --quiet
+    {{bin}}/ruff check --quiet
+    {{bin}}/lint-imports
+
+[private]
+types: setup
+    {{bin}}/basedpyright
+
+[private]
+check-proto: setup
+    {{bin}}/buf lint proto
+    {{python}} libs/contracts/generate.py --check
+    deploy/dev/buf-breaking {{bin}}/buf
+
+[private]
+check-lock: setup
+    {{python}} deploy/dev/lock_inputs.py --check requirements.lock
+
+[private]
+check-deploy: setup
+    @if [ -x deploy/check ]; then exec deploy/check; fi
+
+# Format the code and fix what ruff can fix
+[group('test')]
+fix: setup
+    {{bin}}/ruff format
+    {{bin}}/ruff check --fix
+
+# Compare with a direct Triton: req/s, latency, CPU per request
+[group('test')]
+bench *args: setup
+    @exec {{python}} tests/benchmarks/run.py "$@"
+
+# ── Upkeep ────────────────────────────────────────────────────────────────
+
+# Install the locked dependencies and the workspace into .venv (nothing to do when unchanged)
+[group('upkeep')]
+setup:
+    @exec deploy/dev/setup
+
+# Resolve the dependencies again and write requirements.lock
+[group('upkeep')]
+lock:
+    @exec deploy/dev/lock
+
+# Generate libs/contracts from proto/
+[group('upkeep')]
+proto: setup
+    {{python}} libs/contracts/generate.py
