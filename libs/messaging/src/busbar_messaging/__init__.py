@@ -1,0 +1,1 @@
+"""The bus of Busbar: what exists on it (`topology`) and how services use it."""

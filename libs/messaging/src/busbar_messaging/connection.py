@@ -1,0 +1,112 @@
+"""Connecting to the bus, and publishing so that nothing is lost silently."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from datetime import timedelta
+from typing import Any
+
+import nats
+import structlog
+from busbar_errors import Unavailable
+from nats.aio.client import Client
+from nats.errors import Error as NatsError
+from nats.js.api import PubAck
+from nats.js.client import JetStreamContext
+from nats.js.errors import APIError
+from pydantic import SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+log = structlog.get_logger()
+
+_RETRYABLE_API_CODES = frozenset({500, 503})
+
+
+class BusSettings(BaseSettings):
+    """Where the bus is and who we are on it: BUSBAR_NATS_URL, _USER and _PASSWORD."""
+
+    model_config = SettingsConfigDict(env_prefix="BUSBAR_", frozen=True)
+
+    nats_url: str
+    nats_user: str
+    nats_password: SecretStr
+    bus_connect_timeout: timedelta = timedelta(seconds=30)
+
+
+async def connect(settings: BusSettings, client_name: str) -> Client:
+    """Connect, waiting up to `bus_connect_timeout` for the server; reconnect for ever after.
+
+    Raises Unavailable when there is no server in time.
+    """
+
+    async def on_disconnect() -> None:
+        log.warning("bus disconnected")
+
+    async def on_reconnect() -> None:
+        log.info("bus reconnected")
+
+    async def on_error(error: Exception) -> None:
+        log.warning("bus error", error=repr(error))
+
+    options: dict[str, Any] = {
+        "servers": settings.nats_url,
+        "user": settings.nats_user,
+        "password": settings.nats_password.get_secret_value(),
+        "name": client_name,
+        "max_reconnect_attempts": -1,
+        "reconnect_time_wait": 0.25,
+        "ping_interval": 5,
+        "max_outstanding_pings": 2,
+        "pending_size": 64 * 1024 * 1024,
+        "disconnected_cb": on_disconnect,
+        "reconnected_cb": on_reconnect,
+        "error_cb": on_error,
+    }
+    try:
+        async with asyncio.timeout(settings.bus_connect_timeout.total_seconds()):
+            return await nats.connect(**options)
+    except (TimeoutError, OSError, NatsError) as error:
+        raise Unavailable(f"no NATS server at {settings.nats_url}: {error!r}") from error
+
+
+async def publish_durably(
+    jetstream: JetStreamContext,
+    subject: str,
+    payload: bytes,
+    *,
+    message_id: str,
+    give_up_after: timedelta,
+    headers: dict[str, str] | None = None,
+) -> PubAck:
+    """Publish until the stream acknowledges; repeats are dropped there by `message_id`.
+
+    Losing a leader pauses a stream for 5 to 7 s, so callers that may wait give
+    15 s or more. Raises Unavailable when the time is up; the message may or
+    may not have been stored then.
+    """
+    deadline = asyncio.get_running_loop().time() + give_up_after.total_seconds()
+    all_headers = {"Nats-Msg-Id": message_id, **(headers or {})}
+    pause_s = 0.02
+    while True:
+        remaining_s = deadline - asyncio.get_running_loop().time()
+        try:
+            return await jetstream.publish(
+                subject, payload, timeout=max(0.05, min(2.0, remaining_s)), headers=all_headers
+            )
+        except APIError as error:
+            if error.code not in _RETRYABLE_API_CODES or remaining_s <= pause_s:
+                raise Unavailable(f"{subject} refused a message: {error.description}") from error
+        except (NatsError, TimeoutError, OSError) as error:
+            if remaining_s <= pause_s:
+                raise Unavailable(f"{subject} did not acknowledge in time: {error!r}") from error
+        await asyncio.sleep(min(pause_s, max(0.0, remaining_s)))
+        pause_s = min(pause_s * 2, 0.5)
+
+
+async def close(client: Client, grace: timedelta = timedelta(seconds=2)) -> None:
+    """Flush and close; a server that is gone does not hold us up."""
+    with contextlib.suppress(NatsError, TimeoutError, OSError):
+        await asyncio.wait_for(client.drain(), grace.total_seconds())
+    if not client.is_closed:
+        await client.close()

@@ -1,0 +1,328 @@
+"""Every subject, stream, consumer and bucket of the bus, as values.
+
+No other file spells a `busbar.` subject. Streams, buckets and object stores are
+created by `python -m busbar_messaging.provision` and by nothing else; services
+verify at boot that what they need is there.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Literal
+
+from nats.js.api import (
+    AckPolicy,
+    ConsumerConfig,
+    DeliverPolicy,
+    DiscardPolicy,
+    RetentionPolicy,
+    StorageType,
+    StreamConfig,
+)
+
+NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
+"""What regions, sites, nodes, deployments, bundles and gateways may be called."""
+
+MAX_MESSAGE_BYTES = 8 * 1024 * 1024
+"""`max_payload` of the NATS servers."""
+MAX_FRAME_PAYLOAD_BYTES = MAX_MESSAGE_BYTES - 64 * 1024
+"""Largest inference payload that fits a message beside its envelope."""
+
+_NAME = re.compile(NAME_PATTERN)
+_MIB = 1024 * 1024
+
+Storage = Literal["memory", "file"]
+
+
+def checked_name(name: str) -> str:
+    """Return `name` when it may stand in a subject; raise ValueError otherwise."""
+    if not _NAME.match(name):
+        raise ValueError(f"{name!r} is not a name: use {NAME_PATTERN}")
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class NodeId:
+    """A node's place in the fleet: region, site, node."""
+
+    region: str
+    site: str
+    node: str
+
+    def __post_init__(self) -> None:
+        for part in (self.region, self.site, self.node):
+            checked_name(part)
+
+    @classmethod
+    def parse(cls, text: str) -> NodeId:
+        """Read "region.site.node" or "region/site/node"; raise ValueError otherwise."""
+        parts = text.replace("/", ".").split(".")
+        if len(parts) != 3:  # noqa: PLR2004
+            raise ValueError(f"{text!r} is not region/site/node")
+        return cls(*parts)
+
+    @property
+    def key(self) -> str:
+        """The form used in bucket keys, subjects and messages: "region.site.node"."""
+        return f"{self.region}.{self.site}.{self.node}"
+
+    def __str__(self) -> str:
+        return f"{self.region}/{self.site}/{self.node}"
+
+
+@dataclass(frozen=True, slots=True)
+class StreamSpec:
+    """A JetStream stream."""
+
+    name: str
+    subjects: tuple[str, ...]
+    storage: Storage
+    retention: Literal["limits", "workqueue"]
+    max_age: timedelta
+    max_bytes: int
+    max_msgs_per_subject: int = -1
+    duplicate_window: timedelta = timedelta(minutes=2)
+
+    def config(self, replicas: int) -> StreamConfig:
+        """The configuration that the server is given."""
+        per_subject = self.max_msgs_per_subject > 0
+        return StreamConfig(
+            name=self.name,
+            subjects=list(self.subjects),
+            storage=StorageType(self.storage),
+            retention=RetentionPolicy(self.retention),
+            discard=DiscardPolicy.NEW if per_subject else DiscardPolicy.OLD,
+            discard_new_per_subject=per_subject,
+            max_msgs_per_subject=self.max_msgs_per_subject,
+            max_age=self.max_age.total_seconds(),
+            max_bytes=self.max_bytes,
+            duplicate_window=min(self.duplicate_window, self.max_age).total_seconds(),
+            num_replicas=replicas,
+            allow_direct=True,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class BucketSpec:
+    """A key-value bucket, history 1. `ttl` None keeps entries until they are deleted."""
+
+    name: str
+    storage: Storage
+    ttl: timedelta | None = None
+    max_bytes: int = 64 * _MIB
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectStoreSpec:
+    """An object store."""
+
+    name: str
+    max_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerSpec:
+    """A durable pull consumer, bounded in every direction."""
+
+    stream: str
+    durable: str
+    filter_subject: str
+    ack_wait: timedelta
+    max_deliver: int
+    max_ack_pending: int
+
+    def config(self) -> ConsumerConfig:
+        """The configuration that the server is given."""
+        return ConsumerConfig(
+            durable_name=self.durable,
+            filter_subject=self.filter_subject,
+            ack_policy=AckPolicy.EXPLICIT,
+            deliver_policy=DeliverPolicy.ALL,
+            ack_wait=self.ack_wait.total_seconds(),
+            max_deliver=self.max_deliver,
+            max_ack_pending=self.max_ack_pending,
+        )
+
+
+# --- streams -------------------------------------------------------------------------------------
+
+
+def work_stream(region: str) -> StreamSpec:
+    """Interactive dispatch of one region. In memory: the gateway is the durable party."""
+    return StreamSpec(
+        name=f"WORK_{checked_name(region)}",
+        subjects=(f"busbar.work.{region}.*",),
+        storage="memory",
+        retention="workqueue",
+        max_age=timedelta(minutes=10),
+        max_bytes=256 * _MIB,
+        max_msgs_per_subject=10_000,
+    )
+
+
+def measured_stream(region: str, site: str) -> StreamSpec:
+    """Cost records of one site."""
+    return StreamSpec(
+        name=f"WORK_MEASURED_{checked_name(region)}_{checked_name(site)}",
+        subjects=(f"busbar.measured.{region}.{site}.*",),
+        storage="file",
+        retention="limits",
+        max_age=timedelta(days=35),
+        max_bytes=512 * _MIB,
+    )
+
+
+USAGE = StreamSpec(
+    name="USAGE",
+    subjects=("busbar.usage.*.*",),
+    storage="file",
+    retention="limits",
+    max_age=timedelta(days=35),
+    max_bytes=2048 * _MIB,
+    duplicate_window=timedelta(minutes=10),
+)
+EVENTS = StreamSpec(
+    name="EVENTS",
+    subjects=("busbar.evt.*.v1.*",),
+    storage="file",
+    retention="limits",
+    max_age=timedelta(days=7),
+    max_bytes=256 * _MIB,
+)
+DLQ = StreamSpec(
+    name="DLQ",
+    subjects=("busbar.dlq.*.*",),
+    storage="file",
+    retention="limits",
+    max_age=timedelta(days=30),
+    max_bytes=256 * _MIB,
+)
+
+# --- buckets -------------------------------------------------------------------------------------
+
+KEYS = BucketSpec("keys", "file")
+DEPLOYMENTS = BucketSpec("deployments", "file")
+BUNDLES = BucketSpec("bundles", "file")
+PLACEMENTS = BucketSpec("placements", "file")
+ROUTES = BucketSpec("routes", "file")
+LEADERS = BucketSpec("leaders", "file", ttl=timedelta(seconds=5))
+NODES = BucketSpec("nodes", "memory", ttl=timedelta(minutes=5))
+LEASES = BucketSpec("leases", "memory", ttl=timedelta(seconds=30))
+GATEWAYS = BucketSpec("gateways", "memory", ttl=timedelta(seconds=10))
+BUCKETS = (KEYS, DEPLOYMENTS, BUNDLES, PLACEMENTS, ROUTES, LEADERS, NODES, LEASES, GATEWAYS)
+
+MODELS = ObjectStoreSpec("models", max_bytes=8 * 1024 * _MIB)
+OBJECT_STORES = (MODELS,)
+
+HEARTBEAT_INTERVAL = timedelta(seconds=1)
+"""How often nodes and gateways write their lease."""
+SUSPECT_AFTER = timedelta(seconds=4)
+"""A node or gateway not heard of for this long gets no new work."""
+
+
+# --- consumers -----------------------------------------------------------------------------------
+
+
+def work_consumer(region: str, deployment: str) -> ConsumerSpec:
+    """The queue that all agents holding `deployment` in `region` pull from.
+
+    Agents acknowledge when they take work, so redelivery only covers an agent
+    that dies between the two; see docs/decisions/0005.
+    """
+    return ConsumerSpec(
+        stream=work_stream(region).name,
+        durable=f"work-{checked_name(deployment)}",
+        filter_subject=work_subject(region, deployment),
+        ack_wait=timedelta(seconds=3),
+        max_deliver=3,
+        max_ack_pending=10_000,
+    )
+
+
+BILLING_USAGE = ConsumerSpec(
+    stream=USAGE.name,
+    durable="billing-usage",
+    filter_subject="busbar.usage.*.*",
+    ack_wait=timedelta(seconds=30),
+    max_deliver=10_000,  # with naks of up to 30 s: days of a lost database, then dead letters
+    max_ack_pending=1_000,
+)
+TELEMETRY_EVENTS = ConsumerSpec(
+    stream=EVENTS.name,
+    durable="telemetry-events",
+    filter_subject="busbar.evt.*.v1.*",
+    ack_wait=timedelta(seconds=30),
+    max_deliver=5,
+    max_ack_pending=1_000,
+)
+
+
+def billing_measured_consumer(region: str, site: str) -> ConsumerSpec:
+    """How billing reads one site's cost records."""
+    return ConsumerSpec(
+        stream=measured_stream(region, site).name,
+        durable="billing-measured",
+        filter_subject=f"busbar.measured.{region}.{site}.*",
+        ack_wait=timedelta(seconds=30),
+        max_deliver=10_000,
+        max_ack_pending=1_000,
+    )
+
+
+SERVICE_CONSUMERS = (BILLING_USAGE, TELEMETRY_EVENTS)
+
+
+# --- subjects ------------------------------------------------------------------------------------
+
+
+def work_subject(region: str, deployment: str) -> str:
+    """Where a gateway publishes InferenceWork."""
+    return f"busbar.work.{region}.{deployment}"
+
+
+def reply_subject(gateway_id: str) -> str:
+    """Core NATS: a gateway's one inbox for WorkFrames."""
+    return f"busbar.reply.{checked_name(gateway_id)}"
+
+
+def cancel_subject(node_key: str) -> str:
+    """Core NATS: where a node agent takes WorkCancel; `node_key` is "region.site.node"."""
+    return f"busbar.cancel.{node_key}"
+
+
+def usage_subject(region: str, gateway_id: str) -> str:
+    """Where a gateway commits UsageRecorded."""
+    return f"busbar.usage.{region}.{gateway_id}"
+
+
+def measured_subject(node: NodeId) -> str:
+    """Where a node agent publishes WorkMeasuredBatch."""
+    return f"busbar.measured.{node.key}"
+
+
+def event_subject(service: str, fact: str) -> str:
+    """Where `service` publishes a fact, such as ("node", "triton_lost")."""
+    return f"busbar.evt.{checked_name(service)}.v1.{checked_name(fact)}"
+
+
+def dead_letter_subject(service: str, consumer: str) -> str:
+    """Where a message goes that `service` can never handle."""
+    return f"busbar.dlq.{checked_name(service)}.{checked_name(consumer)}"
+
+
+def streams(regions: list[str], sites: list[tuple[str, str]]) -> list[StreamSpec]:
+    """Every stream of a fleet with these regions and (region, site) pairs."""
+    return [
+        *[work_stream(region) for region in regions],
+        *[measured_stream(region, site) for region, site in sites],
+        USAGE,
+        EVENTS,
+        DLQ,
+    ]
+
+
+def consumers(sites: list[tuple[str, str]]) -> list[ConsumerSpec]:
+    """Every consumer the provisioner makes; those of deployments are the scheduler's."""
+    return [*SERVICE_CONSUMERS, *[billing_measured_consumer(*site) for site in sites]]

@@ -1,0 +1,1 @@
+"""Logs, metrics, traces and the ops listener: the same for every service."""

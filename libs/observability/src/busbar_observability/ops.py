@@ -1,0 +1,86 @@
+"""The ops listener of every service: /healthz, /readyz and /metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import uvicorn
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+Readiness = Callable[[], list[str]]
+"""Returns why the service is not ready; an empty list means that it is."""
+
+
+def ops_application(readiness: Readiness) -> Starlette:
+    """The ops listener as an ASGI application, for tests and for mounting."""
+
+    async def healthz(_: Request) -> Response:
+        return JSONResponse({"status": "alive"})
+
+    async def readyz(_: Request) -> Response:
+        reasons = readiness()
+        status = "waiting" if reasons else "ready"
+        return JSONResponse(
+            {"status": status, "reasons": reasons}, status_code=503 if reasons else 200
+        )
+
+    async def metrics(_: Request) -> Response:
+        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+    return Starlette(
+        routes=[
+            Route("/healthz", healthz),
+            Route("/readyz", readyz),
+            Route("/metrics", metrics),
+        ]
+    )
+
+
+class _EmbeddedServer(uvicorn.Server):
+    """uvicorn inside somebody else's event loop: leaves signals to the service."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Any:  # noqa: ANN401
+        yield
+
+
+@contextlib.asynccontextmanager
+async def serve_http(
+    application: Any,  # noqa: ANN401
+    host: str,
+    port: int,
+    **options: Any,  # noqa: ANN401
+) -> AsyncIterator[int]:
+    """Serve an ASGI application in this event loop; yields the bound port.
+
+    `options` go to uvicorn.Config. Raises OSError when the port is taken.
+    On leaving, open requests get up to 5 s to finish.
+    """
+    settings: dict[str, Any] = {
+        "log_config": None,
+        "access_log": False,
+        "lifespan": "off",
+        "server_header": False,
+        "timeout_graceful_shutdown": 5,
+        **options,
+    }
+    config = uvicorn.Config(application, host=host, port=port, **settings)
+    socket = config.bind_socket()
+    server = _EmbeddedServer(config)
+    task = asyncio.create_task(server.serve(sockets=[socket]), name=f"http:{port}")
+    try:
+        while not server.started and not task.done():
+            await asyncio.sleep(0.01)
+        if task.done():
+            task.result()
+        yield int(socket.getsockname()[1])
+    finally:
+        server.should_exit = True
+        await task
