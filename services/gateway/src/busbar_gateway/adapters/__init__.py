@@ -1,0 +1,1 @@
+"""Edges and the bus: they translate and nothing else."""

@@ -1,0 +1,1 @@
+"""Serving a request from admission to charge."""
