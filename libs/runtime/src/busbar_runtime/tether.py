@@ -1,0 +1,34 @@
+"""Become another program that dies with its parent: `python -I -S tether.py PARENT_PID ARGV...`.
+
+A process of its own, because the kernel forgets the parent-death signal when credentials change:
+it has to be asked for after `unshare --user` or `setpriv`, right before the real program.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+
+PR_SET_PDEATHSIG = 1
+COMMAND_NOT_FOUND = 127
+
+
+def main() -> None:
+    parent, argv = int(sys.argv[1]), sys.argv[2:]
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the line above
+        sys.exit(1)
+    # The interpreter ignores these two; the program must not inherit that.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    try:
+        os.execvp(argv[0], argv)  # noqa: S606
+    except OSError as problem:
+        sys.stderr.write(f"cannot start {argv[0]}: {problem.strerror}\n")
+        sys.exit(COMMAND_NOT_FOUND)
+
+
+if __name__ == "__main__":
+    main()
