@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import structlog
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
-from nats.js.client import JetStreamContext
 from nats.js.errors import Error as JetStreamError
 from nats.js.kv import KeyValue
 
@@ -68,8 +67,7 @@ async def follow(client: Client, bucket: str) -> AsyncIterator[Change]:
 
 
 async def _one_watch(client: Client, bucket: str, known: set[str]) -> AsyncIterator[Change]:
-    jetstream = client.jetstream(timeout=2)
-    store = await jetstream.key_value(bucket)
+    store = await client.jetstream(timeout=2).key_value(bucket)
     watcher = await store.watchall()
     try:
         reconnects, polls, fresh = client.stats["reconnects"], 0, set[str]()
@@ -80,9 +78,7 @@ async def _one_watch(client: Client, bucket: str, known: set[str]) -> AsyncItera
             except (NatsError, TimeoutError):
                 polls += 1
                 lost = client.stats["reconnects"] != reconnects
-                if lost or (
-                    polls % _VERIFY_EVERY_POLLS == 0 and not await _alive(jetstream, store, watcher)
-                ):
+                if lost or (polls % _VERIFY_EVERY_POLLS == 0 and not await _alive(watcher)):
                     return
                 continue
             if entry is not None:
@@ -108,11 +104,8 @@ def _record(entry: KeyValue.Entry, known: set[str], fresh: set[str]) -> Change:
     return Put(entry.key, entry.value or b"", entry.revision or 0)
 
 
-async def _alive(
-    jetstream: JetStreamContext, store: KeyValue, watcher: KeyValue.KeyWatcher
-) -> bool:
+async def _alive(watcher: KeyValue.KeyWatcher) -> bool:
     """Whether the server still has the watch's consumer."""
-    del jetstream, store
     try:
         await watcher._sub.consumer_info()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
     except (NatsError, JetStreamError, TimeoutError):

@@ -1,0 +1,111 @@
+"""Bytes that are on the bus today must be readable tomorrow: golden messages."""
+
+from __future__ import annotations
+
+import pytest
+from busbar_contracts.billing.v1.keys_pb2 import ApiKey
+from busbar_contracts.gateway.v1.usage_pb2 import UsageOutcome, UsageRecord, UsageRecorded
+from busbar_contracts.node.v1.work_pb2 import (
+    FailureKind,
+    InferenceWork,
+    WorkFailed,
+    WorkFinished,
+    WorkFrame,
+    WorkTimings,
+    WorkUsage,
+)
+from busbar_contracts.scheduler.v1.plan_pb2 import NodePlacement, ReplicaAssignment
+from busbar_errors import Rejected
+from busbar_messaging.dispositions import decode
+from google.protobuf.message import Message
+
+REQUEST_ID = bytes(range(16))
+
+GOLDEN: list[tuple[Message, str]] = [
+    (
+        InferenceWork(
+            request_id=REQUEST_ID,
+            attempt=2,
+            tenant_id="t1",
+            deployment="echo",
+            deadline_unix_ms=1_700_000_000_000,
+            reply_subject="inbox",
+            stream=True,
+            payload=b"\x01\x02",
+        ),
+        "0a10000102030405060708090a0b0c0d0e0f10021a0274312204656368"
+        "6f2880d095ffbc313205696e626f7840014a020102",
+    ),
+    (
+        WorkFrame(
+            request_id=REQUEST_ID,
+            attempt=1,
+            node="r1.s1.n1",
+            finished=WorkFinished(
+                payload=b"\x09",
+                usage=WorkUsage(input_tokens=3, output_tokens=4),
+                timings=WorkTimings(queue_us=5, compute_us=6),
+            ),
+        ),
+        "0a10000102030405060708090a0b0c0d0e0f10011a0872312e73312e6e3132"
+        "0f0a01091a0408031004220408051006",
+    ),
+    (
+        WorkFrame(
+            request_id=REQUEST_ID,
+            attempt=1,
+            failed=WorkFailed(kind=FailureKind.FAILURE_KIND_UNAVAILABLE, reason="x"),
+        ),
+        "0a10000102030405060708090a0b0c0d0e0f10013a0508031201"
+        "78",
+    ),
+    (
+        UsageRecorded(
+            gateway_id="g1",
+            records=[
+                UsageRecord(
+                    request_id=REQUEST_ID,
+                    tenant_id="t1",
+                    outcome=UsageOutcome.USAGE_OUTCOME_COMPLETED,
+                    input_tokens=7,
+                )
+            ],
+        ),
+        "0a02673112"
+        "1a0a10000102030405060708090a0b0c0d0e0f120274313801"
+        "5007",
+    ),
+    (ApiKey(key_id="k", tenant_id="t", deployments=["d"]), "0a016b1201741a0164"),
+    (
+        NodePlacement(
+            node="r1.s1.n1",
+            fencing_token=9,
+            replicas=[ReplicaAssignment(deployment="d", bundle_digest="sha256:00", slots=2)],
+        ),
+        "0a0872312e73312e6e311009221"
+        "00a016412097368613235363a30301802",
+    ),
+]
+
+
+@pytest.mark.parametrize(("message", "golden"), GOLDEN, ids=lambda v: type(v).__name__)
+def test_the_wire_form_has_not_changed(message: Message, golden: str) -> None:
+    encoded = message.SerializeToString(deterministic=True)
+
+    assert encoded.hex() == golden
+    assert decode(type(message), bytes.fromhex(golden)) == message
+
+
+@pytest.mark.parametrize("data", [b"\xff", b"\x0a\x10", b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff"])
+def test_bytes_that_are_no_message_are_rejected_with_its_name(data: bytes) -> None:
+    with pytest.raises(Rejected, match=r"not a busbar\.node\.v1\.InferenceWork"):
+        decode(InferenceWork, data)
+
+
+def test_fields_of_a_newer_release_survive_a_reader_of_this_one() -> None:
+    newer = InferenceWork(request_id=REQUEST_ID).SerializeToString() + bytes.fromhex("fa0703616263")
+
+    read = decode(InferenceWork, newer)
+
+    assert read.request_id == REQUEST_ID
+    assert read.SerializeToString() == newer
