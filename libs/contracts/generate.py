@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import filecmp
+import os
 import shutil
 import subprocess
 import sys
@@ -33,6 +34,8 @@ def generate(out: Path) -> None:
             *protos,
         ],
         check=True,
+        # The mypy plugin lies beside the interpreter, which need not be on PATH.
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"},
     )
     for path in [*out.rglob("*_pb2.py"), *out.rglob("*_pb2.pyi")]:
         text = path.read_text()

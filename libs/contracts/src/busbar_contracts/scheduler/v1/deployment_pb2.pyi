@@ -65,6 +65,7 @@ class ModelManifest(_message.Message):
     CHAT_TEMPLATE_FIELD_NUMBER: _builtins.int
     INPUT_TOKENS_OUTPUT_FIELD_NUMBER: _builtins.int
     OUTPUT_TOKENS_OUTPUT_FIELD_NUMBER: _builtins.int
+    STOP_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Bundle name, ^[a-z0-9][a-z0-9_-]{0,62}$."""
     version: _builtins.str
@@ -89,6 +90,10 @@ class ModelManifest(_message.Message):
     """Output tensor that counts prompt tokens; empty when the model counts none."""
     output_tokens_output: _builtins.str
     """Output tensor that counts generated tokens; empty when the model counts none."""
+    @_builtins.property
+    def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Strings that end a chat turn, added to the caller's own; empty when the task is not chat."""
+
     def __init__(
         self,
         *,
@@ -104,10 +109,11 @@ class ModelManifest(_message.Message):
         chat_template: _builtins.str = ...,
         input_tokens_output: _builtins.str = ...,
         output_tokens_output: _builtins.str = ...,
+        stop: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat_template", b"chat_template", "input_tokens_output", b"input_tokens_output", "max_input_tokens", b"max_input_tokens", "max_output_tokens", b"max_output_tokens", "max_payload_bytes", b"max_payload_bytes", "memory_mib", b"memory_mib", "name", b"name", "output_tokens_output", b"output_tokens_output", "price_class", b"price_class", "slots", b"slots", "task", b"task", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat_template", b"chat_template", "input_tokens_output", b"input_tokens_output", "max_input_tokens", b"max_input_tokens", "max_output_tokens", b"max_output_tokens", "max_payload_bytes", b"max_payload_bytes", "memory_mib", b"memory_mib", "name", b"name", "output_tokens_output", b"output_tokens_output", "price_class", b"price_class", "slots", b"slots", "stop", b"stop", "task", b"task", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
