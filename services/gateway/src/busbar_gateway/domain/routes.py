@@ -1,0 +1,101 @@
+"""What the gateway knows of a deployment: who may use it, what it takes, where it is ready."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Task = Literal["tensor", "embed", "chat"]
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Whose request it is; always from the key, never from the request's body."""
+
+    tenant_id: str
+    key_id: str
+    deployments: frozenset[str] = frozenset()
+    """Deployments the key is limited to; empty means all that are open to the tenant."""
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What the bundle says about itself. Limits of 0 mean none of its own."""
+
+    name: str
+    version: str
+    task: Task
+    price_class: str
+    slots: int = 1
+    max_input_tokens: int = 0
+    max_output_tokens: int = 0
+    max_payload_bytes: int = 0
+    chat_template: str = ""
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One input or output as Triton describes it; -1 in `shape` is any size."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    optional: bool = False
+    any_shape: bool = False
+    """True where the shape cannot be compared (ragged batches, shape tensors)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSignature:
+    """The tensors of a model."""
+
+    versions: frozenset[str]
+    inputs: dict[str, TensorSpec]
+    outputs: dict[str, TensorSpec]
+    max_batch_size: int
+    """0 when the model does not batch; else the first dimension of every tensor is the batch."""
+    decoupled: bool
+    """True when a request has any number of responses, so it must be streamed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Ready capacity in one region."""
+
+    region: str
+    ready_slots: int
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A deployment as customers meet it."""
+
+    deployment: str
+    manifest: Manifest
+    created_unix_s: int
+    targets: tuple[Target, ...] = ()
+    tenants: frozenset[str] = frozenset()
+    """Tenants that may use it; empty means all."""
+    signature: ModelSignature | None = None
+    """None until a replica was ready once."""
+    metadata: bytes = b""
+    """Serialized inference.ModelMetadataResponse; empty until a replica was ready once."""
+    config: bytes = b""
+    """Serialized inference.ModelConfigResponse; empty until a replica was ready once."""
+    unready_reason: str = ""
+    ready_slots: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ready_slots", sum(target.ready_slots for target in self.targets))
+
+    @property
+    def ready(self) -> bool:
+        """Whether any replica takes work now."""
+        return self.ready_slots > 0
+
+    def open_to(self, caller: Caller) -> bool:
+        """Whether this caller may know of the deployment at all."""
+        if self.tenants and caller.tenant_id not in self.tenants:
+            return False
+        return not caller.deployments or self.deployment in caller.deployments
