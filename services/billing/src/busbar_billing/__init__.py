@@ -1,0 +1,1 @@
+"""Billing: tenants, API keys, price book and the double-entry ledger."""
