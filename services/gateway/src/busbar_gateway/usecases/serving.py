@@ -33,6 +33,9 @@ class InferenceCall:
     deadline_unix_ms: int
     traceparent: str = ""
     """As the customer sent it; empty when there was none."""
+    whole: bool = False
+    """For `stream`: the customer gets nothing before the answer is complete, so leaving
+    without `settle` charges nothing, and an exception after it takes the charge back."""
 
 
 @dataclass(frozen=True, slots=True)
