@@ -15,58 +15,58 @@ default:
 # ── The platform on this machine ──────────────────────────────────────────
 
 # Start everything, send real requests through the real SDKs, show cost and trace, stop
-[group('platform')]
+[group('platform'), no-exit-message]
 demo *args: setup
     @exec {{python}} -m busbar_runtime exec --home "${BUSBAR_DEMO_HOME:-.busbar/demo}" -- {{python}} deploy/demo/demo.py "$@"
 
 # Start the platform and leave it running (--foreground stays attached)
-[group('platform')]
+[group('platform'), no-exit-message]
 up *args: setup
     @exec {{python}} -m busbar_runtime up "$@"
 
 # Stop the platform and wait until all of it is gone
-[group('platform')]
+[group('platform'), no-exit-message]
 down *args:
     @[ -x {{python}} ] || { echo "nothing is running: not set up yet"; exit 0; }; exec {{python}} -m busbar_runtime down "$@"
 
 # Show what is running: addresses, processes, keys
-[group('platform')]
+[group('platform'), no-exit-message]
 status *args: setup
     @exec {{python}} -m busbar_runtime status "$@"
 
 # Show the log of a service (-f follows it)
-[group('platform')]
+[group('platform'), no-exit-message]
 logs service *args: setup
     @exec {{python}} -m busbar_runtime logs "$@"
 
 # Run one service in the foreground instead of the platform's own, until Ctrl-C
-[group('platform')]
+[group('platform'), no-exit-message]
 run service *args: setup
     @exec {{python}} -m busbar_runtime run "$@"
 
 # The busbar command line
-[group('platform')]
+[group('platform'), no-exit-message]
 busbar *args: setup
     @exec {{bin}}/busbar "$@"
 
 # ── Checks and tests ──────────────────────────────────────────────────────
 
 # Every check and every test; what CI runs
-[group('test')]
+[group('test'), no-exit-message]
 test *args: setup static
     @exec {{bin}}/pytest "$@"
 
 # Everything but flows and faults
-[group('test')]
+[group('test'), no-exit-message]
 check: static unit
 
 # Tests of the libraries and of each service alone
-[group('test')]
+[group('test'), no-exit-message]
 unit *args: setup
     @exec {{bin}}/pytest libs services "$@"
 
 # Formatting, lint, types, imports, proto, lock files, deployment files
-[group('test')]
+[group('test'), no-exit-message]
 static: setup lint types check-proto check-lock check-deploy
 
 [private]
@@ -94,13 +94,13 @@ check-deploy: setup
     @if [ -x deploy/check ]; then exec deploy/check; fi
 
 # Format the code and fix what ruff can fix
-[group('test')]
+[group('test'), no-exit-message]
 fix: setup
     {{bin}}/ruff format
     {{bin}}/ruff check --fix
 
 # Compare with a direct Triton: req/s, latency, CPU per request
-[group('test')]
+[group('test'), no-exit-message]
 bench *args: setup
     @exec {{python}} tests/benchmarks/run.py "$@"
 

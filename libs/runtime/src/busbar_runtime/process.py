@@ -91,7 +91,7 @@ class ManagedProcess:
         keeper, self._keeper = self._keeper, None
         if keeper:
             keeper.cancel()
-            with suppress(asyncio.CancelledError, StartFailedError):
+            with suppress(asyncio.CancelledError, RuntimeError, OSError):
                 await keeper
         if self._child:
             grace = self.spec.stop_grace

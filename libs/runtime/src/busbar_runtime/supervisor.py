@@ -53,8 +53,8 @@ class Supervisor:
             async with asyncio.TaskGroup() as group:
                 for node in self._nodes:
                     group.create_task(self._start_node(node, done), name=f"start {node.name}")
-        except* StartFailedError as failures:
-            raise failures.exceptions[0] from None
+        except* (RuntimeError, OSError) as failures:
+            raise StartFailedError(str(failures.exceptions[0])) from failures.exceptions[0]
 
     async def _start_node(self, node: Node, done: dict[str, asyncio.Event]) -> None:
         for earlier in node.after:

@@ -1,0 +1,116 @@
+"""The whole platform as nodes: parts, one-shot steps and services, in starting order."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from importlib.util import find_spec
+
+from busbar_runtime import probes
+from busbar_runtime.home import REPO
+from busbar_runtime.nats import nats_spec
+from busbar_runtime.postgres import postgres_nodes
+from busbar_runtime.services import REGION, SERVICES, SITE, Wiring, service_spec
+from busbar_runtime.spec import Node, ProcessSpec, StepSpec
+
+DEMO = REPO / "deploy" / "demo"
+AFTER: Mapping[str, list[str]] = {
+    "telemetry": ["bus"],
+    "billing": ["bus", "migrations"],
+    "scheduler": ["bus"],
+    "node-agent": ["bus", "triton-install"],
+    "gateway": ["bus"],
+}
+
+ServiceEnvironments = Mapping[str, Mapping[str, str]]
+
+
+def platform_nodes(wiring: Wiring, extra: ServiceEnvironments) -> Sequence[Node]:
+    """Every node, first to start first; stopping goes the other way."""
+    services = [service for service in SERVICES if _exists("busbar_" + service.replace("-", "_"))]
+    return [
+        nats_spec(wiring.home, wiring.secrets, wiring.nats),
+        *postgres_nodes(wiring.home, wiring.secrets, wiring.postgres),
+        *_bus(wiring),
+        _migrations(wiring),
+        *_installs(wiring),
+        *[service_spec(name, wiring, extra.get(name, {}), AFTER[name]) for name in services],
+        *_demo(wiring, services),
+    ]
+
+
+def _exists(package: str) -> bool:
+    return find_spec(package) is not None and find_spec(f"{package}.__main__") is not None
+
+
+def _bus(wiring: Wiring) -> list[Node]:
+    """Make the streams, then keep those that live in memory across a restart of NATS."""
+    env = {
+        **wiring.bus("provisioner"),
+        "BUSBAR_REGIONS": f'["{REGION}"]',
+        "BUSBAR_SITES": f'["{REGION}/{SITE}"]',
+    }
+    provision = [sys.executable, "-m", "busbar_messaging.provision"]
+
+    async def always() -> bool:
+        return True
+
+    return [
+        StepSpec(name="bus", argv=[*provision, "apply"], cwd=REPO, env=env, after=["nats"]),
+        ProcessSpec(
+            name="provisioner", argv=[*provision, "watch"], cwd=REPO, env=env, after=["bus"], ready=always
+        ),
+    ]
+
+
+def _migrations(wiring: Wiring) -> StepSpec:
+    return StepSpec(
+        name="migrations",
+        argv=[sys.executable, "-m", "busbar_billing.migrate"],
+        cwd=REPO,
+        env={
+            "BUSBAR_POSTGRES_ADMIN_DSN": wiring.postgres.admin_dsn,
+            "BUSBAR_POSTGRES_DSN": wiring.postgres.billing_dsn,
+        },
+        after=["postgres-database"],
+    )
+
+
+def _installs(wiring: Wiring) -> list[Node]:
+    """What takes long the first time: Triton, and the demo models' training."""
+    cache = ["--cache", str(wiring.home.cache)]
+    return [
+        StepSpec(
+            name="triton-install",
+            argv=[sys.executable, "-m", "busbar_runtime", "install-triton", *cache],
+            cwd=REPO,
+            shown=True,
+            timeout=timedelta(minutes=10),
+        ),
+        StepSpec(
+            name="demo-models",
+            argv=[sys.executable, str(DEMO / "build" / "build_models.py"), *cache],
+            cwd=REPO,
+            after=["triton-install"],
+            shown=True,
+            timeout=timedelta(minutes=10),
+        ),
+    ]
+
+
+def _demo(wiring: Wiring, services: Sequence[str]) -> list[Node]:
+    """Make the demo tenant and deploy the demo models, through the admin APIs like anybody."""
+    if not (DEMO / "bootstrap.py").exists():
+        return []
+    return [
+        StepSpec(
+            name="demo",
+            argv=[sys.executable, str(DEMO / "bootstrap.py"), "--home", str(wiring.home.root)],
+            cwd=REPO,
+            env={"BUSBAR_HOME": str(wiring.home.root), "BUSBAR_CACHE": str(wiring.home.cache)},
+            after=[*services, "demo-models"],
+            shown=True,
+            timeout=timedelta(minutes=5),
+        )
+    ]
