@@ -1,0 +1,89 @@
+"""One request's attempts: which frame counts, when an attempt is lost, whether to try again.
+
+An attempt's number is its fencing token: every publish takes the next one, and
+frames of older numbers never count. `tries` bounds how often nodes may fail at
+the same request, so that a request that crashes models cannot do so for ever.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, auto
+
+TRIES_MAX = 3
+SILENCE_S = 3.0
+"""A node that has spoken and then says nothing for this long has lost the attempt."""
+UNSTARTED_SILENCE_S = 1.0
+"""Nodes speak 100 ms after they took work: taken and silent for this long means lost."""
+_BACKOFFS_S = (0.05, 0.5, 1.0)
+
+
+class Frame(Enum):
+    """What to do with a frame."""
+
+    COUNTS = auto()
+    REPEATED = auto()
+    """Seen before: drop it."""
+    OBSOLETE = auto()
+    """Of an older attempt or a second node: drop it and tell that node to stop."""
+    GAP = auto()
+    """A chunk before it was lost: the stream cannot go on."""
+
+
+@dataclass(slots=True)
+class Attempts:
+    """The attempts of one request."""
+
+    current: int = 0
+    """Number of the newest attempt; 0 before the first."""
+    tries: int = 0
+    """Attempts that a node may have worked on."""
+    node: str = ""
+    """Node that works on the current attempt, as far as known."""
+    published: float = 0.0
+    last_sign: float = 0.0
+    """When the node last spoke; 0 when it has not."""
+    next_chunk: int = 0
+    delivering: bool = False
+    """True once the customer may have seen a chunk: then no other attempt can take over."""
+
+    def begin(self, now: float) -> int:
+        """Start the next attempt and return its number."""
+        self.current += 1
+        self.node = ""
+        self.published = now
+        self.last_sign = 0.0
+        self.next_chunk = 0
+        return self.current
+
+    def frame(self, attempt: int, node: str, now: float, sequence: int | None = None) -> Frame:
+        """Judge a frame; `sequence` is that of a chunk and None for other frames."""
+        if attempt != self.current:
+            return Frame.OBSOLETE
+        if node != self.node:
+            if self.next_chunk:
+                return Frame.OBSOLETE
+            self.node = node
+        self.last_sign = now
+        if sequence is None:
+            return Frame.COUNTS
+        if sequence < self.next_chunk:
+            return Frame.REPEATED
+        if sequence > self.next_chunk:
+            return Frame.GAP
+        self.next_chunk += 1
+        return Frame.COUNTS
+
+    def lost(self, now: float, *, taken: bool) -> bool:
+        """Whether the current attempt must be given up; `taken`: no longer in the stream."""
+        if self.last_sign:
+            return now - self.last_sign > SILENCE_S
+        return taken and now - self.published > UNSTARTED_SILENCE_S
+
+    def may_retry(self) -> bool:
+        """Whether another attempt is allowed after the current one failed at a node."""
+        return self.tries < TRIES_MAX and not self.delivering
+
+    def backoff_s(self) -> float:
+        """How long to wait before the next attempt."""
+        return _BACKOFFS_S[min(self.tries, len(_BACKOFFS_S)) - 1]
