@@ -1,0 +1,214 @@
+"""`./just bench`: the gateway against a direct Triton, same model, same run.
+
+Rounds are interleaved, so that a machine whose speed drifts treats all targets
+alike; the table shows medians over the rounds. Writes docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import processes
+import shots
+from load import LoadFailed, Measured, Shot, drive, require_generator
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+REPO = Path(__file__).resolve().parents[2]
+REPORT = REPO / "docs" / "benchmarks.md"
+PARTS = ("gateway", "nats", "node-agent", "triton", "billing", "telemetry")
+IN_FLIGHT = (1, 32)
+FLOOR_AT_32 = 0.30
+_IDLE_SECONDS = 10
+
+
+@dataclass
+class Cell:
+    """One target under one load, and what its rounds showed."""
+
+    protocol: str
+    target: str
+    in_flight: int
+    shot: Callable[[], Shot]
+    rounds: list[Measured] = field(default_factory=list[Measured])
+    cpu_us: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
+
+    @property
+    def requests_per_s(self) -> float:
+        return statistics.median(m.requests_per_s for m in self.rounds)
+
+    @property
+    def p50_ms(self) -> float:
+        return statistics.median(m.p50_ms for m in self.rounds)
+
+    @property
+    def p99_ms(self) -> float:
+        return statistics.median(m.p99_ms for m in self.rounds)
+
+    def cpu(self, part: str) -> float:
+        """Median CPU microseconds per request of one part."""
+        return statistics.median(round_.get(part, 0.0) for round_ in self.cpu_us)
+
+
+def cells(endpoints: dict[str, Any]) -> list[Cell]:
+    """Every combination of protocol, target and load."""
+    triton = processes.triton_process(endpoints["pids"]["node-agent"])
+    direct_grpc = f"127.0.0.1:{processes.option(triton, 'grpc-port')}"
+    direct_http = f"http://127.0.0.1:{processes.option(triton, 'http-port')}"
+    key = {"authorization": f"Bearer {endpoints['keys']['demo']}"}
+    traced = {**key, **shots.sampled_header(os.getpid() << 64 | time.time_ns())}
+    made: list[Cell] = []
+    for in_flight in IN_FLIGHT:
+        for target, headers in (("direct", {}), ("gateway", key), ("gateway, traced", traced)):
+            grpc_at = direct_grpc if target == "direct" else endpoints["grpc"]
+            http_at = direct_http if target == "direct" else endpoints["http"]
+            made.append(
+                Cell("gRPC", target, in_flight, lambda a=grpc_at, h=headers: shots.grpc_shot(a, h))
+            )
+            made.append(
+                Cell("HTTP", target, in_flight, lambda a=http_at, h=headers: shots.http_shot(a, h))
+            )
+    return sorted(made, key=lambda c: (c.protocol, c.in_flight))
+
+
+def measure(cell: Cell, pids: dict[str, int], seconds: int) -> None:
+    """One round of one cell."""
+    before = processes.usage(pids)
+    measured = drive(cell.shot(), cell.in_flight, seconds)
+    spent = processes.usage(pids).cpu_since(before)
+    cell.rounds.append(measured)
+    cell.cpu_us.append({name: s * 1e6 / measured.requests for name, s in spent.items()})
+
+
+def idle(pids: dict[str, int]) -> tuple[float, float]:
+    """RSS in MiB and CPU in percent of one core of the five services, doing nothing."""
+    services = {name: pid for name, pid in pids.items() if name in processes.SERVICES}
+    before, started = processes.usage(services), time.monotonic()
+    time.sleep(_IDLE_SECONDS)
+    after, elapsed = processes.usage(services), time.monotonic() - started
+    spent = after.cpu_since(before)
+    cpu_s = sum(seconds for name, seconds in spent.items() if name in processes.SERVICES)
+    rss = sum(mib for name, mib in after.rss_mib.items() if name in processes.SERVICES)
+    return rss, 100 * cpu_s / elapsed
+
+
+def rows(measured: list[Cell]) -> list[list[str]]:
+    """The table's rows: ratios are against `direct` of the same protocol and load."""
+    direct = {(c.protocol, c.in_flight): c for c in measured if c.target == "direct"}
+    made: list[list[str]] = []
+    for cell in measured:
+        reference = direct[(cell.protocol, cell.in_flight)]
+        made.append(
+            [
+                cell.protocol,
+                str(cell.in_flight),
+                cell.target,
+                f"{cell.requests_per_s:,.0f}",
+                f"{cell.p50_ms:.2f}",
+                f"{cell.p99_ms:.2f}",
+                f"{cell.requests_per_s / reference.requests_per_s:.2f}",
+                f"{cell.p50_ms / reference.p50_ms:.1f}",
+                *[f"{cell.cpu(part):.0f}" for part in PARTS],
+            ]
+        )
+    return made
+
+
+HEAD = ["API", "in flight", "target", "req/s", "p50 ms", "p99 ms", "req/s ÷ direct", "p50 ÷ direct"]
+HEAD += [f"{part} µs" for part in PARTS]
+
+
+def write_report(table: list[list[str]], idle_line: str, how: str) -> None:
+    """Write docs/benchmarks.md."""
+    lines = [
+        "# Benchmarks",
+        "",
+        "Made by `./just bench`. The limit is the same load generator straight at the same Triton,",
+        "same model (`echo-fp32`: 16 floats in, 16 out), same run. Charging, admission and the",
+        "awaited PubAck are on. `traced` asks for every request to be sampled. The µs columns are",
+        "CPU time per request of each part, model processes included in `triton`.",
+        "",
+        how,
+        "",
+        "| " + " | ".join(HEAD) + " |",
+        "|" + "---|" * len(HEAD),
+        *["| " + " | ".join(row) + " |" for row in table],
+        "",
+        idle_line,
+        "",
+    ]
+    REPORT.write_text("\n".join(lines))
+
+
+def show(table: list[list[str]], idle_line: str, how: str) -> None:
+    """Print the same table to the terminal."""
+    console, shown = Console(), Table(title=how)
+    for title in HEAD:
+        shown.add_column(title, justify="right")
+    for row in table:
+        shown.add_row(*row)
+    console.print(shown)
+    console.print(idle_line)
+
+
+def main() -> int:
+    """Run it all; exit 1 when the floor is not reached, 2 when it cannot run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=int, default=4, help="length of one round of one cell")
+    parser.add_argument("--no-report", action="store_true", help="leave docs/benchmarks.md alone")
+    options = parser.parse_args()
+    require_generator()
+    endpoints = json.loads(Path(os.environ["BUSBAR_HOME"], "endpoints.json").read_text())
+    pids = {name: pid for name, pid in endpoints["pids"].items() if name != "postgres"}
+    rss, cpu = idle(pids)
+    idle_line = f"Idle: the five services together {rss:.0f} MiB RSS, {cpu:.1f} % of one core."
+    measured = cells(endpoints)
+    for cell in measured:
+        drive(cell.shot(), cell.in_flight, 1)
+    with Progress() as progress:
+        task = progress.add_task("measuring", total=options.rounds * len(measured))
+        for _ in range(options.rounds):
+            for cell in measured:
+                measure(cell, pids, options.seconds)
+                progress.advance(task)
+    how = (
+        f"Medians of {options.rounds} interleaved rounds of {options.seconds} s, on "
+        f"{os.cpu_count()} cores, Python {platform.python_version()}."
+    )
+    table = rows(measured)
+    show(table, idle_line, how)
+    if not options.no_report:
+        write_report(table, idle_line, how)
+    return verdict(measured)
+
+
+def verdict(measured: list[Cell]) -> int:
+    """0 when the gateway reaches its floor at 32 in flight on both APIs."""
+    by_key = {(c.protocol, c.target): c for c in measured if c.in_flight == max(IN_FLIGHT)}
+    for protocol in ("gRPC", "HTTP"):
+        gateway, direct = by_key[(protocol, "gateway")], by_key[(protocol, "direct")]
+        ratio = gateway.requests_per_s / direct.requests_per_s
+        if ratio < FLOOR_AT_32:
+            sys.stderr.write(f"{protocol}: {ratio:.2f} of direct is below {FLOOR_AT_32}\n")
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except LoadFailed as error:
+        sys.stderr.write(f"bench: {error}\n")
+        sys.exit(2)

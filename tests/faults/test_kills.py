@@ -1,0 +1,112 @@
+"""kill -9 of each part in turn, under steady load.
+
+Afterwards every request was answered or failed clearly within its deadline, the
+platform serves again by itself within 15 s, every answered request is charged
+exactly once, and no failed one is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+
+import psutil
+import pytest
+from busbar_runtime.platform import Platform
+from harness.operator import Operator
+from harness.polling import eventually
+from harness.steady_load import Clients, LoadLog, steady_load
+
+RECOVERY_S = 15.0
+SERVING_WITHOUT = ("billing", "scheduler", "telemetry", "postgres")
+"""Parts that no request needs: while they are gone not one may fail."""
+
+
+def triton_pid(platform: Platform) -> int:
+    """The Triton that the node agent supervises."""
+    agent = psutil.Process(platform.pids["node-agent"])
+    return next(c.pid for c in agent.children(recursive=True) if "tritonserver" in c.name())
+
+
+async def hurt(platform: Platform, part: str) -> None:
+    """kill -9, from outside of whoever supervises it."""
+    if part == "triton":
+        psutil.Process(triton_pid(platform)).send_signal(signal.SIGKILL)
+    else:
+        await platform.kill(part, signal.SIGKILL)
+
+
+async def served(log: LoadLog, count: int, within_s: float, what: str, since: float) -> None:
+    async def answered() -> int:
+        return log.answered_since(since)
+
+    await eventually(answered, within_s=within_s, what=what, until=lambda n: n >= count)
+
+
+async def assert_charged_exactly(operator: Operator, tenant_id: str, log: LoadLog) -> None:
+    """The charged requests are the answered ones, each once; the ledger balances."""
+    answered = {request.request_id for request in log.answered}
+
+    async def charged() -> list[str]:
+        usage = await operator.usage(tenant_id)
+        return [record["request_id"] for record in usage if record["amount_nanos"] != 0]
+
+    records = await eventually(
+        charged,
+        within_s=30,
+        what=f"charges for the {len(answered)} answered requests",
+        until=lambda found: set(found) == answered,
+    )
+    assert len(records) == len(answered)
+
+
+@pytest.mark.parametrize(
+    "part",
+    ["gateway", "node-agent", "triton", "nats", "billing", "scheduler", "telemetry", "postgres"],
+)
+async def test_a_killed_part_costs_nobody_more_than_a_clear_error(
+    platform: Platform, operator: Operator, part: str
+) -> None:
+    customer = await operator.customer()
+    clients = Clients(platform.endpoints["grpc"], platform.endpoints["http"], customer.key)
+    began = time.monotonic()
+    async with steady_load(clients) as log:
+        await served(log, 50, 30, "the load runs before the fault", since=began)
+        fault_at = time.monotonic()
+        await hurt(platform, part)
+        await served(log, 50, RECOVERY_S + 5, "the platform serves again", since=fault_at + 0.5)
+        await asyncio.gather(platform.wait_ready("gateway"), platform.wait_ready("billing"))
+        await served(log, 50, 10, "the load goes on", since=time.monotonic())
+    await clients.close()
+    print(  # noqa: T201
+        f"\n{part}: {log.summary()}; served again after {log.recovery_s(fault_at):.1f} s, "
+        f"longest gap {log.longest_gap_s(fault_at):.1f} s"
+    )
+
+    log.assert_clear_and_in_time()
+    assert log.recovery_s(fault_at) <= RECOVERY_S
+    if part in SERVING_WITHOUT:
+        assert log.failed == [], log.summary()
+    await assert_charged_exactly(operator, customer.tenant_id, log)
+
+
+async def test_a_hung_triton_is_noticed_and_replaced(platform: Platform, operator: Operator) -> None:
+    customer = await operator.customer()
+    clients = Clients(platform.endpoints["grpc"], platform.endpoints["http"], customer.key)
+    before = triton_pid(platform)
+    async with steady_load(clients) as log:
+        await served(log, 20, 30, "the load runs before the fault", since=time.monotonic())
+        fault_at = time.monotonic()
+        psutil.Process(before).send_signal(signal.SIGSTOP)
+
+        async def gone() -> bool:
+            return not psutil.pid_exists(before)
+
+        await eventually(gone, within_s=6, what="the hung Triton is killed")
+        await served(log, 20, RECOVERY_S + 5, "the platform serves again", since=fault_at + 5)
+    await clients.close()
+
+    log.assert_clear_and_in_time()
+    assert log.recovery_s(fault_at) <= RECOVERY_S + 5
+    await assert_charged_exactly(operator, customer.tenant_id, log)

@@ -1,0 +1,168 @@
+"""What a request costs, where that stands in the ledger, and its whole way as one trace."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from typing import Any
+
+import httpx
+import openai
+from busbar_runtime.platform import Platform
+from harness.operator import Customer, Operator
+from harness.polling import eventually
+
+CHAT: dict[str, Any] = {
+    "model": "tiny-lm",
+    "messages": [{"role": "user", "content": "Where does the money live?"}],
+    "max_tokens": 12,
+}
+CHAIN = ("gateway", "node-agent", "triton", "billing")
+
+
+def client_of(platform: Platform, customer: Customer) -> openai.AsyncOpenAI:
+    base_url = platform.endpoints["http"] + "/v1"
+    return openai.AsyncOpenAI(base_url=base_url, api_key=customer.key, max_retries=0)
+
+
+async def test_a_request_is_charged_once_for_what_it_used(
+    platform: Platform, operator: Operator, customer: Customer
+) -> None:
+    before = await operator.balance(customer.tenant_id)
+    async with client_of(platform, customer) as client:
+        raw = await client.chat.completions.with_raw_response.create(**CHAT)
+    answer = raw.parse()
+
+    record = await operator.usage_of(raw.headers["x-request-id"])
+    transfers = await operator.transfers(raw.headers["x-request-id"])
+    postings = [p for t in transfers for p in t["postings"]]
+    assert answer.usage is not None
+    assert record["input_tokens"] == answer.usage.prompt_tokens
+    assert record["output_tokens"] == answer.usage.completion_tokens
+    assert record["amount_nanos"] > 0
+    assert sum(p["amount_nanos"] for p in postings) == 0
+    assert len(transfers) == 1
+    assert await operator.balance(customer.tenant_id) == before - record["amount_nanos"]
+
+
+async def test_a_refused_request_is_free(
+    platform: Platform, operator: Operator, customer: Customer
+) -> None:
+    async with client_of(platform, customer) as client:
+        for bad in ({**CHAT, "n": 3}, {**CHAT, "model": "nope"}, {**CHAT, "messages": []}):
+            try:
+                await client.chat.completions.create(**bad)
+            except openai.APIStatusError as error:
+                assert error.status_code in {400, 404}
+        good = await client.chat.completions.with_raw_response.create(**CHAT)
+
+    await operator.usage_of(good.headers["x-request-id"])
+    assert len(await operator.usage(customer.tenant_id)) == 1
+
+
+async def test_a_stream_abandoned_after_its_first_token_is_stopped_and_charged_for_what_came(
+    platform: Platform, operator: Operator, customer: Customer
+) -> None:
+    async with client_of(platform, customer) as client:
+        raw = await client.chat.completions.with_raw_response.create(
+            **{**CHAT, "max_tokens": 900, "stop": None}, stream=True, extra_body={"temperature": 1.0}
+        )
+        stream = raw.parse()
+        async for chunk in stream:
+            if chunk.choices and chunk.choices[0].delta.content:
+                break
+        left_at = time.monotonic()
+        await stream.close()
+
+    async def in_flight() -> int:
+        fleet = await operator.json("telemetry", "GET", "/admin/v1/fleet")
+        return sum(node["in_flight"] for node in fleet["nodes"])
+
+    await eventually(in_flight, within_s=5, what="the node is idle", until=lambda n: n == 0)
+    record = await operator.usage_of(raw.headers["x-request-id"])
+    assert time.monotonic() - left_at < 5
+    assert record["outcome"] == "abandoned"
+    assert 0 < record["output_tokens"] < 300
+
+
+async def trace_of(operator: Operator, trace_id: str) -> list[dict[str, Any]]:
+    answer = await operator.call("telemetry", "GET", f"/api/traces/{trace_id}")
+    if answer.status_code == httpx.codes.NOT_FOUND:
+        return []
+    found = answer.json()["data"][0]
+    services = {key: p["serviceName"] for key, p in found["processes"].items()}
+    return [{**span, "service": services[span["processID"]]} for span in found["spans"]]
+
+
+def attributes(span: dict[str, Any]) -> dict[str, Any]:
+    return {tag["key"]: tag["value"] for tag in span["tags"]}
+
+
+async def test_one_request_is_one_tree_from_the_edge_to_the_ledger(
+    platform: Platform, operator: Operator, customer: Customer
+) -> None:
+    trace_id, caller_span = secrets.token_hex(16), secrets.token_hex(8)
+    headers = {"traceparent": f"00-{trace_id}-{caller_span}-01"}
+    async with client_of(platform, customer) as client:
+        raw = await client.chat.completions.with_raw_response.create(**CHAT, extra_headers=headers)
+
+    def complete(spans: list[dict[str, Any]]) -> bool:
+        return all(any(part in s["service"] for s in spans) for part in CHAIN)
+
+    spans = await eventually(
+        lambda: trace_of(operator, trace_id), within_s=15, what="a trace of all parts", until=complete
+    )
+
+    by_id = {span["spanID"]: span for span in spans}
+    parents = {s["spanID"]: [r["spanID"] for r in s["references"]] for s in spans}
+    roots = [s for s in spans if not any(p in by_id for p in parents[s["spanID"]])]
+    assert len(roots) == 1, [(s["service"], s["operationName"]) for s in roots]
+    assert roots[0]["service"] == "gateway"
+    assert parents[roots[0]["spanID"]] in ([caller_span], [])
+    everything = {k: v for span in spans for k, v in attributes(span).items()}
+    assert everything["busbar.request_id"] == raw.headers["x-request-id"]
+    assert everything["busbar.tenant"] == customer.tenant_id
+    assert everything["busbar.deployment"] == "tiny-lm"
+    assert everything["busbar.node"]
+    assert int(everything["busbar.tokens.output"]) > 0
+    record = await operator.usage_of(raw.headers["x-request-id"])
+    assert int(everything["busbar.cost_nanos"]) == record["amount_nanos"]
+
+
+async def test_an_unsampled_request_leaves_no_trace(
+    platform: Platform, operator: Operator, customer: Customer
+) -> None:
+    trace_id = secrets.token_hex(16)
+    headers = {"traceparent": f"00-{trace_id}-{secrets.token_hex(8)}-00"}
+    async with client_of(platform, customer) as client:
+        raw = await client.chat.completions.with_raw_response.create(**CHAT, extra_headers=headers)
+        sampled = headers["traceparent"][:-2] + "01"
+        later = {"traceparent": sampled.replace(trace_id, trace_id[::-1])}
+        await client.chat.completions.with_raw_response.create(**CHAT, extra_headers=later)
+    await operator.usage_of(raw.headers["x-request-id"])
+
+    await eventually(
+        lambda: trace_of(operator, trace_id[::-1]), within_s=15, what="the later, sampled trace"
+    )
+    assert await trace_of(operator, trace_id) == []
+
+
+async def test_concurrent_requests_are_each_charged_once(
+    platform: Platform, operator: Operator, customer: Customer
+) -> None:
+    async with client_of(platform, customer) as client:
+        asked = [
+            client.embeddings.with_raw_response.create(model="all-minilm-l6-v2", input=f"site {n}")
+            for n in range(24)
+        ]
+        answered = {raw.headers["x-request-id"] for raw in await asyncio.gather(*asked)}
+
+    records = await eventually(
+        lambda: operator.usage(customer.tenant_id),
+        within_s=10,
+        what="24 records",
+        until=lambda found: len(found) >= 24,
+    )
+    assert {record["request_id"] for record in records} == answered
+    assert len(records) == 24

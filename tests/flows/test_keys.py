@@ -1,0 +1,79 @@
+"""Keys work everywhere within a second of a change, and open only what they may."""
+
+from __future__ import annotations
+
+import httpx
+from busbar_runtime.platform import Platform
+from harness.operator import Customer, Operator
+from harness.polling import eventually
+
+PROPAGATION_S = 1.0
+
+
+async def status(platform: Platform, key: str, path: str = "/v1/models") -> int:
+    async with httpx.AsyncClient(base_url=platform.endpoints["http"], trust_env=False) as client:
+        return (await client.get(path, headers={"authorization": f"Bearer {key}"})).status_code
+
+
+async def test_a_new_key_opens_and_a_revoked_one_closes_within_a_second(
+    platform: Platform, operator: Operator, customer: Customer
+) -> None:
+    made = await operator.key(customer.tenant_id)
+
+    await eventually(
+        lambda: status(platform, made["key"]),
+        within_s=PROPAGATION_S,
+        what="the new key opens",
+        until=lambda code: code == httpx.codes.OK,
+    )
+    await operator.call("billing", "DELETE", f"/admin/v1/keys/{made['key_id']}")
+    await eventually(
+        lambda: status(platform, made["key"]),
+        within_s=PROPAGATION_S,
+        what="the revoked key closes",
+        until=lambda code: code == httpx.codes.UNAUTHORIZED,
+    )
+    listed = await operator.json("billing", "GET", f"/admin/v1/tenants/{customer.tenant_id}/keys")
+    assert made["key"] not in str(listed)
+
+
+async def test_a_key_sees_only_the_deployments_it_may_use(
+    platform: Platform, operator: Operator, customer: Customer
+) -> None:
+    limited = await operator.key(customer.tenant_id, ["simple"])
+
+    await eventually(
+        lambda: status(platform, limited["key"], "/v2/models/simple"),
+        within_s=PROPAGATION_S,
+        what="the limited key opens",
+        until=lambda code: code == httpx.codes.OK,
+    )
+
+    assert await status(platform, limited["key"], "/v2/models/echo-fp32") == httpx.codes.NOT_FOUND
+    assert await status(platform, limited["key"], "/v1/models/echo-fp32") == httpx.codes.NOT_FOUND
+
+
+async def test_every_route_but_health_refuses_without_credentials(platform: Platform) -> None:
+    base = platform.endpoints["http"]
+    async with httpx.AsyncClient(base_url=base, trust_env=False) as client:
+        document = (await client.get("/openapi.json")).json()
+        open_to_all = {"/v2/health/live", "/v2/health/ready"}
+        refused: dict[str, int] = {}
+        for path, operations in document["paths"].items():
+            concrete = path.replace("{", "").replace("}", "")
+            for method in operations:
+                answer = await client.request(method.upper(), concrete)
+                if path not in open_to_all:
+                    refused[f"{method} {path}"] = answer.status_code
+
+    assert refused
+    assert set(refused.values()) == {httpx.codes.UNAUTHORIZED}, refused
+
+
+async def test_admin_apis_refuse_a_customers_key(operator: Operator, customer: Customer) -> None:
+    paths = {"billing": "/admin/v1/tenants", "scheduler": "/admin/v1/deployments", "telemetry": "/admin/v1/fleet"}
+    for service, path in paths.items():
+        headers = {"authorization": f"Bearer {customer.key}"}
+        answer = await operator.call(service, "GET", path, headers=headers)
+
+        assert answer.status_code == httpx.codes.UNAUTHORIZED

@@ -1,0 +1,101 @@
+"""The operator's side of a running platform, over its admin APIs."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from harness.polling import eventually
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Customer:
+    """A tenant made for one test, with one key."""
+
+    tenant_id: str
+    key_id: str
+    key: str
+
+
+class Operator:
+    """Calls the admin APIs of billing, scheduler and telemetry with the operator's token."""
+
+    def __init__(self, endpoints: Json) -> None:
+        self._admin: dict[str, str] = endpoints["admin"]
+        self._headers = {"authorization": f"Bearer {endpoints['keys']['operator']}"}
+
+    async def call(self, service: str, method: str, path: str, **options: Any) -> httpx.Response:
+        """One call; the response is returned whatever its status."""
+        async with httpx.AsyncClient(headers=self._headers, timeout=10, trust_env=False) as client:
+            return await client.request(method, self._admin[service] + path, **options)
+
+    async def json(self, service: str, method: str, path: str, **options: Any) -> Json:
+        """One call that must succeed."""
+        response = await self.call(service, method, path, **options)
+        assert response.is_success, f"{method} {path}: {response.status_code} {response.text}"
+        return response.json() if response.content else {}
+
+    async def customer(self, deployments: list[str] | None = None) -> Customer:
+        """A fresh tenant with credit and a key."""
+        name = f"test-{secrets.token_hex(4)}"
+        tenant = await self.json("billing", "POST", "/admin/v1/tenants", json={"name": name})
+        tenant_id: str = tenant["tenant_id"]
+        await self.json(
+            "billing",
+            "POST",
+            f"/admin/v1/tenants/{tenant_id}/topups",
+            json={"amount_nanos": 10**10, "currency": "USD", "reference": name},
+        )
+        key = await self.key(tenant_id, deployments)
+        return Customer(tenant_id, key["key_id"], key["key"])
+
+    async def key(self, tenant_id: str, deployments: list[str] | None = None) -> Json:
+        """One more key for a tenant; the answer holds `key_id` and `key`."""
+        path = f"/admin/v1/tenants/{tenant_id}/keys"
+        body = {"name": "test", "deployments": deployments or []}
+        return await self.json("billing", "POST", path, json=body)
+
+    async def usage(self, tenant_id: str) -> list[Json]:
+        """All usage of a tenant, newest first."""
+        found: list[Json] = []
+        cursor: str | None = None
+        while True:
+            params = {"tenant_id": tenant_id, "limit": 500}
+            page = await self.json(
+                "billing",
+                "GET",
+                "/admin/v1/usage",
+                params={**params, **({"cursor": cursor} if cursor else {})},
+            )
+            found += page["items"]
+            cursor = page.get("next_cursor")
+            if not cursor:
+                return found
+
+    async def usage_of(self, request_id: str, *, within_s: float = 10) -> Json:
+        """The posted usage of one request, waiting until it is posted."""
+
+        async def look() -> Json | None:
+            path = f"/admin/v1/usage/{request_id}"
+            response = await self.call("billing", "GET", path)
+            return response.json() if response.is_success else None
+
+        found = await eventually(look, within_s=within_s, what=f"usage of {request_id}")
+        assert found is not None
+        return found
+
+    async def transfers(self, request_id: str) -> list[Json]:
+        """The ledger transfers behind one request, each with its postings."""
+        params = {"request_id": request_id}
+        page = await self.json("billing", "GET", "/admin/v1/ledger", params=params)
+        return page["items"]
+
+    async def balance(self, tenant_id: str) -> int:
+        """What a tenant has available, in nanos."""
+        path = f"/admin/v1/tenants/{tenant_id}/balance"
+        return int((await self.json("billing", "GET", path))["available_nanos"])

@@ -1,0 +1,156 @@
+"""A steady mixed load of short requests, each accounted for.
+
+Closed loop: a fixed number of clients each send, wait, note what happened and
+send again. Every request ends in the log exactly once, answered or failed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+
+import grpc
+import httpx
+import numpy as np
+from tritonclient.grpc import service_pb2
+
+DEADLINE_S = 10.0
+_OVERRUN_S = 2.0
+_METHOD = "/inference.GRPCInferenceService/ModelInfer"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """One request: when it ended, how long it took, and how it ended."""
+
+    at: float
+    took_s: float
+    request_id: str
+    error: str
+
+    @property
+    def answered(self) -> bool:
+        return not self.error
+
+
+@dataclass
+class LoadLog:
+    """Every request of one load."""
+
+    ended: list[Ended] = field(default_factory=list[Ended])
+
+    @property
+    def answered(self) -> list[Ended]:
+        return [request for request in self.ended if request.answered]
+
+    @property
+    def failed(self) -> list[Ended]:
+        return [request for request in self.ended if not request.answered]
+
+    def answered_since(self, at: float) -> int:
+        """Requests answered that were sent after `at` (monotonic seconds)."""
+        return sum(1 for r in self.answered if r.at - r.took_s >= at)
+
+    def recovery_s(self, fault_at: float) -> float:
+        """Seconds from the fault to the first answer of a request sent after the last failure."""
+        last_failure = max((r.at for r in self.failed if r.at >= fault_at), default=fault_at)
+        good = [r.at for r in self.answered if r.at - r.took_s >= last_failure - 0.001]
+        return min(good, default=float("inf")) - fault_at
+
+    def longest_gap_s(self, since: float) -> float:
+        """Longest time without any answer after `since`."""
+        times = sorted(r.at for r in self.answered if r.at >= since)
+        return max((b - a for a, b in zip([since, *times], times, strict=False)), default=0.0)
+
+    def summary(self) -> str:
+        """For people: counts and the reasons of failures."""
+        reasons = Counter(r.error.split(":")[0] for r in self.failed)
+        return f"{len(self.answered)} answered, {len(self.failed)} failed {dict(reasons)}"
+
+    def assert_clear_and_in_time(self) -> None:
+        """Nothing was left hanging: each request ended within its deadline and a little."""
+        late = [r for r in self.ended if r.took_s > DEADLINE_S + _OVERRUN_S]
+        unclear = [r for r in self.failed if not r.error.strip()]
+        assert late == [], f"ended too late: {late[:3]}"
+        assert unclear == [], f"failed without a reason: {unclear[:3]}"
+
+
+Send = Callable[[], Awaitable[str]]
+"""Sends one request, returns its request id; raises when it failed."""
+
+
+class Clients:
+    """Two APIs of one gateway as a customer uses them: gRPC tensors and OpenAI embeddings."""
+
+    def __init__(self, grpc_address: str, http_url: str, key: str) -> None:
+        self._address = grpc_address
+        self._metadata = (("authorization", f"Bearer {key}"),)
+        self._channel = self._new_channel()
+        self._http = httpx.AsyncClient(
+            base_url=http_url,
+            headers={"authorization": f"Bearer {key}"},
+            timeout=DEADLINE_S,
+            trust_env=False,
+        )
+        request = service_pb2.ModelInferRequest(model_name="echo-fp32")
+        request.raw_input_contents.append(np.arange(16, dtype=np.float32).tobytes())
+        request.inputs.add(name="INPUT0", datatype="FP32", shape=[16])
+        self._body = request.SerializeToString()
+
+    def _new_channel(self) -> grpc.aio.Channel:
+        options = [("grpc.max_reconnect_backoff_ms", 500), ("grpc.enable_retries", 0)]
+        return grpc.aio.insecure_channel(self._address, options=options)
+
+    async def tensors(self) -> str:
+        """ModelInfer over gRPC; the echoed numbers are compared."""
+        call = self._channel.unary_unary(_METHOD)(
+            self._body, timeout=DEADLINE_S, metadata=self._metadata, wait_for_ready=False
+        )
+        answer = service_pb2.ModelInferResponse.FromString(await call)
+        assert answer.raw_output_contents[0] == np.arange(16, dtype=np.float32).tobytes()
+        sent = [*(await call.initial_metadata()), *(await call.trailing_metadata())]
+        return next(str(value) for name, value in sent if name == "x-request-id")
+
+    async def embeddings(self) -> str:
+        """POST /v1/embeddings."""
+        body = {"model": "all-minilm-l6-v2", "input": "a steady hum of miners"}
+        response = await self._http.post("/v1/embeddings", json=body)
+        response.raise_for_status()
+        assert len(response.json()["data"][0]["embedding"]) > 0
+        return response.headers["x-request-id"]
+
+    async def close(self) -> None:
+        await self._channel.close()
+        await self._http.aclose()
+
+
+async def _client(send: Send, log: LoadLog, stopping: asyncio.Event) -> None:
+    while not stopping.is_set():
+        started, request_id, error = time.monotonic(), "", ""
+        try:
+            async with asyncio.timeout(DEADLINE_S + _OVERRUN_S + 3):
+                request_id = await send()
+        except (grpc.aio.AioRpcError, httpx.HTTPError, TimeoutError) as failure:
+            error = f"{type(failure).__name__}: {failure}"
+        ended = time.monotonic()
+        log.ended.append(Ended(ended, ended - started, request_id, error))
+        if error:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stopping.wait(), 0.1)
+
+
+@contextlib.asynccontextmanager
+async def steady_load(clients: Clients, *, grpc_clients: int = 6, http_clients: int = 2) -> AsyncIterator[LoadLog]:
+    """Run the load inside the block; at its end every client finishes its request."""
+    log, stopping = LoadLog(), asyncio.Event()
+    sends: list[Send] = [*[clients.tensors] * grpc_clients, *[clients.embeddings] * http_clients]
+    tasks = [asyncio.create_task(_client(send, log, stopping)) for send in sends]
+    try:
+        yield log
+    finally:
+        stopping.set()
+        await asyncio.gather(*tasks)
