@@ -23,7 +23,11 @@ ADDRESS = re.compile(r"[a-z+]+://|file:|^-", re.MULTILINE)
 def resolution_inputs() -> str:
     """Digest of the requirements in all pyproject files of the workspace."""
     inputs: dict[str, object] = {}
-    for path in [REPO / "pyproject.toml", *REPO.glob("libs/*/pyproject.toml"), *REPO.glob("services/*/pyproject.toml")]:
+    for path in [
+        REPO / "pyproject.toml",
+        *REPO.glob("libs/*/pyproject.toml"),
+        *REPO.glob("services/*/pyproject.toml"),
+    ]:
         said = tomllib.loads(path.read_text())
         project = said.get("project", {})
         inputs[str(path.relative_to(REPO))] = [
@@ -37,18 +41,24 @@ def resolution_inputs() -> str:
 
 
 def stamp(lock: Path) -> None:
-    kept = [line for line in lock.read_text().splitlines(keepends=True) if not line.startswith(PREFIX)]
+    kept = [
+        line for line in lock.read_text().splitlines(keepends=True) if not line.startswith(PREFIX)
+    ]
     lock.write_text(f"{PREFIX}{resolution_inputs()}\n" + "".join(kept))
 
 
 def problems(lock: Path) -> list[str]:
     found: list[str] = []
     if lock.read_text().partition("\n")[0] != PREFIX + resolution_inputs():
-        found.append(f"{lock.name} is older than the pyproject files: run ./just lock and commit it")
-    for other in sorted({lock, *REPO.glob("*.lock"), *REPO.glob("deploy/**/*.lock")} - {REPO / "uv.lock"}):
+        found.append(
+            f"{lock.name} is older than the pyproject files: run ./just lock and commit it"
+        )
+    for other in sorted(
+        {lock, *REPO.glob("*.lock"), *REPO.glob("deploy/**/*.lock")} - {REPO / "uv.lock"}
+    ):
         if match := ADDRESS.search(other.read_text()):
             line = other.read_text()[: match.start()].count("\n") + 1
-            found.append(f"{other.relative_to(REPO)}:{line} names an address: export it without index addresses")
+            found.append(f"{other.relative_to(REPO)}:{line} names an address: export it without")
     return found
 
 

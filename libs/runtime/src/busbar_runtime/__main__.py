@@ -1,4 +1,4 @@
-"""The launcher's command line: `python -m busbar_runtime up | down | status | logs | run | exec`."""
+"""The launcher's command line: `python -m busbar_runtime up | down | logs SERVICE | ...`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ def settings_of(args: argparse.Namespace, *, follow_stdin: bool) -> LaunchSettin
     for given in args.port or []:
         name, _, number = given.partition("=")
         if not number.isdigit():
-            raise SystemExit(f"--port wants NAME=NUMBER, not {given!r}; names: {', '.join(Ports.NAMES)}")
+            raise SystemExit(
+                f"--port wants NAME=NUMBER, not {given!r}; names: {', '.join(Ports.NAMES)}"
+            )
         ports[name] = int(number)
     return LaunchSettings(parts=args.only or (), ports=ports, follow_stdin=follow_stdin)
 
@@ -114,7 +116,9 @@ def print_status(home: Home) -> None:
         print(f"  {name + ' key':<12} {key}")
     print(f"\n  {'process':<12} {'pid':>8}  {'state':<9} restarts")
     for name, process in answer["processes"].items():
-        print(f"  {name:<12} {process['pid'] or '-':>8}  {process['state']:<9} {process['restarts']}")
+        print(
+            f"  {name:<12} {process['pid'] or '-':>8}  {process['state']:<9} {process['restarts']}"
+        )
     print(f"\n  all of it: {home.endpoints_file}   logs: {home.logs}\n")
 
 
@@ -128,7 +132,10 @@ def logs(args: argparse.Namespace, home: Home) -> int:
     path = home.logs / f"{args.service}.log"
     if not path.exists():
         known = sorted(log.stem for log in home.logs.glob("*.log")) if home.logs.exists() else []
-        print(f"no log of {args.service!r}; there are: {', '.join(known) or 'none yet'}", file=sys.stderr)
+        print(
+            f"no log of {args.service!r}; there are: {', '.join(known) or 'none yet'}",
+            file=sys.stderr,
+        )
         return FAILED
     for line in logfile.tail(path, args.lines):
         print(line)
@@ -162,7 +169,10 @@ def run(args: argparse.Namespace, home: Home) -> int:
 def execute(args: argparse.Namespace, home: Home) -> int:
     """Run a command against a platform of its own, which ends with the command."""
     if home.is_running():
-        print(f"a platform is running in {home.root} already: stop it, or give another --home", file=sys.stderr)
+        print(
+            f"a platform is running in {home.root} already: stop it, or give another --home",
+            file=sys.stderr,
+        )
         return FAILED
     daemon = launcher.spawn(home, settings_of(args, follow_stdin=True))
     signal.signal(signal.SIGTERM, _interrupt)
@@ -185,30 +195,49 @@ def install_triton(args: argparse.Namespace, _home: Home) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    root = argparse.ArgumentParser(prog="./just", description="Run the Busbar platform on this machine.")
+    root = argparse.ArgumentParser(
+        prog="./just", description="Run the Busbar platform on this machine."
+    )
     commands = root.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, action: Any, text: str) -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=text, description=text)
-        made.add_argument("--home", type=Path, help="state directory (default: BUSBAR_HOME or .busbar)")
-        made.add_argument("--cache", type=Path, help="shared downloads (default: BUSBAR_CACHE or .busbar/cache)")
+        made.add_argument(
+            "--home", type=Path, help="state directory (default: BUSBAR_HOME or .busbar)"
+        )
+        made.add_argument(
+            "--cache", type=Path, help="shared downloads (default: BUSBAR_CACHE or .busbar/cache)"
+        )
         made.set_defaults(action=action)
         return made
 
     def starts(made: argparse.ArgumentParser) -> None:
-        made.add_argument("--only", action="append", metavar="PART", help="this part and what it needs; repeatable")
-        made.add_argument("--port", action="append", metavar="NAME=NUMBER", help="a listener's port; repeatable")
+        made.add_argument(
+            "--only",
+            action="append",
+            metavar="PART",
+            help="this part and what it needs; repeatable",
+        )
+        made.add_argument(
+            "--port", action="append", metavar="NAME=NUMBER", help="a listener's port; repeatable"
+        )
 
     starting = command("up", up, "Start the platform and leave it running.")
     starts(starting)
-    starting.add_argument("--foreground", action="store_true", help="stay attached; Ctrl-C stops everything")
+    starting.add_argument(
+        "--foreground", action="store_true", help="stay attached; Ctrl-C stops everything"
+    )
     command("down", down, "Stop the platform and wait until all of it is gone.")
     command("status", status, "Show addresses and processes.")
     reading = command("logs", logs, "Show the log of a service, or of the console.")
     reading.add_argument("service", help=f"{', '.join(SERVICES)}, nats, postgres, console, …")
     reading.add_argument("-f", "--follow", action="store_true", help="go on showing what is added")
-    reading.add_argument("-n", "--lines", type=int, default=LOG_LINES, help=f"how many lines (default {LOG_LINES})")
-    command("run", run, "Run one service here instead of the platform's own.").add_argument("service", choices=SERVICES)
+    reading.add_argument(
+        "-n", "--lines", type=int, default=LOG_LINES, help=f"how many lines (default {LOG_LINES})"
+    )
+    command("run", run, "Run one service here instead of the platform's own.").add_argument(
+        "service", choices=SERVICES
+    )
     executing = command("exec", execute, "Start a platform, run a command against it, stop it.")
     starts(executing)
     executing.add_argument("argv", nargs=argparse.REMAINDER, metavar="-- COMMAND")

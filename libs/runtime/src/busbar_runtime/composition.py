@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from importlib.util import find_spec
 
-from busbar_runtime import probes
 from busbar_runtime.home import REPO
 from busbar_runtime.nats import nats_spec
 from busbar_runtime.postgres import postgres_nodes
@@ -59,7 +58,12 @@ def _bus(wiring: Wiring) -> list[Node]:
     return [
         StepSpec(name="bus", argv=[*provision, "apply"], cwd=REPO, env=env, after=["nats"]),
         ProcessSpec(
-            name="provisioner", argv=[*provision, "watch"], cwd=REPO, env=env, after=["bus"], ready=always
+            name="provisioner",
+            argv=[*provision, "watch"],
+            cwd=REPO,
+            env=env,
+            after=["bus"],
+            ready=always,
         ),
     ]
 

@@ -9,11 +9,11 @@ import asyncio
 import json
 import os
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 SOCKET_NAME = "control.sock"
 MAX_LINE_BYTES = 1024 * 1024
@@ -33,7 +33,7 @@ class ControlError(RuntimeError):
 
 
 @contextmanager
-def _short_path(run: Path) -> Iterator[str]:
+def _short_path(run: Path) -> Generator[str]:
     """A socket path within the kernel's 107 bytes, however deep the directory lies."""
     descriptor = os.open(run, os.O_PATH | os.O_DIRECTORY)
     try:
@@ -86,7 +86,7 @@ class ControlClient:
             raise PlatformNotRunningError(f"no platform is running in {run.parent}") from problem
         self._lines = self._socket.makefile("rb")
 
-    def __enter__(self) -> ControlClient:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_exc: object) -> None:

@@ -119,7 +119,7 @@ class Daemon:
             case "wait-ready":
                 await self._process(request).wait_ready()
             case "kill":
-                self._process(request).signal(request["signal"])
+                await self._process(request).send(request["signal"])
             case "take-over":
                 return await self._take_over(request, gone)
             case other:
@@ -129,21 +129,27 @@ class Daemon:
     def _process(self, request: control.Request) -> Any:
         name = request["name"]
         if name not in self._supervisor.processes:
-            raise ValueError(f"no process is called {name!r}; there are: {', '.join(self._supervisor.processes)}")
+            raise ValueError(
+                f"no process is called {name!r}; there are: {', '.join(self._supervisor.processes)}"
+            )
         return self._supervisor.processes[name]
 
     def _status(self) -> control.Answer:
         return {
             "phase": self._phase,
-            "pid": os.getpid(),
+            "warden": os.getppid(),
             "processes": {
-                name: {"state": str(process.state), "pid": process.pid, "restarts": process.restarts}
+                name: {
+                    "state": str(process.state),
+                    "pid": process.pid,
+                    "restarts": process.restarts,
+                }
                 for name, process in self._supervisor.processes.items()
             },
         }
 
     async def _take_over(self, request: control.Request, gone: asyncio.Event) -> control.Answer:
-        """Stop our own process and say how to run it; ours comes back when the requester is gone."""
+        """Stop our process and say how to run it; ours comes back when the requester is gone."""
         process = self._process(request)
         name = process.spec.name
         if name in self._held:
@@ -181,7 +187,11 @@ class Daemon:
         if running := [service for service in SERVICES if service in self._names]:
             found["ops"] = {service: ports.url(f"{service}-ops") for service in running}
             found["otlp"] = self._wiring.otlp_url
-            found["admin"] = {name: ports.url(name) for name in ("billing", "scheduler", "telemetry") if name in running}
+            found["admin"] = {
+                name: ports.url(name)
+                for name in ("billing", "scheduler", "telemetry")
+                if name in running
+            }
         if "gateway" in self._names:
             found["http"] = ports.url("http")
             found["grpc"] = ports.url("grpc").removeprefix("http://")

@@ -27,7 +27,7 @@ class Home:
 
     @classmethod
     def of(cls, root: Path | None = None, cache: Path | None = None) -> Home:
-        """Resolve from arguments, then BUSBAR_HOME and BUSBAR_CACHE, then the repository's .busbar."""
+        """Arguments first, then BUSBAR_HOME and BUSBAR_CACHE, then the repository's .busbar."""
         default = REPO / ".busbar"
         home = root or Path(os.environ.get("BUSBAR_HOME") or default)
         shared = cache or Path(os.environ.get("BUSBAR_CACHE") or default / "cache")

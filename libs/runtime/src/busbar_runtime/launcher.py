@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 
@@ -42,7 +42,7 @@ def spawn(home: Home, settings: LaunchSettings) -> subprocess.Popen[bytes]:
 
 
 @contextmanager
-def console_lines(home: Home) -> Iterator[Callable[[], str]]:
+def console_lines(home: Home) -> Generator[Callable[[], str]]:
     """Gives a function that returns what the platform has said since it was last called."""
     home.make()
     home.console_log.touch()
@@ -57,7 +57,9 @@ def console_lines(home: Home) -> Iterator[Callable[[], str]]:
         yield more
 
 
-def wait_until_ready(home: Home, daemon: subprocess.Popen[bytes] | None, show: Callable[[str], None]) -> None:
+def wait_until_ready(
+    home: Home, daemon: subprocess.Popen[bytes] | None, show: Callable[[str], None]
+) -> None:
     """Return once everything is ready; raises LaunchFailedError when the daemon gives up."""
     said: list[str] = []
     with console_lines(home) as more:
@@ -69,8 +71,13 @@ def wait_until_ready(home: Home, daemon: subprocess.Popen[bytes] | None, show: C
                 rest = more()
                 show(rest)
                 raise LaunchFailedError("the platform did not start:\n" + "".join([*said, rest]))
-            with suppress(PlatformNotRunningError, ControlError), ControlClient(home.run) as control:
-                if control.ask("status")["phase"] == "ready":
+            with (
+                suppress(PlatformNotRunningError, ControlError),
+                ControlClient(home.run) as control,
+            ):
+                status = control.ask("status")
+                ours = daemon is None or status["warden"] == daemon.pid
+                if ours and status["phase"] == "ready":
                     show(more())
                     return
             time.sleep(POLL_S)
@@ -87,7 +94,9 @@ def shutdown(home: Home, timeout: timedelta = STOP_TIMEOUT) -> bool:
         if not asked:
             asked = _ask_to_stop(home)
         if time.monotonic() > deadline_s:
-            raise LaunchFailedError(f"the platform in {home.root} did not stop; see {home.console_log}")
+            raise LaunchFailedError(
+                f"the platform in {home.root} did not stop; see {home.console_log}"
+            )
         time.sleep(POLL_S)
     return True
 

@@ -46,7 +46,10 @@ def nats_spec(home: Home, secrets: Secrets, address: NatsAddress) -> ProcessSpec
         "BUSBAR_NATS_LISTEN": f"{LOOPBACK}:{address.port}",
         "BUSBAR_NATS_MONITOR": f"{LOOPBACK}:{address.monitor_port}",
         "BUSBAR_NATS_STORE_DIR": str(home.data / "nats"),
-        **{f"BUSBAR_NATS_{user.upper()}_PASSWORD": password for user, password in secrets.nats.items()},
+        **{
+            f"BUSBAR_NATS_{user.upper()}_PASSWORD": password
+            for user, password in secrets.nats.items()
+        },
     }
     return ProcessSpec(
         name="nats",

@@ -1,8 +1,8 @@
 """A platform for tests: start some or all of it, find it, hurt it.
 
-    async with Platform(tmp_path) as platform:
-        await platform.kill("gateway", signal.SIGKILL)
-        await platform.wait_ready("gateway")
+async with Platform(tmp_path) as platform:
+    await platform.kill("gateway", signal.SIGKILL)
+    await platform.wait_ready("gateway")
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Platform:
         return (self.home.logs / f"{name}.log").read_text(errors="replace")
 
     async def status(self) -> dict[str, Any]:
-        """{"phase", "pid", "processes": {name: {"state", "pid", "restarts"}}}."""
+        """{"phase", "warden", "processes": {name: {"state", "pid", "restarts"}}}."""
         return await self._ask("status")
 
     async def kill(self, name: str, number: int = signal.SIGKILL) -> None:

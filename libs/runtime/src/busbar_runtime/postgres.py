@@ -30,8 +30,10 @@ AS_NOBODY = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-group
 
 # Creating what exists already is no error: the step runs at every start.
 CREATE_DATABASE = """
-SELECT 'CREATE DATABASE {database}' WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = '{database}') \\gexec
-SELECT 'CREATE ROLE {billing} LOGIN' WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{billing}') \\gexec
+SELECT 'CREATE DATABASE {database}'
+WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = '{database}') \\gexec
+SELECT 'CREATE ROLE {billing} LOGIN'
+WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{billing}') \\gexec
 ALTER ROLE {billing} PASSWORD '{password}';
 """
 
@@ -67,27 +69,44 @@ def unprivileged() -> tuple[str, ...]:
     """Argv prefix under which Postgres accepts to run; empty when we are not root."""
     if os.geteuid() != 0:
         return ()
-    if shutil.which("unshare") and subprocess.call([*AS_SOMEBODY_ELSE, "true"], stderr=subprocess.DEVNULL) == 0:
+    if (
+        shutil.which("unshare")
+        and subprocess.call([*AS_SOMEBODY_ELSE, "true"], stderr=subprocess.DEVNULL) == 0
+    ):
         return AS_SOMEBODY_ELSE
     if shutil.which("setpriv"):
         return AS_NOBODY
     raise RuntimeError(
-        "Postgres does not run as root, and neither unshare nor setpriv (Debian: util-linux) can drop it: "
-        "run ./just as another user"
+        "Postgres does not run as root, and there is neither unshare nor setpriv "
+        "(Debian: util-linux) to drop it: run ./just as another user"
     )
 
 
-def postgres_nodes(home: Home, secrets: Secrets, address: PostgresAddress) -> list[ProcessSpec | StepSpec]:
+def postgres_nodes(
+    home: Home, secrets: Secrets, address: PostgresAddress
+) -> list[ProcessSpec | StepSpec]:
     """Make the data directory, run the server, create the database and the services' role."""
     place = home.data / "postgres"
     wrapper = unprivileged()
-    connection = [f"--host={LOOPBACK}", f"--port={address.port}", f"--username={ADMIN}", "--dbname=postgres"]
+    connection = [
+        f"--host={LOOPBACK}",
+        f"--port={address.port}",
+        f"--username={ADMIN}",
+        "--dbname=postgres",
+    ]
     return [
         _init_step(secrets, place, wrapper),
         _server_spec(place, address, wrapper),
         StepSpec(
             name="postgres-database",
-            argv=[binary("psql"), "--quiet", "--no-psqlrc", "--set=ON_ERROR_STOP=1", "--file=-", *connection],
+            argv=[
+                binary("psql"),
+                "--quiet",
+                "--no-psqlrc",
+                "--set=ON_ERROR_STOP=1",
+                "--file=-",
+                *connection,
+            ],
             cwd=home.root,
             env={"PGPASSWORD": secrets.postgres_admin},
             after=["postgres"],
@@ -100,7 +119,7 @@ def postgres_nodes(home: Home, secrets: Secrets, address: PostgresAddress) -> li
 
 def _init_step(secrets: Secrets, place: Path, wrapper: tuple[str, ...]) -> StepSpec:
     script = (
-        'set -eu; umask 077; [ ! -e data ] || exit 0; rm -rf making; cat > password; '
+        "set -eu; umask 077; [ ! -e data ] || exit 0; rm -rf making; cat > password; "
         '"$1" --pgdata=making --username="$2" --pwfile=password --auth=scram-sha-256 '
         "--encoding=UTF8 --locale=C --no-sync --no-instructions; "
         # Renamed when complete, so that an interrupted first start leaves nothing half-made.
@@ -153,6 +172,6 @@ def _require_reachable(place: Path) -> None:
     for needed in (place, Path(binary("postgres")), Path(sys.executable)):
         if subprocess.call([*AS_NOBODY, "test", "-x", str(needed)]) != 0:
             raise RuntimeError(
-                f"Postgres has to run as nobody here, who cannot reach {needed}: run ./just as another user, "
-                "or from a directory that everybody may enter"
+                f"Postgres has to run as nobody here, who cannot reach {needed}: run ./just as "
+                "another user, or from a directory that everybody may enter"
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -39,7 +40,7 @@ class Surroundings:
     logs: Path
     announce: Announce
     changed: Callable[[], None]
-    sweep: Callable[[set[int]], None]  # ends strays: children that are not among these
+    sweep: Callable[[set[int]], object]  # ends strays: children that are not among these
     alive: set[int] = field(default_factory=set[int])
 
 
@@ -77,14 +78,18 @@ class ManagedProcess:
         ready = asyncio.create_task(self._until_ready())
         timeout_s = self.spec.ready_timeout.total_seconds()
         try:
-            await asyncio.wait({keeper, ready}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(
+                {keeper, ready}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
+            )
         finally:
             ready.cancel()
         if self.state is State.READY:
             return
         if keeper.done() and not keeper.cancelled():
             keeper.result()
-        raise StartFailedError(self._with_log(f"{self.spec.name} was not ready after {timeout_s:g} s"))
+        raise StartFailedError(
+            self._with_log(f"{self.spec.name} was not ready after {timeout_s:g} s")
+        )
 
     async def stop(self) -> None:
         """Stop it and do not start it again."""
@@ -96,14 +101,23 @@ class ManagedProcess:
         if self._child:
             grace = self.spec.stop_grace
             if not await self._child.stop(self.spec.stop_signal, grace):
-                self._around.announce(f"{self.spec.name} did not stop within {grace.total_seconds():g} s: killed")
+                self._around.announce(
+                    f"{self.spec.name} did not stop within {grace.total_seconds():g} s: killed"
+                )
             self._around.sweep(self._around.alive)
         self._child = None
         self._become(State.STOPPED)
 
-    def signal(self, number: int) -> None:
-        if self._child:
-            self._child.signal(number)
+    async def send(self, number: int) -> None:
+        """Send a signal; after a SIGKILL it is no longer ready when this returns."""
+        child = self._child
+        if child is None:
+            return
+        child.signal(number)
+        if number == signal.SIGKILL:
+            await child.wait()
+            if self._child in {child, None}:
+                self._become(State.WAITING)
 
     async def _until_ready(self) -> None:
         async def is_ready() -> bool:
@@ -117,9 +131,13 @@ class ManagedProcess:
             started_s = time.monotonic()
             status = await self._run_once()
             lived_s = time.monotonic() - started_s
-            failures = 1 if lived_s > self.spec.restart.stable_after.total_seconds() else failures + 1
+            failures = (
+                1 if lived_s > self.spec.restart.stable_after.total_seconds() else failures + 1
+            )
             if not self._was_ready and failures >= EARLY_EXITS_ALLOWED:
-                raise StartFailedError(self._with_log(f"{self.spec.name} exited ({status}) before it was ready"))
+                raise StartFailedError(
+                    self._with_log(f"{self.spec.name} exited ({status}) before it was ready")
+                )
             delay = self.spec.restart.delay(failures)
             self._around.announce(
                 f"{self.spec.name} exited ({status}), restarting in {delay.total_seconds():g} s"
@@ -187,12 +205,16 @@ async def run_step(spec: StepSpec, around: Surroundings) -> None:
     try:
         status = await asyncio.wait_for(child.wait(), spec.timeout.total_seconds())
     except TimeoutError:
-        raise StartFailedError(f"{spec.name} took longer than {spec.timeout.total_seconds():g} s") from None
+        raise StartFailedError(
+            f"{spec.name} took longer than {spec.timeout.total_seconds():g} s"
+        ) from None
     finally:
         child.kill_group()
     if status != 0:
         lines = [] if spec.shown else logfile.tail(log, LOG_LINES_SHOWN)
-        raise StartFailedError("\n    ".join([f"{spec.name} failed ({status}); the end of {log}:", *lines]))
+        raise StartFailedError(
+            "\n    ".join([f"{spec.name} failed ({status}); the end of {log}:", *lines])
+        )
 
 
 def inherited_environment() -> dict[str, str]:

@@ -54,7 +54,14 @@ class PostgresServer:
         name = f"test_{uuid4().hex}"
         server, _, _ = self.admin_dsn.rpartition("/")
         subprocess.run(
-            [binary("psql"), "--quiet", "--no-psqlrc", "--command", f"CREATE DATABASE {name}", f"{server}/postgres"],
+            [
+                binary("psql"),
+                "--quiet",
+                "--no-psqlrc",
+                "--command",
+                f"CREATE DATABASE {name}",
+                f"{server}/postgres",
+            ],
             check=True,
             env={**os.environ, "PGOPTIONS": ""},
         )

@@ -42,7 +42,9 @@ class Ports:
     def take(cls, pool: PortPool, wanted: Mapping[str, int]) -> Ports:
         """The wanted ports where they are free, others elsewhere."""
         if unknown := set(wanted) - set(cls.NAMES):
-            raise ValueError(f"no listener is called {sorted(unknown)}; there are: {', '.join(cls.NAMES)}")
+            raise ValueError(
+                f"no listener is called {sorted(unknown)}; there are: {', '.join(cls.NAMES)}"
+            )
         return cls({name: pool.take(wanted.get(name)) for name in cls.NAMES})
 
     def __getitem__(self, name: str) -> int:
@@ -75,7 +77,9 @@ class Wiring:
         }
 
 
-def service_spec(service: str, wiring: Wiring, extra: Mapping[str, str], after: list[str]) -> ProcessSpec:
+def service_spec(
+    service: str, wiring: Wiring, extra: Mapping[str, str], after: list[str]
+) -> ProcessSpec:
     """How to run one service; `extra` is its own environment, over what all have."""
 
     def env() -> Mapping[str, str]:

@@ -35,13 +35,15 @@ class Supervisor:
         logs: Path,
         announce: Announce,
         changed: Callable[[], None] = lambda: None,
-        sweep: Callable[[set[int]], None] = leave_strays,
+        sweep: Callable[[set[int]], object] = leave_strays,
     ) -> None:
         self._nodes = nodes
         self._around = Surroundings(logs, announce, changed, sweep)
         self._janitor: asyncio.Task[None] | None = None
         self.processes = {
-            spec.name: ManagedProcess(spec, self._around) for spec in nodes if isinstance(spec, ProcessSpec)
+            spec.name: ManagedProcess(spec, self._around)
+            for spec in nodes
+            if isinstance(spec, ProcessSpec)
         }
 
     async def start(self) -> None:

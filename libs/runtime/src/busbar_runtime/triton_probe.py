@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -70,8 +71,12 @@ def call(url: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
     """POST `body` (GET when None) and return the JSON answer, {} when the answer is empty."""
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data=data)  # noqa: S310  # our own loopback address
-    with urllib.request.urlopen(request, timeout=CALL_TIMEOUT_S) as answer:  # noqa: S310
-        text = answer.read()
+    try:
+        with urllib.request.urlopen(request, timeout=CALL_TIMEOUT_S) as answer:  # noqa: S310
+            text = answer.read()
+    except urllib.error.HTTPError as refusal:
+        said = refusal.read().decode(errors="replace")
+        raise TritonWrongError(f"{url}: HTTP {refusal.code}: {said}") from refusal
     return json.loads(text) if text else {}
 
 
