@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 import pytest
 from busbar_runtime.platform import Platform
@@ -25,6 +25,6 @@ def operator(platform: Platform) -> Operator:
 
 
 @pytest.fixture
-async def customer(operator: Operator) -> AsyncIterator[Customer]:
+async def customer(operator: Operator) -> Customer:
     """A fresh tenant with one key and some credit."""
-    yield await operator.customer()
+    return await operator.customer()

@@ -23,7 +23,7 @@ PACKAGE = REPO / "libs" / "contracts" / "src" / "busbar_contracts"
 def generate(out: Path) -> None:
     """Compile every file under proto/ into `out`, then make imports package-relative."""
     protos = sorted(str(path.relative_to(PROTO)) for path in PROTO.rglob("*.proto"))
-    subprocess.run(  # noqa: S603
+    subprocess.run(
         [
             sys.executable,
             "-m",
@@ -39,11 +39,15 @@ def generate(out: Path) -> None:
     )
     for path in [*out.rglob("*_pb2.py"), *out.rglob("*_pb2.pyi")]:
         text = path.read_text()
-        path.write_text(text.replace("busbar.", "busbar_contracts.") if path.suffix == ".pyi" else
-                        text.replace("from busbar.", "from busbar_contracts."))
+        path.write_text(
+            text.replace("busbar.", "busbar_contracts.")
+            if path.suffix == ".pyi"
+            else text.replace("from busbar.", "from busbar_contracts.")
+        )
     root = out / "busbar"
+    note = '"""Generated from proto/ by generate.py; do not edit."""\n'
     for folder in [root, *[path for path in root.rglob("*") if path.is_dir()]]:
-        (folder / "__init__.py").write_text('"""Generated from proto/ by generate.py; do not edit."""\n')
+        (folder / "__init__.py").write_text(note)
     (root / "py.typed").touch()
 
 

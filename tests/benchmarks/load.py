@@ -63,7 +63,7 @@ def drive(shot: Shot, in_flight: int, seconds: int) -> Measured:
             *[part for name, value in shot.headers.items() for part in ("-H", f"{name}: {value}")],
             shot.url,
         ]
-        done = subprocess.run(  # noqa: S603
+        done = subprocess.run(
             command, capture_output=True, text=True, timeout=seconds + 60, check=False
         )
         if done.returncode != 0:
@@ -71,7 +71,7 @@ def drive(shot: Shot, in_flight: int, seconds: int) -> Measured:
         return _read(log.read_text(), seconds, shot.url)
 
 
-def _spread(in_flight: int, http2: bool) -> tuple[int, int]:  # noqa: FBT001
+def _spread(in_flight: int, http2: bool) -> tuple[int, int]:
     """Connections and streams of each: HTTP/2 shares connections, HTTP/1.1 cannot."""
     if not http2:
         return in_flight, 1

@@ -56,9 +56,7 @@ def usage(pids: dict[str, int]) -> Usage:
     return Usage(cpu, rss)
 
 
-def _add(
-    cpu: dict[str, float], rss: dict[str, float], name: str, process: psutil.Process
-) -> None:
+def _add(cpu: dict[str, float], rss: dict[str, float], name: str, process: psutil.Process) -> None:
     with contextlib.suppress(psutil.NoSuchProcess):
         times = process.cpu_times()
         cpu[name] = cpu.get(name, 0.0) + times.user + times.system

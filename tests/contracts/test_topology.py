@@ -88,7 +88,9 @@ def test_no_other_source_file_spells_a_subject() -> None:
     assert offenders == []
 
 
-@pytest.mark.parametrize("name", ["", "UPPER", "dot.ted", "sp ace", "a" * 64, "-lead", "star*", ">"])
+@pytest.mark.parametrize(
+    "name", ["", "UPPER", "dot.ted", "sp ace", "a" * 64, "-lead", "star*", ">"]
+)
 def test_names_that_would_break_a_subject_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="is not a name"):
         topology.checked_name(name)

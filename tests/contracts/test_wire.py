@@ -33,8 +33,10 @@ GOLDEN: list[tuple[Message, str]] = [
             stream=True,
             payload=b"\x01\x02",
         ),
-        "0a10000102030405060708090a0b0c0d0e0f10021a0274312204656368"
-        "6f2880d095ffbc313205696e626f7840014a020102",
+        (
+            "0a10000102030405060708090a0b0c0d0e0f10021a0274312204656368"
+            "6f2880d095ffbc313205696e626f7840014a020102"
+        ),
     ),
     (
         WorkFrame(
@@ -47,8 +49,10 @@ GOLDEN: list[tuple[Message, str]] = [
                 timings=WorkTimings(queue_us=5, compute_us=6),
             ),
         ),
-        "0a10000102030405060708090a0b0c0d0e0f10011a0872312e73312e6e3132"
-        "0f0a01091a0408031004220408051006",
+        (
+            "0a10000102030405060708090a0b0c0d0e0f10011a0872312e73312e6e3132"
+            "0f0a01091a0408031004220408051006"
+        ),
     ),
     (
         WorkFrame(
@@ -56,8 +60,7 @@ GOLDEN: list[tuple[Message, str]] = [
             attempt=1,
             failed=WorkFailed(kind=FailureKind.FAILURE_KIND_UNAVAILABLE, reason="x"),
         ),
-        "0a10000102030405060708090a0b0c0d0e0f10013a0508031201"
-        "78",
+        "0a10000102030405060708090a0b0c0d0e0f10013a050803120178",
     ),
     (
         UsageRecorded(
@@ -71,9 +74,7 @@ GOLDEN: list[tuple[Message, str]] = [
                 )
             ],
         ),
-        "0a02673112"
-        "1a0a10000102030405060708090a0b0c0d0e0f120274313801"
-        "5007",
+        "0a026731121a0a10000102030405060708090a0b0c0d0e0f1202743138015007",
     ),
     (ApiKey(key_id="k", tenant_id="t", deployments=["d"]), "0a016b1201741a0164"),
     (
@@ -82,8 +83,7 @@ GOLDEN: list[tuple[Message, str]] = [
             fencing_token=9,
             replicas=[ReplicaAssignment(deployment="d", bundle_digest="sha256:00", slots=2)],
         ),
-        "0a0872312e73312e6e311009221"
-        "00a016412097368613235363a30301802",
+        "0a0872312e73312e6e31100922100a016412097368613235363a30301802",
     ),
 ]
 
@@ -96,7 +96,9 @@ def test_the_wire_form_has_not_changed(message: Message, golden: str) -> None:
     assert decode(type(message), bytes.fromhex(golden)) == message
 
 
-@pytest.mark.parametrize("data", [b"\xff", b"\x0a\x10", b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff"])
+@pytest.mark.parametrize(
+    "data", [b"\xff", b"\x0a\x10", b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff"]
+)
 def test_bytes_that_are_no_message_are_rejected_with_its_name(data: bytes) -> None:
     with pytest.raises(Rejected, match=r"not a busbar\.node\.v1\.InferenceWork"):
         decode(InferenceWork, data)

@@ -91,7 +91,9 @@ async def test_a_killed_part_costs_nobody_more_than_a_clear_error(
     await assert_charged_exactly(operator, customer.tenant_id, log)
 
 
-async def test_a_hung_triton_is_noticed_and_replaced(platform: Platform, operator: Operator) -> None:
+async def test_a_hung_triton_is_noticed_and_replaced(
+    platform: Platform, operator: Operator
+) -> None:
     customer = await operator.customer()
     clients = Clients(platform.endpoints["grpc"], platform.endpoints["http"], customer.key)
     before = triton_pid(platform)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
+
 import httpx
 from busbar_runtime.platform import Platform
 from harness.operator import Customer, Operator
@@ -24,14 +26,14 @@ async def test_a_new_key_opens_and_a_revoked_one_closes_within_a_second(
         lambda: status(platform, made["key"]),
         within_s=PROPAGATION_S,
         what="the new key opens",
-        until=lambda code: code == httpx.codes.OK,
+        until=lambda code: code == HTTPStatus.OK,
     )
     await operator.call("billing", "DELETE", f"/admin/v1/keys/{made['key_id']}")
     await eventually(
         lambda: status(platform, made["key"]),
         within_s=PROPAGATION_S,
         what="the revoked key closes",
-        until=lambda code: code == httpx.codes.UNAUTHORIZED,
+        until=lambda code: code == HTTPStatus.UNAUTHORIZED,
     )
     listed = await operator.json("billing", "GET", f"/admin/v1/tenants/{customer.tenant_id}/keys")
     assert made["key"] not in str(listed)
@@ -46,11 +48,11 @@ async def test_a_key_sees_only_the_deployments_it_may_use(
         lambda: status(platform, limited["key"], "/v2/models/simple"),
         within_s=PROPAGATION_S,
         what="the limited key opens",
-        until=lambda code: code == httpx.codes.OK,
+        until=lambda code: code == HTTPStatus.OK,
     )
 
-    assert await status(platform, limited["key"], "/v2/models/echo-fp32") == httpx.codes.NOT_FOUND
-    assert await status(platform, limited["key"], "/v1/models/echo-fp32") == httpx.codes.NOT_FOUND
+    assert await status(platform, limited["key"], "/v2/models/echo-fp32") == HTTPStatus.NOT_FOUND
+    assert await status(platform, limited["key"], "/v1/models/echo-fp32") == HTTPStatus.NOT_FOUND
 
 
 async def test_every_route_but_health_refuses_without_credentials(platform: Platform) -> None:
@@ -67,13 +69,17 @@ async def test_every_route_but_health_refuses_without_credentials(platform: Plat
                     refused[f"{method} {path}"] = answer.status_code
 
     assert refused
-    assert set(refused.values()) == {httpx.codes.UNAUTHORIZED}, refused
+    assert set(refused.values()) == {HTTPStatus.UNAUTHORIZED}, refused
 
 
 async def test_admin_apis_refuse_a_customers_key(operator: Operator, customer: Customer) -> None:
-    paths = {"billing": "/admin/v1/tenants", "scheduler": "/admin/v1/deployments", "telemetry": "/admin/v1/fleet"}
+    paths = {
+        "billing": "/admin/v1/tenants",
+        "scheduler": "/admin/v1/deployments",
+        "telemetry": "/admin/v1/fleet",
+    }
     for service, path in paths.items():
         headers = {"authorization": f"Bearer {customer.key}"}
         answer = await operator.call(service, "GET", path, headers=headers)
 
-        assert answer.status_code == httpx.codes.UNAUTHORIZED
+        assert answer.status_code == HTTPStatus.UNAUTHORIZED

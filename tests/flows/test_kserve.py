@@ -48,7 +48,10 @@ def http_client(http_address: str) -> Iterator[Any]:
 
 def simple_inputs(module: Any, **options: Any) -> list[Any]:
     shape = [1, 16]
-    made = [module.InferInput("INPUT0", shape, "INT32"), module.InferInput("INPUT1", shape, "INT32")]
+    made = [
+        module.InferInput("INPUT0", shape, "INT32"),
+        module.InferInput("INPUT1", shape, "INT32"),
+    ]
     made[0].set_data_from_numpy(A.reshape(shape), **options)
     made[1].set_data_from_numpy(B.reshape(shape), **options)
     return made
@@ -60,7 +63,9 @@ def assert_sum_and_difference(result: Any) -> None:
 
 
 def test_tensors_over_grpc(grpc_client: Any, headers: dict[str, str]) -> None:
-    result = grpc_client.infer("simple", simple_inputs(triton_grpc), headers=headers, request_id="mine")
+    result = grpc_client.infer(
+        "simple", simple_inputs(triton_grpc), headers=headers, request_id="mine"
+    )
 
     assert_sum_and_difference(result)
     assert result.get_response().id == "mine"
@@ -70,7 +75,9 @@ def test_tensors_over_grpc(grpc_client: Any, headers: dict[str, str]) -> None:
 def test_tensors_over_http_in_json_and_binary(
     http_client: Any, headers: dict[str, str], binary: bool
 ) -> None:
-    outputs = [triton_http.InferRequestedOutput(n, binary_data=binary) for n in ("OUTPUT0", "OUTPUT1")]
+    outputs = [
+        triton_http.InferRequestedOutput(n, binary_data=binary) for n in ("OUTPUT0", "OUTPUT1")
+    ]
     inputs = simple_inputs(triton_http, binary_data=binary)
 
     result = http_client.infer("simple", inputs, outputs=outputs, headers=headers)
@@ -96,7 +103,9 @@ def test_compressed_bodies_both_ways(
 def test_only_requested_outputs_come_back(http_client: Any, headers: dict[str, str]) -> None:
     outputs = [triton_http.InferRequestedOutput("OUTPUT1")]
 
-    result = http_client.infer("simple", simple_inputs(triton_http), outputs=outputs, headers=headers)
+    result = http_client.infer(
+        "simple", simple_inputs(triton_http), outputs=outputs, headers=headers
+    )
 
     assert [o["name"] for o in result.get_response()["outputs"]] == ["OUTPUT1"]
 
@@ -225,20 +234,21 @@ def test_what_would_reach_into_the_server_is_refused_with_a_reason(
     grpc_client: Any, http_client: Any, headers: dict[str, str], call: Any
 ) -> None:
     for client in (grpc_client, http_client):
-        with pytest.raises(InferenceServerException, match=r"(?i)not (available|allowed|offered|served)"):
+        with pytest.raises(
+            InferenceServerException, match=r"(?i)not (available|allowed|offered|served)"
+        ):
             call(client, headers)
 
 
 def test_standard_health_and_reflection(platform: Platform, customer: Customer) -> None:
     with grpc.insecure_channel(platform.endpoints["grpc"]) as channel:
-        health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
+        health_stub: Any = health_pb2_grpc.HealthStub(channel)
+        health = health_stub.Check(health_pb2.HealthCheckRequest(), timeout=5)
         asked = reflection_pb2.ServerReflectionRequest(list_services="")
-        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
         metadata = (("authorization", f"Bearer {customer.key}"),)
         answers = stub.ServerReflectionInfo(iter([asked]), timeout=5, metadata=metadata)
         listed = {s.name for s in next(iter(answers)).list_services_response.service}
 
     assert health.status == health_pb2.HealthCheckResponse.SERVING
     assert "inference.GRPCInferenceService" in listed
-
-

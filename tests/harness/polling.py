@@ -13,7 +13,11 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 0.25
 
 
 async def eventually(
-    probe: Callable[[], Awaitable[T]], *, within_s: float, what: str, until: Callable[[T], bool] = bool
+    probe: Callable[[], Awaitable[T]],
+    *,
+    within_s: float,
+    what: str,
+    until: Callable[[T], bool] = bool,
 ) -> T:
     """Call `probe` until `until(answer)` holds; return the answer.
 

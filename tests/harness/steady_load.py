@@ -144,7 +144,9 @@ async def _client(send: Send, log: LoadLog, stopping: asyncio.Event) -> None:
 
 
 @contextlib.asynccontextmanager
-async def steady_load(clients: Clients, *, grpc_clients: int = 6, http_clients: int = 2) -> AsyncIterator[LoadLog]:
+async def steady_load(
+    clients: Clients, *, grpc_clients: int = 6, http_clients: int = 2
+) -> AsyncIterator[LoadLog]:
     """Run the load inside the block; at its end every client finishes its request."""
     log, stopping = LoadLog(), asyncio.Event()
     sends: list[Send] = [*[clients.tensors] * grpc_clients, *[clients.embeddings] * http_clients]

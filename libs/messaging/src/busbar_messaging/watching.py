@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 from nats.aio.client import Client
@@ -49,7 +50,7 @@ class Current:
 Change = Put | Deleted | Current
 
 
-async def follow(client: Client, bucket: str) -> AsyncIterator[Change]:
+async def follow(client: Client, bucket: str) -> AsyncGenerator[Change]:
     """Report the whole bucket, then `Current`, then every change, for ever.
 
     After an interruption the whole bucket is reported again, deletions first
@@ -66,9 +67,9 @@ async def follow(client: Client, bucket: str) -> AsyncIterator[Change]:
         await asyncio.sleep(_RETRY_S)
 
 
-async def _one_watch(client: Client, bucket: str, known: set[str]) -> AsyncIterator[Change]:
+async def _one_watch(client: Client, bucket: str, known: set[str]) -> AsyncGenerator[Change]:
     store = await client.jetstream(timeout=2).key_value(bucket)
-    watcher = await store.watchall()
+    watcher: Any = await store.watchall()  # nats-py's annotations of it are wrong
     try:
         reconnects, polls, fresh = client.stats["reconnects"], 0, set[str]()
         reading_all = True
@@ -104,10 +105,10 @@ def _record(entry: KeyValue.Entry, known: set[str], fresh: set[str]) -> Change:
     return Put(entry.key, entry.value or b"", entry.revision or 0)
 
 
-async def _alive(watcher: KeyValue.KeyWatcher) -> bool:
+async def _alive(watcher: Any) -> bool:
     """Whether the server still has the watch's consumer."""
     try:
-        await watcher._sub.consumer_info()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+        await watcher._sub.consumer_info()  # noqa: SLF001
     except (NatsError, JetStreamError, TimeoutError):
         return False
     return True

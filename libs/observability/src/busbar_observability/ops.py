@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -47,16 +48,16 @@ class _EmbeddedServer(uvicorn.Server):
     """uvicorn inside somebody else's event loop: leaves signals to the service."""
 
     @contextlib.contextmanager
-    def capture_signals(self) -> Any:  # noqa: ANN401
+    def capture_signals(self) -> Any:
         yield
 
 
 @contextlib.asynccontextmanager
 async def serve_http(
-    application: Any,  # noqa: ANN401
+    application: Any,
     host: str,
     port: int,
-    **options: Any,  # noqa: ANN401
+    **options: Any,
 ) -> AsyncIterator[int]:
     """Serve an ASGI application in this event loop; yields the bound port.
 
@@ -71,16 +72,15 @@ async def serve_http(
         "timeout_graceful_shutdown": 5,
         **options,
     }
-    config = uvicorn.Config(application, host=host, port=port, **settings)
-    socket = config.bind_socket()
-    server = _EmbeddedServer(config)
-    task = asyncio.create_task(server.serve(sockets=[socket]), name=f"http:{port}")
+    listener = socket.create_server((host, port), backlog=2048)
+    server = _EmbeddedServer(uvicorn.Config(application, **settings))
+    task = asyncio.create_task(server.serve(sockets=[listener]), name=f"http:{port}")
     try:
         while not server.started and not task.done():
             await asyncio.sleep(0.01)
         if task.done():
             task.result()
-        yield int(socket.getsockname()[1])
+        yield int(listener.getsockname()[1])
     finally:
         server.should_exit = True
         await task
