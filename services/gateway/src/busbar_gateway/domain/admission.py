@@ -107,6 +107,10 @@ class Lane:
         else:
             self.service_s = took_s
 
+    def release(self) -> None:
+        """Give back the slot of a ticket that was started but never served."""
+        self.in_flight -= 1
+
     def withdraw(self, ticket: Ticket) -> bool:
         """Take a waiting ticket out of the queue; False when it does not wait."""
         tickets = self._turns.get(ticket.tenant_id)

@@ -1,0 +1,156 @@
+"""The hot path on the bus, on plain nats-py: work out, acknowledgements and frames in."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+import structlog
+from busbar_contracts.node.v1.work_pb2 import WorkFrame
+from busbar_errors import Unavailable
+from busbar_messaging import topology
+from google.protobuf.message import DecodeError
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
+
+from busbar_gateway.domain.failures import RateLimited
+
+log = structlog.get_logger()
+
+Acknowledged = Callable[[int | Exception], None]
+OnFrame = Callable[[WorkFrame], Awaitable[None] | None]
+
+_SUBJECT_FULL = 10077
+_FORGET_ACKS_AFTER_S = 30.0
+_INFO_TIMEOUT_S = 2.0
+
+
+@dataclass(slots=True)
+class _Waiting:
+    published: float
+    acknowledged: Acknowledged
+
+
+class WorkBus:
+    """One inbox for frames, one for acknowledgements, shared by all requests."""
+
+    def __init__(self, client: Client, gateway_id: str) -> None:
+        self._client = client
+        self.reply_subject = topology.reply_subject(gateway_id)
+        self._ack_prefix = f"{client.new_inbox()}."
+        self._acks: dict[str, _Waiting] = {}
+        self._token = 0
+        self._epochs: dict[str, str] = {}
+        self._on_frame: OnFrame | None = None
+
+    @property
+    def connected(self) -> bool:
+        """Whether the server can be reached."""
+        return self._client.is_connected
+
+    @property
+    def reconnects(self) -> int:
+        """Changes whenever the connection was lost and found again."""
+        return self._client.stats["reconnects"]
+
+    async def start(self, on_frame: OnFrame) -> None:
+        """Subscribe to both inboxes."""
+        self._on_frame = on_frame
+        await self._client.subscribe(self.reply_subject, cb=self._frame)
+        await self._client.subscribe(f"{self._ack_prefix}*", cb=self._ack)
+
+    def epoch(self, region: str) -> str:
+        """Identifies the region's stream as last seen; empty when it was never seen."""
+        return self._epochs.get(region, "")
+
+    async def publish_work(
+        self, region: str, deployment: str, work: bytes, acknowledged: Acknowledged
+    ) -> None:
+        """Publish once; `acknowledged` gets the stream sequence, Unavailable or RateLimited."""
+        now = asyncio.get_running_loop().time()
+        self._forget_old(now)
+        self._token += 1
+        token = f"{self._token:x}"
+        self._acks[token] = _Waiting(now, acknowledged)
+        subject = topology.work_subject(region, deployment)
+        try:
+            await self._client.publish(subject, work, reply=self._ack_prefix + token)
+        except (NatsError, OSError) as error:
+            self._acks.pop(token, None)
+            acknowledged(Unavailable(f"the bus did not take the request: {error!r}"))
+
+    async def publish_cancel(self, node: str, cancel: bytes) -> None:
+        """Tell a node to stop; best effort."""
+        try:
+            await self._client.publish(topology.cancel_subject(node), cancel)
+        except (NatsError, OSError) as error:
+            log.warning("cancel not sent", node=node, error=repr(error))
+
+    async def taken(self, region: str, sequences: frozenset[int]) -> frozenset[int] | None:
+        """Which of these are no longer in the region's stream; None when it cannot be told."""
+        info = await self._stream_info(region)
+        if info is None:
+            return None
+        state = info["state"]
+        first, last = state["first_seq"], state["last_seq"]
+        deleted = frozenset[int](state.get("deleted") or [])
+        return frozenset(s for s in sequences if s < first or s > last or s in deleted)
+
+    async def refresh_epoch(self, region: str) -> None:
+        """Learn which stream there is now."""
+        await self._stream_info(region)
+
+    async def _stream_info(self, region: str) -> dict[str, Any] | None:
+        subject = f"$JS.API.STREAM.INFO.{topology.work_stream(region).name}"
+        try:
+            message = await self._client.request(
+                subject, b'{"deleted_details":true}', timeout=_INFO_TIMEOUT_S
+            )
+        except (NatsError, TimeoutError, OSError) as error:
+            log.warning("stream not seen", region=region, error=repr(error))
+            return None
+        info: dict[str, Any] = orjson.loads(message.data)
+        if "error" in info:
+            log.warning("stream not seen", region=region, error=info["error"])
+            return None
+        self._epochs[region] = info["created"]
+        return info
+
+    async def _frame(self, message: Msg) -> None:
+        try:
+            frame = WorkFrame.FromString(message.data)
+        except DecodeError:
+            log.exception("not a work frame", subject=message.subject)
+            return
+        assert self._on_frame is not None
+        stop = self._on_frame(frame)
+        if stop is not None:
+            await stop
+
+    async def _ack(self, message: Msg) -> None:
+        waiting = self._acks.pop(message.subject[len(self._ack_prefix) :], None)
+        if waiting is not None:
+            waiting.acknowledged(_read_ack(message.data))
+
+    def _forget_old(self, now: float) -> None:
+        while self._acks:
+            token, oldest = next(iter(self._acks.items()))
+            if now - oldest.published < _FORGET_ACKS_AFTER_S:
+                return
+            del self._acks[token]
+
+
+def _read_ack(data: bytes) -> int | Exception:
+    if not data:
+        return Unavailable("no stream takes work in this region")
+    answer = orjson.loads(data)
+    error = answer.get("error")
+    if error is None:
+        return int(answer["seq"])
+    if error.get("err_code") == _SUBJECT_FULL:
+        return RateLimited("too many requests are waiting for this model", 2.0)
+    return Unavailable(f"the stream refused the request: {error.get('description')}")

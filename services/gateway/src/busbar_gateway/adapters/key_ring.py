@@ -1,0 +1,84 @@
+"""API keys in memory: looked up by HMAC, filled by watching the bucket that billing writes."""
+
+from __future__ import annotations
+
+import hmac
+import time
+from dataclasses import dataclass
+
+import structlog
+from busbar_contracts.billing.v1.keys_pb2 import ApiKey
+from busbar_messaging import topology
+from busbar_messaging.watching import Change, Current, Deleted, Put, follow
+from google.protobuf.message import DecodeError
+from nats.aio.client import Client
+
+from busbar_gateway.domain.failures import Unauthenticated
+from busbar_gateway.domain.routes import Caller
+
+log = structlog.get_logger()
+
+_KEY_LENGTH_MAX = 256
+_SCHEME = "bearer "
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    caller: Caller
+    expires_unix_s: float
+    """0 means never."""
+
+
+class KeyRing:
+    """All keys that are valid now. Keeps serving from memory while the bus is away."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
+        self._known: dict[bytes, _Known] = {}
+        self.read_once = False
+
+    def authenticate(self, authorization: str | None) -> Caller:
+        """Return whose key an `Authorization: Bearer` header holds; raise Unauthenticated."""
+        if not authorization:
+            raise Unauthenticated("no API key: send the header 'Authorization: Bearer <key>'")
+        if authorization[: len(_SCHEME)].lower() != _SCHEME:
+            raise Unauthenticated("the Authorization header must be 'Bearer <key>'")
+        key = authorization[len(_SCHEME) :].strip(" \t")
+        if not key or len(key) > _KEY_LENGTH_MAX:
+            raise Unauthenticated("this is not an API key")
+        digest = hmac.digest(self._secret, key.encode("utf-8", "surrogatepass"), "sha256")
+        known = self._known.get(digest)
+        if known is None:
+            raise Unauthenticated("this API key is unknown or was revoked")
+        if known.expires_unix_s and time.time() >= known.expires_unix_s:
+            raise Unauthenticated("this API key has expired")
+        return known.caller
+
+    def apply(self, change: Change) -> None:
+        """Take one change of the bucket."""
+        if isinstance(change, Current):
+            self.read_once = True
+            return
+        try:
+            digest = bytes.fromhex(change.key)
+        except ValueError:
+            log.warning("key with a name that is no HMAC", name=change.key)
+            return
+        if isinstance(change, Deleted):
+            self._known.pop(digest, None)
+        else:
+            self._put(digest, change)
+
+    async def follow(self, client: Client) -> None:
+        """Keep up with the bucket, for ever."""
+        async for change in follow(client, topology.KEYS.name):
+            self.apply(change)
+
+    def _put(self, digest: bytes, put: Put) -> None:
+        try:
+            key = ApiKey.FromString(put.value)
+        except DecodeError:
+            log.warning("unreadable key", name=put.key)
+            return
+        caller = Caller(key.tenant_id, key.key_id, frozenset(key.deployments))
+        self._known[digest] = _Known(caller, key.expires_unix_ms / 1000)

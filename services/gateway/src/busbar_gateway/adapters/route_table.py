@@ -1,0 +1,146 @@
+"""Routes in memory, filled by watching the bucket that the scheduler writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+from busbar_contracts.scheduler.v1 import deployment_pb2, plan_pb2
+from busbar_messaging import topology
+from busbar_messaging.watching import Change, Current, Deleted, follow
+from google.protobuf.message import DecodeError
+from nats.aio.client import Client
+from tritonclient.grpc import model_config_pb2, service_pb2
+
+from busbar_gateway.domain.failures import UnknownDeployment
+from busbar_gateway.domain.routes import (
+    Caller,
+    Manifest,
+    ModelSignature,
+    Route,
+    Target,
+    Task,
+    TensorSpec,
+)
+
+log = structlog.get_logger()
+
+_TASKS: dict[int, Task] = {
+    deployment_pb2.MODEL_TASK_TENSOR: "tensor",
+    deployment_pb2.MODEL_TASK_EMBED: "embed",
+    deployment_pb2.MODEL_TASK_CHAT: "chat",
+}
+
+
+class RouteTable:
+    """All deployments. Keeps serving from memory while the bus is away."""
+
+    def __init__(self) -> None:
+        self._routes: dict[str, Route] = {}
+        self._fencing_tokens: dict[str, int] = {}
+        self._on_change: Callable[[], None] = lambda: None
+        self.read_once = False
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """Call `listener` after every change."""
+        self._on_change = listener
+
+    def visible(self, caller: Caller) -> list[Route]:
+        """The deployments that this caller may use, by name."""
+        return [self._routes[name] for name in sorted(self._routes) if self._open(name, caller)]
+
+    def find(self, caller: Caller, name: str) -> Route:
+        """Return the route of a deployment.
+
+        Raises UnknownDeployment when there is none or the caller may not use
+        it; the two are never told apart.
+        """
+        if name in self._routes and self._open(name, caller):
+            return self._routes[name]
+        raise UnknownDeployment(f"there is no model {name[:64]!r}")
+
+    def current(self, name: str) -> Route | None:
+        """The route as it is now, whoever asks; None when it was withdrawn."""
+        return self._routes.get(name)
+
+    def apply(self, change: Change) -> None:
+        """Take one change of the bucket."""
+        if isinstance(change, Current):
+            self.read_once = True
+            return
+        if isinstance(change, Deleted):
+            self._routes.pop(change.key, None)
+            self._fencing_tokens.pop(change.key, None)
+        else:
+            self._put(change.key, change.value)
+        self._on_change()
+
+    async def follow(self, client: Client) -> None:
+        """Keep up with the bucket, for ever."""
+        async for change in follow(client, topology.ROUTES.name):
+            self.apply(change)
+
+    def _open(self, name: str, caller: Caller) -> bool:
+        return self._routes[name].open_to(caller)
+
+    def _put(self, key: str, value: bytes) -> None:
+        try:
+            stored = plan_pb2.Route.FromString(value)
+            route = read_route(stored)
+        except DecodeError:
+            log.exception("unreadable route", deployment=key)
+            return
+        if stored.fencing_token < self._fencing_tokens.get(key, 0):
+            log.warning("route of an earlier leader ignored", deployment=key)
+            return
+        self._fencing_tokens[key] = stored.fencing_token
+        self._routes[key] = route
+
+
+def read_route(stored: plan_pb2.Route) -> Route:
+    """Translate; raises DecodeError when the model's metadata cannot be read."""
+    manifest = stored.manifest
+    return Route(
+        deployment=stored.deployment,
+        manifest=Manifest(
+            name=manifest.name,
+            version=manifest.version,
+            task=_TASKS.get(manifest.task, "tensor"),
+            price_class=manifest.price_class,
+            slots=manifest.slots,
+            max_input_tokens=manifest.max_input_tokens,
+            max_output_tokens=manifest.max_output_tokens,
+            max_payload_bytes=manifest.max_payload_bytes,
+            chat_template=manifest.chat_template,
+            stop=tuple(manifest.stop),
+        ),
+        created_unix_s=stored.created_unix_ms // 1000,
+        targets=tuple(Target(t.region, t.ready_slots) for t in stored.targets),
+        tenants=frozenset(stored.tenants),
+        signature=_signature(stored.model_metadata, stored.model_config),
+        metadata=stored.model_metadata,
+        config=stored.model_config,
+        unready_reason=stored.unready_reason,
+    )
+
+
+def _signature(metadata: bytes, config: bytes) -> ModelSignature | None:
+    if not metadata or not config:
+        return None
+    described: Any = service_pb2.ModelMetadataResponse.FromString(metadata)  # pyright: ignore[reportAttributeAccessIssue]
+    configured: Any = service_pb2.ModelConfigResponse.FromString(config).config  # pyright: ignore[reportAttributeAccessIssue]
+    settings = {given.name: given for given in configured.input}
+    return ModelSignature(
+        versions=frozenset(described.versions),
+        inputs={t.name: _input(t, settings.get(t.name)) for t in described.inputs},
+        outputs={t.name: TensorSpec(t.name, t.datatype, tuple(t.shape)) for t in described.outputs},
+        max_batch_size=configured.max_batch_size,
+        decoupled=configured.model_transaction_policy.decoupled,
+    )
+
+
+def _input(tensor: Any, configured: model_config_pb2.ModelInput | None) -> TensorSpec:
+    optional = bool(configured and configured.optional)
+    any_shape = bool(configured and (configured.allow_ragged_batch or configured.is_shape_tensor))
+    return TensorSpec(tensor.name, tensor.datatype, tuple(tensor.shape), optional, any_shape)

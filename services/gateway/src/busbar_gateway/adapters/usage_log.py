@@ -1,0 +1,182 @@
+"""The billable records: neighbours committed together, one publish at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import Enum, auto
+
+import structlog
+import uuid_utils
+from busbar_contracts.gateway.v1.usage_pb2 import UsageRecord, UsageRecorded, UsageVoid
+from busbar_errors import Unavailable
+from busbar_messaging.connection import publish_durably
+from nats.aio.client import Client
+
+from busbar_gateway.adapters.commit_table import CommitTable, Slot
+
+log = structlog.get_logger()
+
+BATCH_MAX = 512
+_DRAIN_POLL_S = 0.02
+
+
+class _State(Enum):
+    QUEUED = auto()
+    SENT = auto()
+    DURABLE = auto()
+    FAILED = auto()
+
+
+@dataclass(slots=True, eq=False)
+class Charge:
+    """A record or its void on the way into the stream."""
+
+    slot: Slot
+    record: UsageRecord | None = None
+    void: UsageVoid | None = None
+    durable: asyncio.Future[None] | None = None
+    """Whoever waits; None when nobody does, then it is tried until it succeeds."""
+    state: _State = _State.QUEUED
+
+
+class UsageLog:
+    """Group commit into the USAGE stream. `run` must be running."""
+
+    def __init__(
+        self,
+        client: Client,
+        table: CommitTable,
+        *,
+        subject: str,
+        gateway_id: str,
+        give_up_after: timedelta,
+        committed: Callable[[int, float], None],
+    ) -> None:
+        self._jetstream = client.jetstream(timeout=2)
+        self._table = table
+        self._subject = subject
+        self._gateway_id = gateway_id
+        self._give_up_after = give_up_after
+        self._committed = committed
+        self._queue: deque[Charge] = deque()
+        self._wake = asyncio.Event()
+        self._publishing = False
+        for slot in table.left_over:
+            self._void(slot, "gateway stopped before delivery")
+
+    def claim(self, request_id: bytes, tenant_id: str) -> Slot:
+        """Reserve the place of a charge; raises Unavailable when too many are under way."""
+        return self._table.claim(request_id, tenant_id)
+
+    async def commit(self, slot: Slot, record: UsageRecord) -> Charge:
+        """Return when the record is durable.
+
+        Raises Unavailable when it cannot be made so; then and on cancellation
+        the charge has been taken back already.
+        """
+        charge = Charge(slot, record, durable=asyncio.get_running_loop().create_future())
+        self._enqueue(charge)
+        assert charge.durable is not None
+        try:
+            await charge.durable
+        except BaseException:
+            self.take_back(charge, "not durable in time")
+            raise
+        return charge
+
+    def commit_later(self, slot: Slot, record: UsageRecord) -> None:
+        """Make the record durable in the background, however long it takes."""
+        self._enqueue(Charge(slot, record))
+
+    def delivered(self, charge: Charge) -> None:
+        """The customer has the answer: the charge stands."""
+        self._table.clear(charge.slot)
+
+    def take_back(self, charge: Charge, reason: str) -> None:
+        """The customer did not get the answer: no charge."""
+        if charge.state is _State.QUEUED:
+            with contextlib.suppress(ValueError):
+                self._queue.remove(charge)
+            charge.state = _State.FAILED
+            self._table.clear(charge.slot)
+        else:
+            self._void(charge.slot, reason)
+
+    def release(self, slot: Slot) -> None:
+        """Free a slot for which nothing was enqueued."""
+        self._table.clear(slot)
+
+    async def run(self) -> None:
+        """Publish what accumulates, for ever."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._queue:
+                size = min(BATCH_MAX, len(self._queue))
+                self._publishing = True
+                try:
+                    await self._publish([self._queue.popleft() for _ in range(size)])
+                finally:
+                    self._publishing = False
+
+    async def drain(self, grace: timedelta) -> None:
+        """Wait until nothing is under way, at most `grace`."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace.total_seconds()):
+                while self._queue or self._publishing:
+                    await asyncio.sleep(_DRAIN_POLL_S)
+
+    def _enqueue(self, charge: Charge) -> None:
+        self._queue.append(charge)
+        self._wake.set()
+
+    def _void(self, slot: Slot, reason: str) -> None:
+        void = UsageVoid(request_id=slot.request_id, tenant_id=slot.tenant_id, reason=reason)
+        self._enqueue(Charge(slot, void=void))
+
+    async def _publish(self, batch: list[Charge]) -> None:
+        message = UsageRecorded(gateway_id=self._gateway_id)
+        for charge in batch:
+            charge.state = _State.SENT
+            if charge.record is not None:
+                message.records.append(charge.record)
+            if charge.void is not None:
+                message.voids.append(charge.void)
+        began = asyncio.get_running_loop().time()
+        try:
+            await publish_durably(
+                self._jetstream,
+                self._subject,
+                message.SerializeToString(),
+                message_id=uuid_utils.uuid7().hex,
+                give_up_after=self._give_up_after,
+            )
+        except Unavailable as error:
+            log.error("usage not durable", records=len(batch), reason=error.reason)  # noqa: TRY400
+            for charge in batch:
+                self._failed(charge, error)
+            return
+        self._committed(len(batch), asyncio.get_running_loop().time() - began)
+        for charge in batch:
+            self._succeeded(charge)
+
+    def _succeeded(self, charge: Charge) -> None:
+        charge.state = _State.DURABLE
+        if charge.durable is None:
+            self._table.clear(charge.slot)
+        elif not charge.durable.done():
+            charge.durable.set_result(None)
+
+    def _failed(self, charge: Charge, error: Unavailable) -> None:
+        charge.state = _State.FAILED
+        if charge.durable is None:
+            self._enqueue(Charge(charge.slot, charge.record, charge.void))
+        elif not charge.durable.done():
+            charge.durable.set_exception(
+                Unavailable(f"the charge could not be made durable: {error.reason}", 2.0)
+            )

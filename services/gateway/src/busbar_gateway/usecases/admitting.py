@@ -1,0 +1,176 @@
+"""Waiting for a turn: the lanes of all deployments, and the requests that wait in them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from busbar_gateway.domain.admission import Full, Lane, Ticket, share_of_slots
+from busbar_gateway.domain.failures import DeadlineExceeded, RateLimited, Unavailable
+from busbar_gateway.domain.routes import Route
+from busbar_gateway.usecases.calls import InferenceCall
+
+_RETRY_AFTER_UNREADY_S = 2.0
+
+
+@dataclass(slots=True, eq=False)
+class _Admission:
+    """A lane and those who wait in it."""
+
+    lane: Lane
+    ready_at: float | None = None
+    """When the deployment was last ready; None when it never was since this gateway started."""
+    turns: dict[Ticket, asyncio.Future[None]] = field(
+        default_factory=dict[Ticket, asyncio.Future[None]]
+    )
+
+
+class Admissions:
+    """Admission of every deployment at this gateway."""
+
+    def __init__(
+        self,
+        *,
+        queue_max: int,
+        unready_grace_s: float,
+        remembered_ready_s: float,
+        current_route: Callable[[str], Route | None],
+        gateways: Callable[[], int],
+    ) -> None:
+        self._queue_max = queue_max
+        self._unready_grace_s = unready_grace_s
+        self._remembered_ready_s = remembered_ready_s
+        self._current_route = current_route
+        self._gateways = gateways
+        self._admissions: dict[str, _Admission] = {}
+
+    def lane(self, deployment: str) -> Lane | None:
+        """The lane of a deployment, if it had traffic."""
+        admission = self._admissions.get(deployment)
+        return admission.lane if admission else None
+
+    async def enter(self, call: InferenceCall) -> Ticket:
+        """Wait for a turn; the caller must `leave` with the ticket.
+
+        Raises RateLimited, Unavailable or DeadlineExceeded.
+        """
+        now = asyncio.get_running_loop().time()
+        admission = self._admission(call.route, now)
+        ticket = Ticket(call.caller.tenant_id, call.deadline, now)
+        if admission.lane.try_start(ticket, now):
+            return ticket
+        self._refuse_unready(admission, now)
+        self._queue(admission, ticket, now)
+        await self._turn(admission, ticket)
+        return ticket
+
+    def leave(self, deployment: str, ticket: Ticket) -> None:
+        """Give the slot back and let the next one in."""
+        admission = self._admissions[deployment]
+        now = asyncio.get_running_loop().time()
+        admission.lane.finish(ticket, now)
+        if admission.lane.waiting:
+            self._pump(admission, now)
+
+    def capacity_changed(self) -> None:
+        """Apply new routes or a new number of gateways to every lane."""
+        now = asyncio.get_running_loop().time()
+        for deployment, admission in list(self._admissions.items()):
+            route = self._current_route(deployment)
+            self._apply(admission, route, now)
+            if route is None and not admission.lane.in_flight and not admission.lane.waiting:
+                del self._admissions[deployment]
+
+    def expire(self, now: float) -> None:
+        """Fail those who waited past their deadline, or too long for a replica."""
+        for admission in self._admissions.values():
+            lane = admission.lane
+            if not lane.waiting:
+                continue
+            for ticket in lane.expired(now):
+                self._fail(admission, ticket, DeadlineExceeded("the deadline passed in the queue"))
+            if not lane.limit:
+                self._fail_unready(admission, now)
+
+    def _fail_unready(self, admission: _Admission, now: float) -> None:
+        grace_began = now - self._unready_grace_s
+        if admission.ready_at is not None and admission.ready_at > grace_began:
+            return
+        for ticket in admission.lane.waiting_since_before(grace_began):
+            self._fail(admission, ticket, _unready())
+
+    def _admission(self, route: Route, now: float) -> _Admission:
+        admission = self._admissions.get(route.deployment)
+        if admission is None:
+            admission = _Admission(Lane(self._queue_max))
+            self._admissions[route.deployment] = admission
+            self._apply(admission, route, now)
+        return admission
+
+    def _apply(self, admission: _Admission, route: Route | None, now: float) -> None:
+        ready_slots = route.ready_slots if route else 0
+        if admission.lane.limit or ready_slots:
+            admission.ready_at = now
+        admission.lane.limit = share_of_slots(ready_slots, self._gateways())
+        self._pump(admission, now)
+
+    def _refuse_unready(self, admission: _Admission, now: float) -> None:
+        """A deployment that was ready a moment ago will likely be again: wait for it."""
+        if admission.lane.limit:
+            return
+        if admission.ready_at is None or now - admission.ready_at > self._remembered_ready_s:
+            raise _unready()
+
+    @staticmethod
+    def _queue(admission: _Admission, ticket: Ticket, now: float) -> None:
+        displaced = admission.lane.enqueue(ticket, now)
+        if isinstance(displaced, Full):
+            raise _full(displaced.retry_after_s)
+        if displaced is not None:
+            turn = admission.turns.pop(displaced)
+            if not turn.done():
+                turn.set_exception(_full(admission.lane.expected_wait_s()))
+
+    async def _turn(self, admission: _Admission, ticket: Ticket) -> None:
+        turn = asyncio.get_running_loop().create_future()
+        admission.turns[ticket] = turn
+        try:
+            await turn
+        except asyncio.CancelledError:
+            started = turn.done() and not turn.cancelled() and turn.exception() is None
+            if started:
+                admission.lane.release()
+                self._pump(admission, ticket.started)
+            else:
+                admission.lane.withdraw(ticket)
+            raise
+        finally:
+            admission.turns.pop(ticket, None)
+
+    @staticmethod
+    def _pump(admission: _Admission, now: float) -> None:
+        while (ticket := admission.lane.start_next(now)) is not None:
+            turn = admission.turns.get(ticket)
+            if turn is None or turn.done():
+                admission.lane.release()
+            else:
+                turn.set_result(None)
+
+    @staticmethod
+    def _fail(admission: _Admission, ticket: Ticket, error: Exception) -> None:
+        admission.lane.withdraw(ticket)
+        turn = admission.turns.get(ticket)
+        if turn is not None and not turn.done():
+            turn.set_exception(error)
+
+
+def _full(retry_after_s: float) -> RateLimited:
+    return RateLimited(
+        f"too many requests are waiting for this model; try again in {retry_after_s:.1f} s",
+        retry_after_s,
+    )
+
+
+def _unready() -> Unavailable:
+    return Unavailable("no replica of this model is ready now", _RETRY_AFTER_UNREADY_S)

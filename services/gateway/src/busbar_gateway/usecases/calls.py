@@ -1,0 +1,95 @@
+"""What an edge hands to `usecases.serving.Serving` and what it gets back."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from busbar_gateway.domain.routes import Caller, Route
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceCall:
+    """One authenticated, validated request."""
+
+    request_id: bytes
+    """UUIDv7, 16 bytes."""
+    caller: Caller
+    route: Route
+    payload: bytes
+    """Serialized inference.ModelInferRequest."""
+    api: str
+    """As in UsageRecord.api."""
+    received_unix_ns: int
+    """When the edge had the request; the root span starts here."""
+    deadline: float
+    """On the event loop's clock, seconds."""
+    deadline_unix_ms: int
+    traceparent: str = ""
+    """As the customer sent it; empty when there was none."""
+    whole: bool = False
+    """For `stream`: the customer gets nothing before the answer is complete, so leaving
+    without `settle` charges nothing, and an exception after it takes the charge back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A unary answer, charged and durable."""
+
+    payload: bytes
+    """Serialized inference.ModelInferResponse."""
+    input_tokens: int
+    output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """One response of a decoupled model. Token counts are cumulative."""
+
+    payload: bytes
+    """Serialized inference.ModelInferResponse."""
+    input_tokens: int
+    output_tokens: int
+
+
+class AnswerStream(Protocol):
+    """The responses of one streamed request."""
+
+    def __aiter__(self) -> AsyncIterator[Chunk]:
+        """Iterate over the chunks; a chunk counts as delivered when the next one is asked for.
+
+        Raises a failure of `domain.failures` when the answer cannot be completed.
+        """
+        ...
+
+    async def settle(self) -> None:
+        """Commit the charge for everything yielded; call it before writing the last bytes.
+
+        Raises Unavailable or DeadlineExceeded when the charge cannot be made
+        durable; then nothing is charged and the stream must end in an error.
+        """
+        ...
+
+
+class ServesRequests(Protocol):
+    """What the edges need from `Serving`."""
+
+    def infer(self, call: InferenceCall) -> AbstractAsyncContextManager[Answer]:
+        """Answer with one response, for models that are not decoupled.
+
+        On entry the charge is durable. Leaving cleanly means that the answer
+        was handed to the customer; an exception inside (also cancellation)
+        takes the charge back. Entry raises a failure of `domain.failures`.
+        """
+        ...
+
+    def stream(self, call: InferenceCall) -> AbstractAsyncContextManager[AnswerStream]:
+        """Answer with many responses, for decoupled models.
+
+        Leaving without `settle` by a failure of ours charges nothing; leaving
+        in any other way means that the customer went away and charges what was
+        delivered. Leaving always ends the work at the node.
+        """
+        ...

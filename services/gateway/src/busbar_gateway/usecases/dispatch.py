@@ -1,0 +1,313 @@
+"""Getting one admitted request answered: publish, follow its frames, try again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+import structlog
+from busbar_contracts.node.v1.work_pb2 import (
+    FailureKind,
+    InferenceWork,
+    WorkCancel,
+    WorkFinished,
+    WorkFrame,
+)
+from opentelemetry.trace import Span
+
+from busbar_gateway.domain.attempts import Frame
+from busbar_gateway.domain.failures import (
+    AnswerTooLarge,
+    DeadlineExceeded,
+    InvalidInput,
+    ModelFailed,
+    RateLimited,
+    Unavailable,
+)
+from busbar_gateway.domain.regions import choose_region
+from busbar_gateway.domain.routes import Route
+from busbar_gateway.usecases.calls import Chunk, InferenceCall
+from busbar_gateway.usecases.pending import RETRYABLE, Lost, NotPublished, Pending
+from busbar_gateway.usecases.request_trace import finish
+
+log = structlog.get_logger()
+
+_REPUBLISH_PAUSES_S = (0.05, 0.1, 0.2, 0.4)
+_CANCEL_AGAIN_S = 0.5
+_RECENT_CANCELS_MAX = 4096
+
+
+class WorkBus(Protocol):
+    """What dispatch needs from the bus."""
+
+    connected: bool
+
+    def epoch(self, region: str) -> str:
+        """Identifies the region's stream as last seen; empty when it was never seen."""
+        ...
+
+    async def publish_work(
+        self,
+        region: str,
+        deployment: str,
+        work: bytes,
+        acknowledged: Callable[[int | Exception], None],
+    ) -> None:
+        """Publish once; `acknowledged` gets the stream sequence, Unavailable or RateLimited."""
+        ...
+
+    async def publish_cancel(self, node: str, cancel: bytes) -> None:
+        """Tell a node to stop; best effort."""
+        ...
+
+
+class Dispatcher:
+    """All requests that this gateway has out."""
+
+    def __init__(
+        self,
+        bus: WorkBus,
+        *,
+        reply_subject: str,
+        region: str,
+        current_route: Callable[[str], Route | None],
+        redispatched: Callable[[str, str], None],
+    ) -> None:
+        self._bus = bus
+        self._reply_subject = reply_subject
+        self._region = region
+        self._current_route = current_route
+        self._redispatched = redispatched
+        self._in_flight: dict[str, int] = {}
+        self._recent_cancels: dict[tuple[bytes, int], float] = {}
+        self.pending: dict[bytes, Pending] = {}
+
+    def open(self, call: InferenceCall, *, streamed: bool) -> Dispatch:
+        """Start to track a request; the caller must close what this returns."""
+        pending = Pending(call, streamed)
+        self.pending[call.request_id] = pending
+        return Dispatch(self, pending)
+
+    def on_frame(self, frame: WorkFrame) -> Awaitable[None] | None:
+        """Take a frame from the inbox; returns what to await when a node must be told to stop."""
+        kind = frame.WhichOneof("frame")
+        if kind is None:
+            log.error("frame without content", node=frame.node)
+            return None
+        now = asyncio.get_running_loop().time()
+        pending = self.pending.get(frame.request_id)
+        if pending is not None and pending.take(frame, kind, now) is not Frame.OBSOLETE:
+            return None
+        if kind in {"finished", "failed"}:
+            return None
+        return self._cancel_stray(frame, now)
+
+    async def cancel(self, node: str, request_id: bytes, attempt: int) -> None:
+        """Tell a node that nobody waits for the request any more."""
+        message = WorkCancel(request_id=request_id, attempt=attempt)
+        await self._bus.publish_cancel(node, message.SerializeToString())
+
+    async def publish(self, pending: Pending, traceparent: str) -> None:
+        """Publish the next attempt; its outcome says if that failed."""
+        call, now = pending.call, asyncio.get_running_loop().time()
+        if not self._bus.connected:
+            pending.end(NotPublished("the bus is away"))
+            return
+        route = self._current_route(call.route.deployment) or call.route
+        region = choose_region(route.targets, self._region, self._in_flight)
+        self._move(pending, region or pending.region or self._region)
+        attempt = pending.begin(now)
+        pending.epoch = self._bus.epoch(pending.region)
+        work = InferenceWork(
+            request_id=call.request_id,
+            attempt=attempt,
+            tenant_id=call.caller.tenant_id,
+            deployment=route.deployment,
+            deadline_unix_ms=call.deadline_unix_ms,
+            reply_subject=self._reply_subject,
+            traceparent=traceparent,
+            stream=pending.streamed,
+            payload=call.payload,
+        )
+
+        def acknowledged(result: int | Exception) -> None:
+            if pending.attempts.current != attempt:
+                return
+            if isinstance(result, int):
+                pending.acknowledged(result)
+            elif isinstance(result, RateLimited):
+                pending.end(result)
+            else:
+                pending.end(NotPublished(str(result)))
+
+        await self._bus.publish_work(
+            pending.region, route.deployment, work.SerializeToString(), acknowledged
+        )
+
+    async def close(self, pending: Pending) -> None:
+        """Stop to track the request; ends the work at the node when it goes on."""
+        self.pending.pop(pending.call.request_id, None)
+        self._move(pending, "")
+        attempts = pending.attempts
+        if not isinstance(pending.outcome, WorkFrame) and attempts.node:
+            await self.cancel(attempts.node, pending.call.request_id, attempts.current)
+
+    def note_redispatch(self, pending: Pending, cause: str) -> None:
+        """Count that a request goes out again."""
+        self._redispatched(pending.call.route.deployment, cause)
+
+    def _move(self, pending: Pending, region: str) -> None:
+        if pending.region == region:
+            return
+        if pending.region:
+            self._in_flight[pending.region] -= 1
+        if region:
+            self._in_flight[region] = self._in_flight.get(region, 0) + 1
+        pending.region = region
+
+    def _cancel_stray(self, frame: WorkFrame, now: float) -> Awaitable[None] | None:
+        key = (frame.request_id, frame.attempt)
+        if now - self._recent_cancels.get(key, -_CANCEL_AGAIN_S) < _CANCEL_AGAIN_S:
+            return None
+        if len(self._recent_cancels) >= _RECENT_CANCELS_MAX:
+            self._recent_cancels.clear()
+        self._recent_cancels[key] = now
+        return self.cancel(frame.node, frame.request_id, frame.attempt)
+
+
+class Dispatch:
+    """One request on its way, from first publish to last frame."""
+
+    def __init__(self, dispatcher: Dispatcher, pending: Pending) -> None:
+        self._dispatcher = dispatcher
+        self._pending = pending
+        self._traceparent = ""
+        self._publishes_failed = 0
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_at(pending.call.deadline, pending.expire)
+
+    @property
+    def node(self) -> str:
+        """Node of the current attempt, as far as known."""
+        return self._pending.attempts.node
+
+    @property
+    def attempt(self) -> int:
+        """Number of the current attempt."""
+        return self._pending.attempts.current
+
+    @property
+    def delivering(self) -> bool:
+        """Whether a chunk was handed out."""
+        return self._pending.attempts.delivering
+
+    async def send(self, span: Span | None, traceparent: str) -> None:
+        """Publish the first attempt; `span` ends when the stream has acknowledged it."""
+        self._traceparent = traceparent
+        self._pending.publish_span = span
+        self._pending.attempts.tries = 1
+        await self._dispatcher.publish(self._pending, traceparent)
+
+    async def finished(self) -> WorkFinished:
+        """Wait for the end, through as many attempts as are allowed.
+
+        Raises what the customer is to be told when there is no answer.
+        """
+        while True:
+            await self._pending.progress()
+            finished = await self._judge()
+            if finished is not None:
+                return finished
+
+    async def next_chunk(self) -> Chunk | WorkFinished:
+        """Wait for the next chunk, or the end after the last one. Raises as `finished` does."""
+        while True:
+            await self._pending.progress()
+            if self._pending.chunks and self._deliverable():
+                chunk = self._pending.next_chunk()
+                usage = chunk.usage
+                return Chunk(chunk.payload, usage.input_tokens, usage.output_tokens)
+            finished = await self._judge()
+            if finished is not None:
+                return finished
+
+    async def close(self) -> None:
+        """Stop; ends the work at the node when it goes on."""
+        self._timer.cancel()
+        finish(self._pending.publish_span)
+        await self._dispatcher.close(self._pending)
+
+    def _deliverable(self) -> bool:
+        """Chunks before a good end, or of an attempt that goes on, may be handed out."""
+        outcome = self._pending.outcome
+        return outcome is None or (isinstance(outcome, WorkFrame) and outcome.HasField("finished"))
+
+    async def _judge(self) -> WorkFinished | None:
+        pending, outcome = self._pending, self._pending.outcome
+        if pending.expired:
+            raise DeadlineExceeded("the deadline passed before the answer was complete")
+        if outcome is None:
+            return None
+        if isinstance(outcome, Exception):
+            raise outcome
+        if isinstance(outcome, NotPublished):
+            await self._publish_again(outcome.reason)
+            return None
+        if isinstance(outcome, WorkFrame) and outcome.HasField("finished"):
+            return outcome.finished
+        await self._try_again(outcome)
+        return None
+
+    async def _publish_again(self, reason: str) -> None:
+        """Nobody has taken it: keep trying until the deadline."""
+        pause_s = _REPUBLISH_PAUSES_S[min(self._publishes_failed, len(_REPUBLISH_PAUSES_S) - 1)]
+        self._publishes_failed += 1
+        log.info(
+            "work not published", request_id=self._pending.call.request_id.hex(), reason=reason
+        )
+        await self._again(pause_s, "unpublished")
+
+    async def _try_again(self, outcome: WorkFrame | Lost) -> None:
+        pending = self._pending
+        if isinstance(outcome, WorkFrame):
+            failed = outcome.failed
+            if failed.kind not in RETRYABLE:
+                raise _failure(failed.kind, failed.reason)
+            reason = f"{outcome.node}: {failed.reason}"
+        else:
+            reason = outcome.reason
+            if self.node:
+                await self._dispatcher.cancel(self.node, pending.call.request_id, self.attempt)
+        if not pending.attempts.may_retry():
+            log.warning("request given up", request_id=pending.call.request_id.hex(), reason=reason)
+            raise Unavailable(
+                "the answer was interrupted; please try again"
+                if self.delivering
+                else "no node could answer; please try again"
+            )
+        pause_s = pending.attempts.backoff_s()
+        pending.attempts.tries += 1
+        log.info("request goes out again", request_id=pending.call.request_id.hex(), reason=reason)
+        await self._again(pause_s, "failed" if isinstance(outcome, WorkFrame) else "lost")
+
+    async def _again(self, pause_s: float, cause: str) -> None:
+        pending = self._pending
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(max(0.0, min(pause_s, pending.call.deadline - loop.time())))
+        if pending.expired:
+            return
+        self._dispatcher.note_redispatch(pending, cause)
+        pending.outcome = None
+        await self._dispatcher.publish(pending, self._traceparent)
+
+
+def _failure(kind: int, reason: str) -> Exception:
+    if kind == FailureKind.FAILURE_KIND_REJECTED:
+        return InvalidInput(reason or "the model refused the input")
+    if kind == FailureKind.FAILURE_KIND_DEADLINE_EXCEEDED:
+        return DeadlineExceeded("the deadline passed while the model worked")
+    if kind == FailureKind.FAILURE_KIND_TOO_LARGE:
+        return AnswerTooLarge(reason or "the answer is larger than a message may be")
+    log.error("model failed", reason=reason)
+    return ModelFailed("the model failed on this request; it was not charged")

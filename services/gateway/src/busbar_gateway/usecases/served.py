@@ -1,0 +1,128 @@
+"""One request from admission to its end: what unary and streamed answers share."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from busbar_contracts.gateway.v1.usage_pb2 import UsageOutcome, UsageRecord
+from opentelemetry.trace import SpanKind
+
+from busbar_gateway.domain.admission import Ticket
+from busbar_gateway.usecases.admitting import Admissions
+from busbar_gateway.usecases.calls import InferenceCall
+from busbar_gateway.usecases.charging import Delivered, UsageLog, commit_in_time, usage_record
+from busbar_gateway.usecases.dispatch import Dispatch, Dispatcher
+from busbar_gateway.usecases.request_trace import RequestTracing, finish, traceparent_of
+
+_NS_PER_S = 1_000_000_000
+
+
+class Observer(Protocol):
+    """Who counts."""
+
+    def ended(
+        self, call: InferenceCall, error: BaseException | None, delivered: Delivered, total_s: float
+    ) -> None:
+        """A request has ended; `error` is None when it was answered in full."""
+        ...
+
+
+@dataclass(slots=True)
+class Collaborators:
+    """What serving takes; the same for all requests."""
+
+    admissions: Admissions
+    dispatcher: Dispatcher
+    usage: UsageLog[Any, Any]
+    tracing: RequestTracing
+    observer: Observer
+    stopping: bool = False
+    """True once the gateway is told to stop: who is cut off then did not leave."""
+
+
+class Served:
+    """One request. `start`, then `stop` and `end` once each whatever happens between."""
+
+    def __init__(self, collaborators: Collaborators, call: InferenceCall) -> None:
+        self.collaborators = collaborators
+        self.call = call
+        self.delivered = Delivered()
+        self.first_byte_unix_ns: int | None = None
+        self._trace = collaborators.tracing.begin(call)
+        self._admitted_unix_ns = 0
+        self._ticket: Ticket | None = None
+        self._dispatch: Dispatch | None = None
+
+    async def start(self, *, streamed: bool) -> Dispatch:
+        """Wait for a turn, then send the request out."""
+        call, with_ = self.call, self.collaborators
+        waiting = self._trace.child("gateway admit")
+        try:
+            self._ticket = await with_.admissions.enter(call)
+        finally:
+            finish(waiting)
+        self._admitted_unix_ns = time.time_ns()
+        self._dispatch = with_.dispatcher.open(call, streamed=streamed)
+        publish = self._trace.child("gateway publish", SpanKind.PRODUCER)
+        await self._dispatch.send(publish, traceparent_of(publish))
+        return self._dispatch
+
+    async def stop(self) -> None:
+        """Give the slot back and end the work at the node if it goes on. Idempotent."""
+        if self._ticket is not None:
+            ticket, self._ticket = self._ticket, None
+            self.collaborators.admissions.leave(self.call.route.deployment, ticket)
+        if self._dispatch is not None:
+            dispatch, self._dispatch = self._dispatch, None
+            await dispatch.close()
+
+    async def commit(self) -> Any:
+        """Make the charge for `delivered` durable and return it.
+
+        Raises Unavailable or DeadlineExceeded; then nothing stays charged.
+        """
+        span = self._trace.child("gateway commit")
+        try:
+            record = self._record(UsageOutcome.USAGE_OUTCOME_COMPLETED, traceparent_of(span))
+            return await commit_in_time(self.collaborators.usage, self.call, record)
+        finally:
+            finish(span)
+
+    def commit_abandoned(self, delivered: Delivered) -> None:
+        """Charge what was delivered before the customer left, in the background."""
+        self.delivered = delivered
+        usage = self.collaborators.usage
+        slot = usage.claim(self.call.request_id, self.call.caller.tenant_id)
+        record = self._record(
+            UsageOutcome.USAGE_OUTCOME_ABANDONED, traceparent_of(self._trace.root)
+        )
+        usage.commit_later(slot, record)
+
+    def end(self, error: BaseException | None) -> None:
+        """Count it and close its trace."""
+        delivered, with_ = self.delivered, self.collaborators
+        total_s = (time.time_ns() - self.call.received_unix_ns) / _NS_PER_S
+        with_.observer.ended(self.call, error, delivered, total_s)
+        with_.tracing.end(
+            self._trace,
+            self.call,
+            error=error,
+            first_byte_unix_ns=self.first_byte_unix_ns,
+            attributes={
+                "busbar.node": delivered.node,
+                "busbar.attempt": delivered.attempt,
+                "busbar.tokens.input": delivered.input_tokens,
+                "busbar.tokens.output": delivered.output_tokens,
+            },
+        )
+
+    def _record(self, outcome: UsageOutcome.ValueType, traceparent: str) -> UsageRecord:
+        return usage_record(
+            self.call,
+            self.delivered,
+            outcome=outcome,
+            admitted_unix_ns=self._admitted_unix_ns,
+            traceparent=traceparent,
+        )

@@ -1,0 +1,130 @@
+"""An answer of many responses."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from types import TracebackType
+from typing import Any, Self
+
+import structlog
+from busbar_contracts.node.v1.work_pb2 import WorkFinished
+from busbar_errors import Unavailable
+
+from busbar_gateway.usecases.calls import Chunk
+from busbar_gateway.usecases.charging import Delivered
+from busbar_gateway.usecases.dispatch import Dispatch
+from busbar_gateway.usecases.served import Served
+
+log = structlog.get_logger()
+
+
+class Streamed:
+    """`async with` yields itself, to be iterated and settled; see ServesRequests.stream."""
+
+    def __init__(self, served: Served) -> None:
+        self._served = served
+        self._dispatch: Dispatch | None = None
+        self._handed = Delivered()
+        """Up to the chunk that the edge has now."""
+        self._delivered = Delivered()
+        """Up to the chunk before: the edge asked for the next one, so this one was written."""
+        self._finished: WorkFinished | None = None
+        self._charge: Any = None
+        self._failure: BaseException | None = None
+
+    async def __aenter__(self) -> Self:
+        try:
+            self._dispatch = await self._served.start(streamed=True)
+        except BaseException as error:
+            await self._served.stop()
+            self._served.end(error)
+            raise
+        return self
+
+    def __aiter__(self) -> AsyncIterator[Chunk]:
+        return self
+
+    async def __anext__(self) -> Chunk:
+        self._delivered = self._handed
+        if self._finished is not None or self._charge is not None:
+            raise StopAsyncIteration
+        assert self._dispatch is not None
+        try:
+            step = await self._dispatch.next_chunk()
+        except Exception as error:
+            self._failure = error
+            raise
+        if isinstance(step, WorkFinished):
+            self._end_of_work(step, self._dispatch)
+            await self._served.stop()
+            raise StopAsyncIteration
+        if self._served.first_byte_unix_ns is None:
+            self._served.first_byte_unix_ns = time.time_ns()
+        self._handed = self._after(step, self._dispatch)
+        return step
+
+    async def settle(self) -> None:
+        """Commit the charge for everything yielded."""
+        if self._charge is not None:
+            return
+        await self._served.stop()
+        self._served.delivered = self._handed
+        try:
+            self._charge = await self._served.commit()
+        except Exception as error:
+            self._failure = error
+            raise
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._served.stop()
+        if self._charge is not None:
+            self._after_settling(error)
+        elif self._customer_left(error):
+            error = error or asyncio.CancelledError()
+            self._charge_delivered()
+        else:
+            error = self._failure or error
+        self._served.end(error)
+
+    def _after_settling(self, error: BaseException | None) -> None:
+        usage = self._served.collaborators.usage
+        if error is not None and self._served.call.whole:
+            usage.take_back(self._charge, "the answer was not delivered")
+        else:
+            usage.delivered(self._charge)
+
+    def _customer_left(self, error: BaseException | None) -> bool:
+        if self._failure is not None or self._served.collaborators.stopping:
+            return False
+        return error is None or isinstance(error, (asyncio.CancelledError, GeneratorExit, OSError))
+
+    def _charge_delivered(self) -> None:
+        if self._served.call.whole or not self._delivered.response_bytes:
+            return
+        try:
+            self._served.commit_abandoned(self._delivered)
+        except Unavailable as error:
+            request_id = self._served.call.request_id.hex()
+            log.error("abandoned request not charged", request_id=request_id, reason=error.reason)  # noqa: TRY400
+
+    def _after(self, chunk: Chunk, dispatch: Dispatch) -> Delivered:
+        return Delivered(
+            chunk.input_tokens,
+            chunk.output_tokens,
+            self._handed.response_bytes + len(chunk.payload),
+            dispatch.node,
+            dispatch.attempt,
+        )
+
+    def _end_of_work(self, finished: WorkFinished, dispatch: Dispatch) -> None:
+        self._finished = finished
+        self._handed = Delivered.of(
+            finished, self._handed.response_bytes, dispatch.node, dispatch.attempt
+        )

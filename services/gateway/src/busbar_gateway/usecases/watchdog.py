@@ -1,0 +1,108 @@
+"""Noticing lost attempts: silence of a node, streams made anew, a bus that was away."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+import structlog
+
+from busbar_gateway.domain.attempts import UNSTARTED_SILENCE_S
+from busbar_gateway.usecases.pending import Lost, NotPublished, Pending
+
+log = structlog.get_logger()
+
+TICK_S = 0.1
+ACKNOWLEDGED_WITHIN_S = 2.0
+_LOOK_EVERY_S = 0.5
+
+
+class StreamWatch(Protocol):
+    """What the watchdog needs from the bus."""
+
+    connected: bool
+    reconnects: int
+
+    def epoch(self, region: str) -> str:
+        """As in WorkBus."""
+        ...
+
+    async def taken(self, region: str, sequences: frozenset[int]) -> frozenset[int] | None:
+        """Which of these are no longer in the region's stream; None when it cannot be told."""
+        ...
+
+
+class Watchdog:
+    """Looks at everything that is out, ten times a second."""
+
+    def __init__(self, bus: StreamWatch, pending: dict[bytes, Pending]) -> None:
+        self._bus = bus
+        self._pending = pending
+        self._reconnects = bus.reconnects
+        self._looked = 0.0
+        self._back = 0.0
+
+    async def run(self, every_tick: Callable[[float], None]) -> None:
+        """Tick for ever; `every_tick` is called with the time, for what else expires."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(TICK_S)
+            try:
+                await self.tick(loop.time())
+                every_tick(loop.time())
+            except Exception:
+                log.exception("watchdog tick failed")
+
+    async def tick(self, now: float) -> None:
+        """End the attempts that are lost, so that their requests go out again."""
+        if not self._bus.connected:
+            self._back = 0.0
+            return
+        if self._bus.reconnects != self._reconnects or not self._back:
+            self._reconnects, self._back = self._bus.reconnects, now
+            self._after_absence(now)
+        unstarted: dict[str, list[Pending]] = {}
+        for work in list(self._pending.values()):
+            if work.outcome is not None or not work.attempts.current:
+                continue
+            if not work.attempts.last_sign:
+                self._unstarted(work, now, unstarted)
+            elif work.attempts.lost(now, taken=False):
+                work.end(Lost(f"{work.attempts.node} fell silent"))
+        if unstarted and now - self._looked >= _LOOK_EVERY_S:
+            self._looked = now
+            for region, works in unstarted.items():
+                await self._look(region, works)
+
+    def _after_absence(self, now: float) -> None:
+        """Frames could not come while the bus was away: count silence from now."""
+        for work in self._pending.values():
+            if work.outcome is not None or not work.attempts.current:
+                continue
+            if work.attempts.last_sign:
+                work.attempts.last_sign = now
+            elif not work.sequence and work.attempts.published < now:
+                work.end(NotPublished("the bus was away"))
+
+    @staticmethod
+    def _unstarted(work: Pending, now: float, found: dict[str, list[Pending]]) -> None:
+        if not work.sequence:
+            if now - work.attempts.published > ACKNOWLEDGED_WITHIN_S:
+                work.end(NotPublished("the stream did not acknowledge in time"))
+        elif now - work.attempts.published > UNSTARTED_SILENCE_S:
+            found.setdefault(work.region, []).append(work)
+
+    async def _look(self, region: str, works: Iterable[Pending]) -> None:
+        attempts = {work: work.attempts.current for work in works}
+        gone = await self._bus.taken(region, frozenset(work.sequence for work in works))
+        if gone is None:
+            return
+        epoch, now = self._bus.epoch(region), asyncio.get_running_loop().time()
+        for work, attempt in attempts.items():
+            if work.attempts.current != attempt or work.attempts.last_sign:
+                continue
+            if work.epoch and work.epoch != epoch:
+                work.end(Lost("the stream that held it is gone"))
+            elif work.attempts.lost(now, taken=work.sequence in gone):
+                work.end(Lost("taken by a node that said nothing"))
