@@ -1,0 +1,5 @@
+"""`python -m busbar_telemetry`."""
+
+from busbar_telemetry.main import main
+
+main()

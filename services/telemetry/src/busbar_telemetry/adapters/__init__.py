@@ -1,0 +1,1 @@
+"""Telemetry's edges: the bus, OTLP, the admin API, the console, metrics."""

@@ -1,0 +1,1 @@
+"""Telemetry's HTTP listener: admin API, Jaeger's query API, console."""

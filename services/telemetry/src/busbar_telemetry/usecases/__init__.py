@@ -1,0 +1,1 @@
+"""What telemetry does, one verb a module."""
