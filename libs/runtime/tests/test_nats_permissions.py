@@ -63,7 +63,7 @@ class Bus:
         """Whether the server lets the user publish there."""
         client = await self.client(user)
         await client.publish(subject, b"")
-        # The client writes a ping ahead of what is pending: only the second comes after the publish.
+        # A ping is written ahead of what is pending: only the second comes after the publish.
         await client.flush()
         await client.flush()
         return not any(f'"{subject.lower()}"' in line.lower() for line in self.refused[user])
