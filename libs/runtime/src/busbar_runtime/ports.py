@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import random
 import socket
-import tempfile
-from pathlib import Path
 
 LOOPBACK = "127.0.0.1"
 # Below Linux's default range for outgoing connections (32768 up), so that a port
@@ -23,14 +19,12 @@ class PortsExhaustedError(RuntimeError):
 class PortPool:
     """Hands out free loopback ports and reserves them, machine-wide, until closed.
 
-    A reservation is a locked file: it keeps other pools away even while nothing
+    A reservation is an abstract socket's name: it keeps other pools away even while nothing
     listens on the port, and ends with this process however it dies.
     """
 
     def __init__(self) -> None:
-        self._directory = Path(tempfile.gettempdir()) / f"busbar-ports-{os.getuid()}"
-        self._directory.mkdir(mode=0o700, exist_ok=True)
-        self._held: list[int] = []
+        self._held: list[socket.socket] = []
 
     def take(self, wanted: int | None = None) -> int:
         """Reserve `wanted` if nobody has it, else any free port."""
@@ -42,19 +36,19 @@ class PortPool:
         raise PortsExhaustedError(f"no free port between {FIRST_PORT} and {LAST_PORT}")
 
     def _reserve(self, port: int) -> bool:
-        descriptor = os.open(self._directory / str(port), os.O_RDWR | os.O_CREAT, 0o600)
+        reservation = socket.socket(socket.AF_UNIX)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
+            reservation.bind(f"\0busbar-port-{port}")
+        except OSError:
+            reservation.close()
             return False
-        self._held.append(descriptor)
+        self._held.append(reservation)
         return True
 
     def close(self) -> None:
         """Give all ports back."""
-        for descriptor in self._held:
-            os.close(descriptor)
+        for reservation in self._held:
+            reservation.close()
         self._held.clear()
 
 
