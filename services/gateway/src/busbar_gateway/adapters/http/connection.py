@@ -1,0 +1,193 @@
+"""Bounds that hold before there is a request: heads, idle connections, how many there are.
+
+uvicorn bounds none of these itself: a head may be endless and may take for
+ever, and what a refused client goes on sending is read for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import orjson
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from busbar_gateway.adapters.http.limits import HttpLimits
+
+
+class _HeadTooLarge(Exception):
+    pass
+
+
+def bounded_protocol(limits: HttpLimits) -> type[HttpToolsProtocol]:
+    """Return uvicorn's protocol with these limits, for its `http` option."""
+
+    class Bounded(_BoundedProtocol):
+        bounds = limits
+
+    return Bounded
+
+
+class _BoundedProtocol(HttpToolsProtocol):
+    """uvicorn's httptools protocol that gives up on what takes too much or too long."""
+
+    bounds: HttpLimits
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._in_head = True
+        self._head_bytes = 0
+        self._header_count = 0
+        self._head_too_large = False
+        self._refused = False
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._linger_timer: asyncio.TimerHandle | None = None
+
+    # --- what the transport says ---------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take a connection, or refuse it when there are too many."""
+        super().connection_made(transport)  # pyright: ignore[reportArgumentType]
+        if len(self.connections) > self.bounds.max_connections:
+            self._refuse(503, "Too many connections are open; try again.")
+            self.transport.close()
+            return
+        self._start_head_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the timers with the connection."""
+        self._stop_head_timer()
+        self._stop_linger_timer()
+        self._unset_keepalive_if_required()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Feed the parser; give up on a head that has grown too large."""
+        if self._refused or self.transport.is_closing():
+            return
+        if self._in_head:
+            self._head_bytes += len(data)
+            self._start_head_timer()
+        super().data_received(data)
+        if self._in_head and self._head_bytes > self.bounds.max_head_bytes:
+            self._head_too_large = True
+            self.send_400_response("")
+
+    # --- what the parser says ------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        """Start to count anew."""
+        super().on_message_begin()
+        self._header_count = 0
+        self._start_head_timer()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header unless there are too many."""
+        self._header_count += 1
+        if self._header_count > self.bounds.max_headers:
+            self._head_too_large = True
+            raise _HeadTooLarge
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """Serve the request when its head is small enough."""
+        size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+        if size > self.bounds.max_head_bytes:
+            self._head_too_large = True
+            raise _HeadTooLarge
+        self._in_head = False
+        self._stop_head_timer()
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """Expect another head from here on."""
+        self._in_head = True
+        self._head_bytes = 0
+        lingered = self._linger_timer is not None
+        self._stop_linger_timer()
+        super().on_message_complete()
+        if lingered:
+            self._arm_keep_alive()
+
+    # --- what uvicorn says ---------------------------------------------------------------------
+
+    def on_response_complete(self) -> None:
+        """Discard the rest of a body that nobody will read, for a bounded time."""
+        unread = not self._in_head and self.cycle.response_complete
+        super().on_response_complete()
+        if unread and not self.transport.is_closing():
+            self._unset_keepalive_if_required()
+            self._linger()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is not HTTP, or what has too large a head."""
+        if self._head_too_large:
+            self._refuse(
+                431,
+                f"The request head has more than {self.bounds.max_headers} headers"
+                f" or {self.bounds.max_head_bytes} bytes.",
+            )
+        else:
+            self._refuse(400, msg)
+
+    def _refuse(self, status: int, reason: str) -> None:
+        """Answer outside any request; close once the client has had time to read why."""
+        if self._refused or self.transport.is_closing():
+            return
+        self._refused = True
+        self._stop_head_timer()
+        self._stop_linger_timer()
+        if self._busy():
+            self.transport.close()  # an answer is being written: there is no room for another
+            return
+        document = {"message": reason, "type": "invalid_request_error", "param": None, "code": None}
+        body = orjson.dumps({"error": document})
+        self.transport.write(
+            STATUS_LINE[status]
+            + b"content-type: application/json\r\nconnection: close\r\ncontent-length: "
+            + str(len(body)).encode()
+            + b"\r\n\r\n"
+            + body
+        )
+        self.transport.write_eof()
+        self._linger()
+
+    def _busy(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete  # pyright: ignore[reportUnnecessaryComparison]
+
+    # --- timers --------------------------------------------------------------------------------
+
+    def _linger(self) -> None:
+        """Read and discard for a while: closing at once would take the answer back with a reset."""
+        self._linger_timer = self.loop.call_later(
+            self.bounds.linger_timeout_s, self.transport.close
+        )
+
+    def _arm_keep_alive(self) -> None:
+        self._unset_keepalive_if_required()
+        self.timeout_keep_alive_task = self.loop.call_later(
+            self.timeout_keep_alive, self.timeout_keep_alive_handler
+        )
+
+    def _start_head_timer(self) -> None:
+        if self._head_timer is None:
+            self._head_timer = self.loop.call_later(
+                self.bounds.head_timeout_s, self._head_timed_out
+            )
+
+    def _head_timed_out(self) -> None:
+        self._head_timer = None
+        if self._busy():
+            self._start_head_timer()  # a head sent ahead has time until the answer before it
+            return
+        self._refuse(408, f"No complete request arrived within {self.bounds.head_timeout_s:g} s.")
+
+    def _stop_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _stop_linger_timer(self) -> None:
+        if self._linger_timer is not None:
+            self._linger_timer.cancel()
+            self._linger_timer = None

@@ -1,0 +1,90 @@
+"""Around every HTTP request: identity, authentication, and failures in the API's own shape."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+import uuid_utils
+from busbar_errors import BusbarError
+from prometheus_client import Counter
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from busbar_gateway.adapters.http.errors import RequestTimeout, family_of, render_error
+from busbar_gateway.adapters.http.exchange import EXCHANGE, Exchange
+from busbar_gateway.adapters.http.limits import ClientGone
+from busbar_gateway.adapters.http.services import Services
+from busbar_gateway.domain.routes import Caller
+
+PUBLIC_PATHS = frozenset({"/v2/health/live", "/v2/health/ready", "/openapi.json"})
+"""Everything else, existing or not, takes an API key."""
+
+_CLIENT_GONE_STATUS = 499
+_log = structlog.get_logger()
+_responses = Counter(
+    "busbar_gateway_http_responses_total",
+    "HTTP requests by API family and status; 499 is a client that went away.",
+    ["family", "status"],
+)
+
+
+def new_request_id() -> bytes:
+    """A UUIDv7."""
+    return uuid_utils.uuid7().bytes
+
+
+class Edge:
+    """ASGI application: gives each request an identity and a caller, then routes it."""
+
+    def __init__(
+        self,
+        router: ASGIApp,
+        services: Services,
+        request_ids: Callable[[], bytes] = new_request_id,
+    ) -> None:
+        self._router = router
+        self._keys = services.keys
+        self._limits = services.limits
+        self._request_ids = request_ids
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            raise RuntimeError(f"the gateway serves HTTP, not {scope['type']}")
+        exchange = Exchange(
+            scope, receive, send, family_of(scope["path"]), self._limits, self._request_ids()
+        )
+        scope[EXCHANGE] = exchange
+        scope["app"] = self  # makes Starlette's router raise instead of answering by itself
+        try:
+            if scope["path"] not in PUBLIC_PATHS:
+                exchange.caller = self._authenticate(exchange)
+            await self._router(scope, receive, send)
+        except ClientGone:
+            exchange.status = _CLIENT_GONE_STATUS
+        except asyncio.CancelledError:
+            if not exchange.client_gone:
+                raise
+            exchange.status = _CLIENT_GONE_STATUS
+        except Exception as error:  # noqa: BLE001
+            await _answer_failure(exchange, error)
+        finally:
+            _responses.labels(exchange.family, exchange.status).inc()
+
+    def _authenticate(self, exchange: Exchange) -> Caller:
+        header = exchange.header(b"authorization")
+        return self._keys.authenticate(None if header is None else header.decode("latin-1"))
+
+
+async def _answer_failure(exchange: Exchange, error: Exception) -> None:
+    if not isinstance(error, (BusbarError, HTTPException, RequestTimeout)):
+        await _log.aerror(
+            "unexpected failure at the HTTP edge",
+            request_id=exchange.public_id,
+            path=exchange.scope["path"],
+            exc_info=error,
+        )
+    if exchange.started:
+        raise error  # half an answer has left: the server closes the connection
+    await exchange.respond(*render_error(exchange.family, error))

@@ -1,0 +1,106 @@
+"""Failures in the shape of the API that was called: OpenAI's under /v1, KServe's under /v2."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import orjson
+from starlette.exceptions import HTTPException
+
+from busbar_gateway.domain.failures import (
+    Answered,
+    DeadlineExceeded,
+    InvalidInput,
+    ModelFailed,
+    Unauthenticated,
+    Unavailable,
+    answer_for,
+    reason_for,
+)
+
+Headers = list[tuple[bytes, bytes]]
+Family = Literal["openai", "kserve"]
+
+
+class BadParameter(InvalidInput):
+    """A field of an OpenAI request is wrong, missing or not offered; `code` says which."""
+
+    def __init__(self, reason: str, param: str | None, code: str) -> None:
+        super().__init__(reason, param)
+        self.code = code
+
+
+class RequestTimeout(Exception):
+    """The client was too slow in sending its request."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+_INVALID = "invalid_request_error"
+_HTTP_ANSWERS: dict[int, tuple[Answered, str]] = {
+    404: (Answered(404, _INVALID, "unknown_url", ""), "There is nothing at this address."),
+    405: (
+        Answered(405, _INVALID, "method_not_allowed", ""),
+        "This address does not take that method.",
+    ),
+}
+_REQUEST_TIMEOUT = Answered(408, _INVALID, "request_timeout", "")
+_NOT_WORTH_RETRYING = (ModelFailed, DeadlineExceeded)
+"""A retry would cost as much and fail the same way."""
+
+
+def family_of(path: str) -> Family:
+    """The API whose shape errors at `path` have."""
+    return "kserve" if path.startswith("/v2") else "openai"
+
+
+def answered_as(error: BaseException) -> tuple[Answered, str]:
+    """Return status and names of a failure, and what the customer may read about it."""
+    if isinstance(error, RequestTimeout):
+        return _REQUEST_TIMEOUT, error.reason
+    if isinstance(error, HTTPException) and error.status_code in _HTTP_ANSWERS:
+        return _HTTP_ANSWERS[error.status_code]
+    return answer_for(error), reason_for(error)
+
+
+def error_document(family: Family, error: BaseException) -> dict[str, Any]:
+    """Return the JSON that tells a client of this API family what went wrong."""
+    answered, reason = answered_as(error)
+    if family == "kserve":
+        return {"error": reason}
+    return {
+        "error": {
+            "message": reason,
+            "type": answered.openai_type,
+            "param": getattr(error, "param", None),
+            "code": getattr(error, "code", None) or answered.openai_code,
+        }
+    }
+
+
+def render_error(family: Family, error: BaseException) -> tuple[int, Headers, bytes]:
+    """Return status, headers and body for a failure."""
+    answered, _ = answered_as(error)
+    headers: Headers = [(b"content-type", b"application/json")]
+    if isinstance(error, Unauthenticated):
+        headers.append((b"www-authenticate", b'Bearer realm="busbar"'))
+    if isinstance(error, Unavailable):
+        headers += _retry_after(error.retry_after_s)
+    if isinstance(error, _NOT_WORTH_RETRYING):
+        headers.append((b"x-should-retry", b"false"))
+    if isinstance(error, RequestTimeout):
+        headers.append((b"connection", b"close"))
+    if isinstance(error, HTTPException):
+        headers += [(k.lower().encode(), v.encode()) for k, v in (error.headers or {}).items()]
+    return answered.http_status, headers, orjson.dumps(error_document(family, error))
+
+
+def _retry_after(seconds: float) -> Headers:
+    """Both forms: whole seconds for everyone, milliseconds for OpenAI's SDKs, which prefer them."""
+    return [
+        (b"retry-after", str(max(1, math.ceil(seconds))).encode()),
+        (b"retry-after-ms", str(max(1, round(seconds * 1000))).encode()),
+    ]

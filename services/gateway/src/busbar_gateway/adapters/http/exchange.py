@@ -1,0 +1,183 @@
+"""One HTTP request and its answer, as the endpoints see them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+import orjson
+from starlette.types import Receive, Scope, Send
+
+from busbar_gateway.adapters.http.errors import Family, Headers
+from busbar_gateway.adapters.http.limits import (
+    ClientGone,
+    HttpLimits,
+    decompress,
+    read_body,
+)
+from busbar_gateway.domain.routes import Caller, Route
+from busbar_gateway.usecases.calls import InferenceCall
+
+JSON: Headers = [(b"content-type", b"application/json")]
+
+_NOBODY = Caller(tenant_id="", key_id="")
+
+
+@dataclass(slots=True)
+class Exchange:
+    """A request with its identity, and the way to answer it."""
+
+    scope: Scope
+    receive: Receive
+    send: Send
+    family: Family
+    limits: HttpLimits
+    request_id: bytes
+    """UUIDv7, 16 bytes."""
+    caller: Caller = _NOBODY
+    received_unix_ns: int = field(default_factory=time.time_ns)
+    received_monotonic: float = field(default_factory=time.monotonic)
+    started: bool = False
+    """Whether status and headers have left."""
+    status: int = 0
+    watch: CancelledWhenGone | None = None
+
+    @property
+    def public_id(self) -> str:
+        """The request id as customers see it."""
+        return f"req_{self.request_id.hex()}"
+
+    @property
+    def path_params(self) -> dict[str, str]:
+        """What the route's placeholders matched."""
+        return self.scope["path_params"]
+
+    def header(self, name: bytes) -> bytes | None:
+        """Return the first header of that lower-case name."""
+        for key, value in self.scope["headers"]:
+            if key == name:
+                return value
+        return None
+
+    def text_header(self, name: bytes) -> str:
+        """Return a header as lower-case text, "" when it is missing."""
+        return (self.header(name) or b"").decode("latin-1").strip().lower()
+
+    async def body(self) -> bytes:
+        """Return the body, whole, decompressed and within the limits."""
+        body = await read_body(self.receive, self.header(b"content-length"), self.limits)
+        encoding = self.text_header(b"content-encoding")
+        if not encoding:
+            return body
+        return decompress(body, encoding, self.limits.max_body_bytes)
+
+    async def start(self, status: int, headers: Headers) -> None:
+        """Send status and headers, with the request's identity."""
+        self.started = True
+        self.status = status
+        identity: Headers = [(b"x-request-id", self.public_id.encode())]
+        if self.family == "openai":
+            elapsed_ms = round((time.monotonic() - self.received_monotonic) * 1000)
+            identity.append((b"openai-processing-ms", str(elapsed_ms).encode()))
+        await self.send(
+            {"type": "http.response.start", "status": status, "headers": headers + identity}
+        )
+
+    async def write(self, body: bytes, *, more: bool) -> None:
+        """Send a part of the body, the last one when not `more`."""
+        if not more and self.watch is not None:
+            self.watch.disarm()
+        await self.send({"type": "http.response.body", "body": body, "more_body": more})
+
+    async def respond(self, status: int, headers: Headers, body: bytes) -> None:
+        """Send a whole answer."""
+        length = (b"content-length", str(len(body)).encode())
+        await self.start(status, [*headers, length])
+        await self.write(body, more=False)
+
+    async def respond_json(self, document: object) -> None:
+        """Send a document with status 200."""
+        await self.respond(200, JSON, orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY))
+
+    def call(
+        self, route: Route, payload: bytes, api: str, timeout_s: float, *, whole: bool = False
+    ) -> InferenceCall:
+        """The call to serve for this exchange; its deadline counts from when it was received."""
+        left_s = timeout_s - (time.monotonic() - self.received_monotonic)
+        return InferenceCall(
+            request_id=self.request_id,
+            caller=self.caller,
+            route=route,
+            payload=payload,
+            api=api,
+            received_unix_ns=self.received_unix_ns,
+            deadline=asyncio.get_running_loop().time() + left_s,
+            deadline_unix_ms=self.received_unix_ns // 1_000_000 + round(timeout_s * 1000),
+            traceparent=(self.header(b"traceparent") or b"").decode("latin-1"),
+            whole=whole,
+        )
+
+    def cancelled_when_gone(self) -> CancelledWhenGone:
+        """Enter this once the body is read: the client's leaving then cancels what is inside."""
+        self.watch = CancelledWhenGone(self.receive)
+        return self.watch
+
+    @property
+    def client_gone(self) -> bool:
+        """Whether the client was seen to leave before the answer was complete."""
+        return self.watch is not None and self.watch.gone
+
+
+class CancelledWhenGone:
+    """Cancels the task inside it when the client goes away, and then raises ClientGone."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self.gone = False
+
+    async def __aenter__(self) -> Self:
+        inside = asyncio.current_task()
+        assert inside is not None
+        self._inside = inside
+        self._watcher = asyncio.create_task(self._watch(), name="client-watcher")
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.disarm()
+        if self.gone:
+            self._inside.uncancel()
+            raise ClientGone from error
+
+    def disarm(self) -> None:
+        """Stop watching; after the last byte ASGI servers report a disconnect to everyone."""
+        self._watcher.cancel()
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.gone = True
+        self._inside.cancel()
+
+
+Endpoint = Callable[[Exchange], Awaitable[None]]
+EXCHANGE = "busbar.exchange"
+"""Where the edge leaves the exchange in the ASGI scope."""
+
+
+class as_asgi:  # noqa: N801
+    """An endpoint as an ASGI application that Starlette's router calls without wrapping it."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+
+    async def __call__(self, scope: Scope, _receive: Receive, _send: Send) -> None:
+        await self._endpoint(scope[EXCHANGE])

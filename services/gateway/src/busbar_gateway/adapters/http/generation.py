@@ -1,0 +1,150 @@
+"""Text generation through the vLLM backend's tensors, for chat and text completions.
+
+Tensors: https://github.com/triton-inference-server/vllm_backend (text_input,
+stream, sampling_parameters, exclude_input_in_output, return_* in; text_output,
+finish_reason, num_*_tokens out, over a decoupled model).
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+from tritonclient.grpc import service_pb2
+
+from busbar_gateway.adapters.http.errors import BadParameter
+from busbar_gateway.adapters.http.kserve import unready
+from busbar_gateway.adapters.http.kserve_elements import (
+    join_bytes_elements,
+    split_bytes_elements,
+)
+from busbar_gateway.domain.failures import ModelFailed, PayloadTooLarge, Unavailable
+from busbar_gateway.domain.routes import Route
+from busbar_gateway.usecases.calls import AnswerStream
+
+_OPTIONS = (
+    "exclude_input_in_output",
+    "return_finish_reason",
+    "return_num_input_tokens",
+    "return_num_output_tokens",
+)
+_FINISH_REASONS = {"stop": "stop", "length": "length"}
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to choose tokens; None leaves it to the model."""
+
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    stop: list[str] = field(default_factory=list)
+
+    def as_json(self) -> bytes:
+        """The `sampling_parameters` tensor's element."""
+        given = {
+            "max_tokens": self.max_tokens,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "seed": self.seed,
+            "stop": self.stop or None,
+        }
+        return orjson.dumps({key: value for key, value in given.items() if value is not None})
+
+
+@dataclass(slots=True)
+class Generation:
+    """What has been generated so far."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    finish_reason: str | None = None
+
+    def usage(self) -> dict[str, int]:
+        """OpenAI's usage object."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+        }
+
+
+def require_chat(route: Route) -> None:
+    """Raise unless the deployment generates text."""
+    if route.manifest.task != "chat":
+        raise BadParameter(
+            f"The model '{route.deployment}' does not generate text.", "model", "unsupported_value"
+        )
+    if route.signature is None:
+        raise Unavailable(unready(route))
+
+
+def checked_token_limit(route: Route, wanted: int | None, param: str) -> int | None:
+    """Return how many tokens to generate at most; raise when the model never makes so many."""
+    most = route.manifest.max_output_tokens
+    if wanted is None:
+        return most or None
+    if most and wanted > most:
+        raise BadParameter(
+            f"'{param}' is {wanted}; this model generates at most {most} tokens.",
+            param,
+            "invalid_value",
+        )
+    return wanted
+
+
+def generation_payload(route: Route, prompt: str, sampling: Sampling, *, stream: bool) -> bytes:
+    """Return the serialized ModelInferRequest for one prompt."""
+    message = service_pb2.ModelInferRequest(model_name=route.deployment)
+    _add(message, "text_input", "BYTES", join_bytes_elements([prompt.encode()]))
+    _add(message, "stream", "BOOL", bytes([stream]))
+    _add(message, "sampling_parameters", "BYTES", join_bytes_elements([sampling.as_json()]))
+    for option in _OPTIONS:
+        _add(message, option, "BOOL", b"\x01")
+    payload = message.SerializeToString()
+    limit = route.manifest.max_payload_bytes
+    if limit and len(payload) > limit:
+        raise PayloadTooLarge(f"the model takes requests of at most {limit} bytes")
+    return payload
+
+
+def _add(message: Any, name: str, datatype: str, raw: bytes) -> None:
+    message.inputs.add(name=name, datatype=datatype, shape=[1])
+    message.raw_input_contents.append(raw)
+
+
+async def generated_text(answer: AnswerStream, generation: Generation) -> AsyncGenerator[str]:
+    """Yield pieces of text as they come, never half a character; keeps `generation` current."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    async for chunk in answer:
+        generation.prompt_tokens = chunk.input_tokens
+        generation.completion_tokens = chunk.output_tokens
+        outputs = _outputs(chunk.payload)
+        reason = _first(outputs, "finish_reason").decode("utf-8", "replace")
+        generation.finish_reason = _FINISH_REASONS.get(reason, generation.finish_reason)
+        yield decoder.decode(_first(outputs, "text_output"))
+    yield decoder.decode(b"", final=True)
+    if generation.finish_reason is None:
+        generation.finish_reason = "stop"
+
+
+def _outputs(payload: bytes) -> dict[str, bytes]:
+    response = service_pb2.ModelInferResponse.FromString(payload)
+    if len(response.outputs) != len(response.raw_output_contents):
+        raise ModelFailed("the model's answer has no raw contents for some of its outputs")
+    names = (output.name for output in response.outputs)
+    return dict(zip(names, response.raw_output_contents, strict=True))
+
+
+def _first(outputs: dict[str, bytes], name: str) -> bytes:
+    """The first element of a BYTES output, b"" when it is not there."""
+    raw = outputs.get(name, b"")
+    try:
+        elements = split_bytes_elements(raw)
+    except ValueError as error:
+        raise ModelFailed(f"the model's output '{name}' is broken: {error}") from error
+    return elements[0] if elements else b""

@@ -1,0 +1,274 @@
+"""KServe v2 over HTTP, as Triton speaks it."""
+
+from __future__ import annotations
+
+import asyncio
+from importlib.metadata import version as package_version
+from typing import Any
+
+from google.protobuf import json_format
+from starlette.routing import Route as Address
+from tritonclient.grpc import service_pb2
+
+from busbar_gateway.adapters.http.exchange import JSON, Exchange, as_asgi
+from busbar_gateway.adapters.http.kserve_request import (
+    InferRequest,
+    header_length,
+    parse_infer_request,
+)
+from busbar_gateway.adapters.http.kserve_response import InferAnswer, render_infer_answer
+from busbar_gateway.adapters.http.limits import compress
+from busbar_gateway.adapters.http.services import Services
+from busbar_gateway.domain.failures import (
+    Forbidden,
+    PayloadTooLarge,
+    Unavailable,
+    UnknownVersion,
+    Unsupported,
+)
+from busbar_gateway.domain.routes import Route
+from busbar_gateway.domain.tensors import GivenTensor, check_inference, check_parameters
+
+EXTENSIONS = ("binary_tensor_data", "model_configuration", "parameters")
+_COMPRESS_FROM_BYTES = 1024
+_COMPRESS_ASIDE_FROM_BYTES = 64 * 1024
+
+
+class KServe:
+    """The endpoints under /v2."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._limits = services.limits
+
+    def addresses(self) -> list[Address]:
+        """The routes, the busiest first."""
+        model, version = "/v2/models/{model}", "/v2/models/{model}/versions/{version}"
+        post, get = ["POST"], ["GET"]
+        return [
+            Address(f"{model}/infer", as_asgi(self.infer), methods=post),
+            Address(f"{version}/infer", as_asgi(self.infer), methods=post),
+            *[
+                Address(path, as_asgi(refuse_control), methods=methods)
+                for path, methods in CONTROL_PATHS.items()
+            ],
+            Address("/v2/health/live", as_asgi(self.live), methods=get),
+            Address("/v2/health/ready", as_asgi(self.ready), methods=get),
+            Address("/v2", as_asgi(self.server_metadata), methods=get),
+            Address(model, as_asgi(self.model_metadata), methods=get),
+            Address(version, as_asgi(self.model_metadata), methods=get),
+            Address(f"{model}/ready", as_asgi(self.model_ready), methods=get),
+            Address(f"{version}/ready", as_asgi(self.model_ready), methods=get),
+            Address(f"{model}/config", as_asgi(self.model_config), methods=get),
+            Address(f"{version}/config", as_asgi(self.model_config), methods=get),
+        ]
+
+    async def live(self, exchange: Exchange) -> None:
+        """The process answers."""
+        await exchange.respond(200, [], b"")
+
+    async def ready(self, exchange: Exchange) -> None:
+        """The gateway can serve."""
+        if reasons := self._services.readiness():
+            raise Unavailable(f"not ready: {', '.join(reasons)}")
+        await exchange.respond(200, [], b"")
+
+    async def server_metadata(self, exchange: Exchange) -> None:
+        """Name, version and protocol extensions."""
+        await exchange.respond_json(server_metadata())
+
+    async def model_metadata(self, exchange: Exchange) -> None:
+        """Inputs and outputs of a model."""
+        route = self._find(exchange)
+        metadata = service_pb2.ModelMetadataResponse.FromString(_known(route, route.metadata))
+        await exchange.respond_json(
+            {
+                "name": metadata.name,
+                "versions": list(metadata.versions),
+                "platform": metadata.platform,
+                "inputs": [_tensor_metadata(tensor) for tensor in metadata.inputs],
+                "outputs": [_tensor_metadata(tensor) for tensor in metadata.outputs],
+            }
+        )
+
+    async def model_ready(self, exchange: Exchange) -> None:
+        """Whether any replica takes work."""
+        route = self._find(exchange)
+        if not route.ready:
+            raise Unavailable(unready(route))
+        await exchange.respond(200, [], b"")
+
+    async def model_config(self, exchange: Exchange) -> None:
+        """Triton's own configuration of a model."""
+        route = self._find(exchange)
+        config = service_pb2.ModelConfigResponse.FromString(_known(route, route.config))
+        document = json_format.MessageToDict(
+            config.config,
+            preserving_proto_field_name=True,
+            always_print_fields_with_no_presence=True,
+        )
+        await exchange.respond_json(_with_numbers(document))
+
+    async def infer(self, exchange: Exchange) -> None:
+        """One inference, JSON or binary, answered in the form asked for."""
+        route = self._find(exchange)
+        limit = route.manifest.max_payload_bytes
+        body = await exchange.body()
+        if limit and len(body) > limit:
+            raise PayloadTooLarge(f"the model takes requests of at most {limit} bytes")
+        request = parse_infer_request(
+            body,
+            header_length(exchange.header(b"inference-header-content-length"), len(body)),
+            model=route.deployment,
+            version=exchange.path_params.get("version", ""),
+        )
+        check_request(route, request)
+        call = exchange.call(
+            route,
+            request.message.SerializeToString(),
+            "kserve.http.infer",
+            self._limits.request_timeout_s,
+        )
+        async with exchange.cancelled_when_gone(), self._services.serving.infer(call) as answer:
+            response = service_pb2.ModelInferResponse.FromString(answer.payload)
+            await _respond(exchange, render_infer_answer(response, request.forms))
+
+    def _find(self, exchange: Exchange) -> Route:
+        """The route named in the path; versions are checked where they are known."""
+        route = self._services.routes.find(exchange.caller, exchange.path_params["model"])
+        version = exchange.path_params.get("version", "")
+        signature = route.signature
+        if version and signature is not None and version not in signature.versions:
+            raise UnknownVersion(f"the model has no version '{version}'")
+        return route
+
+
+def check_request(route: Route, request: InferRequest) -> None:
+    """Raise the failure that the request would meet at the model, before it costs a slot."""
+    message = request.message
+    check_parameters(
+        message.parameters,
+        (
+            name
+            for tensors in (message.inputs, message.outputs)
+            for tensor in tensors
+            for name in tensor.parameters
+        ),
+    )
+    signature = route.signature
+    if signature is None:
+        raise Unavailable(unready(route))
+    if signature.decoupled:
+        raise Unsupported(
+            f"the model '{route.deployment}' answers with many responses; call it with gRPC"
+            " ModelStreamInfer or under /v1"
+        )
+    inputs = [
+        GivenTensor(tensor.name, tensor.datatype, tensor.shape, raw)
+        for tensor, raw in zip(message.inputs, message.raw_input_contents, strict=True)
+    ]
+    outputs = [output.name for output in message.outputs]
+    check_inference(signature, message.model_version, inputs, outputs)
+
+
+def unready(route: Route) -> str:
+    """Why the deployment cannot answer, for whoever asked it."""
+    reason = route.unready_reason or "no replica is ready"
+    return f"the model '{route.deployment}' is not ready: {reason}"
+
+
+def server_metadata() -> dict[str, Any]:
+    """What the server says of itself."""
+    return {
+        "name": "busbar",
+        "version": package_version("busbar-gateway"),
+        "extensions": list(EXTENSIONS),
+    }
+
+
+CONTROL_PATHS: dict[str, list[str]] = {
+    "/v2/repository/index": ["POST"],
+    "/v2/repository/models/{model}/load": ["POST"],
+    "/v2/repository/models/{model}/unload": ["POST"],
+    "/v2/models/stats": ["GET"],
+    "/v2/models/{model}/stats": ["GET"],
+    "/v2/models/{model}/versions/{version}/stats": ["GET"],
+    "/v2/models/{model}/trace/setting": ["GET", "POST"],
+    "/v2/trace/setting": ["GET", "POST"],
+    "/v2/logging": ["GET", "POST"],
+    **{
+        f"/v2/{kind}sharedmemory/{path}": methods
+        for kind in ("system", "cuda")
+        for path, methods in {
+            "status": ["GET"],
+            "region/{region}/status": ["GET"],
+            "region/{region}/register": ["POST"],
+            "region/{region}/unregister": ["POST"],
+            "unregister": ["POST"],
+        }.items()
+    },
+}
+"""Triton's control of its own process, which several tenants share."""
+
+
+async def refuse_control(exchange: Exchange) -> None:
+    """Say why nobody may do this here."""
+    raise Forbidden(
+        f"{exchange.scope['path']} controls a server that tenants share and is not offered;"
+        " deployments are declared by the operator"
+    )
+
+
+def _known(route: Route, serialized: bytes) -> bytes:
+    if not serialized:
+        raise Unavailable(unready(route))
+    return serialized
+
+
+def _tensor_metadata(tensor: Any) -> dict[str, Any]:
+    return {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
+
+
+def _with_numbers(document: Any) -> Any:
+    """Undo protobuf's JSON mapping of 64-bit integers to strings, as Triton's own JSON does."""
+    match document:
+        case dict():
+            return {
+                key: [int(size) for size in value] if key == "dims" else _with_numbers(value)
+                for key, value in document.items()
+            }
+        case list():
+            return [_with_numbers(value) for value in document]
+        case _:
+            return document
+
+
+async def _respond(exchange: Exchange, answer: InferAnswer) -> None:
+    headers = JSON
+    if answer.json_length is not None:
+        length = str(answer.json_length).encode()
+        headers = [
+            (b"content-type", b"application/octet-stream"),
+            (b"inference-header-content-length", length),
+        ]
+    body, encoding = answer.body, _accepted_encoding(exchange)
+    if encoding and len(body) >= _COMPRESS_FROM_BYTES:
+        headers = [
+            *headers,
+            (b"content-encoding", encoding.encode()),
+            (b"vary", b"accept-encoding"),
+        ]
+        if len(body) < _COMPRESS_ASIDE_FROM_BYTES:
+            body = compress(body, encoding)
+        else:
+            body = await asyncio.to_thread(compress, body, encoding)
+    await exchange.respond(200, headers, body)
+
+
+def _accepted_encoding(exchange: Exchange) -> str:
+    """The first encoding that the client names and we have; "" for none."""
+    for offer in exchange.text_header(b"accept-encoding").split(","):
+        name, _, quality = offer.partition(";")
+        if name.strip() in {"gzip", "deflate"} and quality.replace(" ", "") not in {"q=0", "q=0.0"}:
+            return name.strip()
+    return ""

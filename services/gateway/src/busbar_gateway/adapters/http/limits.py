@@ -1,0 +1,116 @@
+"""Bounds on what one HTTP request may take, enforced while it is read."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from dataclasses import dataclass
+
+from starlette.types import Receive
+
+from busbar_gateway.adapters.http.errors import RequestTimeout
+from busbar_gateway.domain.failures import InvalidInput, PayloadTooLarge
+
+_MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class HttpLimits:
+    """Bounds of the HTTP edge; every one is enforced, none is advisory."""
+
+    max_body_bytes: int = 7 * _MIB
+    """Body after decompression; beyond it 413."""
+    body_timeout_s: float = 30.0
+    """From the first to the last byte of a body; beyond it 408."""
+    max_head_bytes: int = 64 * 1024
+    """Request line and headers; beyond it 431."""
+    max_headers: int = 128
+    """Header lines; beyond it 431."""
+    head_timeout_s: float = 10.0
+    """From the connection or the first byte of a request to its last header; beyond it 408."""
+    linger_timeout_s: float = 10.0
+    """How long the rest of a body is discarded after its request was answered."""
+    keep_alive_s: float = 75.0
+    """How long an idle connection stays open."""
+    max_connections: int = 4096
+    """Open connections; beyond it 503."""
+    request_timeout_s: float = 60.0
+    """Deadline of tensor and embedding requests."""
+    generation_timeout_s: float = 600.0
+    """Deadline of chat and text completions, streamed or not."""
+    heartbeat_s: float = 10.0
+    """Longest silence on an event stream before a comment line is sent."""
+    write_timeout_s: float = 30.0
+    """How long a client may leave an event unread before the stream is given up."""
+
+
+async def read_body(receive: Receive, content_length: bytes | None, limits: HttpLimits) -> bytes:
+    """Return the whole body.
+
+    Raises PayloadTooLarge as soon as that is known, RequestTimeout when the
+    client takes too long, and ClientGone when it leaves before the end.
+    """
+    limit = limits.max_body_bytes
+    if content_length is not None and content_length.isdigit() and int(content_length) > limit:
+        raise body_too_large(limit)
+    parts: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(limits.body_timeout_s):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientGone
+                part = message.get("body", b"")
+                size += len(part)
+                if size > limit:
+                    raise body_too_large(limit)
+                parts.append(part)
+                if not message.get("more_body", False):
+                    return parts[0] if len(parts) == 1 else b"".join(parts)
+    except TimeoutError as error:
+        raise RequestTimeout(
+            f"the body did not arrive within {limits.body_timeout_s:g} s"
+        ) from error
+
+
+class ClientGone(ConnectionError):
+    """The client went away; nobody is left to answer."""
+
+
+def body_too_large(limit: int) -> PayloadTooLarge:
+    """The failure for a body beyond `limit` bytes."""
+    return PayloadTooLarge(f"the request body is larger than {limit} bytes")
+
+
+def decompress(body: bytes, encoding: str, limit: int) -> bytes:
+    """Undo a Content-Encoding, never producing more than `limit` bytes.
+
+    Raises PayloadTooLarge beyond the limit and InvalidInput for data that is
+    not what the header says, or for an encoding other than gzip and deflate.
+    """
+    match encoding:
+        case "" | "identity":
+            return body
+        case "gzip":
+            inflater = zlib.decompressobj(16 + zlib.MAX_WBITS)
+        case "deflate":
+            inflater = zlib.decompressobj()
+        case _:
+            raise InvalidInput("Content-Encoding must be gzip, deflate or identity")
+    try:
+        plain = inflater.decompress(body, limit + 1)
+    except zlib.error as error:
+        raise InvalidInput(f"the body is not valid {encoding} data") from error
+    if len(plain) > limit:
+        raise body_too_large(limit)
+    if not inflater.eof or inflater.unused_data:
+        raise InvalidInput(f"the body is not valid {encoding} data")
+    return plain
+
+
+def compress(body: bytes, encoding: str) -> bytes:
+    """Apply a Content-Encoding, gzip or deflate; light compression, tensors rarely shrink."""
+    window = 16 + zlib.MAX_WBITS if encoding == "gzip" else zlib.MAX_WBITS
+    deflater = zlib.compressobj(1, zlib.DEFLATED, window)
+    return deflater.compress(body) + deflater.flush()

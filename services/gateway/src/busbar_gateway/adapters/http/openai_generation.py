@@ -1,0 +1,124 @@
+"""What /v1/chat/completions and /v1/completions share: one prompt in, one choice out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from busbar_gateway.adapters.http.errors import BadParameter
+from busbar_gateway.adapters.http.exchange import Exchange
+from busbar_gateway.adapters.http.generation import (
+    Generation,
+    Sampling,
+    generated_text,
+    generation_payload,
+)
+from busbar_gateway.adapters.http.openai_schemas import StreamOptions
+from busbar_gateway.adapters.http.services import Services
+from busbar_gateway.adapters.http.sse import EventStream
+from busbar_gateway.domain.routes import Route
+
+Choice = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerShape:
+    """How an API writes a choice; each returns the `choices` element without its index."""
+
+    api: str
+    id_prefix: str
+    whole_object: str
+    chunk_object: str
+    whole: Callable[[str, str | None], Choice]
+    """From the text and the finish reason."""
+    piece: Callable[[str], Choice]
+    """From a piece of text."""
+    opening: Choice | None
+    """What the first event says before there is text; None for nothing."""
+    closing: Callable[[str | None], Choice]
+    """From the finish reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One generation, ready to run."""
+
+    route: Route
+    prompt: str
+    sampling: Sampling
+    include_usage: bool
+
+
+def wants_usage(stream: bool | None, options: StreamOptions | None) -> bool:  # noqa: FBT001
+    """Whether a stream ends with a usage chunk; raise when options come without a stream."""
+    if options is None:
+        return False
+    if not stream:
+        raise BadParameter(
+            "'stream_options' is only allowed when 'stream' is true.",
+            "stream_options",
+            "invalid_value",
+        )
+    return bool(options.include_usage)
+
+
+async def answer_whole(
+    services: Services, exchange: Exchange, job: Job, shape: AnswerShape
+) -> None:
+    """Generate, charge, then answer with one document."""
+    payload = generation_payload(job.route, job.prompt, job.sampling, stream=False)
+    timeout_s = exchange.limits.generation_timeout_s
+    call = exchange.call(job.route, payload, shape.api, timeout_s, whole=True)
+    generation = Generation()
+    async with exchange.cancelled_when_gone(), services.serving.stream(call) as answer:
+        pieces = [piece async for piece in generated_text(answer, generation)]
+        await answer.settle()
+        document = _head(exchange, job, shape, shape.whole_object)
+        choice = shape.whole("".join(pieces), generation.finish_reason)
+        document["choices"] = [{"index": 0, **choice}]
+        document["usage"] = generation.usage()
+        await exchange.respond_json(document)
+
+
+async def answer_stream(
+    services: Services, exchange: Exchange, job: Job, shape: AnswerShape
+) -> None:
+    """Send events as text comes; the last ones only when the charge is durable."""
+    payload = generation_payload(job.route, job.prompt, job.sampling, stream=True)
+    call = exchange.call(job.route, payload, shape.api, exchange.limits.generation_timeout_s)
+    generation = Generation()
+    head = _head(exchange, job, shape, shape.chunk_object)
+
+    def event(choice: Choice) -> dict[str, Any]:
+        chunk = {**head, "choices": [{"index": 0, **choice}]}
+        return {**chunk, "usage": None} if job.include_usage else chunk
+
+    async with (
+        exchange.cancelled_when_gone(),
+        EventStream(exchange) as events,
+        services.serving.stream(call) as answer,
+        aclosing(generated_text(answer, generation)) as pieces,
+    ):
+        opening = shape.opening
+        async for piece in pieces:
+            if opening is not None:
+                await events.send(event(opening))
+                opening = None
+            if piece:
+                await events.send(event(shape.piece(piece)))
+        await answer.settle()
+        last = [event(shape.closing(generation.finish_reason))]
+        if job.include_usage:
+            last.append({**head, "choices": [], "usage": generation.usage()})
+        await events.finish(*last)
+
+
+def _head(exchange: Exchange, job: Job, shape: AnswerShape, kind: str) -> dict[str, Any]:
+    return {
+        "id": f"{shape.id_prefix}-{exchange.request_id.hex()}",
+        "object": kind,
+        "created": exchange.received_unix_ns // 1_000_000_000,
+        "model": job.route.deployment,
+    }
