@@ -12,13 +12,9 @@ from harness.operator import Customer
 
 EXAMPLES_PER_OPERATION = 25
 TIME_LIMIT_S = 240
-CHECKS = ",".join(
-    [
-        "not_a_server_error",
-        "status_code_conformance",
-        "content_type_conformance",
-        "response_schema_conformance",
-    ]
+CHECKS = (
+    "not_a_server_error,status_code_conformance,"
+    "content_type_conformance,response_schema_conformance"
 )
 
 
