@@ -1,0 +1,5 @@
+"""`python -m busbar_scheduler`."""
+
+from busbar_scheduler.main import main
+
+main()

@@ -1,0 +1,1 @@
+"""The bus and HTTP, translated and nothing else."""

@@ -1,0 +1,217 @@
+"""Between the bus's messages and the domain's values."""
+
+from __future__ import annotations
+
+from busbar_contracts.node.v1.status_pb2 import NodeStatus
+from busbar_contracts.node.v1.status_pb2 import ReplicaState as ReplicaStateMessage
+from busbar_contracts.scheduler.v1.deployment_pb2 import Deployment as DeploymentMessage
+from busbar_contracts.scheduler.v1.deployment_pb2 import (
+    ModelBundle,
+    ModelManifest,
+    ModelTask,
+)
+from busbar_contracts.scheduler.v1.plan_pb2 import NodePlacement, ReplicaAssignment, RouteTarget
+from busbar_contracts.scheduler.v1.plan_pb2 import Route as RouteMessage
+from busbar_errors import Rejected
+
+from busbar_scheduler.domain.fleet import (
+    Assignment,
+    Bundle,
+    Deployment,
+    Replica,
+    ReplicaState,
+    Route,
+    Target,
+)
+from busbar_scheduler.domain.manifest import Manifest, Task
+
+_TASKS = {
+    Task.TENSOR: ModelTask.MODEL_TASK_TENSOR,
+    Task.EMBED: ModelTask.MODEL_TASK_EMBED,
+    Task.CHAT: ModelTask.MODEL_TASK_CHAT,
+}
+_TASKS_BACK = {message: task for task, message in _TASKS.items()}
+_STATES = {
+    ReplicaStateMessage.REPLICA_STATE_FETCHING: ReplicaState.FETCHING,
+    ReplicaStateMessage.REPLICA_STATE_LOADING: ReplicaState.LOADING,
+    ReplicaStateMessage.REPLICA_STATE_WARMING: ReplicaState.WARMING,
+    ReplicaStateMessage.REPLICA_STATE_READY: ReplicaState.READY,
+    ReplicaStateMessage.REPLICA_STATE_DRAINING: ReplicaState.DRAINING,
+    ReplicaStateMessage.REPLICA_STATE_FAILED: ReplicaState.FAILED,
+}
+
+
+def manifest_message(manifest: Manifest) -> ModelManifest:
+    """A manifest as the bus carries it."""
+    return ModelManifest(
+        name=manifest.name,
+        version=manifest.version,
+        task=_TASKS[manifest.task],
+        slots=manifest.slots,
+        memory_mib=manifest.memory_mib,
+        max_input_tokens=manifest.max_input_tokens,
+        max_output_tokens=manifest.max_output_tokens,
+        max_payload_bytes=manifest.max_payload_bytes,
+        price_class=manifest.price_class,
+        chat_template=manifest.chat_template,
+        input_tokens_output=manifest.input_tokens_output,
+        output_tokens_output=manifest.output_tokens_output,
+        stop=manifest.stop,
+    )
+
+
+def manifest_of(message: ModelManifest) -> Manifest:
+    """The manifest in a message; raises Rejected when its task is unknown."""
+    task = _TASKS_BACK.get(message.task)
+    if task is None:
+        raise Rejected(f"manifest of {message.name!r} has no known task: {message.task}")
+    return Manifest(
+        name=message.name,
+        version=message.version,
+        task=task,
+        slots=message.slots,
+        memory_mib=message.memory_mib,
+        price_class=message.price_class,
+        max_input_tokens=message.max_input_tokens,
+        max_output_tokens=message.max_output_tokens,
+        max_payload_bytes=message.max_payload_bytes,
+        chat_template=message.chat_template,
+        input_tokens_output=message.input_tokens_output,
+        output_tokens_output=message.output_tokens_output,
+        stop=tuple(message.stop),
+    )
+
+
+def deployment_message(deployment: Deployment) -> DeploymentMessage:
+    """A declared deployment as the bus carries it."""
+    return DeploymentMessage(
+        name=deployment.name,
+        bundle_digest=deployment.digest,
+        manifest=manifest_message(deployment.manifest),
+        replicas=deployment.replicas,
+        regions=deployment.regions,
+        tenants=deployment.tenants,
+        created_unix_ms=deployment.created_unix_ms,
+    )
+
+
+def deployment_of(message: DeploymentMessage) -> Deployment:
+    """The deployment in a message."""
+    return Deployment(
+        name=message.name,
+        digest=message.bundle_digest,
+        manifest=manifest_of(message.manifest),
+        replicas=message.replicas,
+        regions=tuple(message.regions),
+        tenants=tuple(message.tenants),
+        created_unix_ms=message.created_unix_ms,
+    )
+
+
+def bundle_message(bundle: Bundle) -> ModelBundle:
+    """A pushed bundle as the bus carries it."""
+    return ModelBundle(
+        digest=bundle.digest,
+        size_bytes=bundle.size_bytes,
+        manifest=manifest_message(bundle.manifest),
+        pushed_unix_ms=bundle.pushed_unix_ms,
+    )
+
+
+def bundle_of(message: ModelBundle) -> Bundle:
+    """The bundle in a message."""
+    return Bundle(
+        digest=message.digest,
+        size_bytes=message.size_bytes,
+        manifest=manifest_of(message.manifest),
+        pushed_unix_ms=message.pushed_unix_ms,
+    )
+
+
+def placement_message(
+    node: str, held: tuple[Assignment, ...], fencing_token: int, snapshot_revision: int
+) -> NodePlacement:
+    """What a node must hold, as the bus carries it."""
+    return NodePlacement(
+        node=node,
+        fencing_token=fencing_token,
+        snapshot_revision=snapshot_revision,
+        replicas=[
+            ReplicaAssignment(
+                deployment=one.deployment,
+                bundle_digest=one.digest,
+                slots=one.slots,
+                input_tokens_output=one.input_tokens_output,
+                output_tokens_output=one.output_tokens_output,
+            )
+            for one in held
+        ],
+    )
+
+
+def placement_of(message: NodePlacement) -> tuple[Assignment, ...]:
+    """What a message says that a node must hold."""
+    return tuple(
+        Assignment(
+            deployment=one.deployment,
+            digest=one.bundle_digest,
+            slots=one.slots,
+            input_tokens_output=one.input_tokens_output,
+            output_tokens_output=one.output_tokens_output,
+        )
+        for one in message.replicas
+    )
+
+
+def route_message(route: Route, fencing_token: int) -> RouteMessage:
+    """A route as the bus carries it."""
+    return RouteMessage(
+        deployment=route.deployment,
+        fencing_token=fencing_token,
+        bundle_digest=route.digest,
+        manifest=manifest_message(route.manifest),
+        targets=[
+            RouteTarget(
+                region=one.region, ready_slots=one.ready_slots, ready_replicas=one.ready_replicas
+            )
+            for one in route.targets
+        ],
+        tenants=route.tenants,
+        model_metadata=route.model_metadata,
+        model_config=route.model_config,
+        created_unix_ms=route.created_unix_ms,
+        unready_reason=route.unready_reason,
+    )
+
+
+def route_of(message: RouteMessage) -> Route:
+    """The route in a message."""
+    return Route(
+        deployment=message.deployment,
+        digest=message.bundle_digest,
+        manifest=manifest_of(message.manifest),
+        targets=tuple(
+            Target(one.region, one.ready_slots, one.ready_replicas) for one in message.targets
+        ),
+        tenants=tuple(message.tenants),
+        model_metadata=message.model_metadata,
+        model_config=message.model_config,
+        created_unix_ms=message.created_unix_ms,
+        unready_reason=message.unready_reason,
+    )
+
+
+def replicas_of(message: NodeStatus) -> tuple[Replica, ...]:
+    """What a node reports that it holds."""
+    return tuple(
+        Replica(
+            deployment=one.deployment,
+            digest=one.bundle_digest,
+            state=_STATES.get(one.state, ReplicaState.UNKNOWN),
+            slots=one.slots,
+            reason=one.reason,
+            model_metadata=one.model_metadata,
+            model_config=one.model_config,
+        )
+        for one in message.replicas
+    )

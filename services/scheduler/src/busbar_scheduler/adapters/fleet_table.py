@@ -1,0 +1,252 @@
+"""The picture of the fleet: what the buckets said, and when nodes were last heard of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import structlog
+from busbar_contracts.node.v1.status_pb2 import NodeLease, NodeStatus
+from busbar_contracts.scheduler.v1.deployment_pb2 import Deployment as DeploymentMessage
+from busbar_contracts.scheduler.v1.deployment_pb2 import ModelBundle
+from busbar_contracts.scheduler.v1.plan_pb2 import NodePlacement
+from busbar_contracts.scheduler.v1.plan_pb2 import Route as RouteMessage
+from busbar_errors import Rejected
+from busbar_messaging import topology
+from busbar_messaging.dispositions import decode
+from busbar_messaging.topology import NodeId
+
+from busbar_scheduler.adapters import codec
+from busbar_scheduler.domain.fleet import Assignment, Bundle, Deployment, Node, Route, Snapshot
+from busbar_scheduler.domain.health import Signs, judge, until_next_change_s
+from busbar_scheduler.domain.publishing import Published, Stamped
+
+log = structlog.get_logger()
+
+BUCKETS = (
+    topology.DEPLOYMENTS,
+    topology.BUNDLES,
+    topology.PLACEMENTS,
+    topology.ROUTES,
+    topology.NODES,
+    topology.LEASES,
+)
+_SUSPECT_AFTER = topology.SUSPECT_AFTER
+_FORGET_AFTER_S = 600.0
+"""A node that is silent for this long is dropped from the picture."""
+
+
+@dataclass(slots=True)
+class _Life:
+    """When a node was last heard of, by our own clock."""
+
+    heard_at: float
+    run_id: str = ""
+    ready: bool = True
+
+
+@dataclass(slots=True)
+class _Report:
+    """What a node last said that it has."""
+
+    status: NodeStatus
+    draining_since: float | None
+
+
+class FleetTable:
+    """Takes bucket changes in, gives snapshots out. Times are seconds of one monotonic clock.
+
+    Nodes and leases live in memory buckets that a restart of NATS empties, so an entry
+    that vanishes there means nothing. Only silence counts, and it is counted only while
+    we listen, so that an outage of our own makes no node suspect.
+    """
+
+    def __init__(self) -> None:
+        self.bundles: dict[str, Bundle] = {}
+        self._deployments: dict[str, tuple[Deployment, int]] = {}
+        self._placements: dict[str, tuple[Assignment, ...]] = {}
+        self._placement_stamps: dict[str, Stamped] = {}
+        self._routes: dict[str, Route] = {}
+        self._route_stamps: dict[str, Stamped] = {}
+        self._reports: dict[str, _Report] = {}
+        self._lives: dict[str, _Life] = {}
+        self._deaf_since: float | None = 0.0
+        self._listening_since: float | None = None
+
+    # --- taking in ---------------------------------------------------------------------------
+
+    def put(self, bucket: str, key: str, value: bytes, revision: int, now: float) -> bool:
+        """Take an entry in; False when it changes nothing that a plan depends on."""
+        if bucket == topology.LEASES.name:
+            return self._put_lease(key, value, now)
+        if revision < self.revision_of(bucket, key):
+            return False  # our own newer write has been recorded already
+        try:
+            self._put_declared(bucket, key, value, revision, now)
+        except (Rejected, ValueError) as error:
+            log.warning("entry not understood", bucket=bucket, key=key, error=str(error))
+        return True
+
+    def _put_declared(self, bucket: str, key: str, value: bytes, revision: int, now: float) -> None:
+        match bucket:
+            case topology.DEPLOYMENTS.name:
+                deployment = codec.deployment_of(decode(DeploymentMessage, value))
+                self._deployments[key] = (deployment, revision)
+            case topology.BUNDLES.name:
+                self.bundles[key] = codec.bundle_of(decode(ModelBundle, value))
+            case topology.PLACEMENTS.name:
+                self._placement_stamps[key] = Stamped(0, revision)
+                placement = decode(NodePlacement, value)
+                self._placement_stamps[key] = Stamped(placement.fencing_token, revision)
+                self._placements[key] = codec.placement_of(placement)
+            case topology.ROUTES.name:
+                self._route_stamps[key] = Stamped(0, revision)
+                route = decode(RouteMessage, value)
+                self._route_stamps[key] = Stamped(route.fencing_token, revision)
+                self._routes[key] = codec.route_of(route)
+            case _:
+                self._put_report(key, decode(NodeStatus, value), now)
+
+    def _put_report(self, key: str, status: NodeStatus, now: float) -> None:
+        NodeId.parse(key)  # placements are written under this name
+        before = self._reports.get(key)
+        same_run = before and before.status.agent_run_id == status.agent_run_id
+        since = before.draining_since if before and same_run else None
+        draining_since = (since if since is not None else now) if status.draining else None
+        self._reports[key] = _Report(status, draining_since)
+        self._lives.setdefault(key, _Life(heard_at=now))
+
+    def _put_lease(self, key: str, value: bytes, now: float) -> bool:
+        try:
+            lease = decode(NodeLease, value)
+        except Rejected as error:
+            log.warning("entry not understood", bucket="leases", key=key, error=str(error))
+            return False
+        before = self._lives.get(key)
+        self._lives[key] = _Life(now, lease.agent_run_id, lease.ready)
+        if before is None:
+            return True
+        was_silent = now - before.heard_at >= _SUSPECT_AFTER.total_seconds()
+        changed = (before.run_id, before.ready) != (lease.agent_run_id, lease.ready)
+        return was_silent or changed
+
+    def deleted(self, bucket: str, key: str) -> bool:
+        """Take a deletion in; False when it changes nothing that a plan depends on."""
+        match bucket:
+            case topology.DEPLOYMENTS.name:
+                return self._deployments.pop(key, None) is not None
+            case topology.BUNDLES.name:
+                return self.bundles.pop(key, None) is not None
+            case topology.PLACEMENTS.name:
+                self._placements.pop(key, None)
+                return self._placement_stamps.pop(key, None) is not None
+            case topology.ROUTES.name:
+                self._routes.pop(key, None)
+                return self._route_stamps.pop(key, None) is not None
+            case _:
+                return False
+
+    def revision_of(self, bucket: str, key: str) -> int:
+        """The revision of an entry that was recorded last; 0 when there is none."""
+        match bucket:
+            case topology.DEPLOYMENTS.name:
+                return self._deployments[key][1] if key in self._deployments else 0
+            case topology.PLACEMENTS.name:
+                return self._placement_stamps[key].revision if key in self._placement_stamps else 0
+            case topology.ROUTES.name:
+                return self._route_stamps[key].revision if key in self._route_stamps else 0
+            case _:
+                return 0
+
+    # --- listening ---------------------------------------------------------------------------
+
+    def deaf(self, now: float) -> None:
+        """From now on changes may be missed."""
+        if self._deaf_since is None:
+            self._deaf_since = now
+
+    def listening(self, now: float) -> None:
+        """From now on every change is heard; silence goes on counting from where it stood."""
+        if self._deaf_since is None:
+            return
+        for life in self._lives.values():
+            silent_s = self._deaf_since - life.heard_at
+            fresh = silent_s < _SUSPECT_AFTER.total_seconds()
+            life.heard_at = now if fresh else now - silent_s
+        self._deaf_since = None
+        self._listening_since = self._listening_since or now
+
+    def settled(self, now: float) -> bool:
+        """Whether every node we know of has had the time to show that it is alive."""
+        since = self._listening_since
+        if since is None or self._deaf_since is not None:
+            return False
+        if now - since >= _SUSPECT_AFTER.total_seconds():
+            return True
+        known = {*self._reports, *self._placement_stamps}
+        return all(key in self._lives and self._lives[key].heard_at > since for key in known)
+
+    # --- giving out --------------------------------------------------------------------------
+
+    def deployment(self, name: str) -> Deployment | None:
+        """A declared deployment."""
+        found = self._deployments.get(name)
+        return found[0] if found else None
+
+    def snapshot(self, now: float) -> Snapshot:
+        """Everything a plan is made from, as it is now."""
+        self._forget(now)
+        keys = sorted({*self._reports, *self._placement_stamps})
+        return Snapshot(
+            revision=max((revision for _, revision in self._deployments.values()), default=0),
+            deployments=tuple(deployment for deployment, _ in self._deployments.values()),
+            nodes=tuple(self._node(key, now) for key in keys),
+            placements=dict(self._placements),
+            routes=dict(self._routes),
+        )
+
+    def published(self) -> Published:
+        """What stands in the buckets, and who wrote it."""
+        return Published(
+            placements=dict(self._placements),
+            routes=dict(self._routes),
+            placement_stamps=dict(self._placement_stamps),
+            route_stamps=dict(self._route_stamps),
+        )
+
+    def until_next_change_s(self, now: float) -> float:
+        """Seconds until silence alone changes the picture."""
+        keys = {*self._reports, *self._placement_stamps}
+        waits = (until_next_change_s(self._signs(key, now), _SUSPECT_AFTER) for key in keys)
+        return min(waits, default=float("inf"))
+
+    def _node(self, key: str, now: float) -> Node:
+        region, site, _ = key.split(".")
+        report = self._reports.get(key)
+        capacity = report.status.capacity if report else None
+        return Node(
+            key=key,
+            region=region,
+            site=site,
+            memory_mib=capacity.memory_mib if capacity else 0,
+            slots=capacity.slots if capacity else 0,
+            health=judge(self._signs(key, now), _SUSPECT_AFTER),
+            replicas=codec.replicas_of(report.status) if report else (),
+        )
+
+    def _signs(self, key: str, now: float) -> Signs:
+        life = self._lives.setdefault(key, _Life(heard_at=now))
+        report = self._reports.get(key)
+        since = report.draining_since if report else None
+        return Signs(
+            silent_s=now - life.heard_at,
+            draining_s=now - since if since is not None else None,
+            reported=report is not None,
+            ready=life.ready,
+            same_run=report is None or life.run_id in {"", report.status.agent_run_id},
+        )
+
+    def _forget(self, now: float) -> None:
+        gone = [key for key, life in self._lives.items() if now - life.heard_at > _FORGET_AFTER_S]
+        for key in gone:
+            del self._lives[key]
+            self._reports.pop(key, None)

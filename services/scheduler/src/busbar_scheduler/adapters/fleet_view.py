@@ -1,0 +1,90 @@
+"""Keeping the picture of the fleet by following the buckets, and knowing when it is not current."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+
+from busbar_messaging.watching import Current, Deleted, Put, follow
+from nats.aio.client import Client
+
+from busbar_scheduler.adapters.fleet_table import BUCKETS, FleetTable
+from busbar_scheduler.domain.fleet import Snapshot
+from busbar_scheduler.domain.publishing import Published
+
+
+class FleetView:
+    """A FleetTable that follows the bus; `changed` is set whenever a plan may have to change."""
+
+    def __init__(self, client: Client) -> None:
+        self.table = FleetTable()
+        self.changed = asyncio.Event()
+        self._client = client
+        self._read_at_reconnect: dict[str, int] = {}
+
+    @contextlib.asynccontextmanager
+    async def following(self) -> AsyncIterator[None]:
+        """Follow every bucket for as long as the context lasts."""
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(self._follow(bucket.name), name=f"follow:{bucket.name}")
+                for bucket in BUCKETS
+            ]
+            try:
+                yield
+            finally:
+                for task in tasks:
+                    task.cancel()
+
+    @property
+    def missing(self) -> list[str]:
+        """Buckets that are not read completely at present."""
+        if not self._client.is_connected:
+            return ["the bus is not connected"]
+        now = self._client.stats["reconnects"]
+        unread = [one.name for one in BUCKETS if self._read_at_reconnect.get(one.name) != now]
+        return [f"bucket {name} is not read yet" for name in unread]
+
+    def gather(self) -> Snapshot | None:
+        """The fleet as it is now; None while the picture is not current."""
+        now = time.monotonic()
+        if self.missing:
+            self.table.deaf(now)
+            return None
+        self.table.listening(now)
+        return self.table.snapshot(now) if self.table.settled(now) else None
+
+    def look(self) -> Snapshot:
+        """The fleet as last seen, for showing it to people."""
+        return self.table.snapshot(time.monotonic())
+
+    def published(self) -> Published:
+        """What stands in the buckets."""
+        return self.table.published()
+
+    def until_next_change_s(self) -> float:
+        """Seconds until silence alone changes the picture."""
+        return self.table.until_next_change_s(time.monotonic())
+
+    def record(self, bucket: str, key: str, value: bytes, revision: int) -> None:
+        """Take in what we have written or read ourselves, ahead of the watch."""
+        self.table.put(bucket, key, value, revision, time.monotonic())
+
+    def record_deletion(self, bucket: str, key: str) -> None:
+        """Take in what we have deleted ourselves, ahead of the watch."""
+        self.table.deleted(bucket, key)
+
+    async def _follow(self, bucket: str) -> None:
+        async for change in follow(self._client, bucket):
+            match change:
+                case Put(key, value, revision):
+                    matters = self.table.put(bucket, key, value, revision, time.monotonic())
+                case Deleted(key):
+                    matters = self.table.deleted(bucket, key)
+                case Current():
+                    self._read_at_reconnect[bucket] = self._client.stats["reconnects"]
+                    matters = True
+            if matters:
+                self.changed.set()

@@ -1,0 +1,174 @@
+"""The admin API: bundles, deployments and the plan."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from busbar_errors import NotFound
+from busbar_messaging.topology import NAME_PATTERN
+from fastapi import APIRouter, Depends, FastAPI, Path, Request, Response
+from fastapi.security import HTTPBearer
+from starlette.types import ASGIApp
+
+from busbar_scheduler.adapters.bundle_reader import read_bundle
+from busbar_scheduler.adapters.declarations import Declarations
+from busbar_scheduler.adapters.fleet_view import FleetView
+from busbar_scheduler.adapters.http import schemas
+from busbar_scheduler.adapters.http.errors import ErrorBody, answer_failures
+from busbar_scheduler.adapters.http.gate import Gate
+from busbar_scheduler.adapters.http.uploads import Uploads
+from busbar_scheduler.adapters.leadership import Leadership
+from busbar_scheduler.adapters.model_store import ModelStore
+from busbar_scheduler.domain.planning import plan
+from busbar_scheduler.domain.progress import progress_of
+from busbar_scheduler.usecases.declare_deployment import Wish, declare, withdraw
+from busbar_scheduler.usecases.push_bundle import push
+
+_BUNDLES_PATH = "/admin/v1/bundles"
+_BODY_MAX_BYTES = 1024 * 1024
+_FAILURES: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody} for status in (401, 404, 409, 413, 422, 503)
+}
+_UPLOAD_FAILURES: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody} for status in (401, 408, 413, 415, 422, 503)
+}
+_ARCHIVE_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/x-tar": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
+
+DeploymentName = Annotated[str, Path(pattern=NAME_PATTERN)]
+
+
+@dataclass(frozen=True, slots=True)
+class AdminApi:
+    """What the handlers work with."""
+
+    view: FleetView
+    leadership: Leadership
+    declarations: Declarations
+    store: ModelStore
+    uploads: Uploads
+
+    def application(self, operator_token: str) -> ASGIApp:
+        """The whole admin API behind its gate."""
+        app = FastAPI(title="Busbar scheduler", version="1", docs_url=None, redoc_url=None)
+        app.include_router(self._bundles())
+        app.include_router(self._deployments())
+        answer_failures(app)
+        return Gate(app, operator_token, _BODY_MAX_BYTES, frozenset({_BUNDLES_PATH}))
+
+    def _bundles(self) -> APIRouter:
+        router = _router("bundles")
+
+        @router.post(
+            _BUNDLES_PATH,
+            response_model=schemas.BundleView,
+            status_code=201,
+            responses={**_UPLOAD_FAILURES, 200: {"model": schemas.BundleView}},
+            openapi_extra=_ARCHIVE_BODY,
+        )
+        async def push_bundle(request: Request, response: Response) -> schemas.BundleView:
+            """Push a bundle: an uncompressed tar of a model directory; 200 when it was there."""
+            async with self.uploads.receive(request) as upload:
+                bundle, new = await push(
+                    upload, _read, self.store, self.declarations, _now_unix_ms()
+                )
+            response.status_code = 201 if new else 200
+            return schemas.BundleView.of(bundle)
+
+        @router.get(_BUNDLES_PATH, responses={401: {"model": ErrorBody}})
+        async def list_bundles() -> schemas.BundleList:
+            """Every pushed bundle, newest first."""
+            newest = sorted(
+                self.declarations.bundles(), key=lambda one: (-one.pushed_unix_ms, one.digest)
+            )
+            return schemas.BundleList(bundles=[schemas.BundleView.of(one) for one in newest])
+
+        del push_bundle, list_bundles
+        return router
+
+    def _deployments(self) -> APIRouter:
+        router = _router("deployments")
+
+        @router.get("/admin/v1/deployments", responses={401: {"model": ErrorBody}})
+        async def list_deployments() -> schemas.DeploymentList:
+            """Every deployment with the state of its replicas."""
+            return schemas.DeploymentList(deployments=self._views())
+
+        @router.get("/admin/v1/deployments/{name}", responses=_FAILURES)
+        async def get_deployment(name: DeploymentName) -> schemas.DeploymentView:
+            """One deployment with the state of its replicas."""
+            return self._view_of(name)
+
+        @router.put("/admin/v1/deployments/{name}", responses=_FAILURES)
+        async def put_deployment(
+            name: DeploymentName, body: schemas.DeploymentBody
+        ) -> schemas.DeploymentView:
+            """Declare a deployment; `unplaceable` says that the present nodes can never hold it."""
+            wish = Wish(
+                name, body.bundle, body.replicas, _unique(body.regions), _unique(body.tenants)
+            )
+            await declare(self.declarations, wish, _now_unix_ms())
+            return self._view_of(name)
+
+        @router.delete("/admin/v1/deployments/{name}", status_code=204, responses=_FAILURES)
+        async def delete_deployment(name: DeploymentName) -> None:
+            """Withdraw a deployment; its replicas drain."""
+            await withdraw(self.declarations, name)
+
+        @router.get("/admin/v1/plan", responses={401: {"model": ErrorBody}})
+        async def get_plan() -> schemas.PlanView:
+            """What every node must hold, and why."""
+            return self._plan_view()
+
+        del list_deployments, get_deployment, put_deployment, delete_deployment, get_plan
+        return router
+
+    def _views(self) -> list[schemas.DeploymentView]:
+        snapshot = self.view.look()
+        decided = plan(snapshot)
+        return [
+            schemas.DeploymentView.of(one, progress_of(one, snapshot, decided))
+            for one in sorted(snapshot.deployments, key=lambda one: one.name)
+        ]
+
+    def _view_of(self, name: str) -> schemas.DeploymentView:
+        found = next((view for view in self._views() if view.name == name), None)
+        if found is None:
+            raise NotFound(f"no deployment is called {name!r}")
+        return found
+
+    def _plan_view(self) -> schemas.PlanView:
+        snapshot = self.view.look()
+        decided, token = plan(snapshot), self.leadership.token()
+        held = {key: [one.deployment for one in all_] for key, all_ in decided.placements.items()}
+        return schemas.PlanView(
+            revision=decided.revision,
+            leading=token is not None,
+            fencing_token=token or 0,
+            nodes=[schemas.NodeView.of(one, held.get(one.key, [])) for one in snapshot.nodes],
+            decisions=[schemas.DecisionView.of(one) for one in decided.decisions],
+        )
+
+
+def _router(tag: str) -> APIRouter:
+    """Routes that the document shows as needing the token; the gate is what demands it."""
+    return APIRouter(tags=[tag], dependencies=[Depends(HTTPBearer(auto_error=False))])
+
+
+async def _read(archive: Any) -> Any:
+    return await asyncio.to_thread(read_bundle, archive)
+
+
+def _unique(names: list[str]) -> tuple[str, ...]:
+    return tuple(sorted(set(names)))
+
+
+def _now_unix_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,1 @@
+"""What runs where: pure decisions from values to values."""

@@ -1,0 +1,33 @@
+"""What the scheduler needs to know of a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Task(StrEnum):
+    """What kind of work a model does."""
+
+    TENSOR = "tensor"
+    EMBED = "embed"
+    CHAT = "chat"
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A bundle's manifest as placements and routes carry it; 0 and "" mean "none"."""
+
+    name: str
+    version: str
+    task: Task
+    slots: int
+    memory_mib: int
+    price_class: str
+    max_input_tokens: int = 0
+    max_output_tokens: int = 0
+    max_payload_bytes: int = 0
+    chat_template: str = ""
+    input_tokens_output: str = ""
+    output_tokens_output: str = ""
+    stop: tuple[str, ...] = ()

@@ -1,0 +1,69 @@
+"""How far a deployment has come, replica by replica, for those who wait for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from busbar_scheduler.domain.fleet import Deployment, Node, ReplicaState, Snapshot
+from busbar_scheduler.domain.planning import Plan, Verdict, impossible
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaProgress:
+    """One replica that is wanted; `node` is empty while it has none."""
+
+    node: str
+    state: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A deployment's status: "ready", "progressing", "failing", "unplaceable" or "stopped"."""
+
+    status: str
+    reason: str
+    ready_replicas: int
+    replicas: tuple[ReplicaProgress, ...]
+
+
+def progress_of(deployment: Deployment, snapshot: Snapshot, plan: Plan) -> Progress:
+    """What stands between a deployment and all its replicas being ready."""
+    nodes = {node.key: node for node in snapshot.nodes}
+    replicas = tuple(
+        _on_node(nodes[one.node], deployment)
+        if one.node
+        else ReplicaProgress("", "unplaced", one.reason)
+        for one in plan.decisions_on(deployment.name)
+        if one.verdict is not Verdict.REMOVED
+    )
+    ready = sum(one.state == "ready" for one in replicas)
+    never = impossible(deployment, snapshot.nodes)
+    status, reason = _summary(deployment, replicas, ready, never)
+    return Progress(status, reason, ready, replicas)
+
+
+def _on_node(node: Node, deployment: Deployment) -> ReplicaProgress:
+    if not node.health.takes_new:
+        return ReplicaProgress(node.key, str(node.health), f"{node.label} is {node.health}")
+    replica = node.replica_of(deployment.name)
+    if replica is None or replica.digest != deployment.digest:
+        return ReplicaProgress(node.key, "placed", "the node has not begun yet")
+    return ReplicaProgress(node.key, str(replica.state), replica.reason)
+
+
+def _summary(
+    deployment: Deployment, replicas: tuple[ReplicaProgress, ...], ready: int, never: str
+) -> tuple[str, str]:
+    if deployment.replicas == 0:
+        return "stopped", "no replicas are wanted"
+    if ready == deployment.replicas:
+        return "ready", ""
+    if never:
+        return "unplaceable", never
+    unfinished = [one for one in replicas if one.state != "ready"]
+    failed = [one for one in unfinished if one.state == str(ReplicaState.FAILED)]
+    if failed:
+        return "failing", f"{failed[0].node.replace('.', '/')}: {failed[0].reason}"
+    unplaced = [one.reason for one in unfinished if not one.node]
+    return "progressing", unplaced[0] if unplaced else ""

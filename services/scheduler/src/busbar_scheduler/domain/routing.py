@@ -1,0 +1,87 @@
+"""Routes: where ready replicas are, and what gateways must know to use them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+from busbar_scheduler.domain.fleet import (
+    Assignment,
+    Deployment,
+    Node,
+    Placements,
+    Replica,
+    ReplicaState,
+    Route,
+    Routes,
+    Target,
+)
+
+
+def route_of(
+    deployment: Deployment, nodes: Sequence[Node], placements: Placements, previous: Routes
+) -> Route:
+    """The route that the nodes' actual states allow."""
+    holders = [node for node in nodes if _is_placed(deployment, placements.get(node.key, ()))]
+    ready = [(node, one) for node in holders if (one := _ready_replica(node, deployment))]
+    metadata, config = _model_files(deployment, [one for _, one in ready], previous)
+    return Route(
+        deployment=deployment.name,
+        digest=deployment.digest,
+        manifest=deployment.manifest,
+        targets=_targets(ready),
+        tenants=deployment.tenants,
+        model_metadata=metadata,
+        model_config=config,
+        created_unix_ms=deployment.created_unix_ms,
+        unready_reason="" if ready else _why_unready(deployment, holders),
+    )
+
+
+def _is_placed(deployment: Deployment, held: Iterable[Assignment]) -> bool:
+    return any(one.deployment == deployment.name for one in held)
+
+
+def _ready_replica(node: Node, deployment: Deployment) -> Replica | None:
+    replica = node.replica_of(deployment.name)
+    if replica is None or not node.health.serves:
+        return None
+    fits = replica.state is ReplicaState.READY and replica.digest == deployment.digest
+    return replica if fits else None
+
+
+def _targets(ready: Iterable[tuple[Node, Replica]]) -> tuple[Target, ...]:
+    slots, replicas = defaultdict[str, int](int), defaultdict[str, int](int)
+    for node, replica in ready:
+        slots[node.region] += replica.slots
+        replicas[node.region] += 1
+    return tuple(Target(region, slots[region], replicas[region]) for region in sorted(slots))
+
+
+def _model_files(
+    deployment: Deployment, ready: Sequence[Replica], previous: Routes
+) -> tuple[bytes, bytes]:
+    """Triton's description of the model, kept while the bundle is the same."""
+    before = previous.get(deployment.name)
+    if before and before.digest == deployment.digest and before.model_metadata:
+        return before.model_metadata, before.model_config
+    described = next((one for one in ready if one.model_metadata), None)
+    return (described.model_metadata, described.model_config) if described else (b"", b"")
+
+
+def _why_unready(deployment: Deployment, holders: Sequence[Node]) -> str:
+    if deployment.replicas == 0:
+        return "no replicas are wanted"
+    if not holders:
+        return "no node has room for it"
+    return "; ".join(_state_on(node, deployment) for node in holders)
+
+
+def _state_on(node: Node, deployment: Deployment) -> str:
+    if not node.health.serves:
+        return f"{node.label} is {node.health}"
+    replica = node.replica_of(deployment.name)
+    if replica is None or replica.digest != deployment.digest:
+        return f"waiting for {node.label}"
+    reason = f": {replica.reason}" if replica.reason else ""
+    return f"{replica.state} on {node.label}{reason}"

@@ -1,0 +1,117 @@
+"""Composition root: read settings, build, serve, stop in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import AsyncIterator
+
+import structlog
+from busbar_messaging.connection import close, connect
+from busbar_observability.logs import configure_logging
+from busbar_observability.ops import ops_application, serve_http
+from nats.aio.client import Client
+
+from busbar_scheduler.adapters.announcements import Announcements
+from busbar_scheduler.adapters.board import Board
+from busbar_scheduler.adapters.buckets import Buckets
+from busbar_scheduler.adapters.declarations import Declarations
+from busbar_scheduler.adapters.fleet_view import FleetView
+from busbar_scheduler.adapters.http.app import AdminApi
+from busbar_scheduler.adapters.http.uploads import Uploads
+from busbar_scheduler.adapters.leadership import Leadership
+from busbar_scheduler.adapters.model_store import ModelStore
+from busbar_scheduler.adapters.pacemaker import Pacemaker
+from busbar_scheduler.adapters.work_queues import WorkQueues
+from busbar_scheduler.settings import Settings
+from busbar_scheduler.usecases.cycle import Cycle
+
+log = structlog.get_logger()
+
+_READ_POLL_S = 0.1
+
+
+class Scheduler:
+    """One scheduler: leads, or stands by until it has to."""
+
+    def __init__(self, settings: Settings, client: Client) -> None:
+        buckets = Buckets(client)
+        self.view = FleetView(client)
+        self.leadership = Leadership(
+            buckets, settings.scheduler_id, lambda: self.view.published().highest_token
+        )
+        self.announcements = Announcements(client, settings.scheduler_id)
+        cycle = Cycle(
+            fleet=self.view,
+            leadership=self.leadership,
+            board=Board(buckets, self.view, self.leadership),
+            queues=WorkQueues(client),
+            announcements=self.announcements,
+        )
+        self.pacemaker = Pacemaker(cycle, self.view)
+        api = AdminApi(
+            view=self.view,
+            leadership=self.leadership,
+            declarations=Declarations(buckets, self.view),
+            store=ModelStore(client),
+            uploads=Uploads(settings.state_dir / "uploads", settings.bundle_max_bytes),
+        )
+        self.application = api.application(settings.operator_token.get_secret_value())
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Follow, campaign and schedule for as long as the context lasts."""
+        async with self.view.following(), asyncio.TaskGroup() as group:
+            work = [
+                group.create_task(self._campaign(), name="campaign"),
+                group.create_task(self.pacemaker.run(), name="cycles"),
+            ]
+            try:
+                yield
+            finally:
+                for task in work:
+                    task.cancel()
+                await self.leadership.resign()
+
+    async def _campaign(self) -> None:
+        """Stand for election once the picture has been read, so that tokens only grow."""
+        while self.view.missing:
+            await asyncio.sleep(_READ_POLL_S)
+
+        async def elected(fencing_token: int) -> None:
+            self.view.changed.set()
+            await self.announcements.leader_elected(fencing_token)
+
+        await self.leadership.campaign(elected)
+
+
+async def run(settings: Settings) -> None:
+    """Run until SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    client = await connect(settings, "busbar-scheduler")
+    scheduler = Scheduler(settings, client)
+    try:
+        async with (
+            scheduler.running(),
+            serve_http(scheduler.application, settings.http_host, settings.http_port),
+            serve_http(
+                ops_application(lambda: scheduler.view.missing),
+                settings.http_host,
+                settings.ops_port,
+            ),
+        ):
+            log.info("scheduler started", scheduler_id=settings.scheduler_id)
+            await stop.wait()
+            log.info("scheduler stopping")
+    finally:
+        await close(client)
+
+
+def main() -> None:
+    """Entry point."""
+    settings = Settings()  # pyright: ignore[reportCallIssue]
+    configure_logging("scheduler", settings.log_level)
+    asyncio.run(run(settings))

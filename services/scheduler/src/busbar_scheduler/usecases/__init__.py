@@ -1,0 +1,1 @@
+"""What the scheduler does: gather, decide, publish; declare; push."""

@@ -1,0 +1,105 @@
+"""The scheduling cycle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+import structlog
+from busbar_errors import Conflict
+
+from busbar_scheduler.domain.fleet import Snapshot
+from busbar_scheduler.domain.leading import Deposed
+from busbar_scheduler.domain.planning import Plan, Verdict, plan
+from busbar_scheduler.domain.publishing import Changes, diff
+from busbar_scheduler.usecases.ports import Announcements, Board, Fleet, Leadership, WorkQueues
+
+log = structlog.get_logger()
+
+
+class Outcome(Enum):
+    """How a cycle ended."""
+
+    STANDBY = "standby"
+    UNSETTLED = "unsettled"
+    UNCHANGED = "unchanged"
+    PUBLISHED = "published"
+    CONFLICT = "conflict"
+    """Somebody else wrote; the next cycle starts from what stands there now."""
+    DEPOSED = "deposed"
+
+
+@dataclass(frozen=True, slots=True)
+class Cycle:
+    """Turns what is declared and reported into placements and routes, one pass at a time."""
+
+    fleet: Fleet
+    leadership: Leadership
+    board: Board
+    queues: WorkQueues
+    announcements: Announcements
+
+    async def run_once(self) -> Outcome:
+        """One pass; raises Unavailable when the bus does not answer."""
+        # 1. Only the leader publishes.
+        token = self.leadership.token()
+        if token is None:
+            return Outcome.STANDBY
+        # 2. Gather: what is declared, what is reported, what was planned before.
+        snapshot = self.fleet.gather()
+        if snapshot is None:
+            return Outcome.UNSETTLED
+        # 3. Plan: pure.
+        decided = plan(snapshot)
+        # 4. Queues come first, so that a node finds the queue of what it is told to serve.
+        regions = frozenset(node.region for node in snapshot.nodes)
+        await self.queues.ensure(regions, _queues_of(snapshot, decided), _names(snapshot))
+        # 5. Publish the difference, placements before routes.
+        changes = diff(self.fleet.published(), decided, token)
+        if not changes:
+            return Outcome.UNCHANGED
+        try:
+            await self._publish(decided, changes, token)
+        except Deposed as deposed:
+            log.warning("deposed", reason=deposed.reason)
+            self.leadership.step_down()
+            return Outcome.DEPOSED
+        except Conflict as conflict:
+            log.info("lost a race", reason=conflict.reason)
+            return Outcome.CONFLICT
+        # 6. Say so.
+        _tell(decided, changes)
+        await self.announcements.plan_published(decided, changes)
+        return Outcome.PUBLISHED
+
+    async def _publish(self, decided: Plan, changes: Changes, token: int) -> None:
+        for node, held in changes.placements.items():
+            await self.board.put_placement(node, held, token, decided.revision)
+        for node in changes.placements_gone:
+            await self.board.delete_placement(node, token)
+        for route in changes.routes.values():
+            await self.board.put_route(route, token)
+        for name in changes.routes_gone:
+            await self.board.delete_route(name, token)
+
+
+def _names(snapshot: Snapshot) -> frozenset[str]:
+    return frozenset(one.name for one in snapshot.deployments)
+
+
+def _queues_of(snapshot: Snapshot, decided: Plan) -> frozenset[tuple[str, str]]:
+    regions = {node.key: node.region for node in snapshot.nodes}
+    return frozenset(
+        (regions[node], one.deployment) for node, held in decided.placements.items() for one in held
+    )
+
+
+def _tell(decided: Plan, changes: Changes) -> None:
+    news = [str(one) for one in decided.decisions if one.verdict is not Verdict.KEPT]
+    log.info(
+        "plan published",
+        revision=decided.revision,
+        placements=sorted([*changes.placements, *changes.placements_gone]),
+        routes=sorted([*changes.routes, *changes.routes_gone]),
+        reasons=news[:20],
+    )

@@ -1,0 +1,117 @@
+"""What the use cases need from the outside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from busbar_scheduler.domain.fleet import Assignment, Bundle, Deployment, Route, Snapshot
+from busbar_scheduler.domain.planning import Plan
+from busbar_scheduler.domain.publishing import Changes, Published
+
+
+class Fleet(Protocol):
+    """The picture of the fleet."""
+
+    def gather(self) -> Snapshot | None:
+        """The fleet as it is now; None while the picture is not current."""
+        ...
+
+    def published(self) -> Published:
+        """What stands in the buckets of placements and routes."""
+        ...
+
+
+class Leadership(Protocol):
+    """Whether we are the one that publishes."""
+
+    def token(self) -> int | None:
+        """Our fencing token; None when we do not lead, or may not any more."""
+        ...
+
+    def step_down(self) -> None:
+        """Stop leading: somebody with a newer token was seen."""
+        ...
+
+
+class Board(Protocol):
+    """Where placements and routes are published.
+
+    Each write is refused with Conflict when the entry is not the one we know, and
+    with Deposed when a newer leader wrote it.
+    """
+
+    async def put_placement(
+        self, node: str, held: tuple[Assignment, ...], fencing_token: int, revision: int
+    ) -> None:
+        """Tell a node what it must hold."""
+        ...
+
+    async def delete_placement(self, node: str, fencing_token: int) -> None:
+        """Forget a node."""
+        ...
+
+    async def put_route(self, route: Route, fencing_token: int) -> None:
+        """Tell gateways how to reach a deployment."""
+        ...
+
+    async def delete_route(self, deployment: str, fencing_token: int) -> None:
+        """Tell gateways that a deployment is gone."""
+        ...
+
+
+class WorkQueues(Protocol):
+    """The queues that agents pull work from."""
+
+    async def ensure(
+        self,
+        regions: frozenset[str],
+        wanted: frozenset[tuple[str, str]],
+        declared: frozenset[str],
+    ) -> None:
+        """Make the queues of (region, deployment) pairs exist, drop those of no deployment."""
+        ...
+
+
+class Announcements(Protocol):
+    """Facts for everybody."""
+
+    async def plan_published(self, plan: Plan, changes: Changes) -> None:
+        """A plan that changed something was published."""
+        ...
+
+
+class Declarations(Protocol):
+    """Where deployments and bundles are declared."""
+
+    def deployment(self, name: str) -> Deployment | None:
+        """A declared deployment."""
+        ...
+
+    def bundles(self) -> tuple[Bundle, ...]:
+        """Every pushed bundle."""
+        ...
+
+    async def put_deployment(self, deployment: Deployment) -> None:
+        """Declare; raises Conflict when somebody else changed it meanwhile."""
+        ...
+
+    async def delete_deployment(self, name: str) -> None:
+        """Withdraw."""
+        ...
+
+    async def put_bundle(self, bundle: Bundle) -> None:
+        """Note that a bundle is there."""
+        ...
+
+
+class ModelStore(Protocol):
+    """Where bundles lie, by digest."""
+
+    async def holds(self, digest: str, size_bytes: int) -> bool:
+        """Whether the whole bundle is there."""
+        ...
+
+    async def put(self, digest: str, archive: Path) -> None:
+        """Store it; raises Rejected when it changed meanwhile, Unavailable without room."""
+        ...
