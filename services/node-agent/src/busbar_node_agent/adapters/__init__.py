@@ -1,0 +1,1 @@
+"""Triton, the bus, the disk and the GPU counters: translation and nothing else."""

@@ -1,0 +1,164 @@
+"""Triton as our child process, or as somebody else's that we are attached to."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import structlog
+
+from busbar_node_agent.adapters.triton_rpc import TritonRpc
+
+log = structlog.get_logger()
+
+LOOPBACK = "127.0.0.1"
+_TETHER = str(Path(__file__).with_name("tether.py"))
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # where POSIX shared memory lives on Linux
+_SHM_OPTION = "shm-region-prefix-name="
+_LINE_BYTES_MAX = 4096
+_LEVELS = {"W": "warning", "E": "error", "F": "critical"}
+
+
+@dataclass(frozen=True, slots=True)
+class TritonCommand:
+    """How to start Triton: an argv in which {http_port}, {grpc_port}, {metrics_port},
+    {repository} and {otlp_url} are replaced.
+    """
+
+    argv: Sequence[str]
+    repository: Path
+    otlp_url: str
+
+    async def start(self) -> TritonChild:
+        """Start it on free ports. It is not live yet."""
+        http_port, grpc_port, metrics_port = _free_ports(3)
+        values = {
+            "http_port": http_port,
+            "grpc_port": grpc_port,
+            "metrics_port": metrics_port,
+            "repository": self.repository,
+            "otlp_url": self.otlp_url,
+        }
+        argv = [_filled(part, values) for part in self.argv]
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-I", "-S", _TETHER, str(os.getpid()), *argv),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,
+        )
+        log.info("triton started", pid=process.pid, grpc_port=grpc_port, http_port=http_port)
+        return TritonChild(process, TritonRpc(f"{LOOPBACK}:{grpc_port}"), _shm_prefix(argv))
+
+
+class TritonChild:
+    """One run of a Triton that we started."""
+
+    attached = False
+
+    def __init__(self, process: asyncio.subprocess.Process, rpc: TritonRpc, shm: str) -> None:
+        self.rpc = rpc
+        self.pid = process.pid
+        self._process = process
+        self._shm_prefix = shm
+        self._logger = asyncio.create_task(_log_lines(process.stdout), name="triton-log")
+
+    async def exited(self) -> str:
+        """Wait until it is gone; returns how it went."""
+        status = await self._process.wait()
+        return f"exited with signal {-status}" if status < 0 else f"exited with status {status}"
+
+    async def end(self, grace: timedelta = timedelta(0)) -> None:
+        """Stop it, at once without a grace, and remove what it leaves in shared memory."""
+        if grace and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.terminate()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._process.wait(), grace.total_seconds())
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)  # its model processes too
+        await self._process.wait()
+        self._logger.cancel()
+        await self.rpc.close()
+        await asyncio.to_thread(_sweep, self._shm_prefix)
+
+
+@dataclass(frozen=True, slots=True)
+class TritonAddress:
+    """A Triton that somebody else runs, such as a container beside ours."""
+
+    grpc_address: str
+
+    async def start(self) -> TritonAttachment:
+        """Connect to it. It may not be live yet."""
+        return TritonAttachment(TritonRpc(self.grpc_address))
+
+
+class TritonAttachment:
+    """One connection to a Triton that is not ours to stop."""
+
+    attached = True
+    pid = 0
+
+    def __init__(self, rpc: TritonRpc) -> None:
+        self.rpc = rpc
+
+    async def exited(self) -> str:
+        """Never: only its silence tells."""
+        await asyncio.Event().wait()
+        return ""
+
+    async def end(self, grace: timedelta = timedelta(0)) -> None:
+        """Disconnect."""
+        del grace
+        await self.rpc.close()
+
+
+async def _log_lines(stream: asyncio.StreamReader | None) -> None:
+    """Turn the server's output into our log lines; the tables it draws are left out."""
+    rest = b""
+    while stream is not None and (data := await stream.read(65_536)):
+        *lines, rest = (rest + data).split(b"\n")
+        rest = rest[-_LINE_BYTES_MAX:]
+        for line in lines:
+            text = line[:_LINE_BYTES_MAX].decode(errors="replace").strip()
+            if text and text[0] not in "+|":
+                words = text.split(" ", 2)
+                level = _LEVELS.get(words[1], "info") if len(words) > 1 else "info"
+                getattr(log, level)("triton says", line=text)
+
+
+def _filled(part: str, values: dict[str, int | Path | str]) -> str:
+    for name, value in values.items():
+        part = part.replace(f"{{{name}}}", str(value))
+    return part
+
+
+def _shm_prefix(argv: Sequence[str]) -> str:
+    """What this Triton's shared memory regions begin with; "" when the command does not say."""
+    named = [part.rpartition(_SHM_OPTION)[2] for part in argv if _SHM_OPTION in part]
+    return named[0] if named else ""
+
+
+def _sweep(prefix: str) -> None:
+    """Remove the regions of a dead Triton; a killed one cannot do it itself."""
+    if not prefix or not _SHARED_MEMORY.is_dir():
+        return
+    for region in _SHARED_MEMORY.glob(f"{prefix}*"):
+        region.unlink(missing_ok=True)
+
+
+def _free_ports(count: int) -> list[int]:
+    held = [socket.create_server((LOOPBACK, 0)) for _ in range(count)]
+    ports = [int(server.getsockname()[1]) for server in held]
+    for server in held:
+        server.close()
+    return ports

@@ -1,0 +1,130 @@
+"""Triton's gRPC interface; payloads pass through as the bytes they are."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from typing import Any
+
+import grpc
+import grpc.aio
+from busbar_messaging.topology import MAX_FRAME_PAYLOAD_BYTES
+from google.protobuf.message import Message
+from tritonclient.grpc import service_pb2
+
+from busbar_node_agent.usecases.lane import TritonRefused
+
+_SERVICE = "/inference.GRPCInferenceService/"
+_RECEIVE_BYTES_MAX = MAX_FRAME_PAYLOAD_BYTES + 64 * 1024
+_CHANNEL_OPTIONS: Sequence[tuple[str, Any]] = (
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", _RECEIVE_BYTES_MAX),
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_http_proxy", 0),
+)
+# Without it an error in a stream comes as text only, with no status code.
+_STATUS_IN_STREAMS = ("triton_grpc_error", "true")
+
+
+class TritonRpc:
+    """One connection to one run of Triton. Every call raises TritonRefused."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+        self._infer = self._channel.unary_unary(f"{_SERVICE}ModelInfer")
+        self._stream = self._channel.stream_stream(f"{_SERVICE}ModelStreamInfer")
+
+    async def close(self) -> None:
+        """Cancel what is being called and disconnect."""
+        await self._channel.close()
+
+    async def infer(self, request: bytes, timeout_s: float, traceparent: str) -> bytes:
+        """See usecases.lane.Inference."""
+        metadata = (("traceparent", traceparent),) if traceparent else None
+        try:
+            return await self._infer(request, timeout=timeout_s, metadata=metadata)
+        except grpc.aio.AioRpcError as error:
+            raise _refused(error) from None
+
+    async def stream(
+        self, request: bytes, timeout_s: float, traceparent: str
+    ) -> AsyncGenerator[bytes, None]:
+        """See usecases.lane.Inference."""
+        metadata: list[tuple[str, str]] = [_STATUS_IN_STREAMS]
+        if traceparent:
+            metadata.append(("traceparent", traceparent))
+        call = self._stream(timeout=timeout_s, metadata=metadata)
+        try:
+            with _translated():
+                await call.write(request)
+                await call.done_writing()
+                async for raw in call:
+                    response = service_pb2.ModelStreamInferResponse.FromString(raw)
+                    if response.error_message:
+                        raise TritonRefused("UNKNOWN", response.error_message)
+                    yield response.infer_response.SerializeToString()
+                if (code := await call.code()) is not grpc.StatusCode.OK:
+                    raise TritonRefused(code.name, await call.details() or "")
+        finally:
+            call.cancel()
+
+    async def live(self, timeout_s: float) -> bool:
+        """Whether the server answers and calls itself live."""
+        request = service_pb2.ServerLiveRequest()
+        answer = await self._call("ServerLive", request, timeout_s)
+        return service_pb2.ServerLiveResponse.FromString(answer).live
+
+    async def model_ready(self, model: str, timeout_s: float) -> bool:
+        """Whether the model is loaded."""
+        answer = await self._call(
+            "ModelReady", service_pb2.ModelReadyRequest(name=model), timeout_s
+        )
+        return service_pb2.ModelReadyResponse.FromString(answer).ready
+
+    async def load(self, model: str, timeout_s: float) -> None:
+        """Load (again) what the repository holds under this name."""
+        request = service_pb2.RepositoryModelLoadRequest(model_name=model)
+        await self._call("RepositoryModelLoad", request, timeout_s)
+
+    async def unload(self, model: str, timeout_s: float) -> None:
+        """Ask to unload; Triton goes on unloading after it has answered."""
+        request = service_pb2.RepositoryModelUnloadRequest(model_name=model)
+        await self._call("RepositoryModelUnload", request, timeout_s)
+
+    async def states(self, timeout_s: float) -> dict[str, str]:
+        """State of every model in the repository, such as "READY"; "" for never loaded."""
+        answer = await self._call(
+            "RepositoryIndex", service_pb2.RepositoryIndexRequest(), timeout_s
+        )
+        index = service_pb2.RepositoryIndexResponse.FromString(answer)
+        return {model.name: model.state for model in index.models}
+
+    async def metadata(self, model: str, timeout_s: float) -> bytes:
+        """Serialized ModelMetadataResponse."""
+        request = service_pb2.ModelMetadataRequest(name=model)
+        return await self._call("ModelMetadata", request, timeout_s)
+
+    async def config(self, model: str, timeout_s: float) -> bytes:
+        """Serialized ModelConfigResponse."""
+        request = service_pb2.ModelConfigRequest(name=model)
+        return await self._call("ModelConfig", request, timeout_s)
+
+    async def _call(self, method: str, request: Message, timeout_s: float) -> bytes:
+        call = self._channel.unary_unary(f"{_SERVICE}{method}")
+        try:
+            return await call(request.SerializeToString(), timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise _refused(error) from None
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        raise _refused(error) from None
+
+
+def _refused(error: grpc.aio.AioRpcError) -> TritonRefused:
+    return TritonRefused(error.code().name, error.details() or "")

@@ -1,0 +1,60 @@
+"""Whose fault a failure of Triton is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+REASON_CHARS_MAX = 2_000
+
+
+class FailureKind(Enum):
+    """As busbar.node.v1.FailureKind; the names are the same."""
+
+    REJECTED = "REJECTED"
+    NOT_FOUND = "NOT_FOUND"
+    UNAVAILABLE = "UNAVAILABLE"
+    INTERNAL = "INTERNAL"
+    DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
+    TOO_LARGE = "TOO_LARGE"
+    CANCELLED = "CANCELLED"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """How an attempt failed."""
+
+    kind: FailureKind
+    reason: str
+
+
+_KINDS = {
+    "INVALID_ARGUMENT": FailureKind.REJECTED,
+    "FAILED_PRECONDITION": FailureKind.REJECTED,
+    "OUT_OF_RANGE": FailureKind.REJECTED,
+    "UNIMPLEMENTED": FailureKind.REJECTED,
+    "NOT_FOUND": FailureKind.NOT_FOUND,
+    "UNAVAILABLE": FailureKind.UNAVAILABLE,
+    "ABORTED": FailureKind.UNAVAILABLE,
+    "CANCELLED": FailureKind.UNAVAILABLE,  # by Triton, that is: what we cancel is not judged here
+    "DEADLINE_EXCEEDED": FailureKind.DEADLINE_EXCEEDED,
+}
+_BLAMED_ON_RELOADING = {FailureKind.NOT_FOUND, FailureKind.INTERNAL}
+
+
+def judge(code: str, message: str, *, loaded: bool) -> Failure:
+    """Decide from a gRPC status code's name and message.
+
+    `loaded` says whether this replica is still loaded as far as we know: a model
+    that a restart has just taken away is "unknown" to Triton too, but then
+    another attempt may help. A model's own exceptions come as INTERNAL, its
+    refusals as INVALID_ARGUMENT.
+    """
+    reason = message[:REASON_CHARS_MAX] or code.lower().replace("_", " ")
+    if code == "RESOURCE_EXHAUSTED":
+        too_large = "larger than max" in message
+        return Failure(FailureKind.TOO_LARGE if too_large else FailureKind.UNAVAILABLE, reason)
+    kind = _KINDS.get(code, FailureKind.INTERNAL)
+    if kind in _BLAMED_ON_RELOADING and not loaded:
+        return Failure(FailureKind.UNAVAILABLE, reason)
+    return Failure(kind, reason)

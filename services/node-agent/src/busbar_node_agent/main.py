@@ -1,0 +1,228 @@
+"""Composition root: read the settings, build the parts, run until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import uuid
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+import uvloop
+from busbar_contracts.node.v1 import events_pb2, status_pb2
+from busbar_errors import BusbarError
+from busbar_messaging.connection import close, connect
+from busbar_messaging.topology import LEASES, NODES, work_consumer
+from busbar_observability.logs import configure_logging
+from busbar_observability.ops import ops_application, serve_http
+from busbar_observability.tracing import configure_tracing, flush_tracing
+from nats.aio.client import Client
+from opentelemetry.trace import Tracer
+from prometheus_client import REGISTRY
+
+from busbar_node_agent.adapters.bundles import BundleCache, ModelRepository
+from busbar_node_agent.adapters.bus import Events, follow_placement, putter, take_cancels
+from busbar_node_agent.adapters.energy import Gpus, MeasuredEnergy, NotMeasured, find_gpus
+from busbar_node_agent.adapters.measured import MeasuredPublisher
+from busbar_node_agent.adapters.metrics import AgentCollector
+from busbar_node_agent.adapters.outputs import token_counter
+from busbar_node_agent.adapters.puller import WorkPuller
+from busbar_node_agent.adapters.spans import Spans
+from busbar_node_agent.adapters.triton_process import TritonAddress, TritonCommand
+from busbar_node_agent.settings import Settings
+from busbar_node_agent.usecases.lane import Lane
+from busbar_node_agent.usecases.reconcile import Reconciler
+from busbar_node_agent.usecases.replica import Tools
+from busbar_node_agent.usecases.report import Reporter
+from busbar_node_agent.usecases.supervise import TritonSupervisor
+from busbar_node_agent.usecases.work import WorkInHand
+
+log = structlog.get_logger()
+
+_MIB = 1024 * 1024
+_FLUSH_TIMEOUT_S = 2.0
+_NO_COLLECTOR = "http://127.0.0.1:9"  # the discard port: Triton wants an address in any case
+
+
+@dataclass(slots=True)
+class Agent:
+    """The parts of a running agent."""
+
+    client: Client
+    supervisor: TritonSupervisor
+    work: WorkInHand
+    reconciler: Reconciler
+    reporter: Reporter
+    measured: MeasuredPublisher
+    energy: MeasuredEnergy | NotMeasured
+    settings: Settings
+
+    def loops(self) -> list[Coroutine[Any, Any, None]]:
+        """What runs until the agent stops."""
+        reading = [self.energy.read_for_ever()] if isinstance(self.energy, MeasuredEnergy) else []
+        return [
+            self.supervisor.supervise(),
+            self.reconciler.reconcile(),
+            self.reporter.lease(),
+            self.reporter.report(),
+            self.work.show_signs_of_life(),
+            self.measured.publish_for_ever(),
+            follow_placement(self.client, self.settings.node_id, self.reconciler),
+            *reading,
+        ]
+
+    def unready(self) -> list[str]:
+        """Why the agent is not ready."""
+        reasons = {
+            "the bus is not connected": not self.client.is_connected,
+            "the lease is not stored": not self.reporter.leased,
+            "the desired state was not read yet": not self.reconciler.heard,
+            f"Triton: {self.supervisor.reason}": bool(self.supervisor.reason),
+            "draining": self.reporter.draining,
+        }
+        return [reason for reason, applies in reasons.items() if applies]
+
+    async def drain(self) -> None:
+        """Take no more work, finish or hand back what is in hand, and leave Triton clean."""
+        self.reporter.draining = True
+        await self.reporter.write_lease()
+        self.reporter.changed()
+        await self.reconciler.drain(self.settings.drain_grace.total_seconds())
+        if self.settings.triton_command:
+            await self.reconciler.abandon()
+        else:
+            await self.reconciler.unload()
+        await self.measured.flush(_FLUSH_TIMEOUT_S)
+        await self.reporter.write_status()
+        await self.reporter.write_lease()
+
+
+def build(settings: Settings, client: Client, tracer: Tracer) -> Agent:
+    """Put the parts together; nothing runs yet."""
+    node, run_id, gpus = settings.node_id, uuid.uuid4().hex, find_gpus()
+    repository = ModelRepository(settings.repository)
+    repository.clear()
+    cache = BundleCache(client, settings.state_dir / "bundles", settings.bundle_mib_max * _MIB)
+    events = Events(client, run_id)
+    energy = MeasuredEnergy(gpus) if gpus and gpus.counts_energy else NotMeasured()
+    measured = MeasuredPublisher(client.jetstream(timeout=5), node, run_id)
+    work = WorkInHand(
+        node=node.key,
+        publish=client.publish,
+        energy=energy,
+        trace=Spans(tracer, node.key).open,
+        on_measured=measured.add,
+    )
+
+    def on_lost(reason: str) -> None:
+        handed_back = work.hand_back(f"Triton was lost: {reason}")
+        event = events_pb2.TritonLost(node=node.key, reason=reason, handed_back=handed_back)
+        events.publish("triton_lost", event)
+
+    def on_change() -> None:
+        reporter.changed()
+
+    def open_puller(lane: Lane) -> WorkPuller:
+        return WorkPuller(client, work_consumer(node.region, lane.deployment), lane, work.take)
+
+    supervisor = TritonSupervisor(_launcher(settings), on_lost, on_change)
+    tools = Tools(
+        node=node.key,
+        supervisor=supervisor,
+        work=work,
+        fetch=cache.fetch,
+        stage=repository.stage,
+        unstage=repository.unstage,
+        open_puller=open_puller,
+        token_counter=token_counter,
+        on_change=on_change,
+        on_event=events.publish,
+        loading=asyncio.Semaphore(settings.loads_at_once),
+        suspects=asyncio.Lock(),
+    )
+    reconciler = Reconciler(tools)
+    reporter = Reporter(
+        node=node.key,
+        run_id=run_id,
+        capacity=_capacity(settings, gpus),
+        supervisor=supervisor,
+        reconciler=reconciler,
+        work=work,
+        put_lease=putter(client, LEASES, node.key),
+        put_status=putter(client, NODES, node.key),
+    )
+    return Agent(client, supervisor, work, reconciler, reporter, measured, energy, settings)
+
+
+async def run(settings: Settings) -> int:
+    """Run the agent until SIGTERM or SIGINT; returns the exit status."""
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    tracer = configure_tracing("node-agent", settings.otlp_endpoint or None)
+    client = await connect(settings, f"node-agent {settings.node_id}")
+    agent = build(settings, client, tracer)
+    collector = AgentCollector(agent.reporter)
+    REGISTRY.register(collector)
+    await take_cancels(client, settings.node_id, agent.work)
+    application = ops_application(agent.unready)
+    async with serve_http(application, settings.http_host, settings.ops_port):
+        status = await _until(stopping, agent)
+    REGISTRY.unregister(collector)
+    await close(client)
+    flush_tracing()
+    return status
+
+
+async def _until(stopping: asyncio.Event, agent: Agent) -> int:
+    """Run the agent's loops until told to stop, then drain; 1 when a loop failed."""
+    tasks = [asyncio.create_task(loop) for loop in agent.loops()]
+    stop = asyncio.create_task(stopping.wait())
+    await asyncio.wait([stop, *tasks], return_when=asyncio.FIRST_COMPLETED)
+    broken = [task for task in tasks if task.done() and not task.cancelled()]
+    for task in broken:
+        log.error("loop failed", error=repr(task.exception()), exc_info=task.exception())
+    log.info("stopping")
+    await agent.drain()
+    for task in (stop, *tasks):
+        task.cancel()
+    await asyncio.gather(stop, *tasks, return_exceptions=True)
+    return 1 if broken else 0
+
+
+def _launcher(settings: Settings) -> TritonCommand | TritonAddress:
+    if not settings.triton_command:
+        return TritonAddress(settings.triton_grpc_url)
+    otlp_url = f"{(settings.otlp_endpoint or _NO_COLLECTOR).rstrip('/')}/v1/traces"
+    return TritonCommand(settings.triton_command, settings.repository, otlp_url)
+
+
+def _capacity(settings: Settings, gpus: Gpus | None) -> status_pb2.NodeCapacity:
+    """GPU memory where there is a GPU, else what is set, else half of the machine's memory."""
+    if settings.memory_mib is not None:
+        memory_mib = settings.memory_mib
+    elif gpus is not None:
+        memory_mib = gpus.memory_mib
+    else:
+        memory_mib = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // _MIB // 2
+    return status_pb2.NodeCapacity(
+        memory_mib=memory_mib,
+        slots=settings.slots,
+        gpus=gpus.names if gpus else (),
+        energy_measured=bool(gpus and gpus.counts_energy),
+    )
+
+
+def main() -> int:
+    """Entry point of `python -m busbar_node_agent`."""
+    settings = Settings()  # pyright: ignore[reportCallIssue]
+    configure_logging("node-agent", settings.log_level)
+    try:
+        return uvloop.run(run(settings))
+    except BusbarError as error:
+        sys.stderr.write(f"{error.reason}\n")
+        return 1

@@ -1,0 +1,74 @@
+"""One ready replica as the work sees it: its slots, its Triton, its counters."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from busbar_errors import BusbarError
+
+from busbar_node_agent.domain.credits import Credits
+
+TokenCounter = Callable[[bytes], tuple[Sequence[int], Sequence[int]]]
+"""Reads prompt and generated token counts from a serialized inference.ModelInferResponse."""
+
+
+class TritonRefused(BusbarError):
+    """A call of Triton ended with a status that is not OK; `code` is its gRPC name."""
+
+    def __init__(self, code: str, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+class Inference(Protocol):
+    """What serving needs of Triton. Both raise TritonRefused; cancelling either
+    cancels the inference at Triton. A non-empty traceparent is passed on.
+    """
+
+    async def infer(self, request: bytes, timeout_s: float, traceparent: str) -> bytes:
+        """Answer one serialized ModelInferRequest with one serialized ModelInferResponse."""
+        ...
+
+    def stream(
+        self, request: bytes, timeout_s: float, traceparent: str
+    ) -> AsyncGenerator[bytes, None]:
+        """Every serialized ModelInferResponse to one serialized ModelInferRequest."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class Lane:
+    """Work of one replica while it is loaded in one run of Triton."""
+
+    deployment: str
+    credits: Credits
+    triton: Inference
+    count_tokens: TokenCounter | None
+    on_freed: Callable[[], None]
+    loaded: bool = True
+    """False once this run of Triton, or the model in it, is gone."""
+    timeouts_in_a_row: int = 0
+    """Deadlines that passed at Triton since it last answered."""
+    _empty: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self._empty.set()
+
+    def occupied(self) -> None:
+        """Work arrived for one of the slots asked for."""
+        self.credits.arrived()
+        self._empty.clear()
+
+    def freed(self) -> None:
+        """A slot is free again."""
+        self.credits.ended()
+        if self.credits.in_hand == 0:
+            self._empty.set()
+        self.on_freed()
+
+    async def emptied(self) -> None:
+        """Wait until nothing is in hand."""
+        await self._empty.wait()

@@ -1,0 +1,98 @@
+"""Bring what the node holds to what the scheduler wants it to hold."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+import structlog
+from busbar_contracts.scheduler.v1 import plan_pb2
+
+from busbar_node_agent.domain.desired import Assignment, Present, next_steps
+from busbar_node_agent.usecases.replica import Replica, Tools
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class Reconciler:
+    """The desired state as last told, and the replicas that carry it out."""
+
+    tools: Tools
+    replicas: dict[str, Replica] = field(default_factory=dict[str, Replica])
+    revision: int = 0
+    heard: bool = False
+    """Whether the desired state has been read once; an empty one counts."""
+    _desired: dict[str, Assignment] = field(default_factory=dict[str, Assignment])
+    _fencing_token: int = 0
+    _wake: asyncio.Event = field(default_factory=asyncio.Event)
+    _leaving: set[asyncio.Task[None]] = field(default_factory=set[asyncio.Task[None]])
+
+    def desire(self, placement: plan_pb2.NodePlacement) -> None:
+        """Take over a placement, unless a newer leader has already spoken."""
+        if placement.fencing_token < self._fencing_token:
+            log.warning(
+                "placement of a deposed leader ignored",
+                fencing_token=placement.fencing_token,
+                newest=self._fencing_token,
+            )
+            return
+        self._fencing_token = placement.fencing_token
+        self.revision = placement.snapshot_revision
+        self._desired = {each.deployment: _assignment(each) for each in placement.replicas}
+        self._wake.set()
+
+    async def reconcile(self) -> None:
+        """Carry out the desired state, for ever."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            present = {
+                name: Present(replica.assignment, replica.leaving)
+                for name, replica in self.replicas.items()
+            }
+            steps = next_steps(self._desired, present)
+            for name in steps.stop:
+                self._stop(self.replicas[name])
+            for assignment in steps.adjust:
+                self.replicas[assignment.deployment].adjust(assignment)
+            for assignment in steps.start:
+                self.replicas[assignment.deployment] = Replica(assignment, self.tools)
+            self.tools.on_change()
+
+    async def drain(self, timeout_s: float) -> None:
+        """Pull no more work, on no replica, and wait for what is in hand."""
+        self._desired = {}
+        await asyncio.gather(*(each.drain(timeout_s) for each in self.replicas.values()))
+
+    async def abandon(self) -> None:
+        """Leave every replica as it is, for a Triton that is about to be stopped."""
+        await asyncio.gather(*(each.abandon() for each in self.replicas.values()))
+
+    async def unload(self) -> None:
+        """Take every replica out of a Triton that goes on without us."""
+        await asyncio.gather(*(each.leave(0.0) for each in self.replicas.values()))
+
+    def _stop(self, replica: Replica) -> None:
+        replica.leaving = True
+        task = asyncio.create_task(self._leave(replica), name=f"leave:{replica.deployment}")
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+
+    async def _leave(self, replica: Replica) -> None:
+        try:
+            await replica.leave()
+        except Exception:  # it is not wanted any more; what remains of it must not block the next
+            log.exception("replica not removed cleanly", deployment=replica.deployment)
+        self.replicas.pop(replica.deployment, None)
+        self._wake.set()
+
+
+def _assignment(wanted: plan_pb2.ReplicaAssignment) -> Assignment:
+    return Assignment(
+        deployment=wanted.deployment,
+        bundle_digest=wanted.bundle_digest,
+        slots=max(1, wanted.slots),
+        input_tokens_output=wanted.input_tokens_output,
+        output_tokens_output=wanted.output_tokens_output,
+    )

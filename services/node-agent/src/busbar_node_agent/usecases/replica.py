@@ -1,0 +1,347 @@
+"""One replica: from its bundle in the object store to pulling work, and back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import structlog
+from busbar_contracts.node.v1 import events_pb2, status_pb2
+from busbar_errors import BusbarError
+from google.protobuf.message import Message
+
+from busbar_node_agent.domain.backoff import backoff_s
+from busbar_node_agent.domain.bundle import BundleRefused
+from busbar_node_agent.domain.credits import Credits
+from busbar_node_agent.domain.desired import Assignment
+from busbar_node_agent.usecases.lane import Lane, TokenCounter, TritonRefused
+from busbar_node_agent.usecases.supervise import Session, TritonSupervisor
+from busbar_node_agent.usecases.work import WorkInHand
+
+log = structlog.get_logger()
+
+LOAD_TIMEOUT_S = 600.0
+UNLOAD_TIMEOUT_S = 60.0
+CONTROL_TIMEOUT_S = 10.0
+DRAIN_TIMEOUT_S = 120.0
+_GUARD_INTERVAL_S = 3.0
+_POLL_S = 0.1
+_RETRY_FIRST_S, _RETRY_CAP_S = 1.0, 60.0
+_CRASH_RETRY_FIRST_S, _CRASH_RETRY_CAP_S = 5.0, 900.0
+_TIMEOUTS_MIN = 2
+
+FETCHING = status_pb2.REPLICA_STATE_FETCHING
+LOADING = status_pb2.REPLICA_STATE_LOADING
+WARMING = status_pb2.REPLICA_STATE_WARMING
+READY = status_pb2.REPLICA_STATE_READY
+DRAINING = status_pb2.REPLICA_STATE_DRAINING
+FAILED = status_pb2.REPLICA_STATE_FAILED
+
+T = TypeVar("T")
+
+
+class WarmUpFailed(BusbarError):
+    """The model did not answer its warm-up as it should; `hung`: not at all."""
+
+    def __init__(self, reason: str, *, hung: bool = False) -> None:
+        super().__init__(reason)
+        self.hung = hung
+
+
+class _TritonGone(Exception):
+    """The run of Triton ended under our hands."""
+
+
+class Puller(Protocol):
+    """Pulls a lane's work; adapters.puller.WorkPuller."""
+
+    def start(self) -> None: ...
+    async def stop(self) -> None: ...
+    def adjust(self, slots: int) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A verified bundle on this node's disk."""
+
+    digest: str
+    path: Path
+    warm_up: Callable[[Any, str], Awaitable[None]]
+    """Runs the warm-up of the model called so at that Triton; raises WarmUpFailed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What replicas share."""
+
+    node: str
+    supervisor: TritonSupervisor
+    work: WorkInHand
+    fetch: Callable[[str], Awaitable[Bundle]]
+    stage: Callable[[str, Bundle], Awaitable[None]]
+    unstage: Callable[[str], Awaitable[None]]
+    open_puller: Callable[[Lane], Puller]
+    token_counter: Callable[[str, str], TokenCounter | None]
+    on_change: Callable[[], None]
+    on_event: Callable[[str, Message], None]
+    loading: asyncio.Semaphore
+    suspects: asyncio.Lock
+    """Held while a model is loaded that may have crashed Triton before."""
+
+
+class Replica:
+    """One deployment's model on this node. `run` it as a task, then `leave`."""
+
+    def __init__(self, assignment: Assignment, tools: Tools) -> None:
+        self.assignment = assignment
+        self.state: status_pb2.ReplicaState.ValueType = FETCHING
+        self.reason = ""
+        self.leaving = False
+        self.model_metadata = b""
+        self.model_config = b""
+        self._tools = tools
+        self._failures = 0
+        self._crashes = 0
+        self._lane: Lane | None = None
+        self._puller: Puller | None = None
+        self._session: Session | None = None
+        self._load: asyncio.Task[None] | None = None
+        self._wanted_s = asyncio.get_running_loop().time()
+        self._task = asyncio.create_task(self._live(), name=f"replica:{assignment.deployment}")
+
+    @property
+    def deployment(self) -> str:
+        """Which deployment it serves."""
+        return self.assignment.deployment
+
+    def adjust(self, assignment: Assignment) -> None:
+        """Take over slots and outputs; both count from the next work on."""
+        self.assignment = assignment
+        if self._lane is not None and self._puller is not None:
+            self._lane.count_tokens = self._token_counter()
+            self._puller.adjust(assignment.slots)
+        self._tools.on_change()
+
+    async def drain(self, timeout_s: float) -> None:
+        """Pull no more and let what is in hand finish; hand back what does not in time."""
+        self.leaving = True
+        if self.state is READY:
+            self._set(DRAINING)
+        if self._puller is not None:
+            await self._puller.stop()
+        if self._lane is None:
+            return
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._lane.emptied()
+        except TimeoutError:
+            self._tools.work.hand_back("the node is draining", self._lane)
+            await self._lane.emptied()
+
+    async def leave(self, timeout_s: float = DRAIN_TIMEOUT_S) -> None:
+        """Drain, unload and remove the model from the repository."""
+        await self.drain(timeout_s)
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+        if self._load is not None and not self._load.done():
+            # Unloading what is just being loaded is a race at Triton.
+            await asyncio.wait([self._load])
+        await self._unload()
+        await self._tools.unstage(self.deployment)
+
+    async def abandon(self) -> None:
+        """Stop without unloading: Triton is about to be stopped."""
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+
+    async def _live(self) -> None:
+        """Bring it up, keep it up, and start over when it breaks, for ever."""
+        while not self.leaving:
+            self._session = None
+            try:
+                reason = await self._serve()
+                self._failures = self._crashes = 0
+                self._set(LOADING, reason)
+                continue
+            except _TritonGone:
+                self._crashes += 1
+                pause_s = backoff_s(
+                    self._crashes, first_s=_CRASH_RETRY_FIRST_S, cap_s=_CRASH_RETRY_CAP_S
+                )
+                self._fail(f"Triton died {self._crashes} times while this model was being loaded")
+            except (BusbarError, BundleRefused, OSError) as error:
+                pause_s = self._after_failure(str(error) or repr(error))
+            except Exception as error:  # one model's trouble is not the others'
+                log.exception("replica failed by a bug", deployment=self.deployment)
+                pause_s = self._after_failure(repr(error))
+            await self._unload()
+            await asyncio.sleep(pause_s)
+
+    def _after_failure(self, reason: str) -> float:
+        self._failures += 1
+        self._fail(reason)
+        return backoff_s(self._failures, first_s=_RETRY_FIRST_S, cap_s=_RETRY_CAP_S)
+
+    async def _serve(self) -> str:
+        """Fetch, load, warm up, work; returns why it ended."""
+        self._set(FETCHING)
+        bundle = await self._tools.fetch(self.assignment.bundle_digest)
+        self._set(LOADING, "waiting for Triton")
+        async with self._turn():
+            session = self._session = await self._tools.supervisor.session()
+            self._set(LOADING)
+            await self._bring_up(session, bundle)
+        return await self._pull(session, bundle)
+
+    @contextlib.asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """A bounded number load at a time; of those that may have crashed Triton, one."""
+        async with contextlib.AsyncExitStack() as stack:
+            if self._crashes:
+                await stack.enter_async_context(self._tools.suspects)
+            await stack.enter_async_context(self._tools.loading)
+            yield
+
+    async def _bring_up(self, session: Session, bundle: Bundle) -> None:
+        await self._tools.stage(self.deployment, bundle)
+        self._load = asyncio.create_task(session.rpc.load(self.deployment, LOAD_TIMEOUT_S))
+        await _under(session, asyncio.shield(self._load))
+        self._set(WARMING)
+        await _under(session, bundle.warm_up(session.rpc, self.deployment))
+        metadata = session.rpc.metadata(self.deployment, CONTROL_TIMEOUT_S)
+        self.model_metadata = await _under(session, metadata)
+        config = session.rpc.config(self.deployment, CONTROL_TIMEOUT_S)
+        self.model_config = await _under(session, config)
+
+    async def _pull(self, session: Session, bundle: Bundle) -> str:
+        lane = self._lane = Lane(
+            deployment=self.deployment,
+            credits=Credits(self.assignment.slots),
+            triton=session.rpc,
+            count_tokens=self._token_counter(),
+            on_freed=_nothing,
+        )
+        puller = self._puller = self._tools.open_puller(lane)
+        puller.start()
+        self._became_ready()
+        reason = "the replica is being stopped"
+        try:
+            reason = await self._until_gone(session, bundle, lane)
+            return reason
+        finally:
+            lane.loaded = False
+            self._tools.work.hand_back(reason, lane)
+            await puller.stop()
+            self._lane = self._puller = None
+
+    def _became_ready(self) -> None:
+        took_s = asyncio.get_running_loop().time() - self._wanted_s
+        self._set(READY)
+        event = events_pb2.ReplicaBecameReady(
+            node=self._tools.node,
+            deployment=self.deployment,
+            bundle_digest=self.assignment.bundle_digest,
+            took_ms=int(took_s * 1000),
+        )
+        self._tools.on_event("replica_became_ready", event)
+
+    async def _until_gone(self, session: Session, bundle: Bundle, lane: Lane) -> str:
+        """Wait until this run of Triton, or the model in it, is gone; returns what happened."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_GUARD_INTERVAL_S):
+                    await session.lost.wait()
+                    return "Triton was lost"
+            try:
+                if not await session.rpc.model_ready(self.deployment, CONTROL_TIMEOUT_S):
+                    return "Triton no longer has the model"
+                if lane.timeouts_in_a_row >= max(_TIMEOUTS_MIN, lane.credits.slots):
+                    await bundle.warm_up(session.rpc, self.deployment)
+                    lane.timeouts_in_a_row = 0
+            except WarmUpFailed as error:
+                if not error.hung:
+                    return error.reason
+                self._tools.supervisor.accuse(session, f"{self.deployment} hangs: {error.reason}")
+            except TritonRefused as error:
+                log.warning("model not checked", deployment=self.deployment, reason=error.reason)
+
+    async def _unload(self) -> None:
+        """Take the model out of Triton, as far as there is a Triton to take it out of."""
+        session, self._session = self._session, None
+        if session is None or session.lost.is_set():
+            return
+        with contextlib.suppress(TritonRefused, TimeoutError, _TritonGone):
+            async with asyncio.timeout(UNLOAD_TIMEOUT_S):
+                await _under(session, session.rpc.unload(self.deployment, CONTROL_TIMEOUT_S))
+                while await self._still_there(session):
+                    await asyncio.sleep(_POLL_S)
+
+    async def _still_there(self, session: Session) -> bool:
+        states = await _under(session, session.rpc.states(CONTROL_TIMEOUT_S))
+        return states.get(self.deployment, "") in {"READY", "LOADING", "UNLOADING"}
+
+    def _token_counter(self) -> TokenCounter | None:
+        wanted = self.assignment
+        return self._tools.token_counter(wanted.input_tokens_output, wanted.output_tokens_output)
+
+    def _fail(self, reason: str) -> None:
+        self._set(FAILED, reason)
+        event = events_pb2.ReplicaFailed(
+            node=self._tools.node,
+            deployment=self.deployment,
+            bundle_digest=self.assignment.bundle_digest,
+            reason=reason,
+        )
+        self._tools.on_event("replica_failed", event)
+
+    def _set(self, state: status_pb2.ReplicaState.ValueType, reason: str = "") -> None:
+        if (state, reason) == (self.state, self.reason):
+            return
+        self.state, self.reason = state, reason
+        log.info(
+            "replica state",
+            deployment=self.deployment,
+            state=status_pb2.ReplicaState.Name(state),
+            reason=reason,
+        )
+        self._tools.on_change()
+
+
+async def _under(session: Session, work: Awaitable[T]) -> T:
+    """The result of `work`; raises _TritonGone as soon as this run of Triton is lost."""
+    task = asyncio.ensure_future(work)
+    lost = asyncio.create_task(session.lost.wait())
+    try:
+        await asyncio.wait([task, lost], return_when=asyncio.FIRST_COMPLETED)
+        if session.lost.is_set():
+            raise _TritonGone
+        try:
+            return task.result()
+        except TritonRefused as error:
+            if error.code != "UNAVAILABLE" or not await _lost_soon(session):
+                raise
+            raise _TritonGone from error
+    finally:
+        lost.cancel()
+        if not task.done():
+            task.cancel()
+        elif not task.cancelled():
+            task.exception()
+
+
+async def _lost_soon(session: Session) -> bool:
+    """Whether a failed call was the first sign of a crash, which follows within moments."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(0.5):
+            return await session.lost.wait()
+    return False
+
+
+def _nothing() -> None:
+    pass
