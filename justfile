@@ -4,8 +4,8 @@ set positional-arguments
 set shell := ["bash", "-euo", "pipefail", "-c"]
 
 export UV_PYTHON_DOWNLOADS := "never"
-python := justfile_directory() / ".venv/bin/python"
-bin := justfile_directory() / ".venv/bin"
+python := ".venv/bin/python"
+bin := ".venv/bin"
 
 # List the recipes
 [private]

@@ -176,12 +176,13 @@ class Daemon:
         ports, secrets = self._wiring.ports, self._wiring.secrets
         found: dict[str, Any] = {
             "launcher": os.getpid(),
-            "nats": self._wiring.nats.url,
-            "nats_monitor": self._wiring.nats.monitor_url,
-            "nats_credentials": dict(secrets.nats),
             "keys": {"operator": secrets.operator_token},
             "pids": {},
         }
+        if "nats" in self._names:
+            found["nats"] = self._wiring.nats.url
+            found["nats_monitor"] = self._wiring.nats.monitor_url
+            found["nats_credentials"] = dict(secrets.nats)
         if "postgres" in self._names:
             found["postgres"] = self._wiring.postgres.admin_dsn
         if running := [service for service in SERVICES if service in self._names]:
