@@ -1,0 +1,5 @@
+"""`python -m busbar_billing`."""
+
+from busbar_billing.main import main
+
+main()

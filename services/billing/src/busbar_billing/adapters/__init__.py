@@ -1,0 +1,1 @@
+"""Postgres, the bus and the admin API: they translate and nothing else."""

@@ -1,0 +1,1 @@
+"""Usage in, keys and events out."""

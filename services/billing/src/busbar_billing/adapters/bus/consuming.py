@@ -1,0 +1,184 @@
+"""Taking messages from a durable consumer in batches: none is lost, none holds up the rest.
+
+Plain nats-py: a batch is one database transaction, messages are acknowledged
+one by one, and while the database is away nothing is pulled, so an outage
+costs each message in hand one delivery and the others none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import structlog
+from busbar_errors import Unavailable
+from busbar_messaging.connection import publish_durably
+from busbar_messaging.dispositions import DeadLetter, dispose
+from busbar_messaging.topology import ConsumerSpec, dead_letter_subject
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
+from nats.js.client import JetStreamContext
+from nats.js.errors import Error as JetStreamError
+
+from busbar_billing.adapters import metrics
+from busbar_billing.adapters.bus.dead_letters import DEAD_LETTER_TIMEOUT, headers_of, letter_id
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+
+MESSAGES_MAX = 256
+_FIRST_MESSAGE_TIMEOUT_S = 2.0
+_REST_TIMEOUT_S = 0.25
+_RETRY_PAUSE_S = 0.5
+_NAK_UNAVAILABLE_S = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A part of a message that can never be handled; the rest of it was."""
+
+    message: Msg
+    payload: bytes
+    reason: str
+
+
+Handler = Callable[[Sequence[Msg]], Awaitable[Sequence[Refusal]]]
+"""Handles a batch as a whole or raises; returns what it had to leave out."""
+
+
+class Consumer:
+    """One durable consumer and what handles its messages."""
+
+    def __init__(
+        self,
+        client: Client,
+        spec: ConsumerSpec,
+        handle: Handler,
+        wait_until_able: Callable[[], Coroutine[Any, Any, None]],
+    ) -> None:
+        self._client = client
+        self._jetstream = client.jetstream(timeout=5)
+        self._spec = spec
+        self._handle = handle
+        self._wait_until_able = wait_until_able
+        self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        """Take no more messages; `run` returns when those in hand are done."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Take and handle messages until `stop`. Survives whatever the bus does."""
+        subscription = await self._jetstream.pull_subscribe_bind(
+            self._spec.durable, stream=self._spec.stream
+        )
+        while not self._stopping.is_set():
+            try:
+                await self._until_stop(self._wait_until_able())
+                messages = await self._until_stop(self._fetch(subscription))
+                if messages:
+                    await self._dispatch(messages)
+            except (NatsError, JetStreamError, TimeoutError, OSError) as error:
+                log.warning("consumer interrupted", consumer=self._spec.durable, error=repr(error))
+                await asyncio.sleep(_RETRY_PAUSE_S)
+        await self._hand_back(subscription)
+
+    async def _until_stop(self, wait: Coroutine[Any, Any, T]) -> T | None:
+        """What `wait` returns, or None when `stop` comes first."""
+        waiting = asyncio.create_task(wait)
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait({waiting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            return await waiting if waiting.done() else None
+        finally:
+            waiting.cancel()
+            stopping.cancel()
+
+    async def _hand_back(self, subscription: JetStreamContext.PullSubscription) -> None:
+        """Let others have at once what was delivered to us and not begun."""
+        with contextlib.suppress(NatsError, TimeoutError, OSError):
+            await subscription.unsubscribe()
+            while subscription.pending_msgs:
+                for message in await subscription.fetch(subscription.pending_msgs, timeout=0.1):
+                    await message.nak()
+
+    async def _fetch(self, subscription: JetStreamContext.PullSubscription) -> list[Msg]:
+        """One message when it comes, and with it what else is there; [] when none came."""
+        try:
+            messages = await subscription.fetch(1, timeout=_FIRST_MESSAGE_TIMEOUT_S)
+        except TimeoutError:
+            return []
+        waiting = messages[0].metadata.num_pending
+        if waiting:
+            # Fewer come when another instance takes them.
+            with contextlib.suppress(TimeoutError):
+                more = min(waiting, MESSAGES_MAX - 1)
+                messages += await subscription.fetch(more, timeout=_REST_TIMEOUT_S)
+        self._observe(messages[0], max(0, waiting - len(messages) + 1))
+        return messages
+
+    def _observe(self, oldest: Msg, waiting: int) -> None:
+        age_s = max(0.0, time.time() - oldest.metadata.timestamp.timestamp())
+        metrics.LAG_SECONDS.labels(self._spec.durable).set(age_s)
+        metrics.LAG_MESSAGES.labels(self._spec.durable).set(waiting)
+
+    async def _dispatch(self, messages: Sequence[Msg]) -> None:
+        """Handle a batch; when it fails for another reason than an outage, one by one."""
+        try:
+            refusals = await self._handle(messages)
+            for refusal in refusals:
+                await self._dead_letter(refusal.message, refusal.payload, refusal.reason)
+        except Unavailable as error:
+            log.warning("messages handed back", consumer=self._spec.durable, reason=error.reason)
+            metrics.RETRIES.labels(self._spec.durable).inc(len(messages))
+            for message in messages:
+                await message.nak(delay=_NAK_UNAVAILABLE_S)
+        except Exception as error:  # noqa: BLE001 - dispose() decides what becomes of a bug
+            if len(messages) > 1:
+                for message in messages:
+                    await self._dispatch([message])
+            else:
+                await self._dispose(messages[0], error)
+        else:
+            for message in messages:
+                await message.ack()
+
+    async def _dispose(self, message: Msg, error: Exception) -> None:
+        deliveries = message.metadata.num_delivered
+        decision = dispose(error, deliveries)
+        log.error(
+            "message failed",
+            consumer=self._spec.durable,
+            sequence=message.metadata.sequence.stream,
+            deliveries=deliveries,
+            decision=repr(decision),
+            exc_info=error,
+        )
+        if isinstance(decision, DeadLetter):
+            try:
+                await self._dead_letter(message, message.data, decision.reason)
+            except Unavailable:
+                await message.nak(delay=_NAK_UNAVAILABLE_S)
+            else:
+                await message.term()
+        else:
+            metrics.RETRIES.labels(self._spec.durable).inc()
+            await message.nak(delay=decision.delay_s)
+
+    async def _dead_letter(self, message: Msg, payload: bytes, reason: str) -> None:
+        log.error("dead letter", consumer=self._spec.durable, reason=reason)
+        await publish_durably(
+            self._jetstream,
+            dead_letter_subject("billing", self._spec.durable),
+            payload,
+            message_id=letter_id(message, payload),
+            give_up_after=DEAD_LETTER_TIMEOUT,
+            headers=headers_of(message, reason),
+        )
+        metrics.DEAD_LETTERS.labels(self._spec.durable).inc()

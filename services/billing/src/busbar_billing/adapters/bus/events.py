@@ -1,0 +1,95 @@
+"""Facts of billing for whoever listens. The ledger is the truth; an event lost in a crash is not
+repeated."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from datetime import timedelta
+
+import structlog
+from busbar_contracts.billing.v1 import events_pb2
+from busbar_errors import Unavailable
+from busbar_messaging.connection import publish_durably
+from busbar_messaging.topology import event_subject
+from google.protobuf.message import Message
+from nats.aio.client import Client
+from uuid_utils.compat import uuid7
+
+from busbar_billing.adapters import metrics
+from busbar_billing.domain.keys import ApiKey
+from busbar_billing.usecases.post_usage import RatedRecord
+from busbar_billing.usecases.tenants import Tenant
+
+log = structlog.get_logger()
+
+WAITING_MAX = 1_000
+GIVE_UP_AFTER = timedelta(seconds=15)
+
+
+class Events:
+    """Publishes in the background, in order; drops and counts when too many wait."""
+
+    def __init__(self, client: Client) -> None:
+        self._jetstream = client.jetstream(timeout=5)
+        self._waiting: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue(WAITING_MAX)
+
+    def usage_posted(self, charged: Sequence[RatedRecord]) -> None:
+        """Charges were posted, in one transaction."""
+        charges = [
+            events_pb2.PostedCharge(
+                request_id=one.record.request_id.bytes,
+                tenant_id=one.record.tenant_id,
+                amount_nanos=one.rating.charge_nanos,
+                currency=one.rating.currency,
+                transfer_id=str(one.transfer_id),
+            )
+            for one in charged
+        ]
+        self._enqueue("usage_posted", events_pb2.UsagePosted(charges=charges))
+
+    def tenant_created(self, tenant: Tenant) -> None:
+        """A tenant was created."""
+        event = events_pb2.TenantCreated(tenant_id=tenant.tenant_id, name=tenant.name)
+        self._enqueue("tenant_created", event)
+
+    def key_created(self, key: ApiKey) -> None:
+        """A key was created."""
+        event = events_pb2.ApiKeyCreated(key_id=key.key_id, tenant_id=key.tenant_id)
+        self._enqueue("api_key_created", event)
+
+    def key_revoked(self, key: ApiKey) -> None:
+        """A key was revoked."""
+        event = events_pb2.ApiKeyRevoked(key_id=key.key_id, tenant_id=key.tenant_id)
+        self._enqueue("api_key_revoked", event)
+
+    def _enqueue(self, fact: str, event: Message) -> None:
+        try:
+            self._waiting.put_nowait((event_subject("billing", fact), event.SerializeToString()))
+        except asyncio.QueueFull:
+            metrics.EVENTS_DROPPED.inc()
+
+    async def run(self) -> None:
+        """Publish what is enqueued, for ever."""
+        while True:
+            subject, payload = await self._waiting.get()
+            try:
+                await publish_durably(
+                    self._jetstream,
+                    subject,
+                    payload,
+                    message_id=uuid7().hex,
+                    give_up_after=GIVE_UP_AFTER,
+                )
+            except Unavailable as error:
+                metrics.EVENTS_DROPPED.inc()
+                log.warning("event dropped", subject=subject, reason=error.reason)
+            finally:
+                self._waiting.task_done()
+
+    async def flush(self, timeout: timedelta) -> None:
+        """Wait until everything enqueued is published, for at most `timeout`."""
+        try:
+            await asyncio.wait_for(self._waiting.join(), timeout.total_seconds())
+        except TimeoutError:
+            metrics.EVENTS_DROPPED.inc(self._waiting.qsize())

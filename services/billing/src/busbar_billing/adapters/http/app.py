@@ -1,0 +1,54 @@
+"""The admin API as an application."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastapi import FastAPI
+
+from busbar_billing.adapters.bus.events import Events
+from busbar_billing.adapters.bus.key_directory import KeyDirectoryBucket
+from busbar_billing.adapters.http import errors
+from busbar_billing.adapters.http.guard import Application, Guard
+from busbar_billing.adapters.http.keys import key_routes
+from busbar_billing.adapters.http.ledger import ledger_routes
+from busbar_billing.adapters.http.prices import price_routes
+from busbar_billing.adapters.http.tenants import tenant_routes
+from busbar_billing.adapters.postgres.journal import Journal
+from busbar_billing.adapters.postgres.keys import Keys
+from busbar_billing.adapters.postgres.prices import Prices
+from busbar_billing.adapters.postgres.reading import Reader
+from busbar_billing.adapters.postgres.tenants import Tenants
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the routes work with."""
+
+    tenants: Tenants
+    keys: Keys
+    journal: Journal
+    prices: Prices
+    reader: Reader
+    directory: KeyDirectoryBucket
+    events: Events
+
+
+def admin_application(parts: Parts, operator_token: str, hmac_secret: bytes) -> Application:
+    """Every route, behind the operator's token; documented at /openapi.json."""
+    app = FastAPI(
+        title="Busbar billing",
+        version="1",
+        description="Tenants, API keys, prices, usage and the ledger. Operators only.",
+        docs_url=None,
+        redoc_url=None,
+        responses=errors.DOCUMENTED,
+    )
+    errors.install(app)
+    app.include_router(tenant_routes(parts.tenants, parts.journal, parts.events))
+    app.include_router(
+        key_routes(parts.keys, parts.tenants, parts.directory, parts.events, hmac_secret)
+    )
+    app.include_router(ledger_routes(parts.reader, parts.prices))
+    app.include_router(price_routes(parts.prices))
+    return Guard(app, operator_token)

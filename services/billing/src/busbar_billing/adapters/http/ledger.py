@@ -1,0 +1,67 @@
+"""Routes of usage and of the journal behind it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from pydantic import AwareDatetime
+
+from busbar_billing.adapters.http import schemas
+from busbar_billing.adapters.http.paging import (
+    PAGE_DEFAULT,
+    Cursor,
+    Limit,
+    decode_id_cursor,
+    first_id_of,
+    page,
+    read_request_id,
+)
+from busbar_billing.adapters.http.showing import show_line, show_transfer, show_usage
+from busbar_billing.adapters.postgres.prices import Prices
+from busbar_billing.adapters.postgres.reading import FIRST_ID, LAST_ID, Reader
+from busbar_billing.domain.rating import explain
+
+TenantFilter = Annotated[str | None, Query(pattern=schemas.NAME)]
+RequestFilter = Annotated[str | None, Query(max_length=80)]
+
+
+def ledger_routes(reader: Reader, prices: Prices) -> APIRouter:
+    """GET /usage, /usage/{request_id} and /ledger, newest first."""
+    router = APIRouter(prefix="/admin/v1", tags=["ledger"])
+
+    @router.get("/usage")
+    async def usage(
+        tenant_id: TenantFilter = None,
+        since: AwareDatetime | None = None,
+        until: AwareDatetime | None = None,
+        limit: Limit = PAGE_DEFAULT,
+        cursor: Cursor = None,
+    ) -> schemas.Page[schemas.UsageAnswer]:
+        first = FIRST_ID if since is None else first_id_of(since)
+        last = LAST_ID if until is None else first_id_of(until)
+        before = min(last, decode_id_cursor(cursor, last))
+        rows = await reader.usage(tenant_id, first, before, limit + 1)
+        return page(rows, limit, lambda row: str(row.record.request_id), show_usage)
+
+    @router.get("/usage/{request_id}")
+    async def usage_of(request_id: str) -> schemas.ExplainedUsageAnswer:
+        posted = await reader.usage_of(read_request_id(request_id))
+        book = (await prices.all()).version(posted.price_version)
+        lines = explain(posted.record, book.classes[posted.rated_class])
+        shown = show_usage(posted).model_dump()
+        return schemas.ExplainedUsageAnswer(**shown, lines=[show_line(line) for line in lines])
+
+    @router.get("/ledger")
+    async def ledger(
+        tenant_id: TenantFilter = None,
+        request_id: RequestFilter = None,
+        limit: Limit = PAGE_DEFAULT,
+        cursor: Cursor = None,
+    ) -> schemas.Page[schemas.TransferAnswer]:
+        request = None if request_id is None else read_request_id(request_id)
+        before = decode_id_cursor(cursor, LAST_ID)
+        rows = await reader.transfers(tenant_id, request, before, limit + 1)
+        return page(rows, limit, lambda row: str(row.transfer.transfer_id), show_transfer)
+
+    return router

@@ -1,0 +1,213 @@
+"""The admin API's JSON. Amounts are whole nanos (1e-9 of the currency); times are RFC 3339, UTC."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Generic, Literal, TypeVar
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StrictInt, StrictStr
+
+from busbar_billing.domain.ledger import AccountKind, TransferKind
+from busbar_billing.domain.money import TOP_UP_NANOS_MAX
+from busbar_billing.domain.names import DEPLOYMENTS_MAX, NAME_MAX, REFERENCE_MAX
+from busbar_billing.domain.prices import CLASSES_MAX, PRICE_NANOS_MAX, QUANTUM_NANOS_MAX, Component
+from busbar_billing.domain.usage import Outcome
+
+T = TypeVar("T")
+
+NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
+CurrencyCode = Annotated[StrictStr, Field(pattern=r"^[A-Z]{3}$", examples=["USD"])]
+Slug = Annotated[StrictStr, Field(pattern=NAME)]
+
+
+class Wanted(BaseModel):
+    """A request body: unknown fields are refused, as they may have meant something."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Page(BaseModel, Generic[T]):
+    """A page of a list. `next_cursor` asks for the next one; null on the last."""
+
+    items: list[T]
+    next_cursor: str | None
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong and what to do next."""
+
+    message: str
+    type: str
+    code: str
+
+
+class ErrorAnswer(BaseModel):
+    """The body of every answer that is not a success."""
+
+    error: ErrorDetail
+
+
+class WantedTenant(Wanted):
+    """A tenant to create; without `tenant_id` one is made up."""
+
+    name: Annotated[StrictStr, Field(min_length=1, max_length=NAME_MAX)]
+    tenant_id: Slug | None = None
+    currency: CurrencyCode = "USD"
+
+
+class TenantAnswer(BaseModel):
+    """A tenant."""
+
+    tenant_id: str
+    name: str
+    currency: str
+    created_at: datetime
+
+
+class WantedKey(Wanted):
+    """A key to create. No deployments: every one open to the tenant."""
+
+    name: Annotated[StrictStr, Field(min_length=1, max_length=NAME_MAX)]
+    deployments: Annotated[list[Slug], Field(max_length=DEPLOYMENTS_MAX)] = []
+    expires_at: AwareDatetime | None = None
+
+
+class KeyAnswer(BaseModel):
+    """A key, without the key itself."""
+
+    key_id: str
+    tenant_id: str
+    name: str
+    prefix: str
+    deployments: list[str]
+    expires_at: datetime | None
+    created_at: datetime
+    revoked_at: datetime | None
+
+
+class ChangedKeyAnswer(KeyAnswer):
+    """A key after a change. `propagated` false: gateways learn of it when the bus is back."""
+
+    propagated: bool
+
+
+class NewKeyAnswer(ChangedKeyAnswer):
+    """A new key; `key` is shown this once and stored nowhere."""
+
+    key: str
+
+
+class WantedTopUp(Wanted):
+    """Money paid in. `reference` names the payment; repeating it changes nothing."""
+
+    amount_nanos: Annotated[StrictInt, Field(gt=0, le=TOP_UP_NANOS_MAX)]
+    currency: CurrencyCode
+    reference: Annotated[StrictStr, Field(min_length=1, max_length=REFERENCE_MAX)]
+
+
+class PostingAnswer(BaseModel):
+    """`amount_nanos` was added to the account; negative was taken from it."""
+
+    account: AccountKind
+    tenant_id: str | None
+    amount_nanos: int
+    currency: str
+
+
+class TransferAnswer(BaseModel):
+    """A transfer of the journal; its postings sum to zero."""
+
+    transfer_id: str
+    kind: TransferKind
+    tenant_id: str | None
+    request_id: str | None
+    reason: str
+    posted_at: datetime
+    postings: list[PostingAnswer]
+
+
+class BalanceAnswer(BaseModel):
+    """What a tenant has left to spend."""
+
+    tenant_id: str
+    currency: str
+    available_nanos: int
+
+
+class RatingLine(BaseModel):
+    """quantity (tokens, requests, µs, bytes) x amount_nanos / per_units of the component's unit."""
+
+    component: Component
+    quantity: int
+    amount_nanos: int
+    per_units: int
+    exact_nanos: str
+
+
+class UsageAnswer(BaseModel):
+    """A billed request. A voided one was charged and the charge taken back."""
+
+    request_id: str
+    tenant_id: str
+    key_id: str
+    deployment: str
+    price_class: str
+    rated_class: str
+    api: str
+    outcome: Outcome
+    admitted_at: datetime
+    finished_at: datetime
+    input_tokens: int
+    output_tokens: int
+    request_bytes: int
+    response_bytes: int
+    compute_us: int
+    node: str
+    attempt: int
+    gateway_id: str
+    trace_id: str
+    price_version: int
+    amount_nanos: int
+    currency: str
+    transfer_id: str
+    posted_at: datetime
+    voided: bool
+    void_reason: str | None
+
+
+class ExplainedUsageAnswer(UsageAnswer):
+    """A billed request with the lines whose exact sum, rounded half-even, is its amount."""
+
+    lines: list[RatingLine]
+
+
+class PriceEntry(Wanted):
+    """`amount_nanos` buys `per_units` units: tokens, requests, seconds or megabytes."""
+
+    amount_nanos: Annotated[StrictInt, Field(ge=0, le=PRICE_NANOS_MAX)]
+    per_units: Literal[1, 1_000, 1_000_000] = 1
+
+
+ClassTable = dict[Slug, dict[Component, PriceEntry]]
+
+
+class WantedPrices(Wanted):
+    """A whole price book, which replaces the one before from `effective_from` (default: now)."""
+
+    currency: CurrencyCode = "USD"
+    effective_from: AwareDatetime | None = None
+    charge_quantum_nanos: Annotated[StrictInt, Field(ge=1, le=QUANTUM_NANOS_MAX)] = 1
+    note: Annotated[StrictStr, Field(max_length=500)] = ""
+    classes: Annotated[ClassTable, Field(max_length=CLASSES_MAX)]
+
+
+class PricesAnswer(BaseModel):
+    """One version of the price book."""
+
+    version: int
+    currency: str
+    effective_from: datetime
+    charge_quantum_nanos: int
+    note: str
+    in_force: bool
+    classes: dict[str, dict[Component, PriceEntry]]

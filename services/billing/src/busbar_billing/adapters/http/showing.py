@@ -1,0 +1,133 @@
+"""From what the use cases return to the admin API's JSON."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from busbar_billing.adapters.http import schemas
+from busbar_billing.adapters.postgres.reading import PostedUsage
+from busbar_billing.domain.prices import PriceBook
+from busbar_billing.domain.rating import Line
+from busbar_billing.usecases.keys import StoredKey
+from busbar_billing.usecases.tenants import PostedTransfer, Tenant
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def moment(unix_ns: int) -> datetime:
+    """A time as people read it."""
+    return _EPOCH + timedelta(microseconds=unix_ns // 1000)
+
+
+def show_tenant(tenant: Tenant) -> schemas.TenantAnswer:
+    """A tenant."""
+    return schemas.TenantAnswer(
+        tenant_id=tenant.tenant_id,
+        name=tenant.name,
+        currency=tenant.currency,
+        created_at=tenant.created_at,
+    )
+
+
+def show_key(stored: StoredKey) -> schemas.KeyAnswer:
+    """A key, without the key itself."""
+    key = stored.key
+    expires = key.expires_unix_ms
+    return schemas.KeyAnswer(
+        key_id=key.key_id,
+        tenant_id=key.tenant_id,
+        name=key.name,
+        prefix=key.prefix,
+        deployments=list(key.deployments),
+        expires_at=None if expires is None else moment(expires * 1_000_000),
+        created_at=stored.created_at,
+        revoked_at=stored.revoked_at,
+    )
+
+
+def show_transfer(posted: PostedTransfer) -> schemas.TransferAnswer:
+    """A transfer with its postings."""
+    transfer = posted.transfer
+    return schemas.TransferAnswer(
+        transfer_id=str(transfer.transfer_id),
+        kind=transfer.kind,
+        tenant_id=transfer.tenant_id,
+        request_id=f"req_{transfer.request_id.hex}" if transfer.request_id else None,
+        reason=transfer.reason,
+        posted_at=posted.posted_at,
+        postings=[
+            schemas.PostingAnswer(
+                account=line.account.kind,
+                tenant_id=line.account.tenant_id,
+                amount_nanos=line.amount_nanos,
+                currency=line.account.currency,
+            )
+            for line in transfer.postings
+        ],
+    )
+
+
+def show_usage(posted: PostedUsage) -> schemas.UsageAnswer:
+    """A billed request."""
+    record = posted.record
+    return schemas.UsageAnswer(
+        request_id=f"req_{record.request_id.hex}",
+        tenant_id=record.tenant_id,
+        key_id=record.key_id,
+        deployment=record.deployment,
+        price_class=record.price_class,
+        rated_class=posted.rated_class,
+        api=record.api,
+        outcome=record.outcome,
+        admitted_at=moment(record.admitted_unix_ns),
+        finished_at=moment(record.finished_unix_ns),
+        input_tokens=record.input_tokens,
+        output_tokens=record.output_tokens,
+        request_bytes=record.request_bytes,
+        response_bytes=record.response_bytes,
+        compute_us=record.compute_us,
+        node=record.node,
+        attempt=record.attempt,
+        gateway_id=record.gateway_id,
+        trace_id=posted.trace_id,
+        price_version=posted.price_version,
+        amount_nanos=posted.amount_nanos,
+        currency=posted.currency,
+        transfer_id=str(posted.transfer_id),
+        posted_at=posted.posted_at,
+        voided=posted.voided,
+        void_reason=posted.void_reason,
+    )
+
+
+def show_line(line: Line) -> schemas.RatingLine:
+    """One line of a rating."""
+    return schemas.RatingLine(
+        component=line.component,
+        quantity=line.quantity,
+        amount_nanos=line.price.amount_nanos,
+        per_units=line.price.per_units,
+        exact_nanos=line.exact_nanos,
+    )
+
+
+def show_book(book: PriceBook, *, in_force: bool) -> schemas.PricesAnswer:
+    """A version of the price book."""
+    classes = {
+        name: {
+            component: schemas.PriceEntry.model_validate(
+                {"amount_nanos": price.amount_nanos, "per_units": price.per_units}
+            )
+            for component, price in prices.items()
+        }
+        for name, prices in book.classes.items()
+    }
+    return schemas.PricesAnswer(
+        version=book.version,
+        currency=book.currency,
+        effective_from=moment(book.effective_from_unix_ns),
+        charge_quantum_nanos=book.quantum_nanos,
+        note=book.note,
+        in_force=in_force,
+        classes=classes,
+    )

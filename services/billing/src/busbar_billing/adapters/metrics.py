@@ -1,0 +1,31 @@
+"""What Prometheus is told."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram
+
+RECORDS_POSTED = Counter("busbar_billing_records_posted", "Usage records charged to the ledger")
+DUPLICATES = Counter("busbar_billing_duplicates", "Records and voids that were there already")
+VOIDS_POSTED = Counter("busbar_billing_voids_posted", "Charges taken back")
+UNPRICED = Counter(
+    "busbar_billing_unpriced_records", "Records rated by the fallback class", ["deployment"]
+)
+DEAD_LETTERS = Counter("busbar_billing_dead_letters", "Messages given up", ["consumer"])
+RETRIES = Counter("busbar_billing_retries", "Messages handed back for a later try", ["consumer"])
+MEASURED = Counter("busbar_billing_measured_records", "Measured work stored")
+POSTING_SECONDS = Histogram(
+    "busbar_billing_posting_seconds",
+    "Duration of a posting transaction",
+    buckets=(0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+)
+LAG_MESSAGES = Gauge(
+    "busbar_billing_lag_messages", "Messages waiting in the stream when last asked", ["consumer"]
+)
+LAG_SECONDS = Gauge(
+    "busbar_billing_lag_seconds", "Age of the oldest message when it was last taken", ["consumer"]
+)
+EVENTS_DROPPED = Counter("busbar_billing_events_dropped", "Events that could not be published")
+KEYS_RECONCILED = Counter(
+    "busbar_billing_keys_reconciled", "Entries of the keys bucket put right", ["change"]
+)
+DATABASE_UP = Gauge("busbar_billing_database_up", "1 when the database answered when last asked")

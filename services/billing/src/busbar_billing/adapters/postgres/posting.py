@@ -1,0 +1,176 @@
+"""The transaction in which usage becomes money."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from uuid import UUID
+
+from busbar_observability.tracing import parse_traceparent
+
+from busbar_billing.adapters.postgres.database import Connection, Database
+from busbar_billing.adapters.postgres.journal import TRANSFER_ROWS, Journal, read_transfers
+from busbar_billing.adapters.postgres.prices import Prices, from_unix_ns
+from busbar_billing.domain.ledger import Transfer
+from busbar_billing.domain.prices import PriceBooks
+from busbar_billing.domain.usage import UsageVoid
+from busbar_billing.usecases.post_usage import RatedRecord, TakenBack
+
+_LOCK = 0x62_75_73_62_61_72  # "busbar": any constant number, the same in every instance
+_TENANTS_KNOWN_MAX = 100_000
+
+_ADD_RECORDS = """
+    INSERT INTO usage_records (
+        request_id, tenant_id, key_id, deployment, price_class, api, outcome,
+        admitted_at, finished_at, input_tokens, output_tokens, request_bytes, response_bytes,
+        compute_us, node, attempt, gateway_id, trace_id,
+        price_version, rated_class, amount_nanos, currency, transfer_id
+    )
+    SELECT * FROM unnest(
+        $1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
+        $8::timestamptz[], $9::timestamptz[], $10::int8[], $11::int8[], $12::int8[], $13::int8[],
+        $14::int8[], $15::text[], $16::int4[], $17::text[], $18::text[],
+        $19::int8[], $20::text[], $21::int8[], $22::text[], $23::uuid[]
+    )
+    ON CONFLICT DO NOTHING
+    RETURNING request_id
+"""
+_ADD_VOIDS = """
+    INSERT INTO usage_voids (request_id, tenant_id, reason)
+    SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[])
+    ON CONFLICT DO NOTHING
+    RETURNING request_id
+"""
+_CHARGES_OF = (
+    TRANSFER_ROWS
+    + "WHERE t.request_id = ANY($1::uuid[]) AND t.kind = 'charge' ORDER BY t.transfer_id, p.line"
+)
+_VOIDS_OF = "SELECT request_id, reason FROM usage_voids WHERE request_id = ANY($1::uuid[])"
+
+
+class Ledger:
+    """Where usage and the journal are kept."""
+
+    def __init__(self, database: Database, journal: Journal, prices: Prices) -> None:
+        self._database = database
+        self._journal = journal
+        self._prices = prices
+        self._currencies: dict[str, str] = {}
+
+    @contextlib.asynccontextmanager
+    async def posting(self, *, with_voids: bool) -> AsyncIterator[LedgerTransaction]:
+        """Begin a transaction; one with voids waits until it runs beside no other."""
+        lock = "pg_advisory_xact_lock" if with_voids else "pg_advisory_xact_lock_shared"
+        async with self._database.transaction() as connection:
+            await connection.execute(f"SELECT {lock}({_LOCK})")
+            yield LedgerTransaction(connection, self._journal, self._prices, self._currencies)
+
+
+class LedgerTransaction:
+    """One posting."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        journal: Journal,
+        prices: Prices,
+        currencies: dict[str, str],
+    ) -> None:
+        self._connection = connection
+        self._journal = journal
+        self._prices = prices
+        self._currencies = currencies
+
+    async def price_books(self) -> PriceBooks:
+        """Every version."""
+        return await self._prices.current(self._connection)
+
+    async def tenant_currencies(self, tenant_ids: Collection[str]) -> Mapping[str, str]:
+        """Currency of each tenant that exists; it never changes, so it is asked for once."""
+        unknown = [tenant_id for tenant_id in tenant_ids if tenant_id not in self._currencies]
+        if unknown:
+            rows = await self._connection.fetch(
+                "SELECT tenant_id, currency FROM tenants WHERE tenant_id = ANY($1::text[])",
+                # A NUL cannot be in a text column, nor be asked for.
+                [tenant_id for tenant_id in unknown if "\x00" not in tenant_id],
+            )
+            if len(self._currencies) > _TENANTS_KNOWN_MAX:
+                self._currencies.clear()
+            self._currencies.update((row["tenant_id"], row["currency"]) for row in rows)
+        return self._currencies
+
+    async def add_records(self, rated: Sequence[RatedRecord]) -> set[UUID]:
+        """Put records into the inbox; returns the request ids that were not there yet."""
+        if not rated:
+            return set()
+        rows = await self._connection.fetch(_ADD_RECORDS, *_record_columns(rated))
+        return {row["request_id"] for row in rows}
+
+    async def add_voids(self, voids: Sequence[UsageVoid]) -> set[UUID]:
+        """Put voids into the inbox; returns the request ids that had none yet."""
+        rows = await self._connection.fetch(
+            _ADD_VOIDS,
+            [void.request_id for void in voids],
+            [void.tenant_id for void in voids],
+            [void.reason for void in voids],
+        )
+        return {row["request_id"] for row in rows}
+
+    async def add_transfers(self, transfers: Sequence[Transfer]) -> None:
+        """Append to the journal."""
+        await self._journal.append(self._connection, transfers)
+
+    async def taken_back(self, request_ids: Collection[UUID]) -> Sequence[TakenBack]:
+        """Of these requests, those of which both the charge and a void are there."""
+        if not request_ids:
+            return []
+        voids = await self._connection.fetch(_VOIDS_OF, list(request_ids))
+        if not voids:
+            return []
+        reasons = {row["request_id"]: row["reason"] for row in voids}
+        rows = await self._connection.fetch(_CHARGES_OF, list(reasons))
+        return [
+            TakenBack(one.transfer, reasons[one.transfer.request_id])
+            for one in read_transfers(rows)
+            if one.transfer.request_id is not None
+        ]
+
+
+def _record_columns(rated: Sequence[RatedRecord]) -> list[list[object]]:
+    """The columns of _ADD_RECORDS."""
+    rows = [
+        (
+            record.request_id,
+            record.tenant_id,
+            record.key_id,
+            record.deployment,
+            record.price_class,
+            record.api,
+            record.outcome.value,
+            from_unix_ns(record.admitted_unix_ns),
+            from_unix_ns(record.finished_unix_ns),
+            record.input_tokens,
+            record.output_tokens,
+            record.request_bytes,
+            record.response_bytes,
+            record.compute_us,
+            record.node,
+            record.attempt,
+            record.gateway_id,
+            trace_id_of(record.traceparent),
+            rating.price_version,
+            rating.rated_class,
+            rating.charge_nanos,
+            rating.currency,
+            one.transfer_id,
+        )
+        for one in rated
+        for record, rating in ((one.record, one.rating),)
+    ]
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
+def trace_id_of(traceparent: str) -> str:
+    """The 32 hex digits of a W3C traceparent's trace id; "" when there is none."""
+    context = parse_traceparent(traceparent) if traceparent else None
+    return f"{context.trace_id:032x}" if context else ""

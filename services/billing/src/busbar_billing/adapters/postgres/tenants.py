@@ -1,0 +1,93 @@
+"""Tenants and what they hold, as rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import asyncpg
+from busbar_errors import Conflict, NotFound
+
+from busbar_billing.adapters.postgres.database import Database
+from busbar_billing.adapters.postgres.journal import open_accounts
+from busbar_billing.adapters.postgres.prices import Prices
+from busbar_billing.domain.ledger import Account, AccountKind
+from busbar_billing.domain.names import is_tenant_id
+from busbar_billing.usecases.tenants import Tenant
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """What a tenant holds, in nanos of its currency."""
+
+    tenant_id: str
+    currency: str
+    available_nanos: int
+
+
+_BALANCE = """
+    SELECT t.currency, coalesce(sum(b.balance_nanos), 0) AS available_nanos
+    FROM tenants AS t
+    LEFT JOIN accounts AS a ON a.tenant_id = t.tenant_id AND a.kind = 'tenant_available'
+    LEFT JOIN account_balances AS b USING (account_id)
+    WHERE t.tenant_id = $1
+    GROUP BY t.currency
+"""
+
+
+class Tenants:
+    """Where tenants are kept."""
+
+    def __init__(self, database: Database, prices: Prices) -> None:
+        self._database = database
+        self._prices = prices
+
+    async def add(self, tenant_id: str, name: str, currency: str) -> Tenant:
+        """Add one with its account; raise Conflict when the id is taken."""
+        async with self._database.transaction() as connection:
+            try:
+                row = await connection.fetchrow(
+                    "INSERT INTO tenants (tenant_id, name, currency) VALUES ($1, $2, $3)"
+                    " RETURNING *",
+                    tenant_id,
+                    name,
+                    currency,
+                )
+            except asyncpg.UniqueViolationError as error:
+                raise Conflict(f"there is a tenant {tenant_id} already") from error
+            account = Account(AccountKind.TENANT_AVAILABLE, tenant_id, currency)
+            await open_accounts(connection, [account])
+            assert row is not None
+            return _read_tenant(row)
+
+    async def get(self, tenant_id: str) -> Tenant:
+        """Raise NotFound when there is none."""
+        row = None
+        if is_tenant_id(tenant_id):
+            async with self._database.connection() as connection:
+                query = "SELECT * FROM tenants WHERE tenant_id = $1"
+                row = await connection.fetchrow(query, tenant_id)
+        if row is None:
+            raise NotFound(f"there is no tenant {tenant_id[:80]!r}")
+        return _read_tenant(row)
+
+    async def page(self, limit: int, after: str) -> list[Tenant]:
+        """Tenants by id, from the first after `after`."""
+        async with self._database.connection() as connection:
+            query = "SELECT * FROM tenants WHERE tenant_id > $1 ORDER BY tenant_id LIMIT $2"
+            return [_read_tenant(row) for row in await connection.fetch(query, after, limit)]
+
+    async def balance(self, tenant_id: str) -> Balance:
+        """What a tenant holds; raise NotFound when there is no such tenant."""
+        await self.get(tenant_id)
+        async with self._database.connection() as connection:
+            row = await connection.fetchrow(_BALANCE, tenant_id)
+        assert row is not None
+        return Balance(tenant_id, row["currency"], int(row["available_nanos"]))
+
+    async def currencies(self) -> frozenset[str]:
+        """Currencies with a price book."""
+        return (await self._prices.all()).currencies
+
+
+def _read_tenant(row: asyncpg.Record) -> Tenant:
+    return Tenant(row["tenant_id"], row["name"], row["currency"], row["created_at"])

@@ -1,0 +1,159 @@
+"""Double entry: transfers whose postings sum to zero.
+
+A posting's amount is added to its account. A tenant's money is what its
+`tenant_available` account holds; `payments_clearing` goes negative by what
+customers have paid in, `revenue` grows by what they have used.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from uuid import UUID
+
+from busbar_billing.domain.rating import Rating
+
+
+class AccountKind(StrEnum):
+    """What an account is for. Those named tenant_… belong to one tenant, the others to us."""
+
+    TENANT_AVAILABLE = "tenant_available"
+    REVENUE = "revenue"
+    PAYMENTS_CLEARING = "payments_clearing"
+    ROUNDING = "rounding"
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """An account by what it is for; `tenant_id` is None for ours."""
+
+    kind: AccountKind
+    tenant_id: str | None
+    currency: str
+
+
+@dataclass(frozen=True, slots=True)
+class Posting:
+    """`amount_nanos` is added to `account`; negative takes away."""
+
+    account: Account
+    amount_nanos: int
+
+
+class TransferKind(StrEnum):
+    """Why money moved."""
+
+    TOP_UP = "top_up"
+    CHARGE = "charge"
+    VOID = "void"
+    CORRECTION = "correction"
+
+
+class Unbalanced(ValueError):
+    """Postings that do not sum to zero: a bug of whoever built them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """Money moved, once: a repeat carries the same `idempotency_key`."""
+
+    transfer_id: UUID
+    kind: TransferKind
+    idempotency_key: str
+    postings: tuple[Posting, ...]
+    tenant_id: str | None = None
+    request_id: UUID | None = None
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        off = {currency: total for currency, total in totals(self.postings).items() if total}
+        if off or not self.postings:
+            raise Unbalanced(f"{self.idempotency_key}: postings sum to {off}, not to zero")
+
+
+def totals(postings: Iterable[Posting]) -> dict[str, int]:
+    """Sum of the postings by currency."""
+    sums: defaultdict[str, int] = defaultdict(int)
+    for posting in postings:
+        sums[posting.account.currency] += posting.amount_nanos
+    return dict(sums)
+
+
+def balances(transfers: Iterable[Transfer]) -> dict[Account, int]:
+    """What each account holds after the transfers, in whatever order they come; zeros left out."""
+    held: defaultdict[Account, int] = defaultdict(int)
+    for transfer in transfers:
+        for posting in transfer.postings:
+            held[posting.account] += posting.amount_nanos
+    return {account: amount for account, amount in held.items() if amount}
+
+
+def top_up(
+    transfer_id: UUID, tenant_id: str, amount_nanos: int, currency: str, reference: str
+) -> Transfer:
+    """A tenant paid in; `reference` names the payment and makes a repeat harmless."""
+    clearing = Account(AccountKind.PAYMENTS_CLEARING, None, currency)
+    available = Account(AccountKind.TENANT_AVAILABLE, tenant_id, currency)
+    return Transfer(
+        transfer_id=transfer_id,
+        kind=TransferKind.TOP_UP,
+        idempotency_key=f"top_up:{tenant_id}:{reference}",
+        postings=(Posting(clearing, -amount_nanos), Posting(available, amount_nanos)),
+        tenant_id=tenant_id,
+        reason=reference,
+    )
+
+
+def charge(transfer_id: UUID, request_id: UUID, tenant_id: str, rating: Rating) -> Transfer:
+    """A tenant used something. What rounding to the quantum took or gave goes to `rounding`."""
+    available = Account(AccountKind.TENANT_AVAILABLE, tenant_id, rating.currency)
+    revenue = Account(AccountKind.REVENUE, None, rating.currency)
+    postings = (
+        Posting(available, -rating.charge_nanos),
+        Posting(revenue, rating.earned_nanos),
+    )
+    remainder = rating.charge_nanos - rating.earned_nanos
+    if remainder:
+        rounding = Account(AccountKind.ROUNDING, None, rating.currency)
+        postings = (*postings, Posting(rounding, remainder))
+    return Transfer(
+        transfer_id=transfer_id,
+        kind=TransferKind.CHARGE,
+        idempotency_key=f"charge:{request_id}",
+        postings=postings,
+        tenant_id=tenant_id,
+        request_id=request_id,
+    )
+
+
+def void(transfer_id: UUID, charged: Transfer, reason: str) -> Transfer:
+    """Takes back a charge whose answer was not delivered, posting by posting."""
+    return Transfer(
+        transfer_id=transfer_id,
+        kind=TransferKind.VOID,
+        idempotency_key=f"void:{charged.request_id}",
+        postings=reversed_postings(charged),
+        tenant_id=charged.tenant_id,
+        request_id=charged.request_id,
+        reason=reason,
+    )
+
+
+def correction(transfer_id: UUID, wrong: Transfer, reason: str) -> Transfer:
+    """Undoes any transfer that should not have been; what should have been is posted anew."""
+    return Transfer(
+        transfer_id=transfer_id,
+        kind=TransferKind.CORRECTION,
+        idempotency_key=f"correction:{wrong.transfer_id}",
+        postings=reversed_postings(wrong),
+        tenant_id=wrong.tenant_id,
+        request_id=wrong.request_id,
+        reason=reason,
+    )
+
+
+def reversed_postings(transfer: Transfer) -> tuple[Posting, ...]:
+    """The same postings with the opposite sign."""
+    return tuple(Posting(line.account, -line.amount_nanos) for line in transfer.postings)

@@ -1,0 +1,46 @@
+"""Amounts: whole nanos (1e-9) of a currency, never floats.
+
+`Nanos` is a plain int; what bounds it is int64, the width of every message and column.
+"""
+
+from __future__ import annotations
+
+import re
+
+from busbar_errors import Rejected
+
+AMOUNT_NANOS_MAX = 2**63 - 1
+TOP_UP_NANOS_MAX = 10**15
+"""A million units of the currency: more at once is a typing error."""
+
+_CURRENCY = re.compile(r"[A-Z]{3}")
+
+
+def round_half_even(numerator: int, denominator: int) -> int:
+    """`numerator / denominator` as the nearest integer, ties to the even one.
+
+    Exact for any size and sign; `denominator` must be positive.
+    """
+    quotient, remainder = divmod(numerator, denominator)
+    twice = 2 * remainder
+    if twice > denominator or (twice == denominator and quotient % 2 == 1):
+        return quotient + 1
+    return quotient
+
+
+def checked_currency(code: str) -> str:
+    """Return `code` when it has the form of an ISO 4217 code; raise Rejected otherwise."""
+    if not _CURRENCY.fullmatch(code):
+        raise Rejected(
+            f"{code[:20]!r} is not a currency code: use three capital letters, as in USD"
+        )
+    return code
+
+
+def checked_top_up(amount_nanos: int) -> int:
+    """Return an amount that may be topped up; raise Rejected otherwise."""
+    if amount_nanos <= 0:
+        raise Rejected(f"a top-up adds money: amount_nanos must be positive, not {amount_nanos}")
+    if amount_nanos > TOP_UP_NANOS_MAX:
+        raise Rejected(f"amount_nanos must be at most {TOP_UP_NANOS_MAX} (a million units)")
+    return amount_nanos

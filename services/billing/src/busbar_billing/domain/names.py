@@ -1,0 +1,62 @@
+"""What people may call things, and what their references may look like."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+from busbar_errors import Rejected
+
+NAME_MAX = 100
+REFERENCE_MAX = 200
+DEPLOYMENTS_MAX = 1_000
+
+_TENANT_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+_DEPLOYMENT = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+_UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+"""Unicode categories that hide or reorder text: control, format (bidi marks), surrogates, …"""
+
+
+def checked_text(field: str, text: str, longest: int) -> str:
+    """Return `text` without surrounding blanks; raise Rejected when it cannot be shown safely."""
+    stripped = text.strip()
+    if not stripped:
+        raise Rejected(f"{field} is empty")
+    if len(stripped) > longest:
+        raise Rejected(f"{field} is longer than {longest} characters")
+    for character in stripped:
+        if unicodedata.category(character) in _UNPRINTABLE:
+            raise Rejected(f"{field} holds an unprintable character, U+{ord(character):04X}")
+    return stripped
+
+
+def checked_name(text: str) -> str:
+    """A tenant's or key's name."""
+    return checked_text("name", text, NAME_MAX)
+
+
+def checked_reference(text: str) -> str:
+    """What identifies a payment."""
+    return checked_text("reference", text, REFERENCE_MAX)
+
+
+def checked_tenant_id(text: str) -> str:
+    """A tenant id; raise Rejected when it is not one."""
+    if not _TENANT_ID.fullmatch(text):
+        raise Rejected(f"tenant_id must match {_TENANT_ID.pattern}")
+    return text
+
+
+def is_tenant_id(text: str) -> bool:
+    """Whether a tenant could be called this at all."""
+    return _TENANT_ID.fullmatch(text) is not None
+
+
+def checked_deployments(names: list[str]) -> list[str]:
+    """A key's allow-list, sorted and without repeats; raise Rejected when one cannot be a name."""
+    if len(names) > DEPLOYMENTS_MAX:
+        raise Rejected(f"a key allows at most {DEPLOYMENTS_MAX} deployments by name")
+    for name in names:
+        if not _DEPLOYMENT.fullmatch(name):
+            raise Rejected(f"{name[:80]!r} is not a deployment: use {_DEPLOYMENT.pattern}")
+    return sorted(set(names))

@@ -1,0 +1,100 @@
+"""Usage records as billing understands them, and which of them can be billed at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from uuid import UUID
+
+from busbar_errors import Rejected
+
+TOKENS_MAX = 10**9
+BYTES_MAX = 2**40
+COMPUTE_US_MAX = 7 * 24 * 3600 * 10**6
+UNIX_NS_MIN = 1_577_836_800 * 10**9  # 2020-01-01
+UNIX_NS_MAX = 4_102_444_800 * 10**9  # 2100-01-01
+TEXT_MAX = 200
+
+
+class Outcome(StrEnum):
+    """How a billable request ended for the customer."""
+
+    COMPLETED = "completed"
+    ABANDONED = "abandoned"
+
+
+@dataclass(frozen=True, slots=True)
+class UsageRecord:
+    """What was delivered for one request; the fields are those of busbar.gateway.v1.UsageRecord."""
+
+    request_id: UUID
+    tenant_id: str
+    key_id: str
+    deployment: str
+    price_class: str
+    api: str
+    outcome: Outcome
+    admitted_unix_ns: int
+    finished_unix_ns: int
+    input_tokens: int
+    output_tokens: int
+    request_bytes: int
+    response_bytes: int
+    compute_us: int
+    node: str
+    attempt: int
+    gateway_id: str
+    traceparent: str
+
+
+@dataclass(frozen=True, slots=True)
+class UsageVoid:
+    """Takes back the record of the same request, whichever of the two comes first."""
+
+    request_id: UUID
+    tenant_id: str
+    reason: str
+
+
+def check_billable(record: UsageRecord) -> None:
+    """Raise Rejected when no gateway can have meant this."""
+    counted = (
+        ("input_tokens", record.input_tokens, TOKENS_MAX),
+        ("output_tokens", record.output_tokens, TOKENS_MAX),
+        ("request_bytes", record.request_bytes, BYTES_MAX),
+        ("response_bytes", record.response_bytes, BYTES_MAX),
+        ("compute_us", record.compute_us, COMPUTE_US_MAX),
+        ("attempt", record.attempt, 10**6),
+    )
+    for name, value, limit in counted:
+        if not 0 <= value <= limit:
+            raise Rejected(f"{name} is {value}: at most {limit} can be true")
+    for name, at_ns in (
+        ("admitted_unix_ns", record.admitted_unix_ns),
+        ("finished_unix_ns", record.finished_unix_ns),
+    ):
+        if not UNIX_NS_MIN <= at_ns <= UNIX_NS_MAX:
+            raise Rejected(f"{name} is {at_ns}: not a time between 2020 and 2100")
+    _check_texts(record)
+
+
+def _check_texts(record: UsageRecord) -> None:
+    if not record.tenant_id:
+        raise Rejected("tenant_id is empty: nobody to charge")
+    for text in (
+        record.tenant_id,
+        record.key_id,
+        record.deployment,
+        record.price_class,
+        record.api,
+        record.node,
+        record.gateway_id,
+    ):
+        if len(text) > TEXT_MAX or "\x00" in text:
+            raise Rejected(f"a name is longer than {TEXT_MAX} or holds NUL: {text[:40]!r}")
+
+
+def first_of_each(records: Iterable[UsageRecord]) -> list[UsageRecord]:
+    """Drop repeats of a request id; the first stays."""
+    return list({record.request_id: record for record in reversed(list(records))}.values())[::-1]

@@ -1,0 +1,182 @@
+"""Composition root: read settings, build the parts, serve until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import AsyncIterator, Coroutine
+from datetime import timedelta
+from typing import Any, TypeAlias
+
+import structlog
+import uvloop
+from busbar_messaging.connection import close, connect
+from busbar_messaging.topology import BILLING_USAGE, billing_measured_consumer
+from busbar_observability.logs import configure_logging
+from busbar_observability.ops import ops_application, serve_http
+from busbar_observability.tracing import configure_tracing, flush_tracing
+from nats.aio.client import Client
+from opentelemetry.trace import Tracer
+from uuid_utils.compat import uuid7
+
+from busbar_billing.adapters import metrics
+from busbar_billing.adapters.bus.consuming import Consumer
+from busbar_billing.adapters.bus.events import Events
+from busbar_billing.adapters.bus.key_directory import KeyDirectoryBucket
+from busbar_billing.adapters.bus.measured import MeasuredWriter
+from busbar_billing.adapters.bus.usage import UsagePoster
+from busbar_billing.adapters.http.app import Parts, admin_application
+from busbar_billing.adapters.postgres.database import Database, open_database
+from busbar_billing.adapters.postgres.journal import Journal
+from busbar_billing.adapters.postgres.keys import Keys
+from busbar_billing.adapters.postgres.measured import MeasuredWork
+from busbar_billing.adapters.postgres.posting import Ledger
+from busbar_billing.adapters.postgres.prices import Prices
+from busbar_billing.adapters.postgres.reading import Reader
+from busbar_billing.adapters.postgres.tenants import Tenants
+from busbar_billing.settings import Settings
+
+log = structlog.get_logger()
+
+_PROBE_INTERVAL_S = 2.0
+_STOP_GRACE_S = 10.0
+Stop: TypeAlias = "asyncio.Future[None]"
+"""Done: told to stop. Failed: a part ended by a bug."""
+
+_FLUSH_TIMEOUT = timedelta(seconds=2)
+
+
+async def serve(settings: Settings, stop: Stop) -> None:
+    """Serve until `stop` is done, then finish what is in hand."""
+    tracer = configure_tracing("billing", settings.otel_exporter_otlp_endpoint)
+    async with contextlib.AsyncExitStack() as stack:
+        dsn = settings.postgres_dsn.get_secret_value()
+        database = await stack.enter_async_context(open_database(dsn))
+        client = await connect(settings, "billing")
+        stack.push_async_callback(close, client)
+        parts = build(database, client)
+        await stack.enter_async_context(background(parts.events.run(), stop))
+        stack.push_async_callback(parts.events.flush, _FLUSH_TIMEOUT)
+        await stack.enter_async_context(background(parts.directory.run(), stop))
+        await stack.enter_async_context(background(probe(database), stop))
+        await stack.enter_async_context(
+            consuming(consumers(settings, client, database, parts, tracer), stop)
+        )
+        admin = admin_application(
+            parts,
+            settings.operator_token.get_secret_value(),
+            settings.key_hmac_secret.get_secret_value().encode(),
+        )
+        ops = ops_application(lambda: not_ready(database, client))
+        host = settings.http_host
+        await stack.enter_async_context(serve_http(admin, host, settings.http_port))
+        await stack.enter_async_context(serve_http(ops, host, settings.ops_port))
+        log.info("billing serves", http_port=settings.http_port, ops_port=settings.ops_port)
+        await stop
+        log.info("billing stops")
+
+
+def build(database: Database, client: Client) -> Parts:
+    """The leaves."""
+    prices = Prices(database)
+    keys = Keys(database)
+    return Parts(
+        tenants=Tenants(database, prices),
+        keys=keys,
+        journal=Journal(database),
+        prices=prices,
+        reader=Reader(database),
+        directory=KeyDirectoryBucket(client, keys),
+        events=Events(client),
+    )
+
+
+def consumers(
+    settings: Settings, client: Client, database: Database, parts: Parts, tracer: Tracer
+) -> list[Consumer]:
+    """Usage, and the measured work of every site."""
+    able = database.wait_until_reachable
+    ledger = Ledger(database, parts.journal, parts.prices)
+    poster = UsagePoster(ledger, parts.events, tracer, uuid7)
+    writer = MeasuredWriter(MeasuredWork(database))
+    measured = [billing_measured_consumer(*site) for site in settings.site_pairs]
+    return [
+        Consumer(client, BILLING_USAGE, poster.handle, able),
+        *[Consumer(client, spec, writer.handle, able) for spec in measured],
+    ]
+
+
+def not_ready(database: Database, client: Client) -> list[str]:
+    """Why the service is not ready."""
+    reasons: list[str] = []
+    if not database.reachable:
+        reasons.append("the database does not answer, or is not migrated")
+    if not client.is_connected:
+        reasons.append("the bus does not answer")
+    return reasons
+
+
+async def probe(database: Database) -> None:
+    """Keep asking the database whether it is there."""
+    while True:
+        metrics.DATABASE_UP.set(await database.ping())
+        await asyncio.sleep(_PROBE_INTERVAL_S)
+
+
+@contextlib.asynccontextmanager
+async def consuming(all_of_them: list[Consumer], stop: Stop) -> AsyncIterator[None]:
+    """Consume in the background; on leaving, finish what is in hand."""
+    tasks = [asyncio.create_task(consumer.run()) for consumer in all_of_them]
+    for task in tasks:
+        task.add_done_callback(lambda task: _end_with(task, stop))
+    try:
+        yield
+    finally:
+        for consumer in all_of_them:
+            consumer.stop()
+        _, late = await asyncio.wait(tasks, timeout=_STOP_GRACE_S)
+        for task in late:
+            task.cancel()
+
+
+@contextlib.asynccontextmanager
+async def background(work: Coroutine[Any, Any, None], stop: Stop) -> AsyncIterator[None]:
+    """Run `work` until leaving."""
+    task = asyncio.create_task(work)
+    task.add_done_callback(lambda task: _end_with(task, stop))
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+def _end_with(task: asyncio.Task[None], stop: Stop) -> None:
+    """A part that ends by a bug takes the process with it: whoever supervises it starts it anew."""
+    if not task.cancelled() and (error := task.exception()) is not None and not stop.done():
+        stop.set_exception(error)
+
+
+def _stop_now(stop: Stop) -> None:
+    if not stop.done():
+        stop.set_result(None)
+
+
+async def run(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    loop = asyncio.get_running_loop()
+    stop: Stop = loop.create_future()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, _stop_now, stop)
+    await serve(settings, stop)
+
+
+def main() -> None:
+    """Entry point."""
+    settings = Settings()  # pyright: ignore[reportCallIssue]
+    configure_logging("billing", settings.log_level)
+    try:
+        uvloop.run(run(settings))
+    finally:
+        flush_tracing()

@@ -1,0 +1,54 @@
+"""What billing is told by its environment; all names have the prefix BUSBAR_."""
+
+from __future__ import annotations
+
+from busbar_messaging.connection import BusSettings
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+_SECRET_BYTES_MIN = 16
+
+
+class Settings(BusSettings):
+    """Settings of the running service."""
+
+    model_config = SettingsConfigDict(env_prefix="BUSBAR_", frozen=True)
+
+    postgres_dsn: SecretStr
+    key_hmac_secret: SecretStr
+    operator_token: SecretStr
+    http_host: str = "127.0.0.1"
+    http_port: int = Field(ge=0, le=65535)
+    ops_port: int = Field(ge=0, le=65535)
+    sites: list[str] = Field(default=["r1/s1"], description="region/site pairs, as JSON")
+    log_level: str = "info"
+    otel_exporter_otlp_endpoint: str | None = Field(
+        default=None, validation_alias="OTEL_EXPORTER_OTLP_ENDPOINT"
+    )
+
+    @field_validator("key_hmac_secret", "operator_token")
+    @classmethod
+    def _long_enough(cls, secret: SecretStr) -> SecretStr:
+        if len(secret.get_secret_value()) < _SECRET_BYTES_MIN:
+            raise ValueError(f"needs at least {_SECRET_BYTES_MIN} characters")
+        return secret
+
+    @property
+    def site_pairs(self) -> list[tuple[str, str]]:
+        """The sites as (region, site)."""
+        pairs: list[tuple[str, str]] = []
+        for site in self.sites:
+            region, _, name = site.partition("/")
+            pairs.append((region, name))
+        return pairs
+
+
+class MigrationSettings(BaseSettings):
+    """Settings of `python -m busbar_billing.migrate`, the only user of the admin's credentials."""
+
+    model_config = SettingsConfigDict(env_prefix="BUSBAR_", frozen=True)
+
+    postgres_admin_dsn: SecretStr
+    postgres_dsn: SecretStr | None = Field(
+        default=None, description="the service's own; its user is given the service's role"
+    )

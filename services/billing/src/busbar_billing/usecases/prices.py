@@ -1,0 +1,62 @@
+"""Publish a new version of the price book."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from busbar_errors import Rejected
+
+from busbar_billing.domain.money import checked_currency
+from busbar_billing.domain.names import checked_text
+from busbar_billing.domain.prices import (
+    QUANTUM_NANOS_MAX,
+    ClassPrices,
+    PriceBook,
+    PriceBooks,
+    checked_classes,
+)
+from busbar_billing.domain.usage import UNIX_NS_MAX
+
+NOTE_MAX = 500
+
+
+class PriceList(Protocol):
+    """Where price books are kept."""
+
+    async def all(self) -> PriceBooks:
+        """Every version."""
+        ...
+
+    async def add(self, book: PriceBook) -> PriceBook:
+        """Add a version, numbering it; raise Conflict when one begins at the same moment."""
+        ...
+
+
+async def publish_prices(
+    prices: PriceList,
+    *,
+    currency: str,
+    effective_from_unix_ns: int,
+    quantum_nanos: int,
+    classes: Mapping[str, ClassPrices],
+    note: str,
+    now_unix_ns: int,
+) -> PriceBook:
+    """Add a version that is in force from `effective_from_unix_ns`, which must not have passed:
+    what was rated stays rated as it was."""
+    if effective_from_unix_ns < now_unix_ns:
+        raise Rejected("effective_from has passed: prices cannot change what was already used")
+    if effective_from_unix_ns > UNIX_NS_MAX:
+        raise Rejected("effective_from is after the year 2100")
+    if not 1 <= quantum_nanos <= QUANTUM_NANOS_MAX:
+        raise Rejected(f"charge_quantum_nanos must be 1 to {QUANTUM_NANOS_MAX}")
+    wanted = PriceBook(
+        version=0,
+        currency=checked_currency(currency),
+        effective_from_unix_ns=effective_from_unix_ns,
+        quantum_nanos=quantum_nanos,
+        classes=checked_classes(classes),
+        note=checked_text("note", note, NOTE_MAX) if note else "",
+    )
+    return await prices.add(wanted)

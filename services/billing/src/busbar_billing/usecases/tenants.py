@@ -1,0 +1,110 @@
+"""Create a tenant; take its money."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+from uuid import UUID
+
+from busbar_errors import Conflict, Rejected
+
+from busbar_billing.domain import ledger
+from busbar_billing.domain.ledger import Transfer
+from busbar_billing.domain.money import checked_currency, checked_top_up
+from busbar_billing.domain.names import checked_name, checked_reference, checked_tenant_id
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """Who pays."""
+
+    tenant_id: str
+    name: str
+    currency: str
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class PostedTransfer:
+    """A transfer as the journal holds it; `repeated` when it was there before."""
+
+    transfer: Transfer
+    posted_at: datetime
+    repeated: bool
+
+
+class Tenants(Protocol):
+    """Where tenants are kept."""
+
+    async def add(self, tenant_id: str, name: str, currency: str) -> Tenant:
+        """Add one with its accounts; raise Conflict when the id is taken."""
+        ...
+
+    async def get(self, tenant_id: str) -> Tenant:
+        """Raise NotFound when there is none."""
+        ...
+
+    async def currencies(self) -> frozenset[str]:
+        """Currencies with a price book."""
+        ...
+
+
+class Journal(Protocol):
+    """Where single transfers are posted."""
+
+    async def post_once(self, transfer: Transfer) -> PostedTransfer:
+        """Post, or return what was posted under the same idempotency key."""
+        ...
+
+
+class TenantEvents(Protocol):
+    """What the others are told."""
+
+    def tenant_created(self, tenant: Tenant) -> None:
+        """A tenant was created."""
+        ...
+
+
+async def create_tenant(
+    tenants: Tenants, events: TenantEvents, *, tenant_id: str, name: str, currency: str
+) -> Tenant:
+    """Create a tenant that pays in `currency`; raise Rejected when that has no prices."""
+    checked_tenant_id(tenant_id)
+    name = checked_name(name)
+    priced = await tenants.currencies()
+    if checked_currency(currency) not in priced:
+        known = ", ".join(sorted(priced))
+        raise Rejected(f"there are no prices in {currency}; there are in: {known}")
+    tenant = await tenants.add(tenant_id, name, currency)
+    events.tenant_created(tenant)
+    return tenant
+
+
+async def top_up(
+    tenants: Tenants,
+    journal: Journal,
+    *,
+    transfer_id: UUID,
+    tenant_id: str,
+    amount_nanos: int,
+    currency: str,
+    reference: str,
+) -> PostedTransfer:
+    """Add paid-in money to a tenant's balance; the same `reference` again changes nothing.
+
+    Raises Conflict when the reference was used for another amount.
+    """
+    tenant = await tenants.get(tenant_id)
+    if checked_currency(currency) != tenant.currency:
+        raise Rejected(f"tenant {tenant_id} pays in {tenant.currency}, not {currency}")
+    wanted = ledger.top_up(
+        transfer_id, tenant_id, checked_top_up(amount_nanos), currency, checked_reference(reference)
+    )
+    posted = await journal.post_once(wanted)
+    if posted.transfer.postings != wanted.postings:
+        raise Conflict(
+            f"reference {wanted.reason!r} was already used for another amount: "
+            "use a new reference, or repeat the amount"
+        )
+    return posted
