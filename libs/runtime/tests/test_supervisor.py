@@ -129,6 +129,26 @@ async def test_a_missing_program_is_reported_as_such(processes: Any) -> None:
     await supervisor.stop()
 
 
+async def test_a_process_that_once_was_ready_is_started_again_even_if_that_fails_at_first(
+    processes: Any, eventually: Callable[[Callable[[], bool]], Awaitable[None]]
+) -> None:
+    attempts: list[int] = []
+
+    def prepare() -> None:
+        attempts.append(len(attempts))
+        if len(attempts) == 2:
+            raise OSError("no space left")
+
+    supervisor = supervise([processes.listening("billing", before_start=prepare)], processes)
+    await supervisor.start()
+    billing = supervisor.processes["billing"]
+    await billing.send(signal.SIGKILL)
+    await eventually(lambda: len(attempts) == 3 and billing.state is State.READY)
+    await supervisor.stop()
+
+    assert "billing exited (not started: no space left), restarting in 0.1 s" in processes.said
+
+
 async def test_a_failing_step_stops_the_start_before_what_comes_after_it(processes: Any) -> None:
     step = StepSpec(
         name="migrations", argv=["sh", "-c", "echo no such table; exit 3"], cwd=processes.directory

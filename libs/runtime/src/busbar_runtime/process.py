@@ -129,7 +129,7 @@ class ManagedProcess:
         failures = 0
         while True:
             started_s = time.monotonic()
-            status = await self._run_once()
+            status = await self._run_or_explain()
             lived_s = time.monotonic() - started_s
             failures = (
                 1 if lived_s > self.spec.restart.stable_after.total_seconds() else failures + 1
@@ -145,6 +145,15 @@ class ManagedProcess:
             self._become(State.WAITING)
             await asyncio.sleep(delay.total_seconds())
             self.restarts += 1
+
+    async def _run_or_explain(self) -> int | str:
+        """The exit status; once it was ready, a failure to start it is one more reason to retry."""
+        try:
+            return await self._run_once()
+        except (RuntimeError, OSError) as problem:
+            if not self._was_ready:
+                raise
+            return f"not started: {problem}"
 
     async def _run_once(self) -> int:
         if self.spec.before_start:
