@@ -100,10 +100,6 @@ class WorkBus:
         deleted = frozenset[int](state.get("deleted") or [])
         return frozenset(s for s in sequences if s < first or s > last or s in deleted)
 
-    async def refresh_epoch(self, region: str) -> None:
-        """Learn which stream there is now."""
-        await self._stream_info(region)
-
     async def _stream_info(self, region: str) -> dict[str, Any] | None:
         subject = f"$JS.API.STREAM.INFO.{topology.work_stream(region).name}"
         try:

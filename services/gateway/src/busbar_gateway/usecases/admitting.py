@@ -50,6 +50,10 @@ class Admissions:
         admission = self._admissions.get(deployment)
         return admission.lane if admission else None
 
+    def deployments(self) -> list[str]:
+        """The deployments that have a lane."""
+        return list(self._admissions)
+
     async def enter(self, call: InferenceCall) -> Ticket:
         """Wait for a turn; the caller must `leave` with the ticket.
 

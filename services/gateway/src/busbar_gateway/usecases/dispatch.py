@@ -41,7 +41,10 @@ _RECENT_CANCELS_MAX = 4096
 class WorkBus(Protocol):
     """What dispatch needs from the bus."""
 
-    connected: bool
+    @property
+    def connected(self) -> bool:
+        """Whether the server can be reached."""
+        ...
 
     def epoch(self, region: str) -> str:
         """Identifies the region's stream as last seen; empty when it was never seen."""

@@ -35,6 +35,13 @@ class Unary:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self.leave(error)
+
+    def leave(self, error: BaseException | None) -> None:
+        """What leaving the context does, for edges that learn of the delivery by a callback.
+
+        None means that the answer was handed to the customer.
+        """
         usage = self._served.collaborators.usage
         if error is None:
             usage.delivered(self._charge)

@@ -21,8 +21,15 @@ _LOOK_EVERY_S = 0.5
 class StreamWatch(Protocol):
     """What the watchdog needs from the bus."""
 
-    connected: bool
-    reconnects: int
+    @property
+    def connected(self) -> bool:
+        """As in WorkBus."""
+        ...
+
+    @property
+    def reconnects(self) -> int:
+        """Changes whenever the connection was lost and found again."""
+        ...
 
     def epoch(self, region: str) -> str:
         """As in WorkBus."""
@@ -36,9 +43,10 @@ class StreamWatch(Protocol):
 class Watchdog:
     """Looks at everything that is out, ten times a second."""
 
-    def __init__(self, bus: StreamWatch, pending: dict[bytes, Pending]) -> None:
+    def __init__(self, bus: StreamWatch, pending: dict[bytes, Pending], region: str) -> None:
         self._bus = bus
         self._pending = pending
+        self._region = region
         self._reconnects = bus.reconnects
         self._looked = 0.0
         self._back = 0.0
@@ -62,6 +70,7 @@ class Watchdog:
         if self._bus.reconnects != self._reconnects or not self._back:
             self._reconnects, self._back = self._bus.reconnects, now
             self._after_absence(now)
+            await self._bus.taken(self._region, frozenset())  # learns whether it is a new stream
         unstarted: dict[str, list[Pending]] = {}
         for work in list(self._pending.values()):
             if work.outcome is not None or not work.attempts.current:

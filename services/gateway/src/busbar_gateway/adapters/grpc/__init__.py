@@ -1,0 +1,1 @@
+"""The gRPC edge: KServe v2, as Triton serves it."""

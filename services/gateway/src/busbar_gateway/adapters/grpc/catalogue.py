@@ -1,0 +1,128 @@
+"""Health, metadata, and the calls of Triton that customers may not make."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+from busbar_errors import Unavailable
+from tritonclient.grpc import service_pb2
+
+from busbar_gateway.adapters.grpc.statuses import Context, failing_clearly
+from busbar_gateway.domain.failures import Forbidden, UnknownDeployment, UnknownVersion
+from busbar_gateway.domain.routes import Caller, Route
+
+pb: Any = service_pb2  # the generated module has no types
+
+SERVER_NAME = "busbar"
+EXTENSIONS = ("binary_tensor_data", "model_configuration", "parameters")
+
+_OPERATORS = "models are deployed by the operator, not over this API"
+_OWN_MEMORY = "shared memory with the server is not offered; send the data in the request"
+_REFUSED = {
+    "ModelStatistics": "statistics of shared servers are not offered",
+    "RepositoryIndex": _OPERATORS,
+    "RepositoryModelLoad": _OPERATORS,
+    "RepositoryModelUnload": _OPERATORS,
+    "SystemSharedMemoryStatus": _OWN_MEMORY,
+    "SystemSharedMemoryRegister": _OWN_MEMORY,
+    "SystemSharedMemoryUnregister": _OWN_MEMORY,
+    "CudaSharedMemoryStatus": _OWN_MEMORY,
+    "CudaSharedMemoryRegister": _OWN_MEMORY,
+    "CudaSharedMemoryUnregister": _OWN_MEMORY,
+    "TraceSetting": "trace settings belong to the operator",
+    "LogSettings": "log settings belong to the operator",
+}
+
+Authenticate = Callable[[Context], Caller]
+Find = Callable[[Caller, str], Route]
+
+
+class Catalogue:
+    """Everything of inference.GRPCInferenceService but inference."""
+
+    def __init__(
+        self,
+        authenticate: Authenticate,
+        find: Find,
+        readiness: Callable[[], list[str]],
+        version: str,
+    ) -> None:
+        self._authenticate = authenticate
+        self._find = find
+        self._readiness = readiness
+        self._version = version
+
+    def handlers(self) -> dict[str, Any]:
+        """The handlers by method name."""
+        served = {
+            "ServerLive": (pb.ServerLiveRequest, self._server_live),
+            "ServerReady": (pb.ServerReadyRequest, self._server_ready),
+            "ServerMetadata": (pb.ServerMetadataRequest, self._server_metadata),
+            "ModelReady": (pb.ModelReadyRequest, self._model_ready),
+            "ModelMetadata": (pb.ModelMetadataRequest, self._model_metadata),
+            "ModelConfig": (pb.ModelConfigRequest, self._model_config),
+        }
+        handlers = {
+            name: grpc.unary_unary_rpc_method_handler(
+                failing_clearly(handler), request_deserializer=request.FromString
+            )
+            for name, (request, handler) in served.items()
+        }
+        for name, reason in _REFUSED.items():
+            handlers[name] = grpc.unary_unary_rpc_method_handler(
+                failing_clearly(self._refusal(reason))
+            )
+        return handlers
+
+    async def _server_live(self, request: Any, context: Context) -> bytes:
+        del request, context
+        return pb.ServerLiveResponse(live=True).SerializeToString()
+
+    async def _server_ready(self, request: Any, context: Context) -> bytes:
+        del request, context
+        return pb.ServerReadyResponse(ready=not self._readiness()).SerializeToString()
+
+    async def _server_metadata(self, request: Any, context: Context) -> bytes:
+        del request
+        self._authenticate(context)
+        return pb.ServerMetadataResponse(
+            name=SERVER_NAME, version=self._version, extensions=EXTENSIONS
+        ).SerializeToString()
+
+    async def _model_ready(self, request: Any, context: Context) -> bytes:
+        caller = self._authenticate(context)
+        try:
+            route = self._find(caller, request.name)
+            _check_version(route, request.version)
+            ready = route.ready
+        except (UnknownDeployment, UnknownVersion):
+            ready = False  # as Triton answers
+        return pb.ModelReadyResponse(ready=ready).SerializeToString()
+
+    async def _model_metadata(self, request: Any, context: Context) -> bytes:
+        return self._described(request, context).metadata
+
+    async def _model_config(self, request: Any, context: Context) -> bytes:
+        return self._described(request, context).config
+
+    def _described(self, request: Any, context: Context) -> Route:
+        route = self._find(self._authenticate(context), request.name)
+        if not route.metadata:
+            raise Unavailable("no replica of this model was ready yet", 2.0)
+        _check_version(route, request.version)
+        return route
+
+    def _refusal(self, reason: str) -> Callable[[bytes, Context], Any]:
+        async def refuse(request: bytes, context: Context) -> bytes:
+            del request
+            self._authenticate(context)
+            raise Forbidden(reason)
+
+        return refuse
+
+
+def _check_version(route: Route, version: str) -> None:
+    if version and route.signature and version not in route.signature.versions:
+        raise UnknownVersion(f"the model has no version {version[:32]!r}")

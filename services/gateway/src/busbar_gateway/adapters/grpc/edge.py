@@ -1,0 +1,99 @@
+"""The gRPC server: KServe v2, the standard health service and reflection on one port."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
+
+import grpc
+import pygrpc_native.aio
+from busbar_messaging.topology import MAX_FRAME_PAYLOAD_BYTES
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
+
+from busbar_gateway.adapters.grpc.catalogue import Catalogue
+from busbar_gateway.adapters.grpc.inference import Inference
+from busbar_gateway.adapters.grpc.statuses import Context, abort
+from busbar_gateway.domain.failures import Unauthenticated
+
+SERVICE = "inference.GRPCInferenceService"
+
+_CONCURRENT_STREAMS_MAX = 1024
+_METADATA_BYTES_MAX = 16 * 1024
+_ENVELOPE_BYTES = 1024
+"""What ModelStreamInferResponse adds to a payload, generously."""
+_OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_FRAME_PAYLOAD_BYTES),
+    ("grpc.max_send_message_length", MAX_FRAME_PAYLOAD_BYTES + _ENVELOPE_BYTES),
+    ("grpc.max_concurrent_streams", _CONCURRENT_STREAMS_MAX),
+    ("grpc.absolute_max_metadata_size", _METADATA_BYTES_MAX),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+)
+_HEALTH_EVERY_S = 0.5
+
+
+_HealthServicer: Any = health.aio.HealthServicer  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class _GuardedReflection(reflection_pb2_grpc.ServerReflectionServicer):
+    """Reflection for those who have a key."""
+
+    def __init__(self, inference: Inference, service_names: tuple[str, ...]) -> None:
+        self._open: Any = reflection.aio.ReflectionServicer(service_names)
+        self._inference = inference
+
+    async def ServerReflectionInfo(  # noqa: N802
+        self, request_iterator: AsyncIterator[Any], context: Context
+    ) -> AsyncIterator[Any]:
+        try:
+            self._inference.authenticate(context)
+        except Unauthenticated as error:
+            await abort(context, error)
+        async for answer in self._open.ServerReflectionInfo(request_iterator, context):
+            yield answer
+
+
+@asynccontextmanager
+async def serve_grpc(
+    inference: Inference,
+    catalogue: Catalogue,
+    *,
+    address: str,
+    readiness: Callable[[], list[str]],
+    grace: timedelta,
+) -> AsyncIterator[int]:
+    """Serve while the context is open; yields the bound port.
+
+    Raises RuntimeError when the address cannot be bound. On leaving, calls
+    under way get `grace` to finish.
+    """
+    server: grpc.aio.Server = pygrpc_native.aio.server(options=_OPTIONS)
+    server.add_registered_method_handlers(SERVICE, {**catalogue.handlers(), **inference.handlers()})
+    status = _HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(status, server)
+    names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
+        _GuardedReflection(inference, names), server
+    )
+    port = server.add_insecure_port(address)
+    await server.start()
+    reporter = asyncio.create_task(_report_health(status, readiness), name="grpc-health")
+    try:
+        yield port
+    finally:
+        reporter.cancel()
+        await status.enter_graceful_shutdown()
+        await server.stop(grace.total_seconds())
+
+
+async def _report_health(status: Any, readiness: Callable[[], list[str]]) -> None:
+    statuses = health_pb2.HealthCheckResponse
+    while True:
+        now = statuses.NOT_SERVING if readiness() else statuses.SERVING
+        for service in ("", SERVICE):
+            await status.set(service, now)
+        await asyncio.sleep(_HEALTH_EVERY_S)

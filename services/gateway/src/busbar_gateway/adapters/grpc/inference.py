@@ -1,0 +1,198 @@
+"""ModelInfer and ModelStreamInfer."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+import structlog
+import uuid_utils
+from busbar_errors import BusbarError
+from tritonclient.grpc import service_pb2
+
+from busbar_gateway.adapters.grpc.requests import check_request, check_size, read_request
+from busbar_gateway.adapters.grpc.statuses import REQUEST_ID, Context, abort
+from busbar_gateway.adapters.key_ring import KeyRing
+from busbar_gateway.adapters.route_table import RouteTable
+from busbar_gateway.domain.failures import Unsupported, reason_for
+from busbar_gateway.domain.routes import Caller, Route
+from busbar_gateway.usecases.calls import InferenceCall
+from busbar_gateway.usecases.serving import Serving
+
+log = structlog.get_logger()
+
+pb: Any = service_pb2  # the generated module has no types
+
+PIPELINED_MAX = 16
+"""Requests of one ModelStreamInfer that may be under way at once."""
+_INFER_RESPONSE_TAG = b"\x12"
+"""Field 2, length-delimited: ModelStreamInferResponse.infer_response."""
+_FINAL_RESPONSE = b"triton_final_response"
+"""Parameter of the last response, when the customer asked to have it marked."""
+_NO_DEADLINE_S = 10 * 365 * 86_400
+"""Servers say some huge number, or nothing, when the client set no deadline."""
+_VARINT_LOW_BITS, _VARINT_MORE = 0x7F, 0x80
+
+
+class Inference:
+    """The calls that cost something."""
+
+    def __init__(
+        self,
+        serving: Serving,
+        keys: KeyRing,
+        routes: RouteTable,
+        *,
+        default_timeout_s: float,
+        timeout_max_s: float,
+    ) -> None:
+        self._serving = serving
+        self._keys = keys
+        self._routes = routes
+        self._default_timeout_s = default_timeout_s
+        self._timeout_max_s = timeout_max_s
+
+    def handlers(self) -> dict[str, Any]:
+        """The handlers by method name; they take and give bytes."""
+        return {
+            "ModelInfer": grpc.unary_unary_rpc_method_handler(self._model_infer),
+            "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(self._model_stream_infer),
+        }
+
+    def authenticate(self, context: Context) -> Caller:
+        """Return the caller by the call's metadata; raise Unauthenticated."""
+        for key, value in context.invocation_metadata() or ():
+            if key == "authorization":
+                return self._keys.authenticate(
+                    value if isinstance(value, str) else value.decode("latin-1")
+                )
+        return self._keys.authenticate(None)
+
+    async def _model_infer(self, payload: bytes, context: Context) -> bytes:
+        request_id = uuid_utils.uuid7().bytes
+        public_id = f"req_{request_id.hex()}"
+        try:
+            call = self._call(payload, self.authenticate(context), context, request_id, "infer")
+            _refuse_decoupled(call.route)
+            unary = self._serving.infer(call)
+            answer = await unary.__aenter__()
+        except Exception as error:  # noqa: BLE001
+            await abort(context, error, public_id)
+        # The server writes the answer after this returns and then calls back.
+        _when_done(context, unary.leave)
+        context.set_trailing_metadata(((REQUEST_ID, public_id),))
+        return answer.payload
+
+    async def _model_stream_infer(self, requests: AsyncIterator[bytes], context: Context) -> None:
+        try:
+            caller = self.authenticate(context)
+        except Exception as error:  # noqa: BLE001
+            await abort(context, error)
+        under_way = asyncio.Semaphore(PIPELINED_MAX)
+        writing = asyncio.Lock()
+
+        async def write(message: bytes) -> None:
+            async with writing:
+                await context.write(message)
+
+        async def serve(payload: bytes) -> None:
+            try:
+                await self._one_of_stream(payload, caller, context, write)
+            except Exception as error:  # noqa: BLE001
+                await write(_stream_error(error))
+            finally:
+                under_way.release()
+
+        async with asyncio.TaskGroup() as tasks:
+            async for payload in requests:
+                await under_way.acquire()
+                tasks.create_task(serve(payload))
+
+    async def _one_of_stream(
+        self,
+        payload: bytes,
+        caller: Caller,
+        context: Context,
+        write: Callable[[bytes], Awaitable[None]],
+    ) -> None:
+        call = self._call(payload, caller, context, uuid_utils.uuid7().bytes, "stream")
+        if call.route.signature is None or not call.route.signature.decoupled:
+            async with self._serving.infer(call) as answer:
+                await write(_stream_response(answer.payload))
+            return
+        async with self._serving.stream(call) as stream:
+            async for chunk in stream:
+                if _FINAL_RESPONSE in chunk.payload:
+                    await stream.settle()
+                await write(_stream_response(chunk.payload))
+            await stream.settle()
+
+    def _call(
+        self, payload: bytes, caller: Caller, context: Context, request_id: bytes, api: str
+    ) -> InferenceCall:
+        now = time.time_ns()
+        request = read_request(payload)
+        route = self._routes.find(caller, request.model_name)
+        check_size(route, len(payload))
+        check_request(route, request)
+        timeout_s = self._timeout_s(context)
+        return InferenceCall(
+            request_id=request_id,
+            caller=caller,
+            route=route,
+            payload=payload,
+            api=f"kserve.grpc.{api}",
+            received_unix_ns=now,
+            deadline=asyncio.get_running_loop().time() + timeout_s,
+            deadline_unix_ms=now // 1_000_000 + round(timeout_s * 1000),
+            traceparent=_metadata(context, "traceparent"),
+        )
+
+    def _timeout_s(self, context: Context) -> float:
+        """The client's deadline, bounded; clients without one get the default."""
+        remaining_s: float | None = context.time_remaining()
+        if remaining_s is None or remaining_s > _NO_DEADLINE_S:  # pyright: ignore[reportUnnecessaryComparison]
+            return self._default_timeout_s
+        return min(remaining_s, self._timeout_max_s)
+
+
+def _refuse_decoupled(route: Route) -> None:
+    if route.signature is not None and route.signature.decoupled:
+        raise Unsupported("this model answers with any number of responses: use ModelStreamInfer")
+
+
+def _metadata(context: Context, name: str) -> str:
+    for key, value in context.invocation_metadata() or ():
+        if key == name:
+            return value if isinstance(value, str) else value.decode("latin-1")
+    return ""
+
+
+def _when_done(context: Context, leave: Callable[[BaseException | None], None]) -> None:
+    def done(ended: Any) -> None:
+        leave(asyncio.CancelledError() if ended.cancelled() else None)
+
+    context.add_done_callback(done)  # pyright: ignore[reportArgumentType]
+
+
+def _stream_response(payload: bytes) -> bytes:
+    """Wrap a serialized ModelInferResponse as a ModelStreamInferResponse."""
+    return _INFER_RESPONSE_TAG + _varint(len(payload)) + payload
+
+
+def _varint(number: int) -> bytes:
+    encoded = bytearray()
+    while number > _VARINT_LOW_BITS:
+        encoded.append(number & _VARINT_LOW_BITS | _VARINT_MORE)
+        number >>= 7
+    encoded.append(number)
+    return bytes(encoded)
+
+
+def _stream_error(error: Exception) -> bytes:
+    if not isinstance(error, BusbarError):
+        log.error("request failed by a bug", exc_info=error)
+    return pb.ModelStreamInferResponse(error_message=reason_for(error)).SerializeToString()

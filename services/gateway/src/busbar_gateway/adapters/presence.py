@@ -1,0 +1,126 @@
+"""Saying that this gateway is alive, and knowing how many others are."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import structlog
+from busbar_contracts.gateway.v1.status_pb2 import DeploymentLoad, GatewayStatus
+from busbar_messaging import topology
+from busbar_messaging.watching import Deleted, Put, follow
+from google.protobuf.message import DecodeError
+from nats.aio.client import Client
+from nats.errors import Error as NatsError
+
+from busbar_gateway.usecases.admitting import Admissions
+from busbar_gateway.usecases.loads import Load
+
+log = structlog.get_logger()
+
+_CLOCKS_APART_S = 30.0
+"""An entry older than this is what a gateway left behind, not a sign of life."""
+
+
+class Gateways:
+    """The gateways of this region, by their heartbeats."""
+
+    def __init__(self, region: str, gateway_id: str) -> None:
+        self._region = region
+        self._own = gateway_id
+        self._heard: dict[str, float] = {}
+
+    def count(self) -> int:
+        """Gateways that share the slots with this one, itself included."""
+        horizon = time.monotonic() - topology.SUSPECT_AFTER.total_seconds()
+        return 1 + sum(1 for heard in self._heard.values() if heard > horizon)
+
+    async def follow(self, client: Client, changed: Callable[[], None]) -> None:
+        """Keep up with the others, for ever; `changed` is called when their number changes."""
+        async for change in follow(client, topology.GATEWAYS.name):
+            before = self.count()
+            if isinstance(change, Put):
+                self._put(change)
+            elif isinstance(change, Deleted):
+                self._heard.pop(change.key, None)
+            if self.count() != before:
+                changed()
+
+    def _put(self, put: Put) -> None:
+        if put.key == self._own:
+            return
+        try:
+            status = GatewayStatus.FromString(put.value)
+        except DecodeError:
+            log.warning("unreadable gateway status", gateway=put.key)
+            return
+        age_s = abs(time.time() - status.reported_unix_ms / 1000)
+        if status.region == self._region and age_s < _CLOCKS_APART_S:
+            self._heard[put.key] = time.monotonic()
+
+
+class Heartbeat:
+    """Writes this gateway's status every second."""
+
+    def __init__(
+        self,
+        client: Client,
+        *,
+        region: str,
+        gateway_id: str,
+        run_id: str,
+        admissions: Admissions,
+        loads: dict[str, Load],
+    ) -> None:
+        self._client = client
+        self._region = region
+        self._gateway_id = gateway_id
+        self._run_id = run_id
+        self._admissions = admissions
+        self._loads = loads
+        self._subject = f"$KV.{topology.GATEWAYS.name}.{gateway_id}"
+
+    async def run(self) -> None:
+        """Beat for ever; a bus that is away is no reason to stop."""
+        while True:
+            await self._publish(self._status().SerializeToString())
+            await asyncio.sleep(topology.HEARTBEAT_INTERVAL.total_seconds())
+
+    async def withdraw(self) -> None:
+        """Say goodbye, so that the others take over this gateway's share at once."""
+        await self._publish(b"", {"KV-Operation": "DEL"})
+
+    async def _publish(self, value: bytes, headers: dict[str, str] | None = None) -> None:
+        if not self._client.is_connected:
+            return
+        try:
+            await self._client.publish(self._subject, value, headers=headers)
+        except (NatsError, OSError) as error:
+            log.warning("heartbeat not sent", error=repr(error))
+
+    def _status(self) -> GatewayStatus:
+        return GatewayStatus(
+            gateway_id=self._gateway_id,
+            region=self._region,
+            run_id=self._run_id,
+            reported_unix_ms=time.time_ns() // 1_000_000,
+            loads=[self._load(name) for name in sorted(self._names())],
+        )
+
+    def _names(self) -> set[str]:
+        return {*self._loads, *self._admissions.deployments()}
+
+    def _load(self, deployment: str) -> DeploymentLoad:
+        load = self._loads.get(deployment) or Load()
+        lane = self._admissions.lane(deployment)
+        return DeploymentLoad(
+            deployment=deployment,
+            in_flight=lane.in_flight if lane else 0,
+            queued=lane.waiting if lane else 0,
+            completed_count=load.completed_count,
+            failed_count=load.failed_count,
+            refused_count=load.refused_count,
+            input_tokens=load.input_tokens,
+            output_tokens=load.output_tokens,
+        )

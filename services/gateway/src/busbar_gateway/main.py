@@ -1,0 +1,242 @@
+"""The composition root of the gateway: the only reader of settings."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import AsyncIterator, Coroutine
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import structlog
+import uuid_utils
+import uvloop
+from busbar_errors import BusbarError
+from busbar_messaging.connection import close, connect
+from busbar_messaging.topology import usage_subject
+from busbar_observability.logs import configure_logging
+from busbar_observability.ops import ops_application, serve_http
+from busbar_observability.tracing import configure_tracing, flush_tracing
+from nats.aio.client import Client
+
+from busbar_gateway.adapters.bus import WorkBus
+from busbar_gateway.adapters.commit_table import CommitTable
+from busbar_gateway.adapters.grpc.catalogue import Catalogue
+from busbar_gateway.adapters.grpc.edge import serve_grpc
+from busbar_gateway.adapters.grpc.inference import Inference
+from busbar_gateway.adapters.http.app import create_app, server_options
+from busbar_gateway.adapters.http.limits import HttpLimits
+from busbar_gateway.adapters.http.services import Services
+from busbar_gateway.adapters.key_ring import KeyRing
+from busbar_gateway.adapters.metrics import Metrics
+from busbar_gateway.adapters.presence import Gateways, Heartbeat
+from busbar_gateway.adapters.route_table import RouteTable
+from busbar_gateway.adapters.usage_log import UsageLog
+from busbar_gateway.settings import GatewaySettings
+from busbar_gateway.usecases.admitting import Admissions
+from busbar_gateway.usecases.dispatch import Dispatcher
+from busbar_gateway.usecases.request_trace import RequestTracing
+from busbar_gateway.usecases.served import Collaborators
+from busbar_gateway.usecases.serving import Serving
+from busbar_gateway.usecases.watchdog import Watchdog
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class Gateway:
+    """The parts of a running gateway."""
+
+    client: Client
+    keys: KeyRing
+    routes: RouteTable
+    gateways: Gateways
+    bus: WorkBus
+    usage: UsageLog
+    admissions: Admissions
+    dispatcher: Dispatcher
+    metrics: Metrics
+    heartbeat: Heartbeat
+    collaborators: Collaborators
+    stopping: bool = False
+
+    def readiness(self) -> list[str]:
+        """Why the gateway is not ready; empty when it is."""
+        reasons = ["the gateway stops"] if self.stopping else list[str]()
+        if not self.client.is_connected:
+            reasons.append("the bus is away")
+        if not self.keys.read_once:
+            reasons.append("the keys were not read yet")
+        if not self.routes.read_once:
+            reasons.append("the routes were not read yet")
+        return reasons
+
+
+def build(settings: GatewaySettings, client: Client) -> Gateway:
+    """Put the parts together. Raises OSError when the state directory cannot be used."""
+    gateway_id, region = settings.gateway_id, settings.region
+    tracer = configure_tracing("gateway", settings.otlp_endpoint)
+    metrics, routes = Metrics(), RouteTable()
+    gateways = Gateways(region, gateway_id)
+    bus = WorkBus(client, gateway_id)
+    admissions = Admissions(
+        queue_max=settings.queue_max,
+        unready_grace_s=settings.unready_grace.total_seconds(),
+        remembered_ready_s=settings.remembered_ready.total_seconds(),
+        current_route=routes.current,
+        gateways=gateways.count,
+    )
+    dispatcher = Dispatcher(
+        bus,
+        reply_subject=bus.reply_subject,
+        region=region,
+        current_route=routes.current,
+        redispatched=metrics.redispatched,
+    )
+    usage = UsageLog(
+        client,
+        CommitTable(settings.state_dir / f"commits-{gateway_id}"),
+        subject=usage_subject(region, gateway_id),
+        gateway_id=gateway_id,
+        give_up_after=settings.usage_give_up_after,
+        committed=metrics.committed,
+    )
+    tracing = RequestTracing(
+        tracer,
+        ratio=settings.trace_sample_ratio,
+        slow_after_s=settings.trace_slow_after.total_seconds(),
+    )
+    heartbeat = Heartbeat(
+        client,
+        region=region,
+        gateway_id=gateway_id,
+        run_id=uuid_utils.uuid7().hex,
+        admissions=admissions,
+        loads=metrics.loads,
+    )
+    return Gateway(
+        client=client,
+        keys=KeyRing(settings.key_hmac_secret.get_secret_value().encode()),
+        routes=routes,
+        gateways=gateways,
+        bus=bus,
+        usage=usage,
+        admissions=admissions,
+        dispatcher=dispatcher,
+        metrics=metrics,
+        heartbeat=heartbeat,
+        collaborators=Collaborators(admissions, dispatcher, usage, tracing, metrics),
+    )
+
+
+@contextlib.asynccontextmanager
+async def running(gateway: Gateway, region: str) -> AsyncIterator[None]:
+    """Keep the background work of a gateway going while the context is open."""
+    routes, admissions = gateway.routes, gateway.admissions
+    watchdog = Watchdog(gateway.bus, gateway.dispatcher.pending, region)
+    routes.on_change(admissions.capacity_changed)
+
+    def every_tick(now: float) -> None:
+        admissions.expire(now)
+        for deployment in admissions.deployments():
+            lane = admissions.lane(deployment)
+            if lane is not None:
+                gateway.metrics.depth(deployment, lane)
+
+    await gateway.bus.start(gateway.dispatcher.on_frame)
+    work: list[Coroutine[Any, Any, None]] = [
+        gateway.keys.follow(gateway.client),
+        routes.follow(gateway.client),
+        gateway.gateways.follow(gateway.client, admissions.capacity_changed),
+        gateway.usage.run(),
+        gateway.heartbeat.run(),
+        watchdog.run(every_tick),
+    ]
+    tasks = [asyncio.create_task(job) for job in work]
+    for task in tasks:
+        task.add_done_callback(_died)
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _died(task: asyncio.Task[None]) -> None:
+    """Background work never ends by itself: without it the gateway must not go on."""
+    if not task.cancelled():
+        log.critical("background work ended", exc_info=task.exception())
+        signal.raise_signal(signal.SIGTERM)
+
+
+async def serve(settings: GatewaySettings) -> None:
+    """Run the gateway until SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    client = await connect(settings, f"gateway-{settings.gateway_id}")
+    gateway = build(settings, client)
+    try:
+        async with running(gateway, settings.region):
+            await _serve_edges(settings, gateway, stop)
+            await gateway.heartbeat.withdraw()
+            await gateway.usage.drain(settings.stop_grace)
+    finally:
+        await close(client)
+        flush_tracing()
+
+
+async def _serve_edges(settings: GatewaySettings, gateway: Gateway, stop: asyncio.Event) -> None:
+    serving = Serving(gateway.collaborators)
+    inference = Inference(
+        serving,
+        gateway.keys,
+        gateway.routes,
+        default_timeout_s=settings.request_timeout.total_seconds(),
+        timeout_max_s=settings.request_timeout_max.total_seconds(),
+    )
+    catalogue = Catalogue(
+        inference.authenticate, gateway.routes.find, gateway.readiness, version("busbar-gateway")
+    )
+    limits = HttpLimits()
+    services = Services(serving, gateway.keys, gateway.routes, limits, gateway.readiness)
+    async with contextlib.AsyncExitStack() as stack:
+        ops = ops_application(gateway.readiness)
+        await stack.enter_async_context(serve_http(ops, settings.http_host, settings.ops_port))
+        http_port = await stack.enter_async_context(
+            serve_http(
+                create_app(services),
+                settings.http_host,
+                settings.http_port,
+                **server_options(limits),
+            )
+        )
+        grpc_port = await stack.enter_async_context(
+            serve_grpc(
+                inference,
+                catalogue,
+                address=f"{settings.http_host}:{settings.grpc_port}",
+                readiness=gateway.readiness,
+                grace=settings.stop_grace,
+            )
+        )
+        log.info("gateway serves", http_port=http_port, grpc_port=grpc_port)
+        await stop.wait()
+        log.info("gateway stops")
+        gateway.stopping = gateway.collaborators.stopping = True
+
+
+def main() -> int:
+    """Entry point; returns the exit status."""
+    settings = GatewaySettings()  # pyright: ignore[reportCallIssue]
+    configure_logging("gateway", settings.log_level)
+    try:
+        uvloop.run(serve(settings))
+    except BusbarError as error:
+        log.critical("gateway cannot run", reason=error.reason)
+        return 1
+    return 0
