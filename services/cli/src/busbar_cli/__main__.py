@@ -1,0 +1,5 @@
+"""`python -m busbar_cli`."""
+
+from busbar_cli.main import main
+
+main()

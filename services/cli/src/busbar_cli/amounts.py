@@ -1,0 +1,38 @@
+"""Money for people: exact decimals from integer nanos, and back."""
+
+from __future__ import annotations
+
+from decimal import Decimal, InvalidOperation
+
+from busbar_cli.failures import CommandError, Exit
+
+NANOS = 1_000_000_000
+_DECIMALS_MIN = 2
+_DECIMALS_MAX = 9
+_SYMBOLS = {"USD": "$"}
+_INT64_MAX = 2**63 - 1
+
+
+def show_amount(amount_nanos: int, currency: str = "USD") -> str:
+    """All the decimals it has, at least two: $1.50, -$0.000000012, 3.00 EUR."""
+    whole, rest = divmod(abs(amount_nanos), NANOS)
+    decimals = f"{rest:0{_DECIMALS_MAX}d}".rstrip("0").ljust(_DECIMALS_MIN, "0")
+    sign = "-" if amount_nanos < 0 else ""
+    number = f"{whole:,}.{decimals}"
+    symbol = _SYMBOLS.get(currency)
+    return f"{sign}{symbol}{number}" if symbol else f"{sign}{number} {currency}"
+
+
+def read_amount(text: str) -> int:
+    """Nanos of an amount such as "10", "0.25" or "$1,000.50"; raises CommandError."""
+    cleaned = text.strip().removeprefix("$").replace(",", "")
+    try:
+        nanos = Decimal(cleaned) * NANOS
+        exact = nanos == nanos.to_integral_value()
+    except InvalidOperation as error:
+        raise CommandError(f"{text!r} is not an amount; write 10 or 0.25", Exit.USAGE) from error
+    if not exact:
+        raise CommandError(f"{text!r} has more than {_DECIMALS_MAX} decimals", Exit.USAGE)
+    if not -_INT64_MAX <= nanos <= _INT64_MAX:
+        raise CommandError(f"{text!r} is too large", Exit.USAGE)
+    return int(nanos)

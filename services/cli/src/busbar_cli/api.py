@@ -1,0 +1,111 @@
+"""Calling the admin APIs; every failure becomes a CommandError that says what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+from busbar_cli.endpoints import Endpoints, find_endpoints
+from busbar_cli.failures import CommandError, Exit
+
+Json = dict[str, Any]
+
+_CONNECT_S, _READ_S, _UPLOAD_S = 5.0, 30.0, 600.0
+_PAGE_MAX = 500
+_NOT_FOUND, _UNAUTHORIZED, _FIRST_FAILURE = 404, 401, 400
+_UNAVAILABLE = {408, 429, 502, 503, 504}
+
+
+@dataclass(slots=True)
+class Api:
+    """One service's admin API."""
+
+    service: str
+    endpoints: Endpoints = field(default_factory=find_endpoints)
+
+    def get(self, path: str, **query: Any) -> Json:
+        """GET; query parameters that are None are left out."""
+        return self.call("GET", path, params=_given(query))
+
+    def post(self, path: str, body: Json) -> Json:
+        """POST JSON."""
+        return self.call("POST", path, json=body)
+
+    def put(self, path: str, body: Json) -> Json:
+        """PUT JSON."""
+        return self.call("PUT", path, json=body)
+
+    def delete(self, path: str) -> Json:
+        """DELETE."""
+        return self.call("DELETE", path)
+
+    def upload(self, path: str, content: Iterable[bytes], size_bytes: int) -> Json:
+        """POST an archive as it is read."""
+        headers = {"Content-Type": "application/x-tar", "Content-Length": str(size_bytes)}
+        return self.call("POST", path, content=content, headers=headers, read_s=_UPLOAD_S)
+
+    def pages(self, path: str, key: str, limit: int, **query: Any) -> Iterator[Json]:
+        """Rows of a list that comes in pages, `limit` at most."""
+        cursor: str | None = None
+        while limit > 0:
+            page = self.get(path, **query, limit=min(limit, _PAGE_MAX), cursor=cursor)
+            rows = page.get(key, [])
+            yield from rows[:limit]
+            limit -= len(rows)
+            cursor = page.get("next_cursor")
+            if not rows or not cursor:
+                return
+
+    def call(self, method: str, path: str, *, read_s: float = _READ_S, **options: Any) -> Json:
+        """Send a request and return the JSON answer; raises CommandError."""
+        headers = {
+            "Authorization": f"Bearer {self.endpoints.operator_token}",
+            **options.pop("headers", {}),
+        }
+        url = f"{self.endpoints.admin_url(self.service).rstrip('/')}{path}"
+        timeout = httpx.Timeout(read_s, connect=_CONNECT_S)
+        try:
+            response = httpx.request(
+                method, url, headers=headers, timeout=timeout, trust_env=False, **options
+            )
+        except httpx.HTTPError as error:
+            raise CommandError(
+                f"{self.service} does not answer at {url}: {error}; is it running? (./just status)",
+                Exit.UNAVAILABLE,
+            ) from error
+        return _answer(self.service, response)
+
+
+def _given(query: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in query.items() if value is not None}
+
+
+def _answer(service: str, response: httpx.Response) -> Json:
+    if response.status_code >= _FIRST_FAILURE:
+        raise CommandError(_reason(service, response), _exit_of(response.status_code))
+    if not response.content:
+        return {}
+    try:
+        answer = response.json()
+    except ValueError as error:
+        raise CommandError(f"{service} sent something that is not JSON") from error
+    return answer if isinstance(answer, dict) else {"items": answer}
+
+
+def _reason(service: str, response: httpx.Response) -> str:
+    if response.status_code == _UNAUTHORIZED:
+        return f"{service} refused the operator token; check BUSBAR_OPERATOR_TOKEN"
+    try:
+        error = response.json()["error"]
+        return str(error["message"] if isinstance(error, dict) else error)
+    except (ValueError, KeyError, TypeError):
+        return f"{service} answered {response.status_code}: {response.text[:200]}"
+
+
+def _exit_of(status: int) -> Exit:
+    if status == _NOT_FOUND:
+        return Exit.NOT_FOUND
+    return Exit.UNAVAILABLE if status in _UNAVAILABLE else Exit.FAILED

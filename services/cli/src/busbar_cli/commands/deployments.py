@@ -1,0 +1,126 @@
+"""busbar deploy: what should run, and how far it has come."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from busbar_cli.api import Api, Json
+from busbar_cli.commands.models import push_directory
+from busbar_cli.deployment_file import Declared, read_deployments
+from busbar_cli.failures import CommandError, Exit
+from busbar_cli.output import DEFAULT, Output, show_digest, show_node, table
+from busbar_cli.waiting import Patience, wait_until_ready
+
+app = App(
+    name="deploy",
+    help="Deployments: declare what a FILE says, list them, look at one, withdraw one.",
+)
+
+_DEPLOYMENTS = "/admin/v1/deployments"
+
+
+@app.default
+def deploy(
+    file: Path,
+    *,
+    wait: Annotated[bool, Parameter(negative="")] = False,
+    timeout: float = 300.0,
+    output: Output = DEFAULT,
+) -> None:
+    """Declare the deployments of FILE: busbar deploy models.yaml --wait.
+
+    Parameters
+    ----------
+    file
+        YAML: a list of {name, bundle or path, replicas, regions, tenants}. A bundle is named by
+        its name (the newest is taken) or digest; a path is a model directory that is pushed first.
+    wait
+        Wait until every replica is ready, showing progress on standard error.
+    timeout
+        Longest wait, seconds.
+    """
+    names = [_declare(one, show_progress=not output.json) for one in read_deployments(file)]
+    if wait:
+        patience = Patience(started_at=time.monotonic(), timeout_s=timeout)
+        views = wait_until_ready(lambda: _views(names), patience)
+    else:
+        views = _views(names)
+    output.print({"deployments": views}, _summary(views))
+    never = [one for one in views if one["status"] == "unplaceable"]
+    if never:
+        raise CommandError("; ".join(f"{one['name']}: {one['reason']}" for one in never))
+
+
+@app.command(name="list")
+def list_(*, output: Output = DEFAULT) -> None:
+    """List the deployments."""
+    answer = Api("scheduler").get(_DEPLOYMENTS)
+    output.print(answer, _summary(answer["deployments"]))
+
+
+@app.command
+def status(name: str, *, output: Output = DEFAULT) -> None:
+    """Show one deployment: where its replicas are and what they are waiting for."""
+    view = Api("scheduler").get(f"{_DEPLOYMENTS}/{name}")
+    rows = [
+        [show_node(one["node"]) or "-", one["state"], one["reason"]]
+        for one in view["replica_states"]
+    ]
+    if not output.json:
+        output.print(view, _summary([view]))
+    output.print(view, table(["NODE", "STATE", "REASON"], rows, title="\nreplicas"))
+
+
+@app.command
+def rm(name: str, *, output: Output = DEFAULT) -> None:
+    """Withdraw a deployment; its replicas finish what they have in hand."""
+    Api("scheduler").delete(f"{_DEPLOYMENTS}/{name}")
+    output.print({"withdrawn": name}, f"{name} withdrawn")
+
+
+def _declare(one: Declared, *, show_progress: bool) -> str:
+    bundle = one.bundle
+    if one.path is not None:
+        bundle = push_directory(one.path, show_progress=show_progress)["digest"]
+    body = {
+        "bundle": bundle,
+        "replicas": one.replicas,
+        "regions": one.regions,
+        "tenants": one.tenants,
+    }
+    try:
+        Api("scheduler").put(f"{_DEPLOYMENTS}/{one.name}", body)
+    except CommandError as error:
+        # A bundle that is not there is the file's mistake, not a thing that was looked for.
+        status = Exit.FAILED if error.exit_status is Exit.NOT_FOUND else error.exit_status
+        raise CommandError(f"{one.name}: {error.message}", status) from error
+    return one.name
+
+
+def _views(names: list[str]) -> list[Json]:
+    views = {one["name"]: one for one in Api("scheduler").get(_DEPLOYMENTS)["deployments"]}
+    gone = [name for name in names if name not in views]
+    if gone:
+        raise CommandError(f"{', '.join(gone)} was withdrawn meanwhile", Exit.NOT_FOUND)
+    return [views[name] for name in names]
+
+
+def _summary(views: list[Json]) -> object:
+    columns = ["NAME", "BUNDLE", "DIGEST", "READY>", "STATUS", "WHERE", "REASON"]
+    rows = [
+        [
+            one["name"],
+            f"{one['bundle_name']} {one['bundle_version']}",
+            show_digest(one["bundle"]),
+            f"{one['ready_replicas']}/{one['replicas']}",
+            one["status"],
+            ", ".join(sorted(show_node(at["node"]) for at in one["replica_states"] if at["node"])),
+            one["reason"],
+        ]
+        for one in views
+    ]
+    return table(columns, rows, empty="no deployments: declare some with busbar deploy FILE")

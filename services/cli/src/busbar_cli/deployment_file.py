@@ -1,0 +1,82 @@
+"""The file that `busbar deploy` takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+
+from busbar_cli.failures import CommandError, Exit
+
+EXAMPLE = """\
+- name: chat
+  path: models/tiny-lm      # pushed first; or bundle: NAME or DIGEST of a pushed one
+  replicas: 2               # default 1
+  regions: [r1]             # default: all
+  tenants: [acme]           # default: all
+"""
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+
+
+class Declared(BaseModel):
+    """One deployment of the file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Name
+    bundle: str | None = None
+    path: Path | None = None
+    replicas: Annotated[int, Field(ge=0, le=1000, strict=True)] = 1
+    regions: list[Name] = []
+    tenants: list[str] = []
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Declared:
+        if (self.bundle is None) == (self.path is None):
+            raise ValueError("give either bundle or path")
+        return self
+
+
+_FILE = TypeAdapter(Annotated[list[Declared], Field(min_length=1, max_length=1000)])
+
+
+def read_deployments(file: Path) -> list[Declared]:
+    """What the file declares, paths made relative to it; raises CommandError."""
+    try:
+        content: Any = yaml.safe_load(file.read_text())
+    except FileNotFoundError as error:
+        raise CommandError(f"there is no file {file}", Exit.USAGE) from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise CommandError(f"{file} cannot be read: {error}", Exit.USAGE) from error
+    try:
+        declared = _FILE.validate_python(content)
+    except ValidationError as error:
+        raise CommandError(
+            f"{file}: {_problems(error)}\nAn example:\n{EXAMPLE}", Exit.USAGE
+        ) from error
+    names = [one.name for one in declared]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise CommandError(f"{file} declares {', '.join(repeated)} more than once", Exit.USAGE)
+    return [
+        one.model_copy(update={"path": file.parent / one.path}) if one.path else one
+        for one in declared
+    ]
+
+
+def _problems(error: ValidationError) -> str:
+    return "; ".join(
+        f"{'.'.join(str(part) for part in one['loc']) or 'the file'}: {one['msg']}"
+        for one in error.errors(include_url=False)
+    )

@@ -1,0 +1,102 @@
+"""Answers on standard output, tables or JSON; everything else on standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+_STYLES = {
+    "ready": "green", "ok": "green", "active": "green", "kept": "green", "completed": "green",
+    "progressing": "yellow", "suspect": "yellow", "draining": "yellow", "loading": "yellow",
+    "failing": "red", "failed": "red", "unplaceable": "red", "unplaced": "red", "lost": "red",
+    "revoked": "dim", "stopped": "dim",
+}  # fmt: skip
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Options of every command."""
+
+    json: Annotated[bool, Parameter(negative="")] = False
+    """Print JSON and nothing else: amounts in nanos (1e-9 of the currency)."""
+
+    def print(self, answer: Any, human: Any) -> None:
+        """Print `answer` as JSON, or what `human` makes of it (a table or text)."""
+        if self.json:
+            sys.stdout.write(json.dumps(answer, indent=2, ensure_ascii=False) + "\n")
+            return
+        out().print(human)
+
+
+DEFAULT = Output()
+
+
+def out() -> Console:
+    """Standard output."""
+    return Console(highlight=False)
+
+
+def err() -> Console:
+    """Standard error."""
+    return Console(stderr=True, highlight=False)
+
+
+def table(
+    columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str = "", empty: str = "none"
+) -> Table | Text:
+    """A plain table; a column whose name ends in ">" is aligned to the right."""
+    if not rows:
+        return Text(empty, style="dim")
+    made = Table(
+        title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold"
+    )
+    for column in columns:
+        right = column.endswith(">")
+        made.add_column(
+            column.rstrip(">"), justify="right" if right else "left", overflow="fold", no_wrap=right
+        )
+    for row in rows:
+        made.add_row(*[_cell(value) for value in row])
+    return made
+
+
+def _cell(value: Any) -> Text:
+    text = "" if value is None else str(value)
+    return Text(text, style=_STYLES.get(text, ""))
+
+
+def show_time(unix_ms: float | None) -> str:
+    """A moment in UTC, to the second."""
+    if not unix_ms:
+        return ""
+    return datetime.fromtimestamp(unix_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def show_bytes(size_bytes: int) -> str:
+    """A size with a unit."""
+    size = float(size_bytes)
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:  # noqa: PLR2004
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"
+
+
+def show_digest(digest: str) -> str:
+    """Enough of a digest to tell it from others."""
+    return digest.removeprefix("sha256:")[:12]
+
+
+def show_node(key: str) -> str:
+    """region/site/node."""
+    return key.replace(".", "/")

@@ -1,0 +1,74 @@
+"""Waiting for deployments, and knowing when waiting is of no use."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from busbar_cli.api import Json
+from busbar_cli.failures import CommandError, Exit
+from busbar_cli.output import err
+
+_POLL_S = 0.25
+_HOPELESS_AFTER_S = {"unplaceable": 10.0, "failing": 20.0}
+"""How long a state may last before it counts: nodes may still be coming, loads are retried."""
+
+
+@dataclass(slots=True)
+class Patience:
+    """How long we wait, for all and for each."""
+
+    started_at: float
+    timeout_s: float
+    _since: dict[tuple[str, str], float] = field(default_factory=dict[tuple[str, str], float])
+
+    def hopeless(self, views: list[Json], now: float) -> str:
+        """Why it makes no sense to go on; empty when it does."""
+        present = {(one["name"], one["status"]): one for one in views}
+        self._since = {key: self._since.get(key, now) for key in present}
+        for (name, status), view in present.items():
+            longest_s = _HOPELESS_AFTER_S.get(status)
+            if longest_s is not None and now - self._since[name, status] >= longest_s:
+                return f"{name} is {status}: {view['reason']}"
+        return ""
+
+    def over(self, now: float) -> bool:
+        """Whether the time is up."""
+        return now - self.started_at >= self.timeout_s
+
+
+def wait_until_ready(look: Callable[[], list[Json]], patience: Patience) -> list[Json]:
+    """Look until everything is ready; raises CommandError when it will not be."""
+    console, last = err(), ""
+    with console.status("waiting") as spinner:
+        while True:
+            views = look()
+            line = _line(views)
+            if line != last:
+                last = line
+                spinner.update(line)
+                if not console.is_terminal:
+                    console.print(line, soft_wrap=True)
+            if all(one["status"] in {"ready", "stopped"} for one in views):
+                return views
+            now = time.monotonic()
+            if reason := patience.hopeless(views, now):
+                raise CommandError(reason)
+            if patience.over(now):
+                raise CommandError(
+                    f"not ready after {patience.timeout_s:g} s: {line}", Exit.UNAVAILABLE
+                )
+            time.sleep(_POLL_S)
+
+
+def _line(views: list[Json]) -> str:
+    ready = sum(one["ready_replicas"] for one in views)
+    wanted = sum(one["replicas"] for one in views)
+    waiting = [_doing(one) for one in views if one["status"] not in {"ready", "stopped"}]
+    return f"{ready} of {wanted} replicas ready" + (f"; {', '.join(waiting)}" if waiting else "")
+
+
+def _doing(view: Json) -> str:
+    states = sorted({at["state"] for at in view["replica_states"] if at["state"] != "ready"})
+    return f"{view['name']} {'/'.join(states) or view['status']}"
