@@ -17,7 +17,7 @@ from busbar_telemetry.usecases.view_fleet import FleetViewer
 NODE_STATES = ("ok", "waiting", "draining", "suspect", "lost")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class FleetCollector(Collector):
     """Register it once; labels are regions, sites, nodes and deployments, which are bounded."""
 

@@ -47,6 +47,8 @@ def parse_json(body: bytes) -> ExportTraceServiceRequest:
     """Parse an OTLP/JSON body; raise Rejected when it is none."""
     try:
         document: Any = json.loads(body)
+        if not isinstance(document, dict):
+            raise Rejected("an OTLP/JSON request is an object")
         _ids_to_base64(document)
         request = ExportTraceServiceRequest()
         return json_format.ParseDict(document, request, ignore_unknown_fields=True)

@@ -49,6 +49,11 @@ class CounterWindow:
         self.total = Counters()
         self._samples: deque[tuple[float, Counters]] = deque([(now_s, self.total)])
 
+    @property
+    def sample_count(self) -> int:
+        """Samples held now."""
+        return len(self._samples)
+
     def grow(self, growth: Counters, now_s: float) -> None:
         """Add `growth`, seen at `now_s` of a clock that never goes back."""
         self.total = self.total.plus(growth)

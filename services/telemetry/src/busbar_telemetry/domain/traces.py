@@ -156,6 +156,11 @@ class TraceStore:
         """Spans held now."""
         return sum(len(trace.spans) for trace in self._all())
 
+    @property
+    def request_count(self) -> int:
+        """Request ids that lead to a trace."""
+        return len(self._by_request)
+
     def add(self, spans: Iterable[Span]) -> None:
         """Take spans in any order, each into its trace, then evict what is too much."""
         for span in spans:
