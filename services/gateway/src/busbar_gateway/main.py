@@ -74,11 +74,11 @@ class Gateway:
         return reasons
 
 
-def build(settings: GatewaySettings, client: Client) -> Gateway:
+def build(settings: GatewaySettings, client: Client, metrics: Metrics) -> Gateway:
     """Put the parts together. Raises OSError when the state directory cannot be used."""
     gateway_id, region = settings.gateway_id, settings.region
     tracer = configure_tracing("gateway", settings.otlp_endpoint)
-    metrics, routes = Metrics(), RouteTable()
+    routes = RouteTable()
     gateways = Gateways(region, gateway_id)
     bus = WorkBus(client, gateway_id)
     admissions = Admissions(
@@ -179,7 +179,7 @@ async def serve(settings: GatewaySettings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     client = await connect(settings, f"gateway-{settings.gateway_id}")
-    gateway = build(settings, client)
+    gateway = build(settings, client, Metrics())
     try:
         async with running(gateway, settings.region):
             await _serve_edges(settings, gateway, stop)

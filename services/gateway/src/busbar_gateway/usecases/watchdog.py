@@ -49,7 +49,8 @@ class Watchdog:
         self._region = region
         self._reconnects = bus.reconnects
         self._looked = 0.0
-        self._back = 0.0
+        self._away = False
+        self._looked_at_stream = False
 
     async def run(self, every_tick: Callable[[float], None]) -> None:
         """Tick for ever; `every_tick` is called with the time, for what else expires."""
@@ -65,12 +66,15 @@ class Watchdog:
     async def tick(self, now: float) -> None:
         """End the attempts that are lost, so that their requests go out again."""
         if not self._bus.connected:
-            self._back = 0.0
+            self._away = True
             return
-        if self._bus.reconnects != self._reconnects or not self._back:
-            self._reconnects, self._back = self._bus.reconnects, now
+        if self._away or self._bus.reconnects != self._reconnects:
+            self._away, self._reconnects = False, self._bus.reconnects
             self._after_absence(now)
-            await self._bus.taken(self._region, frozenset())  # learns whether it is a new stream
+            self._looked_at_stream = False
+        if not self._looked_at_stream:  # to know a stream that was made anew from the old one
+            gone = await self._bus.taken(self._region, frozenset())
+            self._looked_at_stream = gone is not None
         unstarted: dict[str, list[Pending]] = {}
         for work in list(self._pending.values()):
             if work.outcome is not None or not work.attempts.current:
@@ -91,7 +95,7 @@ class Watchdog:
                 continue
             if work.attempts.last_sign:
                 work.attempts.last_sign = now
-            elif not work.sequence and work.attempts.published < now:
+            elif not work.sequence and now - work.attempts.published > TICK_S:
                 work.end(NotPublished("the bus was away"))
 
     @staticmethod
