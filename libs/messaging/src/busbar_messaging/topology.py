@@ -245,8 +245,9 @@ BILLING_USAGE = ConsumerSpec(
     stream=USAGE.name,
     durable="billing-usage",
     filter_subject="busbar.usage.*.*",
-    ack_wait=timedelta(seconds=30),
-    max_deliver=10_000,  # with naks of up to 30 s: days of a lost database, then dead letters
+    # Posting twice is harmless, so what a killed billing had in hand need not wait long.
+    ack_wait=timedelta(seconds=8),
+    max_deliver=10_000,  # nothing is pulled while the database is away, so hours of bugs
     max_ack_pending=1_000,
 )
 TELEMETRY_EVENTS = ConsumerSpec(
@@ -265,7 +266,7 @@ def billing_measured_consumer(region: str, site: str) -> ConsumerSpec:
         stream=measured_stream(region, site).name,
         durable="billing-measured",
         filter_subject=f"busbar.measured.{region}.{site}.*",
-        ack_wait=timedelta(seconds=30),
+        ack_wait=timedelta(seconds=8),
         max_deliver=10_000,
         max_ack_pending=1_000,
     )
