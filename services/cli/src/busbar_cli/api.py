@@ -47,12 +47,12 @@ class Api:
         headers = {"Content-Type": "application/x-tar", "Content-Length": str(size_bytes)}
         return self.call("POST", path, content=content, headers=headers, read_s=_UPLOAD_S)
 
-    def pages(self, path: str, key: str, limit: int, **query: Any) -> Iterator[Json]:
+    def pages(self, path: str, limit: int, **query: Any) -> Iterator[Json]:
         """Rows of a list that comes in pages, `limit` at most."""
         cursor: str | None = None
         while limit > 0:
             page = self.get(path, **query, limit=min(limit, _PAGE_MAX), cursor=cursor)
-            rows = page.get(key, [])
+            rows = page["items"]
             yield from rows[:limit]
             limit -= len(rows)
             cursor = page.get("next_cursor")
@@ -99,7 +99,10 @@ def _reason(service: str, response: httpx.Response) -> str:
     if response.status_code == _UNAUTHORIZED:
         return f"{service} refused the operator token; check BUSBAR_OPERATOR_TOKEN"
     try:
-        error = response.json()["error"]
+        answer = response.json()
+        if "errors" in answer:  # Jaeger's shape
+            return "; ".join(str(one["msg"]) for one in answer["errors"])
+        error = answer["error"]
         return str(error["message"] if isinstance(error, dict) else error)
     except (ValueError, KeyError, TypeError):
         return f"{service} answered {response.status_code}: {response.text[:200]}"

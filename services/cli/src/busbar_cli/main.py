@@ -7,7 +7,10 @@ from collections.abc import Sequence
 
 from cyclopts import App, CycloptsError
 
-from busbar_cli.commands import deployments, models
+from busbar_cli.commands import deployments, keys, models, tenants
+from busbar_cli.commands.fleet import fleet
+from busbar_cli.commands.money import balance, ledger, usage
+from busbar_cli.commands.traces import trace
 from busbar_cli.failures import EXIT_HELP, CommandError, Exit
 from busbar_cli.output import err
 
@@ -20,8 +23,12 @@ app = App(
     help_epilogue=EXIT_HELP,
     version_flags=[],
 )
-for _noun in (deployments, models):
+for _noun in (tenants, keys, models, deployments):
     app.command(_noun.app)
+# Loaded when it is asked for: the bus client doubles the time to start.
+app.command("busbar_cli.commands.bus:app", name="bus")
+for _command in (fleet, usage, balance, ledger, trace):
+    app.command(_command)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -82,6 +82,22 @@ def show_time(unix_ms: float | None) -> str:
     return datetime.fromtimestamp(unix_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
+def show_moment(rfc3339: str | None) -> str:
+    """A moment that an API gave, in UTC, to the second."""
+    if not rfc3339:
+        return ""
+    return datetime.fromisoformat(rfc3339).astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def show_duration(duration_us: float) -> str:
+    """A duration in the unit that fits."""
+    if duration_us < 1_000:  # noqa: PLR2004
+        return f"{duration_us:.0f} µs"
+    if duration_us < 1_000_000:  # noqa: PLR2004
+        return f"{duration_us / 1_000:.1f} ms"
+    return f"{duration_us / 1_000_000:.2f} s"
+
+
 def show_bytes(size_bytes: int) -> str:
     """A size with a unit."""
     size = float(size_bytes)

@@ -10,6 +10,7 @@ from typing import BinaryIO
 
 from busbar_cli.failures import CommandError
 
+_READ_BYTES = 1024 * 1024
 _SKIPPED = {"__pycache__"}
 
 
@@ -39,7 +40,10 @@ def pack(directory: Path, into: BinaryIO) -> Packed:
         raise CommandError(f"{directory} cannot be packed: {error}") from error
     size_bytes = into.tell()
     into.seek(0)
-    return Packed(f"sha256:{hashlib.file_digest(into, 'sha256').hexdigest()}", size_bytes)
+    digest = hashlib.sha256()
+    while chunk := into.read(_READ_BYTES):
+        digest.update(chunk)
+    return Packed(f"sha256:{digest.hexdigest()}", size_bytes)
 
 
 def _files(directory: Path) -> list[Path]:

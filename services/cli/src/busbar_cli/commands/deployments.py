@@ -49,7 +49,7 @@ def deploy(
         views = wait_until_ready(lambda: _views(names), patience)
     else:
         views = _views(names)
-    output.print({"deployments": views}, _summary(views))
+    output.print({"items": views}, _summary(views))
     never = [one for one in views if one["status"] == "unplaceable"]
     if never:
         raise CommandError("; ".join(f"{one['name']}: {one['reason']}" for one in never))
@@ -59,7 +59,7 @@ def deploy(
 def list_(*, output: Output = DEFAULT) -> None:
     """List the deployments."""
     answer = Api("scheduler").get(_DEPLOYMENTS)
-    output.print(answer, _summary(answer["deployments"]))
+    output.print(answer, _summary(answer["items"]))
 
 
 @app.command
@@ -102,7 +102,7 @@ def _declare(one: Declared, *, show_progress: bool) -> str:
 
 
 def _views(names: list[str]) -> list[Json]:
-    views = {one["name"]: one for one in Api("scheduler").get(_DEPLOYMENTS)["deployments"]}
+    views = {one["name"]: one for one in Api("scheduler").get(_DEPLOYMENTS)["items"]}
     gone = [name for name in names if name not in views]
     if gone:
         raise CommandError(f"{', '.join(gone)} was withdrawn meanwhile", Exit.NOT_FOUND)

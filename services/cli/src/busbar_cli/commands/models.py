@@ -60,7 +60,7 @@ def list_(*, output: Output = DEFAULT) -> None:
             one["price_class"],
             show_time(one["pushed_unix_ms"]),
         ]
-        for one in answer["bundles"]
+        for one in answer["items"]
     ]
     output.print(answer, table(columns, rows, empty="none; push one: busbar model push DIR"))
 
@@ -70,7 +70,7 @@ def push_directory(directory: Path, *, show_progress: bool) -> Json:
     api = Api("scheduler")
     with tempfile.TemporaryFile() as file:
         packed = pack(directory, file)
-        there = [one for one in api.get(_BUNDLES)["bundles"] if one["digest"] == packed.digest]
+        there = [one for one in api.get(_BUNDLES)["items"] if one["digest"] == packed.digest]
         if there:
             return there[0]
         file.seek(0)

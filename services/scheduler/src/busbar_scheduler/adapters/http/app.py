@@ -88,7 +88,7 @@ class AdminApi:
             newest = sorted(
                 self.declarations.bundles(), key=lambda one: (-one.pushed_unix_ms, one.digest)
             )
-            return schemas.BundleList(bundles=[schemas.BundleView.of(one) for one in newest])
+            return schemas.BundleList(items=[schemas.BundleView.of(one) for one in newest])
 
         del push_bundle, list_bundles
         return router
@@ -99,7 +99,7 @@ class AdminApi:
         @router.get("/admin/v1/deployments", responses={401: {"model": ErrorBody}})
         async def list_deployments() -> schemas.DeploymentList:
             """Every deployment with the state of its replicas."""
-            return schemas.DeploymentList(deployments=self._views())
+            return schemas.DeploymentList(items=self._views())
 
         @router.get("/admin/v1/deployments/{name}", responses=_FAILURES)
         async def get_deployment(name: DeploymentName) -> schemas.DeploymentView:

@@ -64,7 +64,7 @@ class BundleView(BaseModel):
 class BundleList(BaseModel):
     """Every pushed bundle, newest first."""
 
-    bundles: list[BundleView]
+    items: list[BundleView]
 
 
 class ReplicaView(BaseModel):
@@ -118,7 +118,7 @@ class DeploymentView(BaseModel):
 class DeploymentList(BaseModel):
     """Every deployment, by name."""
 
-    deployments: list[DeploymentView]
+    items: list[DeploymentView]
 
 
 class DecisionView(BaseModel):

@@ -1,0 +1,138 @@
+"""busbar usage, balance and ledger: what was used, what is left, and every transfer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from busbar_cli.amounts import show_amount
+from busbar_cli.api import Api, Json
+from busbar_cli.commands.tenants import TENANTS, find_tenant
+from busbar_cli.output import DEFAULT, Output, show_moment, show_node, table
+
+
+def usage(
+    request_id: str | None = None,
+    *,
+    tenant: str | None = None,
+    since: str | None = None,
+    until: str | None = None,
+    limit: int = 50,
+    output: Output = DEFAULT,
+) -> None:
+    """List billed requests, newest first, or explain the charge of one.
+
+    Parameters
+    ----------
+    request_id
+        One request, as its x-request-id header said.
+    tenant
+        Id or name.
+    since
+        RFC 3339 time with zone.
+    until
+        RFC 3339 time with zone.
+    limit
+        How many at most.
+    """
+    if request_id is not None:
+        _explain(request_id, output)
+        return
+    tenant_id = find_tenant(tenant)["tenant_id"] if tenant else None
+    query = {"tenant_id": tenant_id, "since": since, "until": until}
+    records = list(Api("billing").pages("/admin/v1/usage", limit, **query))
+    rows = [
+        [
+            show_moment(one["admitted_at"]),
+            one["request_id"],
+            one["tenant_id"],
+            one["deployment"],
+            one["api"],
+            one["input_tokens"],
+            one["output_tokens"],
+            "voided" if one["voided"] else one["outcome"],
+            show_amount(one["amount_nanos"], one["currency"]),
+        ]
+        for one in records
+    ]
+    columns = ["TIME", "REQUEST", "TENANT", "DEPLOYMENT", "API", "IN>", "OUT>", "OUTCOME", "COST>"]
+    output.print({"items": records}, table(columns, rows, empty="no billed requests"))
+
+
+def balance(tenant: str, *, output: Output = DEFAULT) -> None:
+    """Show what a tenant has left.
+
+    Parameters
+    ----------
+    tenant
+        Id or name.
+    """
+    held = Api("billing").get(f"{TENANTS}/{find_tenant(tenant)['tenant_id']}/balance")
+    output.print(held, show_amount(held["available_nanos"], held["currency"]))
+
+
+def ledger(
+    *,
+    tenant: str | None = None,
+    request: str | None = None,
+    limit: int = 50,
+    output: Output = DEFAULT,
+) -> None:
+    """List transfers with their postings, newest first.
+
+    Parameters
+    ----------
+    tenant
+        Id or name.
+    request
+        Only what one request moved.
+    limit
+        How many transfers at most.
+    """
+    tenant_id = find_tenant(tenant)["tenant_id"] if tenant else None
+    query = {"tenant_id": tenant_id, "request_id": request}
+    transfers = list(Api("billing").pages("/admin/v1/ledger", limit, **query))
+    rows = [row for transfer in transfers for row in posting_rows(transfer)]
+    output.print({"items": transfers}, table(POSTING_COLUMNS, rows, empty="no transfers"))
+
+
+POSTING_COLUMNS = ["TIME", "TRANSFER", "KIND", "REQUEST", "ACCOUNT", "TENANT", "AMOUNT>"]
+
+
+def posting_rows(transfer: Json) -> Iterator[list[object]]:
+    """One row for each posting; what they share stands in the first."""
+    head: list[object] = [
+        show_moment(transfer["posted_at"]),
+        transfer["transfer_id"],
+        transfer["kind"],
+        transfer["request_id"] or transfer["reason"],
+    ]
+    for posting in transfer["postings"]:
+        amount = show_amount(posting["amount_nanos"], posting["currency"])
+        yield [*head, posting["account"], posting["tenant_id"] or "", amount]
+        head = ["", "", "", ""]
+
+
+def _explain(request_id: str, output: Output) -> None:
+    found = Api("billing").get(f"/admin/v1/usage/{request_id}")
+    rows = [
+        [
+            line["component"],
+            f"{line['quantity']:,}",
+            f"{show_amount(line['amount_nanos'], found['currency'])} / {line['per_units']:,}",
+            line["exact_nanos"],
+        ]
+        for line in found["lines"]
+    ]
+    total = show_amount(found["amount_nanos"], found["currency"])
+    said = (
+        f"{found['request_id']}  {found['deployment']} by {found['api']} for {found['tenant_id']}\n"
+        f"{show_moment(found['admitted_at'])}  on {show_node(found['node'])}, "
+        f"price book {found['price_version']}, class {found['rated_class']}"
+    )
+    if not output.json:
+        output.print(found, said)
+    columns = ["COMPONENT", "QUANTITY>", "PRICE>", "NANOS>"]
+    output.print(found, table(columns, rows))
+    if not output.json:
+        taken_back = f"  (taken back: {found['void_reason']})" if found["voided"] else ""
+        output.print(found, f"charged {total}{taken_back}")
