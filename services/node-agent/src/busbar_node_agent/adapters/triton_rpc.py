@@ -12,6 +12,7 @@ from busbar_messaging.topology import MAX_FRAME_PAYLOAD_BYTES
 from google.protobuf.message import Message
 from tritonclient.grpc import service_pb2
 
+from busbar_node_agent.domain.verdicts import refusal_code
 from busbar_node_agent.usecases.lane import TritonRefused
 
 _SERVICE = "/inference.GRPCInferenceService/"
@@ -22,7 +23,7 @@ _CHANNEL_OPTIONS: Sequence[tuple[str, Any]] = (
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_http_proxy", 0),
 )
-# Without it an error in a stream comes as text only, with no status code.
+# Without it a model's error in a stream comes as text only, with no status code.
 _STATUS_IN_STREAMS = ("triton_grpc_error", "true")
 
 
@@ -62,7 +63,8 @@ class TritonRpc:
                 async for raw in call:
                     response = service_pb2.ModelStreamInferResponse.FromString(raw)
                     if response.error_message:
-                        raise TritonRefused("UNKNOWN", response.error_message)
+                        refusal = response.error_message
+                        raise TritonRefused(refusal_code(refusal), refusal)
                     yield response.infer_response.SerializeToString()
                 if (code := await call.code()) is not grpc.StatusCode.OK:
                     raise TritonRefused(code.name, await call.details() or "")

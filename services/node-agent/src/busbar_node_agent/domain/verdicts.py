@@ -41,6 +41,24 @@ _KINDS = {
 }
 _BLAMED_ON_RELOADING = {FailureKind.NOT_FOUND, FailureKind.INTERNAL}
 
+# Triton 2.51 refuses what it does not even queue with a text only, when it comes by a stream.
+_REFUSALS = (
+    ("Request for unknown model", "NOT_FOUND"),
+    ("has no available versions", "UNAVAILABLE"),
+    ("is not ready", "UNAVAILABLE"),
+    ("maximum queue size", "UNAVAILABLE"),
+    ("Server is stopping", "UNAVAILABLE"),
+    ("Server exiting", "UNAVAILABLE"),
+)
+
+
+def refusal_code(message: str) -> str:
+    """The status code that a stream's refusal would have had as a call of its own."""
+    for phrase, code in reversed(_REFUSALS):
+        if phrase in message:
+            return code
+    return "INVALID_ARGUMENT"
+
 
 def judge(code: str, message: str, *, loaded: bool) -> Failure:
     """Decide from a gRPC status code's name and message.
