@@ -41,6 +41,7 @@ def server_options(limits: HttpLimits) -> dict[str, Any]:
     return {
         "http": bounded_protocol(limits),
         "ws": "none",
+        "log_level": "error",
         "timeout_keep_alive": round(limits.keep_alive_s),
         "date_header": False,
     }

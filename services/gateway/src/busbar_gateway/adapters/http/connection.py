@@ -19,6 +19,22 @@ class _HeadTooLarge(Exception):
     pass
 
 
+class _GentlyClosed:
+    """A transport for one request: closing it first lets the client finish sending.
+
+    A socket closed with unread bytes is reset, and the reset takes the answer with it.
+    """
+
+    def __init__(self, protocol: _BoundedProtocol) -> None:
+        self._protocol = protocol
+        self.write = protocol.transport.write
+        self.is_closing = protocol.transport.is_closing
+
+    def close(self) -> None:
+        """Close now when the request was read to its end, later otherwise."""
+        self._protocol.close_gently()
+
+
 def bounded_protocol(limits: HttpLimits) -> type[HttpToolsProtocol]:
     """Return uvicorn's protocol with these limits, for its `http` option."""
 
@@ -98,6 +114,7 @@ class _BoundedProtocol(HttpToolsProtocol):
         self._in_head = False
         self._stop_head_timer()
         super().on_headers_complete()
+        self.cycle.transport = _GentlyClosed(self)  # pyright: ignore[reportAttributeAccessIssue]
 
     def on_message_complete(self) -> None:
         """Expect another head from here on."""
@@ -113,6 +130,9 @@ class _BoundedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """Discard the rest of a body that nobody will read, for a bounded time."""
+        if self._refused:
+            self.flow.resume_reading()
+            return
         unread = not self._in_head and self.cycle.response_complete
         super().on_response_complete()
         if unread and not self.transport.is_closing():
@@ -149,6 +169,17 @@ class _BoundedProtocol(HttpToolsProtocol):
             + b"\r\n\r\n"
             + body
         )
+        self._finish_writing()
+
+    def close_gently(self) -> None:
+        """Close, but read and discard what the client has yet to send, for a bounded time."""
+        if self._in_head or self.transport.is_closing():
+            self.transport.close()
+            return
+        self._refused = True
+        self._finish_writing()
+
+    def _finish_writing(self) -> None:
         self.transport.write_eof()
         self._linger()
 
@@ -158,7 +189,7 @@ class _BoundedProtocol(HttpToolsProtocol):
     # --- timers --------------------------------------------------------------------------------
 
     def _linger(self) -> None:
-        """Read and discard for a while: closing at once would take the answer back with a reset."""
+        """Close after a while of reading and discarding."""
         self._linger_timer = self.loop.call_later(
             self.bounds.linger_timeout_s, self.transport.close
         )

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Self
 
 import orjson
+from busbar_messaging.topology import MAX_FRAME_PAYLOAD_BYTES
 from starlette.types import Receive, Scope, Send
 
 from busbar_gateway.adapters.http.errors import Family, Headers
@@ -19,6 +20,7 @@ from busbar_gateway.adapters.http.limits import (
     decompress,
     read_body,
 )
+from busbar_gateway.domain.failures import PayloadTooLarge
 from busbar_gateway.domain.routes import Caller, Route
 from busbar_gateway.usecases.calls import InferenceCall
 
@@ -106,7 +108,13 @@ class Exchange:
     def call(
         self, route: Route, payload: bytes, api: str, timeout_s: float, *, whole: bool = False
     ) -> InferenceCall:
-        """The call to serve for this exchange; its deadline counts from when it was received."""
+        """Return the call to serve; its deadline counts from when the request was received.
+
+        Raises PayloadTooLarge for more than the model, or one message of the bus, takes.
+        """
+        most = route.manifest.max_payload_bytes or MAX_FRAME_PAYLOAD_BYTES
+        if len(payload) > min(most, MAX_FRAME_PAYLOAD_BYTES):
+            raise PayloadTooLarge(f"the model takes requests of at most {most} bytes")
         left_s = timeout_s - (time.monotonic() - self.received_monotonic)
         return InferenceCall(
             request_id=self.request_id,

@@ -21,7 +21,7 @@ from busbar_gateway.adapters.http.kserve_elements import (
     join_bytes_elements,
     split_bytes_elements,
 )
-from busbar_gateway.domain.failures import ModelFailed, PayloadTooLarge, Unavailable
+from busbar_gateway.domain.failures import ModelFailed, Unavailable
 from busbar_gateway.domain.routes import Route
 from busbar_gateway.usecases.calls import AnswerStream
 
@@ -105,11 +105,7 @@ def generation_payload(route: Route, prompt: str, sampling: Sampling, *, stream:
     _add(message, "sampling_parameters", "BYTES", join_bytes_elements([sampling.as_json()]))
     for option in _OPTIONS:
         _add(message, option, "BOOL", b"\x01")
-    payload = message.SerializeToString()
-    limit = route.manifest.max_payload_bytes
-    if limit and len(payload) > limit:
-        raise PayloadTooLarge(f"the model takes requests of at most {limit} bytes")
-    return payload
+    return message.SerializeToString()
 
 
 def _add(message: Any, name: str, datatype: str, raw: bytes) -> None:

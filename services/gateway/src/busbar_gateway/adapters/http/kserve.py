@@ -21,7 +21,6 @@ from busbar_gateway.adapters.http.limits import compress
 from busbar_gateway.adapters.http.services import Services
 from busbar_gateway.domain.failures import (
     Forbidden,
-    PayloadTooLarge,
     Unavailable,
     UnknownVersion,
     Unsupported,
@@ -112,10 +111,7 @@ class KServe:
     async def infer(self, exchange: Exchange) -> None:
         """One inference, JSON or binary, answered in the form asked for."""
         route = self._find(exchange)
-        limit = route.manifest.max_payload_bytes
         body = await exchange.body()
-        if limit and len(body) > limit:
-            raise PayloadTooLarge(f"the model takes requests of at most {limit} bytes")
         request = parse_infer_request(
             body,
             header_length(exchange.header(b"inference-header-content-length"), len(body)),

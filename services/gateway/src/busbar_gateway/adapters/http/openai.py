@@ -33,7 +33,7 @@ from busbar_gateway.adapters.http.openai_schemas import (
 )
 from busbar_gateway.adapters.http.prompts import render_prompt
 from busbar_gateway.adapters.http.services import Services
-from busbar_gateway.domain.failures import ModelFailed, PayloadTooLarge, Unavailable
+from busbar_gateway.domain.failures import ModelFailed, Unavailable
 from busbar_gateway.domain.routes import Route
 
 CHAT = AnswerShape(
@@ -200,11 +200,7 @@ def _embedding_payload(route: Route, texts: list[str]) -> bytes:
     message = service_pb2.ModelInferRequest(model_name=route.deployment)
     message.inputs.add(name="text", datatype="BYTES", shape=[len(texts)])
     message.raw_input_contents.append(join_bytes_elements([text.encode() for text in texts]))
-    payload = message.SerializeToString()
-    limit = route.manifest.max_payload_bytes
-    if limit and len(payload) > limit:
-        raise PayloadTooLarge(f"the model takes requests of at most {limit} bytes")
-    return payload
+    return message.SerializeToString()
 
 
 def _vectors(payload: bytes, count: int) -> np.ndarray[Any, np.dtype[np.float32]]:
