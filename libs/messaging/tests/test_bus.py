@@ -1,0 +1,198 @@
+"""The bus library against a real NATS server that is killed, restarted and emptied."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager, suppress
+from datetime import timedelta
+
+import pytest
+from busbar_errors import Unavailable
+from busbar_messaging import provision, topology, watching
+from busbar_messaging.connection import BusSettings, close, connect, publish_durably
+from busbar_messaging.watching import Change, Current, Deleted, Put
+from busbar_runtime.pytest_plugin import NatsServer
+from harness.polling import eventually
+from nats.aio.client import Client
+from nats.errors import Error as NatsError
+from nats.js.errors import Error as JetStreamError
+
+DEADLINE_S = 15
+
+
+@pytest.fixture
+def settings(nats_server: NatsServer) -> provision.ProvisionSettings:
+    return provision.ProvisionSettings(
+        nats_url=nats_server.url,
+        nats_user="provisioner",
+        nats_password=nats_server.credentials["provisioner"],  # pyright: ignore[reportArgumentType]
+    )
+
+
+@pytest.fixture
+async def client(settings: provision.ProvisionSettings) -> AsyncIterator[Client]:
+    connected = await connect(settings, "test")
+    await provision.apply(connected, settings)
+    yield connected
+    await close(connected)
+
+
+def user_settings(nats_server: NatsServer, user: str) -> BusSettings:
+    password = nats_server.credentials[user]
+    return BusSettings(nats_url=nats_server.url, nats_user=user, nats_password=password)  # pyright: ignore[reportArgumentType]
+
+
+@asynccontextmanager
+async def following(client: Client, bucket: str) -> AsyncIterator[list[Change]]:
+    """Everything `follow` reports while the block runs."""
+    seen: list[Change] = []
+
+    async def collect() -> None:
+        async with aclosing(watching.follow(client, bucket)) as changes:
+            async for change in changes:
+                seen.append(change)  # noqa: PERF401 - the list is read while it grows
+
+    task = asyncio.create_task(collect())
+    yield seen
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def until_seen(seen: list[Change], wanted: Change) -> None:
+    async def there() -> bool:
+        return wanted in seen
+
+    await eventually(there, within_s=DEADLINE_S, what=f"{wanted} is reported")
+
+
+async def test_applying_twice_changes_nothing_and_verifies(
+    client: Client, settings: provision.ProvisionSettings
+) -> None:
+    again = await provision.apply(client, settings)
+
+    assert set(again.assets.values()) == {"ok"}
+    assert (await provision.verify(client, settings)).right
+
+
+async def test_a_missing_stream_is_found_and_made_again(
+    client: Client, settings: provision.ProvisionSettings
+) -> None:
+    await client.jetstream().delete_stream(topology.DLQ.name)
+
+    report = await provision.verify(client, settings)
+
+    assert not report.right
+    assert report.assets["stream DLQ"] == "missing"
+    assert (await provision.apply(client, settings)).assets["stream DLQ"] == "created"
+
+
+async def test_a_follower_sees_everything_then_each_change(client: Client) -> None:
+    store = await client.jetstream().key_value(topology.KEYS.name)
+    await store.put("before", b"1")
+    async with following(client, topology.KEYS.name) as seen:
+        await until_seen(seen, Current())
+        first = await store.put("after", b"2")
+        await store.delete("before")
+        await until_seen(seen, Deleted("before"))
+
+    assert seen.index(Current()) > 0
+    assert Put("after", b"2", first) in seen
+
+
+async def test_a_follower_survives_a_killed_server_and_reports_what_vanished(
+    client: Client, settings: provision.ProvisionSettings, nats_server: NatsServer
+) -> None:
+    jetstream = client.jetstream()
+    leases = await jetstream.key_value(topology.LEASES.name)
+    routes = await jetstream.key_value(topology.ROUTES.name)
+    await leases.put("r1.s1.gone", b"x")
+    kept = await routes.put("kept", b"y")
+    async with (
+        following(client, topology.LEASES.name) as lease_changes,
+        following(client, topology.ROUTES.name) as route_changes,
+    ):
+        await until_seen(lease_changes, Current())
+        await until_seen(route_changes, Current())
+        await nats_server.platform.kill("nats", signal.SIGKILL)
+
+        async def provisioned() -> bool:
+            with suppress(NatsError, JetStreamError, TimeoutError):
+                return (await provision.apply(client, settings)).right
+            return False
+
+        await eventually(provisioned, within_s=DEADLINE_S, what="the bus is back")
+        await until_seen(lease_changes, Deleted("r1.s1.gone"))
+        added = await routes.put("added", b"z")
+        await until_seen(route_changes, Put("added", b"z", added))
+
+    assert route_changes.count(Put("kept", b"y", kept)) >= 1
+
+
+async def test_a_durable_publish_outlives_a_restart_and_is_stored_once(
+    client: Client, nats_server: NatsServer
+) -> None:
+    jetstream = client.jetstream()
+    subject = topology.usage_subject("r1", "g1")
+    await nats_server.platform.kill("nats", signal.SIGKILL)
+    message_id = uuid.uuid4().hex
+
+    first = await publish_durably(
+        jetstream, subject, b"x", message_id=message_id, give_up_after=timedelta(seconds=15)
+    )
+    again = await publish_durably(
+        jetstream, subject, b"x", message_id=message_id, give_up_after=timedelta(seconds=15)
+    )
+
+    assert again.duplicate
+    assert again.seq == first.seq
+
+
+async def test_a_publish_that_nobody_stores_fails_within_its_time(client: Client) -> None:
+    with pytest.raises(Unavailable, match="did not acknowledge in time"):
+        await publish_durably(
+            client.jetstream(),
+            "nobody.stores.this",
+            b"x",
+            message_id="1",
+            give_up_after=timedelta(seconds=0.3),
+        )
+
+
+async def test_no_server_is_a_clear_error() -> None:
+    settings = BusSettings(
+        nats_url="nats://127.0.0.1:1",
+        nats_user="u",
+        nats_password="p",  # pyright: ignore[reportArgumentType]
+        bus_connect_timeout=timedelta(seconds=0.5),
+    )
+
+    with pytest.raises(Unavailable, match=r"no NATS server at nats://127\.0\.0\.1:1"):
+        await connect(settings, "test")
+
+
+@pytest.mark.parametrize("user", ["gateway", "agent", "billing", "scheduler", "telemetry"])
+async def test_only_the_provisioner_may_change_streams(
+    client: Client, nats_server: NatsServer, user: str
+) -> None:
+    service = await connect(user_settings(nats_server, user), user)
+    for verb in ("DELETE", "PURGE", "UPDATE"):
+        with pytest.raises(Exception, match=r"(?i)timeout|no responders"):
+            await service.request(f"$JS.API.STREAM.{verb}.USAGE", b"{}", timeout=0.3)
+    await close(service)
+
+    assert (await client.jetstream().stream_info("USAGE")).config.name == "USAGE"
+
+
+async def test_a_service_cannot_write_anothers_bucket(
+    client: Client, nats_server: NatsServer
+) -> None:
+    gateway = await connect(user_settings(nats_server, "gateway"), "gateway")
+    await gateway.publish("$KV.keys.forged", b"let me in")
+    await gateway.flush()
+    await close(gateway)
+
+    store = await client.jetstream().key_value(topology.KEYS.name)
+    assert "forged" not in await store.keys()
