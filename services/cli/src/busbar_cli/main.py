@@ -26,7 +26,11 @@ app = App(
 for _noun in (tenants, keys, models, deployments):
     app.command(_noun.app)
 # Loaded when it is asked for: the bus client doubles the time to start.
-app.command("busbar_cli.commands.bus:app", name="bus")
+app.command(
+    "busbar_cli.commands.bus:app",
+    name="bus",
+    help="The bus: bring it to the topology, or compare it.",
+)
 for _command in (fleet, usage, balance, ledger, trace):
     app.command(_command)
 
