@@ -96,7 +96,7 @@ def test_a_span_sent_again_counts_once() -> None:
 def test_one_trace_cannot_take_everything() -> None:
     store = TraceStore(TraceLimits(spans_per_trace=10, bytes=80_000))
     store.add(span(1, n) for n in range(1, 50))
-    store.add(span(2, n, body_bytes=4_000) for n in range(1, 50))
+    store.add(span(2, n, body_bytes=5_000) for n in range(1, 50))
 
     counts = {trace.trace_id[-1]: len(trace.spans) for trace in store.find(TraceQuery())}
     assert counts == {"1": 10, "2": 1}

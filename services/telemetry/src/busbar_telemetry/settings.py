@@ -24,7 +24,7 @@ class TelemetrySettings(BusSettings):
     otlp_grpc_port: int = Field(ge=0, le=65535)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     trace_count_max: int = Field(default=2_000, ge=1)
-    trace_bytes_max: int = Field(default=8 * 1024 * 1024, ge=64 * 1024)
+    trace_bytes_max: int = Field(default=6 * 1024 * 1024, ge=64 * 1024)
     trace_slow_after: timedelta = timedelta(seconds=5)
     console_cookie_secure: bool = Field(
         default=False, description="set it where the console is reached over TLS"

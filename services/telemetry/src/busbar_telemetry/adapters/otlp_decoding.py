@@ -147,13 +147,14 @@ def _fact(attribute: KeyValue) -> FactValue:
 
 
 def _body(otlp: OtlpSpan) -> bytes:
-    """What `read_detail` needs, within `_BODY_BYTES_MAX` or so."""
+    """What `read_detail` needs, within `_BODY_BYTES_MAX`."""
+    if otlp.ByteSize() <= _BODY_BYTES_MAX:
+        return otlp.SerializeToString()
     kept = OtlpSpan(kind=otlp.kind, status=otlp.status)
     kept.attributes.extend(otlp.attributes[:_ATTRIBUTES_MAX])
     kept.events.extend(otlp.events[:_EVENTS_MAX])
     kept.links.extend(otlp.links[:_LINKS_MAX])
-    if kept.ByteSize() > _BODY_BYTES_MAX:
-        _shorten(kept)
+    _shorten(kept)
     return kept.SerializeToString()
 
 

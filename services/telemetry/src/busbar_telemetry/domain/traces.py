@@ -33,9 +33,9 @@ FACT_KEYS = frozenset(
 )
 """Span attributes that describe the whole request and are kept beside the trace."""
 
-SPAN_OVERHEAD_BYTES = 700
+SPAN_OVERHEAD_BYTES = 520
 """What a stored span costs beside its body: objects, index entries; measured."""
-TRACE_OVERHEAD_BYTES = 1200
+TRACE_OVERHEAD_BYTES = 800
 """What a trace costs beside its spans; measured."""
 
 
@@ -103,7 +103,7 @@ class TraceLimits:
     """How much is kept. Failed and slow traces may fill up to `kept_share` of it."""
 
     traces: int = 2_000
-    bytes: int = 8 * 1024 * 1024
+    bytes: int = 6 * 1024 * 1024
     spans_per_trace: int = 500
     slow_ns: int = 5_000_000_000
     kept_share: float = 0.5

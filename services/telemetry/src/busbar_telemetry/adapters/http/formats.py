@@ -36,7 +36,7 @@ def count(value: float | None) -> str:
     """A number with thousands set apart; a rate with one decimal while it is small."""
     if value is None:
         return _UNKNOWN
-    if isinstance(value, float) and value < _THOUSAND:
+    if isinstance(value, float) and 0 < value < _THOUSAND:
         return f"{value:.1f}"
     return f"{value:,.0f}"
 
