@@ -346,9 +346,12 @@ class StandInKeys:
         return Caller("acme", "key-1")
 
 
+@dataclass
 class StandInRoutes:
+    names: frozenset[str]
+
     def visible(self, caller: Caller) -> list[Route]:
-        return [route for route in ROUTES if route.open_to(caller)]
+        return [r for r in ROUTES if r.open_to(caller) and r.deployment in self.names]
 
     def find(self, caller: Caller, name: str) -> Route:
         for route in self.visible(caller):
@@ -437,10 +440,12 @@ def poll(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
 
 
 @contextlib.contextmanager
-def running(limits: HttpLimits) -> Iterator[RunningEdge]:
-    """Run an edge in a thread with an event loop of its own."""
+def running(
+    limits: HttpLimits, models: frozenset[str] = frozenset(r.deployment for r in ROUTES)
+) -> Iterator[RunningEdge]:
+    """Run an edge with some of the models, in a thread with an event loop of its own."""
     serving, not_ready = StandInServing(), list[str]()
-    services = Services(serving, StandInKeys(), StandInRoutes(), limits, lambda: not_ready)
+    services = Services(serving, StandInKeys(), StandInRoutes(models), limits, lambda: not_ready)
     ports: list[int] = []
     up = threading.Event()
     loop = uvloop.new_event_loop()
@@ -482,6 +487,13 @@ def edge_with() -> Iterator[Callable[..., RunningEdge]]:
     """Start an edge with other limits."""
     with contextlib.ExitStack() as stack:
         yield lambda **limits: stack.enter_context(running(replace(LIMITS, **limits)))
+
+
+@pytest.fixture
+def ready_edge() -> Iterator[RunningEdge]:
+    """An edge whose models are all ready, with the limits of production."""
+    with running(HttpLimits(), frozenset({"simple", "embedder", "chatty"})) as edge:
+        yield edge
 
 
 @pytest.fixture
