@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+from datetime import timedelta
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
@@ -21,7 +22,7 @@ import asyncpg
 from busbar_billing.settings import MigrationSettings
 
 SERVICE_ROLE = "busbar_billing_service"
-_TIMEOUT_S = 60
+_CONNECT_TIMEOUT_S = 10
 _LOGIN_LOCK = 0x62_75_73_6C_6F_67
 
 
@@ -39,13 +40,13 @@ def dbmate_url(dsn: str) -> str:
     return urlunsplit(parts._replace(query=urlencode(query)))
 
 
-def apply_migrations(dsn: str) -> None:
+def apply_migrations(dsn: str, wait: timedelta = timedelta(minutes=1)) -> None:
     """Apply what is not applied yet; raises CalledProcessError when one fails."""
     dbmate = Path(sysconfig.get_path("scripts")) / "dbmate"
     command = [str(dbmate) if dbmate.exists() else "dbmate"]
     command += ["--env", "BUSBAR_MIGRATION_URL", "--env-file", os.devnull]
     command += ["--migrations-dir", str(migrations_directory()), "--no-dump-schema"]
-    command += ["--migration-lock", "--wait", "--wait-timeout", f"{_TIMEOUT_S}s"]
+    command += ["--migration-lock", "--wait", "--wait-timeout", f"{wait.total_seconds()}s"]
     command += ["--wait-interval", "200ms", "migrate"]
     # The URL holds a password: in the environment nobody else can read it.
     environment = {**os.environ, "BUSBAR_MIGRATION_URL": dbmate_url(dsn)}
@@ -58,7 +59,7 @@ async def admit_service(admin_dsn: str, service_dsn: str) -> None:
     user, password = unquote(parts.username or ""), unquote(parts.password or "")
     if not user or user == unquote(urlsplit(admin_dsn).username or ""):
         raise ValueError("BUSBAR_POSTGRES_DSN must name a user of its own, not the admin's")
-    connection = await asyncpg.connect(admin_dsn, timeout=_TIMEOUT_S)
+    connection = await asyncpg.connect(admin_dsn, timeout=_CONNECT_TIMEOUT_S)
     try:
         async with connection.transaction():
             # Roles belong to the whole server: one runner at a time, whatever its database.
@@ -91,7 +92,7 @@ def main() -> int:
     settings = MigrationSettings()  # pyright: ignore[reportCallIssue]
     admin_dsn = settings.postgres_admin_dsn.get_secret_value()
     try:
-        apply_migrations(admin_dsn)
+        apply_migrations(admin_dsn, settings.postgres_wait)
         if settings.postgres_dsn is not None:
             asyncio.run(admit_service(admin_dsn, settings.postgres_dsn.get_secret_value()))
     except subprocess.CalledProcessError as error:

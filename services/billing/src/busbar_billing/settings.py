@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from busbar_messaging.connection import BusSettings
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -52,3 +54,4 @@ class MigrationSettings(BaseSettings):
     postgres_dsn: SecretStr | None = Field(
         default=None, description="the service's own; its user is given the service's role"
     )
+    postgres_wait: timedelta = timedelta(minutes=1)

@@ -97,4 +97,7 @@ def _check_texts(record: UsageRecord) -> None:
 
 def first_of_each(records: Iterable[UsageRecord]) -> list[UsageRecord]:
     """Drop repeats of a request id; the first stays."""
-    return list({record.request_id: record for record in reversed(list(records))}.values())[::-1]
+    firsts: dict[UUID, UsageRecord] = {}
+    for record in records:
+        firsts.setdefault(record.request_id, record)
+    return list(firsts.values())

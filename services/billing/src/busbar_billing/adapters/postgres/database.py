@@ -19,7 +19,7 @@ Connection: TypeAlias = "PoolConnectionProxy[asyncpg.Record]"
 
 CONNECTIONS_MAX = 10
 ACQUIRE_TIMEOUT = timedelta(seconds=5)
-STATEMENT_TIMEOUT = timedelta(seconds=20)
+STATEMENT_TIMEOUT = timedelta(seconds=10)
 _PROBE_PAUSE_MAX_S = 1.0
 
 _AWAY = (

@@ -1,0 +1,101 @@
+"""Billing on real parts: a migrated database, a provisioned bus, the service as a process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+
+import asyncpg
+import pytest
+from billing_parts import Gateway, Service, environment_of, running
+from busbar_billing.migrate import admit_service, apply_migrations
+from busbar_messaging import provision, topology
+from busbar_messaging.connection import close, connect
+from busbar_runtime.platform import Platform
+from busbar_runtime.ports import PortPool
+from busbar_runtime.pytest_plugin import Database, NatsServer, PostgresServer
+from nats.aio.client import Client
+from nats.js.kv import KeyValue
+
+
+@pytest.fixture(scope="session")
+async def database(postgres_server: PostgresServer) -> Database:
+    """A database of its own, migrated, with the service's login."""
+    created = postgres_server.create_database()
+    await asyncio.to_thread(apply_migrations, created.admin_dsn)
+    await admit_service(created.admin_dsn, created.billing_dsn)
+    return created
+
+
+@pytest.fixture(scope="session")
+async def bus(nats_server: NatsServer) -> AsyncIterator[Client]:
+    """The bus as the provisioner, who may do anything."""
+    password = nats_server.credentials["provisioner"]
+    settings = provision.ProvisionSettings(
+        nats_url=nats_server.url,
+        nats_user="provisioner",
+        nats_password=password,  # pyright: ignore[reportArgumentType]
+    )
+    client = await connect(settings, "billing-tests")
+    await provision.apply(client, settings)
+    yield client
+    await close(client)
+
+
+@pytest.fixture(scope="session")
+def ports() -> PortPool:
+    """Free ports, kept from others."""
+    return PortPool()
+
+
+@pytest.fixture(scope="session")
+async def billing(
+    nats_server: NatsServer, database: Database, bus: Client, ports: PortPool
+) -> AsyncIterator[Service]:
+    """The service, running; shared by the tests that do not harm it for long."""
+    del bus
+    async with running(environment_of(nats_server, database), ports) as service:
+        yield service
+
+
+@pytest.fixture
+async def tenant(billing: Service) -> str:
+    """A fresh tenant."""
+    return await billing.tenant()
+
+
+@pytest.fixture
+def gateway(bus: Client) -> Gateway:
+    """A gateway's pen."""
+    return Gateway(bus.jetstream(timeout=5))
+
+
+@pytest.fixture
+async def keys_bucket(bus: Client) -> KeyValue:
+    """What gateways watch."""
+    return await bus.jetstream(timeout=5).key_value(topology.KEYS.name)
+
+
+@pytest.fixture
+async def admin(database: Database) -> AsyncIterator[asyncpg.Connection]:
+    """The database as its owner."""
+    connection = await asyncpg.connect(database.admin_dsn)
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+async def as_service(database: Database) -> AsyncIterator[asyncpg.Connection]:
+    """The database as the service."""
+    connection = await asyncpg.connect(database.billing_dsn)
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+def own_parts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    """NATS and Postgres for one test, which may hurt them."""
+    platform = Platform(tmp_path_factory.mktemp("parts"), parts=["bus", "postgres-database"])
+    platform.launch()
+    yield platform
+    platform.shutdown()
