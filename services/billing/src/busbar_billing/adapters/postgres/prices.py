@@ -11,6 +11,7 @@ from busbar_errors import Conflict
 from busbar_billing.adapters.postgres.database import Connection, Database
 from busbar_billing.domain.prices import Component, Price, PriceBook, PriceBooks
 
+_LOCK = 0x70_72_69_63_65_73  # "prices": any constant number, the same in every instance
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -39,7 +40,7 @@ class Prices:
         """Add a version, numbering it; raise Conflict when one begins at the same moment."""
         async with self._database.transaction() as connection:
             # One at a time, so that versions become visible in the order of their numbers.
-            await connection.execute("LOCK TABLE price_books IN SHARE ROW EXCLUSIVE MODE")
+            await connection.execute(f"SELECT pg_advisory_xact_lock({_LOCK})")
             try:
                 version = await connection.fetchval(
                     "INSERT INTO price_books (currency, effective_from, charge_quantum_nanos, note)"
