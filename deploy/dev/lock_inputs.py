@@ -48,17 +48,22 @@ def stamp(lock: Path) -> None:
 
 
 def problems(lock: Path) -> list[str]:
-    found: list[str] = []
-    if lock.read_text().partition("\n")[0] != PREFIX + resolution_inputs():
-        found.append(
-            f"{lock.name} is older than the pyproject files: run ./just lock and commit it"
-        )
-    for other in sorted(
-        {lock, *REPO.glob("*.lock"), *REPO.glob("deploy/**/*.lock")} - {REPO / "uv.lock"}
-    ):
-        if match := ADDRESS.search(other.read_text()):
-            line = other.read_text()[: match.start()].count("\n") + 1
-            found.append(f"{other.relative_to(REPO)}:{line} names an address: export it without")
+    exports = [lock, REPO / "deploy/images/build.lock"]
+    exports += [
+        path.parent / "requirements.lock" for path in REPO.glob("services/*/pyproject.toml")
+    ]
+    wanted = PREFIX + resolution_inputs()
+    found = [
+        f"{export.relative_to(REPO)} is older than the pyproject files: run ./just lock, commit"
+        for export in sorted(exports)
+        if not export.exists() or export.read_text().partition("\n")[0] != wanted
+    ]
+    others = {*exports, *REPO.glob("*.lock"), *REPO.glob("deploy/**/*.lock")} - {REPO / "uv.lock"}
+    for other in sorted(path for path in others if path.exists()):
+        text = other.read_text()
+        if match := ADDRESS.search(text):
+            line = text[: match.start()].count("\n") + 1
+            found.append(f"{other.relative_to(REPO)}:{line} names an address: export without them")
     return found
 
 
