@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import asyncpg
 import pytest
@@ -11,7 +11,6 @@ from billing_parts import Gateway, Service, environment_of, running
 from busbar_billing.migrate import admit_service, apply_migrations
 from busbar_messaging import provision, topology
 from busbar_messaging.connection import close, connect
-from busbar_runtime.platform import Platform
 from busbar_runtime.ports import PortPool
 from busbar_runtime.pytest_plugin import Database, NatsServer, PostgresServer
 from nats.aio.client import Client
@@ -90,12 +89,3 @@ async def as_service(database: Database) -> AsyncIterator[asyncpg.Connection]:
     connection = await asyncpg.connect(database.billing_dsn)
     yield connection
     await connection.close()
-
-
-@pytest.fixture
-def own_parts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
-    """NATS and Postgres for one test, which may hurt them."""
-    platform = Platform(tmp_path_factory.mktemp("parts"), parts=["bus", "postgres-database"])
-    platform.launch()
-    yield platform
-    platform.shutdown()

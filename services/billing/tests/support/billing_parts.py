@@ -48,6 +48,8 @@ class Service:
 
     async def is_ready(self) -> bool:
         """What /readyz says; False when nobody answers."""
+        if self.process is not None:
+            assert self.process.returncode is None, "the service ended by itself"
         try:
             return (await self.client.get(f"{self.ops_url}/readyz")).status_code == 200
         except httpx.TransportError:
@@ -114,6 +116,9 @@ async def running(environment: Mapping[str, str], ports: PortPool) -> AsyncItera
         service = Service(
             {
                 **environment,
+                "BUSBAR_OPERATOR_TOKEN": TOKEN,
+                "BUSBAR_KEY_HMAC_SECRET": HMAC_SECRET,
+                "BUSBAR_LOG_LEVEL": "warning",
                 "BUSBAR_HTTP_PORT": str(http_port),
                 "BUSBAR_OPS_PORT": str(ops_port),
             },
@@ -133,9 +138,6 @@ def environment_of(nats_server: NatsServer, database: Database) -> dict[str, str
     return {
         **nats_server.environment("billing"),
         "BUSBAR_POSTGRES_DSN": database.billing_dsn,
-        "BUSBAR_OPERATOR_TOKEN": TOKEN,
-        "BUSBAR_KEY_HMAC_SECRET": HMAC_SECRET,
-        "BUSBAR_LOG_LEVEL": "warning",
     }
 
 

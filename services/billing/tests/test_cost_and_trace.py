@@ -1,0 +1,113 @@
+"""Measured work is kept for the cost side; a sampled record's posting is part of its trace."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from uuid import UUID
+
+import asyncpg
+from billing_parts import Gateway, Service
+from busbar_billing.adapters.bus.usage import UsagePoster
+from busbar_billing.adapters.postgres.database import open_database
+from busbar_billing.adapters.postgres.journal import Journal
+from busbar_billing.adapters.postgres.posting import Ledger
+from busbar_billing.adapters.postgres.prices import Prices
+from busbar_contracts.gateway.v1 import usage_pb2
+from busbar_contracts.node.v1.status_pb2 import WorkMeasured, WorkMeasuredBatch
+from busbar_messaging import topology
+from busbar_runtime.pytest_plugin import Database
+from harness.polling import eventually
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from uuid_utils.compat import uuid7
+
+NODE = topology.NodeId("r1", "s1", "n1")
+
+
+def measured(first: int, count: int, run: str, **changes: object) -> WorkMeasuredBatch:
+    records = [
+        WorkMeasured(
+            request_id=uuid7().bytes,
+            attempt=1,
+            tenant_id="acme",
+            deployment="simple",
+            finished=True,
+            compute_us=1_000,
+            energy_mj=5,
+            energy_measured=number % 2 == 0,
+            ended_unix_ms=time.time_ns() // 10**6,
+        )
+        for number in range(count)
+    ]
+    batch = WorkMeasuredBatch(
+        node=NODE.key, agent_run_id=run, first_sequence=first, records=records
+    )
+    for name, value in changes.items():
+        setattr(batch.records[0], name, value)
+    return batch
+
+
+async def test_measured_work_is_stored_once_and_energy_only_where_it_was_measured(
+    billing: Service, bus: Client, admin: asyncpg.Connection
+) -> None:
+    del billing
+    run = secrets.token_hex(6)
+    first, second = measured(1, 3, run), measured(4, 2, run)
+    absurd = measured(6, 1, run, compute_us=2**64 - 1)
+    jetstream = bus.jetstream(timeout=5)
+    for batch in (second, first, absurd, first, second):
+        await jetstream.publish(topology.measured_subject(NODE), batch.SerializeToString())
+    query = "SELECT * FROM work_measured WHERE agent_run_id = $1 ORDER BY sequence"
+
+    async def stored() -> list[asyncpg.Record]:
+        return await admin.fetch(query, run)
+
+    rows = await eventually(
+        stored, within_s=15, what="five rows", until=lambda found: len(found) == 5
+    )
+    assert [row["sequence"] for row in rows] == [1, 2, 3, 4, 5]
+    assert [row["energy_mj"] for row in rows] == [5, None, 5, 5, None]
+    assert rows[0]["request_id"] == UUID(bytes=first.records[0].request_id)
+
+
+class Silent:
+    """Nobody listens to these events."""
+
+    def usage_posted(self, charged: object) -> None:
+        del charged
+
+
+async def test_a_sampled_posting_is_a_span_under_the_commit_that_billed_it(
+    billing: Service, gateway: Gateway, database: Database, tenant: str
+) -> None:
+    del billing
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    trace_id, parent = "ab" * 16, "cd" * 8
+    sampled = gateway.record(tenant, traceparent=f"00-{trace_id}-{parent}-01")
+    unsampled = gateway.record(tenant, traceparent=f"00-{'ef' * 16}-{parent}-00")
+    garbled = gateway.record(tenant, traceparent="00-zz")
+    batch = usage_pb2.UsageRecorded(gateway_id="g1", records=[sampled, unsampled, garbled])
+    message = Msg(_client=None, subject="x", data=batch.SerializeToString())  # pyright: ignore[reportArgumentType]
+    async with open_database(database.billing_dsn) as pool:
+        ledger = Ledger(pool, Journal(pool), Prices(pool))
+        poster = UsagePoster(ledger, Silent(), provider.get_tracer("test"), uuid7)
+        refusals = await poster.handle([message])
+
+    [span] = exporter.get_finished_spans()
+    shown = json.loads(span.to_json())
+    assert refusals == []
+    assert shown["name"] == "ledger post"
+    assert shown["parent_id"] == f"0x{parent}"
+    assert shown["context"]["trace_id"] == f"0x{trace_id}"
+    assert shown["attributes"]["busbar.cost_nanos"] == 100_000
+    assert shown["attributes"]["busbar.tenant"] == tenant
+    assert shown["attributes"]["busbar.request_id"] == f"req_{sampled.request_id.hex()}"
+    assert span.end_time is not None
+    assert span.start_time is not None
+    assert span.end_time > span.start_time
