@@ -106,6 +106,41 @@ async def test_only_the_provisioner_shapes_streams(bus: Bus, user: str, action: 
     assert not await bus.may_publish(user, f"$JS.API.STREAM.{action}.USAGE")
 
 
+@pytest.mark.parametrize(
+    ("user", "subject"),
+    [
+        ("telemetry", "$JS.API.CONSUMER.CREATE.KV_keys"),
+        ("telemetry", "$JS.API.DIRECT.GET.KV_keys.$KV.keys.some-key"),
+        ("agent", "$JS.API.CONSUMER.CREATE.KV_keys"),
+        ("scheduler", "$JS.API.CONSUMER.CREATE.KV_keys"),
+        ("scheduler", "$JS.API.CONSUMER.DELETE.USAGE.billing-usage"),
+        ("scheduler", "$JS.API.CONSUMER.MSG.NEXT.USAGE.billing-usage"),
+        ("agent", "$JS.API.CONSUMER.MSG.NEXT.USAGE.billing-usage"),
+        ("agent", "$JS.ACK.USAGE.billing-usage.1.1.1.1.1"),
+        ("telemetry", "$JS.ACK.USAGE.billing-usage.1.1.1.1.1"),
+        ("gateway", "$JS.API.CONSUMER.MSG.NEXT.WORK_r1.work-some-model"),
+        ("operator", "$JS.API.CONSUMER.CREATE.KV_keys"),
+        ("billing", topology.reply_subject("g1")),
+        ("telemetry", topology.cancel_subject("r1.s1.n1")),
+        ("gateway", topology.dead_letter_subject("billing", "billing-usage")),
+    ],
+)
+async def test_what_belongs_to_somebody_else_is_out_of_reach(
+    bus: Bus, user: str, subject: str
+) -> None:
+    assert not await bus.may_publish(user, subject)
+
+
+@pytest.mark.parametrize("user", ["billing", "scheduler", "agent", "telemetry", "operator"])
+async def test_only_a_gateway_hears_answers(bus: Bus, user: str) -> None:
+    client = await bus.client(user)
+    await client.subscribe(topology.reply_subject("g1"))
+    await client.flush()
+    await client.flush()
+
+    assert any("subscription" in line for line in bus.refused[user])
+
+
 async def test_nobody_connects_without_a_password(nats_server: NatsServer) -> None:
     with pytest.raises(NatsError, match=r"(?i)authorization"):
         await nats.connect(nats_server.url, allow_reconnect=False, max_reconnect_attempts=0)
