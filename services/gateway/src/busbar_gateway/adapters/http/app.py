@@ -44,4 +44,5 @@ def server_options(limits: HttpLimits) -> dict[str, Any]:
         "log_level": "error",
         "timeout_keep_alive": round(limits.keep_alive_s),
         "date_header": False,
+        "proxy_headers": False,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import cache
 
 import structlog
 import uuid_utils
@@ -12,7 +13,7 @@ from prometheus_client import Counter
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from busbar_gateway.adapters.http.errors import RequestTimeout, family_of, render_error
+from busbar_gateway.adapters.http.errors import Family, RequestTimeout, family_of, render_error
 from busbar_gateway.adapters.http.exchange import EXCHANGE, Exchange
 from busbar_gateway.adapters.http.limits import ClientGone
 from busbar_gateway.adapters.http.services import Services
@@ -28,6 +29,11 @@ _responses = Counter(
     "HTTP requests by API family and status; 499 is a client that went away.",
     ["family", "status"],
 )
+
+
+@cache
+def _counted(family: Family, status: int) -> Counter:
+    return _responses.labels(family, status)
 
 
 def new_request_id() -> bytes:
@@ -70,7 +76,7 @@ class Edge:
         except Exception as error:  # noqa: BLE001
             await _answer_failure(exchange, error)
         finally:
-            _responses.labels(exchange.family, exchange.status).inc()
+            _counted(exchange.family, exchange.status).inc()
 
     def _authenticate(self, exchange: Exchange) -> Caller:
         header = exchange.header(b"authorization")

@@ -13,6 +13,7 @@ import orjson
 from busbar_messaging.topology import MAX_FRAME_PAYLOAD_BYTES
 from starlette.types import Receive, Scope, Send
 
+from busbar_gateway.adapters.http.connection import WHEN_LOST
 from busbar_gateway.adapters.http.errors import Family, Headers
 from busbar_gateway.adapters.http.limits import (
     ClientGone,
@@ -47,6 +48,7 @@ class Exchange:
     """Whether status and headers have left."""
     status: int = 0
     watch: CancelledWhenGone | None = None
+    _headers: dict[bytes, bytes] | None = None
 
     @property
     def public_id(self) -> str:
@@ -60,10 +62,9 @@ class Exchange:
 
     def header(self, name: bytes) -> bytes | None:
         """Return the first header of that lower-case name."""
-        for key, value in self.scope["headers"]:
-            if key == name:
-                return value
-        return None
+        if self._headers is None:
+            self._headers = dict(reversed(self.scope["headers"]))
+        return self._headers.get(name)
 
     def text_header(self, name: bytes) -> str:
         """Return a header as lower-case text, "" when it is missing."""
@@ -131,7 +132,7 @@ class Exchange:
 
     def cancelled_when_gone(self) -> CancelledWhenGone:
         """Enter this once the body is read: the client's leaving then cancels what is inside."""
-        self.watch = CancelledWhenGone(self.receive)
+        self.watch = CancelledWhenGone(self.scope[WHEN_LOST])
         return self.watch
 
     @property
@@ -141,17 +142,21 @@ class Exchange:
 
 
 class CancelledWhenGone:
-    """Cancels the task inside it when the client goes away, and then raises ClientGone."""
+    """Cancels the task inside it when the client goes away, and then raises ClientGone.
 
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
+    The connection itself tells: a second task that waits in `receive` would
+    cost every request a twentieth of its price.
+    """
+
+    def __init__(self, when_lost: Callable[[Callable[[], object] | None], None]) -> None:
+        self._when_lost = when_lost
         self.gone = False
 
     async def __aenter__(self) -> Self:
         inside = asyncio.current_task()
         assert inside is not None
         self._inside = inside
-        self._watcher = asyncio.create_task(self._watch(), name="client-watcher")
+        self._when_lost(self._cancel)
         return self
 
     async def __aexit__(
@@ -166,12 +171,10 @@ class CancelledWhenGone:
             raise ClientGone from error
 
     def disarm(self) -> None:
-        """Stop watching; after the last byte ASGI servers report a disconnect to everyone."""
-        self._watcher.cancel()
+        """Stop watching: the answer is complete."""
+        self._when_lost(None)
 
-    async def _watch(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
+    def _cancel(self) -> None:
         self.gone = True
         self._inside.cancel()
 

@@ -142,15 +142,10 @@ class KServe:
 def check_request(route: Route, request: InferRequest) -> None:
     """Raise the failure that the request would meet at the model, before it costs a slot."""
     message = request.message
-    check_parameters(
-        message.parameters,
-        (
-            name
-            for tensors in (message.inputs, message.outputs)
-            for tensor in tensors
-            for name in tensor.parameters
-        ),
-    )
+    tensors = (*message.inputs, *message.outputs)
+    if message.parameters or any(tensor.parameters for tensor in tensors):
+        named = [name for tensor in tensors for name in tensor.parameters]
+        check_parameters(message.parameters, named)
     signature = route.signature
     if signature is None:
         raise Unavailable(unready(route))
