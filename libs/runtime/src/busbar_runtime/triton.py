@@ -112,8 +112,8 @@ def _folder_name() -> str:
     digest = hashlib.sha256(f"{sys.version_info[:2]}".encode())
     for name in ("requirements.lock", "model-env.lock"):
         digest.update((LOCKS / name).read_bytes())
-    for source in sorted(Path(__file__).parent.glob("triton*.py")):
-        digest.update(source.read_bytes())
+    for source in ("triton.py", "triton_python.py"):
+        digest.update(Path(__file__).with_name(source).read_bytes())
     return f"triton-{TRITON_VERSION}-{digest.hexdigest()[:10]}"
 
 

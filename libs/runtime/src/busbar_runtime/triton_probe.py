@@ -6,27 +6,28 @@ OK with empty outputs, so only an answer that equals the expected one counts.
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import json
+import os
 import shutil
-import signal
-import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PROVE_TIMEOUT_S = 60.0
+from busbar_runtime import tether
+from busbar_runtime.ports import LOOPBACK, PortPool
+
+START_TIMEOUT_S = 60.0
 CALL_TIMEOUT_S = 30.0
 POLL_INTERVAL_S = 0.1
 STOP_GRACE_S = 15.0
 LOG_TAIL_CHARS = 2000
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
-
-_LIBC = ctypes.CDLL(None)
 
 PROBE_CONFIG = """
 backend: "python"
@@ -84,7 +85,7 @@ def is_live(http_url: str) -> bool:
     """Whether the server answers at all; says nothing about its models."""
     try:
         call(f"{http_url}/v2/health/live")
-    except OSError:
+    except (OSError, TritonWrongError):
         return False
     return True
 
@@ -100,53 +101,74 @@ def compare(
             raise TritonWrongError(f"{model}: {name} is {outputs.get(name)!r}, expected {data!r}")
 
 
+@dataclass(frozen=True)
+class TritonServer:
+    """A running server: addresses without scheme for gRPC, with one for HTTP."""
+
+    pid: int
+    http_url: str
+    grpc_address: str
+    metrics_url: str
+
+    def load(self, model: str) -> None:
+        """Returns once the model is ready; TritonWrongError says why it is not."""
+        call(f"{self.http_url}/v2/repository/models/{model}/load", {})
+
+
+@contextlib.contextmanager
+def started(
+    argv: Callable[..., list[str]],
+    *,
+    repository: Path,
+    log: Path,
+    otlp_url: str = "http://127.0.0.1:9/v1/traces",  # the discard port
+) -> Iterator[TritonServer]:
+    """A live server on free ports, stopped at the end; it dies with this process."""
+    pool = PortPool()
+    ports = {name: pool.take() for name in ("http_port", "grpc_port", "metrics_port")}
+    command = argv(**ports, repository=repository, otlp_url=otlp_url)
+    tethered = [sys.executable, "-I", "-S", tether.__file__, str(os.getpid()), *command]
+    with log.open("wb") as sink:
+        process = subprocess.Popen(tethered, stdout=sink, stderr=sink, stdin=subprocess.DEVNULL)
+    server = TritonServer(
+        pid=process.pid,
+        http_url=f"http://{LOOPBACK}:{ports['http_port']}",
+        grpc_address=f"{LOOPBACK}:{ports['grpc_port']}",
+        metrics_url=f"http://{LOOPBACK}:{ports['metrics_port']}/metrics",
+    )
+    try:
+        _wait_until_live(process, server)
+        yield server
+    finally:
+        _stop(process)
+        pool.close()
+
+
 def prove(argv: Callable[..., list[str]], *, work: Path) -> None:
     """Starts the server once with a probe model, compares its numbers, stops it."""
     repository = work / "repository"
     (repository / "probe" / "1").mkdir(parents=True, exist_ok=True)
     (repository / "probe" / "config.pbtxt").write_text(PROBE_CONFIG)
     (repository / "probe" / "1" / "model.py").write_text(PROBE_MODEL)
-    http_port, grpc_port, metrics_port = _free_ports(3)
-    command = argv(
-        http_port=http_port,
-        grpc_port=grpc_port,
-        metrics_port=metrics_port,
-        repository=repository,
-        otlp_url="http://127.0.0.1:9/v1/traces",
-    )
     log = work / "triton.log"
-    with log.open("wb") as sink:
-        process = subprocess.Popen(
-            command,
-            stdout=sink,
-            stderr=sink,
-            stdin=subprocess.DEVNULL,
-            preexec_fn=_die_with_parent,  # noqa: PLW1509  # it runs one system call
-        )
     try:
-        _prove_running(process, f"http://127.0.0.1:{http_port}")
+        with started(argv, repository=repository, log=log) as server:
+            server.load("probe")
+            compare(server.http_url, "probe", PROBE_REQUEST, PROBE_ANSWER)
     except (OSError, TritonWrongError) as problem:
-        tail = log.read_text(errors="replace")[-LOG_TAIL_CHARS:]
+        tail = log.read_text(errors="replace")[-LOG_TAIL_CHARS:] if log.exists() else ""
         raise TritonWrongError(f"{problem}; the end of {log}:\n{tail}") from problem
-    finally:
-        _stop(process)
     shutil.rmtree(work)
 
 
-def _prove_running(process: subprocess.Popen[bytes], http_url: str) -> None:
-    deadline = time.monotonic() + PROVE_TIMEOUT_S
-    while not is_live(http_url):
+def _wait_until_live(process: subprocess.Popen[bytes], server: TritonServer) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while not is_live(server.http_url):
         if process.poll() is not None:
             raise TritonWrongError(f"tritonserver exited with {process.returncode} while starting")
         if time.monotonic() > deadline:
-            raise TritonWrongError(f"tritonserver not live after {PROVE_TIMEOUT_S:.0f} s")
+            raise TritonWrongError(f"tritonserver not live after {START_TIMEOUT_S:.0f} s")
         time.sleep(POLL_INTERVAL_S)
-    call(f"{http_url}/v2/repository/models/probe/load", {})
-    compare(http_url, "probe", PROBE_REQUEST, PROBE_ANSWER)
-
-
-def _die_with_parent() -> None:
-    _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
@@ -156,11 +178,3 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-
-
-def _free_ports(count: int) -> list[int]:
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [server.getsockname()[1] for server in held]
-    for server in held:
-        server.close()
-    return ports
