@@ -29,9 +29,9 @@ CREATE TABLE transfers (
 CREATE INDEX transfers_of_tenant ON transfers (tenant_id, transfer_id);
 CREATE INDEX transfers_of_request ON transfers (request_id) WHERE request_id IS NOT NULL;
 
--- Who is in the journal refers to something: postings have no foreign keys, because one checked per
--- row costs more than the row. Nothing in the tables referred to is ever deleted, so to check each
--- statement's rows together when they are inserted, as the triggers below do, is the same.
+-- Postings have no foreign keys, because one checked per row costs more than the row. Nothing in the
+-- tables referred to is ever deleted, so it is the same to check a statement's rows together, once,
+-- when they are inserted, as the triggers below do (Postgres fires them in the order of their names).
 CREATE TABLE postings (
     transfer_id uuid NOT NULL,
     line smallint NOT NULL CHECK (line >= 0),
@@ -63,7 +63,7 @@ BEGIN
 END
 $$;
 
-CREATE TRIGGER postings_refer_to_known
+CREATE TRIGGER postings_1_refer_to_known
 AFTER INSERT ON postings
 REFERENCING NEW TABLE AS inserted
 FOR EACH STATEMENT EXECUTE FUNCTION require_known_transfers_and_accounts();
@@ -87,7 +87,7 @@ BEGIN
 END
 $$;
 
-CREATE TRIGGER postings_note_unsettled
+CREATE TRIGGER postings_2_note_unsettled
 AFTER INSERT ON postings
 REFERENCING NEW TABLE AS inserted
 FOR EACH STATEMENT EXECUTE FUNCTION note_unsettled_transfers();
@@ -118,37 +118,28 @@ AFTER INSERT ON unsettled_transfers
 DEFERRABLE INITIALLY DEFERRED
 FOR EACH ROW EXECUTE FUNCTION require_transfer_sums_to_zero();
 
--- Balances: a projection of the journal, kept by the trigger below and by nothing else. System
--- accounts are touched by every posting, so each is spread over shards and summed when read.
+-- Balances: a projection of the journal, kept by the trigger below and by nothing else. Each statement
+-- moves each account once, so that the accounts which every charge touches are no bottleneck.
 CREATE TABLE account_balances (
-    account_id bigint NOT NULL REFERENCES accounts (account_id),
-    shard smallint NOT NULL,
-    balance_nanos numeric(38, 0) NOT NULL,
-    PRIMARY KEY (account_id, shard)
+    account_id bigint PRIMARY KEY REFERENCES accounts (account_id),
+    balance_nanos numeric(38, 0) NOT NULL
 ) WITH (fillfactor = 50);
 
 CREATE FUNCTION project_balances() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 BEGIN
-    INSERT INTO account_balances AS held (account_id, shard, balance_nanos)
-    SELECT
-        a.account_id,
-        CASE WHEN a.tenant_id IS NULL THEN pg_backend_pid() % 16 ELSE 0 END,
-        moved.amount_nanos
-    FROM (
-        SELECT p.account_id, sum(p.amount_nanos) AS amount_nanos
-        FROM inserted AS p
-        GROUP BY p.account_id
-    ) AS moved
-    JOIN accounts AS a USING (account_id)
-    ORDER BY a.account_id -- one order for everybody: no deadlocks
-    ON CONFLICT (account_id, shard)
+    INSERT INTO account_balances AS held (account_id, balance_nanos)
+    SELECT p.account_id, sum(p.amount_nanos)
+    FROM inserted AS p
+    GROUP BY p.account_id
+    ORDER BY p.account_id -- one order for everybody: no deadlocks
+    ON CONFLICT (account_id)
     DO UPDATE SET balance_nanos = held.balance_nanos + excluded.balance_nanos;
     RETURN NULL;
 END
 $$;
 
-CREATE TRIGGER postings_project_balances
+CREATE TRIGGER postings_3_project_balances
 AFTER INSERT ON postings
 REFERENCING NEW TABLE AS inserted
 FOR EACH STATEMENT EXECUTE FUNCTION project_balances();

@@ -176,8 +176,8 @@ async def test_only_the_absurd_part_of_a_batch_is_left_out(
 async def test_a_killed_service_charges_each_record_once(
     billing: Service, gateway: Gateway, tenant: str
 ) -> None:
-    for _ in range(4):
-        for _ in range(25):
+    for _ in range(2):
+        for _ in range(50):
             await gateway.publish(gateway.record(tenant))
         await billing.end(signal.SIGKILL)
         await billing.start()

@@ -68,17 +68,18 @@ class Transfer:
     reason: str = ""
 
     def __post_init__(self) -> None:
-        off = {currency: total for currency, total in totals(self.postings).items() if total}
-        if off or not self.postings:
-            raise Unbalanced(f"{self.idempotency_key}: postings sum to {off}, not to zero")
+        if not self.postings or any(totals(self.postings).values()):
+            sums = totals(self.postings)
+            raise Unbalanced(f"{self.idempotency_key}: postings sum to {sums}, not to zero")
 
 
 def totals(postings: Iterable[Posting]) -> dict[str, int]:
     """Sum of the postings by currency."""
-    sums: defaultdict[str, int] = defaultdict(int)
+    sums: dict[str, int] = {}
     for posting in postings:
-        sums[posting.account.currency] += posting.amount_nanos
-    return dict(sums)
+        currency = posting.account.currency
+        sums[currency] = sums.get(currency, 0) + posting.amount_nanos
+    return sums
 
 
 def balances(transfers: Iterable[Transfer]) -> dict[Account, int]:

@@ -25,12 +25,12 @@ class Balance:
 
 
 _BALANCE = """
-    SELECT t.currency, coalesce(sum(b.balance_nanos), 0) AS available_nanos
+    SELECT t.currency, coalesce(b.balance_nanos, 0) AS available_nanos
     FROM tenants AS t
-    LEFT JOIN accounts AS a ON a.tenant_id = t.tenant_id AND a.kind = 'tenant_available'
+    LEFT JOIN accounts AS a
+    ON a.tenant_id = t.tenant_id AND a.kind = 'tenant_available' AND a.currency = t.currency
     LEFT JOIN account_balances AS b USING (account_id)
     WHERE t.tenant_id = $1
-    GROUP BY t.currency
 """
 
 
