@@ -26,7 +26,7 @@ from busbar_gateway.domain.failures import (
     Unsupported,
 )
 from busbar_gateway.domain.routes import Route
-from busbar_gateway.domain.tensors import GivenTensor, check_inference, check_parameters
+from busbar_gateway.domain.tensors import check_inference, check_parameters
 
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "parameters")
 _COMPRESS_FROM_BYTES = 1024
@@ -154,12 +154,8 @@ def check_request(route: Route, request: InferRequest) -> None:
             f"the model '{route.deployment}' answers with many responses; call it with gRPC"
             " ModelStreamInfer or under /v1"
         )
-    inputs = [
-        GivenTensor(tensor.name, tensor.datatype, tensor.shape, raw)
-        for tensor, raw in zip(message.inputs, message.raw_input_contents, strict=True)
-    ]
     outputs = [output.name for output in message.outputs]
-    check_inference(signature, message.model_version, inputs, outputs)
+    check_inference(signature, message.model_version, request.inputs, outputs)
 
 
 def unready(route: Route) -> str:

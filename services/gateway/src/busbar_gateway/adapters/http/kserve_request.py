@@ -16,6 +16,7 @@ from tritonclient.grpc import service_pb2
 
 from busbar_gateway.adapters.http.kserve_elements import encode_elements
 from busbar_gateway.domain.failures import InvalidInput
+from busbar_gateway.domain.tensors import GivenTensor
 
 _INT64_MAX = 2**63 - 1
 _INT64_MIN = -(2**63)
@@ -41,6 +42,7 @@ class InferRequest:
     """A request as Triton's gRPC takes it, and the form its answer is to have."""
 
     message: service_pb2.ModelInferRequest
+    inputs: list[GivenTensor]
     forms: OutputForms
 
 
@@ -77,12 +79,12 @@ def parse_infer_request(
         model_name=model, model_version=version, id=_optional(document, "id", str, "the request")
     )
     _set_parameters(message.parameters, parameters, "the request")
-    _add_inputs(message, document, view[json_length:])
+    inputs = _add_inputs(message, document, view[json_length:])
     forms = OutputForms(
         default_binary=_flag(parameters, "binary_data_output", "the request"),
         by_name=_add_outputs(message, document),
     )
-    return InferRequest(message, forms)
+    return InferRequest(message, inputs, forms)
 
 
 def parse_json_object(text: bytes | memoryview) -> dict[str, Any]:
@@ -98,8 +100,9 @@ def parse_json_object(text: bytes | memoryview) -> dict[str, Any]:
 
 def _add_inputs(
     message: service_pb2.ModelInferRequest, document: dict[str, Any], tail: memoryview
-) -> None:
+) -> list[GivenTensor]:
     position = 0
+    given: list[GivenTensor] = []
     for entry in _tensors(document, "inputs"):
         name = _required(entry, "name", str, "an input")
         where = f"input '{name}'"
@@ -119,10 +122,12 @@ def _add_inputs(
             raw = bytes(_take(tail, position, size, where))
             position += size
         message.raw_input_contents.append(raw)
+        given.append(GivenTensor(name, datatype, shape, raw))
     if position != len(tail):
         raise InvalidInput(
             f"{len(tail) - position} bytes follow the binary data that the inputs describe"
         )
+    return given
 
 
 def _add_outputs(
