@@ -163,6 +163,7 @@ async def running(gateway: Gateway, region: str) -> AsyncIterator[None]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await gateway.heartbeat.withdraw()
 
 
 def _died(task: asyncio.Task[None]) -> None:
@@ -183,7 +184,6 @@ async def serve(settings: GatewaySettings) -> None:
     try:
         async with running(gateway, settings.region):
             await _serve_edges(settings, gateway, stop)
-            await gateway.heartbeat.withdraw()
             await gateway.usage.drain(settings.stop_grace)
     finally:
         await close(client)

@@ -34,6 +34,7 @@ from nats.js.errors import NotFoundError
 from tritonclient.grpc import model_config_pb2, service_pb2
 
 REGION = "r1"
+QUEUE_MAX = 256
 SECRET = "a secret of the tests, long enough"
 KEY = "bb_the-key-of-the-tests"
 TENANT = "tenant-1"
@@ -103,7 +104,7 @@ class FakeAgent:
             if self.paused:
                 await asyncio.sleep(0.01)
                 continue
-            with contextlib.suppress(NatsTimeout):
+            with contextlib.suppress(NatsTimeout, TimeoutError):
                 for message in await puller.fetch(8, timeout=0.2):
                     await message.ack()
                     work = work_pb2.InferenceWork.FromString(message.data)
@@ -301,6 +302,7 @@ def gateway_settings(server: NatsServer, state_dir: Path, **more: Any) -> Gatewa
         "state_dir": state_dir,
         "trace_sample_ratio": 0.0,
         "unready_grace": timedelta(seconds=1),
+        "queue_max": QUEUE_MAX,
         **bus_settings(server, "gateway"),
         **more,
     }

@@ -80,6 +80,12 @@ def make_route(
             name=name,
             backend="python",
             max_batch_size=batch,
+            dynamic_batching=model_config_pb2.ModelDynamicBatching(
+                max_queue_delay_microseconds=100,
+                priority_queue_policy={
+                    1: model_config_pb2.ModelQueuePolicy(default_timeout_microseconds=7)
+                },
+            ),
             input=[
                 model_config_pb2.ModelInput(
                     name=spec.name, dims=list(spec.shape), optional=spec.optional

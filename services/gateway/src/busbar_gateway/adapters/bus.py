@@ -46,6 +46,8 @@ class WorkBus:
         self._token = 0
         self._epochs: dict[str, str] = {}
         self._on_frame: OnFrame | None = None
+        self.looks = 0
+        """How often a stream was looked at."""
 
     @property
     def connected(self) -> bool:
@@ -114,6 +116,7 @@ class WorkBus:
             log.warning("stream not seen", region=region, error=info["error"])
             return None
         self._epochs[region] = info["created"]
+        self.looks += 1
         return info
 
     async def _frame(self, message: Msg) -> None:

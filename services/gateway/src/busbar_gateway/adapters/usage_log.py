@@ -124,6 +124,11 @@ class UsageLog:
                 finally:
                     self._publishing = False
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is under way."""
+        return not self._queue and not self._publishing and not self._table.occupied_count
+
     async def drain(self, grace: timedelta) -> None:
         """Wait until nothing is under way, at most `grace`."""
         with contextlib.suppress(TimeoutError):

@@ -95,6 +95,11 @@ class Pending:
             self.end(Lost("a part of the answer was lost on the way"))
         return verdict
 
+    @property
+    def waited_for(self) -> bool:
+        """Whether somebody waits for a chunk or the end."""
+        return self._waiter is not None
+
     async def progress(self) -> None:
         """Wait until there is a chunk or the attempt has ended."""
         if self.outcome is not None or self.chunks:

@@ -28,7 +28,6 @@ async def abort(context: Context, error: Exception, request_id: str = "") -> NoR
     trailing: list[tuple[str, str]] = [(REQUEST_ID, request_id)] if request_id else []
     if isinstance(error, Unavailable):
         trailing.append(("retry-after", f"{error.retry_after_s:.3f}"))
-        trailing.append(("grpc-retry-pushback-ms", str(round(error.retry_after_s * 1000))))
     code = grpc.StatusCode[answer_for(error).grpc_code]
     await context.abort(code, reason_for(error), tuple(trailing))
     raise AssertionError("abort returned")
