@@ -24,8 +24,8 @@ from uuid_utils.compat import uuid7
 
 TOKEN = "operator-token-of-the-tests"
 HMAC_SECRET = "hmac-secret-of-the-tests"
-READY_S = 20
-POSTED_S = 15
+READY_S = 60
+POSTED_S = 30
 Json = dict[str, Any]
 
 

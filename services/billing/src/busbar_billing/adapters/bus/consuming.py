@@ -12,7 +12,7 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import structlog
 from busbar_errors import Unavailable
@@ -30,10 +30,9 @@ from busbar_billing.adapters.bus.dead_letters import DEAD_LETTER_TIMEOUT, header
 
 log = structlog.get_logger()
 
-T = TypeVar("T")
-
 MESSAGES_MAX = 256
-_FIRST_MESSAGE_TIMEOUT_S = 2.0
+# A pull is never cancelled, since what it was given would wait for the ack wait; so it is short.
+_FIRST_MESSAGE_TIMEOUT_S = 0.5
 _REST_TIMEOUT_S = 0.25
 _RETRY_PAUSE_S = 0.5
 _NAK_UNAVAILABLE_S = 0.25
@@ -78,35 +77,36 @@ class Consumer:
         subscription = await self._jetstream.pull_subscribe_bind(
             self._spec.durable, stream=self._spec.stream
         )
-        while not self._stopping.is_set():
+        while await self._able():
             try:
-                await self._until_stop(self._wait_until_able())
-                messages = await self._until_stop(self._fetch(subscription))
+                messages = await self._fetch(subscription)
                 if messages:
                     await self._dispatch(messages)
             except (NatsError, JetStreamError, TimeoutError, OSError) as error:
                 log.warning("consumer interrupted", consumer=self._spec.durable, error=repr(error))
                 await asyncio.sleep(_RETRY_PAUSE_S)
-        await self._hand_back(subscription)
+        with contextlib.suppress(NatsError, TimeoutError, OSError):
+            await self._hand_back(subscription)
 
-    async def _until_stop(self, wait: Coroutine[Any, Any, T]) -> T | None:
-        """What `wait` returns, or None when `stop` comes first."""
-        waiting = asyncio.create_task(wait)
+    async def _able(self) -> bool:
+        """Wait until messages can be handled; False when `stop` comes first."""
+        able = asyncio.create_task(self._wait_until_able())
         stopping = asyncio.create_task(self._stopping.wait())
         try:
-            await asyncio.wait({waiting, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            return await waiting if waiting.done() else None
+            await asyncio.wait({able, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if able.done():
+                able.result()
+            return not self._stopping.is_set()
         finally:
-            waiting.cancel()
+            able.cancel()
             stopping.cancel()
 
     async def _hand_back(self, subscription: JetStreamContext.PullSubscription) -> None:
         """Let others have at once what was delivered to us and not begun."""
-        with contextlib.suppress(NatsError, TimeoutError, OSError):
-            await subscription.unsubscribe()
-            while subscription.pending_msgs:
-                for message in await subscription.fetch(subscription.pending_msgs, timeout=0.1):
-                    await message.nak()
+        while subscription.pending_msgs:
+            for message in await subscription.fetch(1, timeout=_REST_TIMEOUT_S):
+                await message.nak()
+        await subscription.unsubscribe()
 
     async def _fetch(self, subscription: JetStreamContext.PullSubscription) -> list[Msg]:
         """One message when it comes, and with it what else is there; [] when none came."""
