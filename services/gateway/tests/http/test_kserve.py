@@ -64,6 +64,9 @@ def test_metadata_is_tritons(client: triton.InferenceServerClient, auth: dict[st
     config = client.get_model_config("simple", headers=auth)
     assert config["max_batch_size"] == 8
     assert config["input"][0]["dims"] == [-1, 16]
+    assert config["dynamic_batching"]["max_queue_delay_microseconds"] == 100
+    policies = config["dynamic_batching"]["priority_queue_policy"]
+    assert policies["1"]["default_timeout_microseconds"] == 7
 
 
 def test_readiness_is_the_deployments(
@@ -163,6 +166,21 @@ def test_every_datatype_survives(
         got = np.array([text.encode() for text in got], object)
 
     np.testing.assert_array_equal(got, array)
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_numbers_that_are_not_finite_come_back_as_they_are(
+    client: triton.InferenceServerClient, auth: dict[str, str], binary: bool
+) -> None:
+    array = np.array([np.nan, np.inf, -np.inf, 0.5], np.float32)
+    result = client.infer(
+        "echo-fp32",
+        [given("INPUT0", array, "FP32")],
+        outputs=[triton.InferRequestedOutput("OUTPUT0", binary_data=binary)],
+        headers=auth,
+    )
+
+    np.testing.assert_array_equal(output(result, "OUTPUT0"), array)
 
 
 @pytest.mark.parametrize(("datatype", "kind"), [("FP16", np.float16), ("BF16", ml_dtypes.bfloat16)])

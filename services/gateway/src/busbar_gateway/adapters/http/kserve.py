@@ -7,6 +7,7 @@ from importlib.metadata import version as package_version
 from typing import Any
 
 from google.protobuf import json_format
+from google.protobuf.descriptor import FieldDescriptor
 from starlette.routing import Route as Address
 from tritonclient.grpc import service_pb2
 
@@ -28,7 +29,8 @@ from busbar_gateway.domain.failures import (
 from busbar_gateway.domain.routes import Route
 from busbar_gateway.domain.tensors import check_inference, check_parameters
 
-EXTENSIONS = ("binary_tensor_data", "model_configuration", "parameters")
+_INTEGERS_64 = {FieldDescriptor.CPPTYPE_INT64, FieldDescriptor.CPPTYPE_UINT64}
+EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration", "parameters")
 _COMPRESS_FROM_BYTES = 1024
 _COMPRESS_ASIDE_FROM_BYTES = 64 * 1024
 
@@ -100,13 +102,11 @@ class KServe:
     async def model_config(self, exchange: Exchange) -> None:
         """Triton's own configuration of a model."""
         route = self._find(exchange)
-        config = service_pb2.ModelConfigResponse.FromString(_known(route, route.config))
+        config = service_pb2.ModelConfigResponse.FromString(_known(route, route.config)).config
         document = json_format.MessageToDict(
-            config.config,
-            preserving_proto_field_name=True,
-            always_print_fields_with_no_presence=True,
+            config, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
         )
-        await exchange.respond_json(_with_numbers(document))
+        await exchange.respond_json(restore_integers(document, config.DESCRIPTOR))
 
     async def infer(self, exchange: Exchange) -> None:
         """One inference, JSON or binary, answered in the form asked for."""
@@ -156,6 +156,27 @@ def check_request(route: Route, request: InferRequest) -> None:
         )
     outputs = [output.name for output in message.outputs]
     check_inference(signature, message.model_version, request.inputs, outputs)
+
+
+def restore_integers(document: dict[str, Any], descriptor: Any) -> dict[str, Any]:
+    """Return protobuf's JSON with 64-bit integers as numbers, as Triton writes them."""
+    restored: dict[str, Any] = {}
+    for name, value in document.items():
+        field = descriptor.fields_by_name[name]
+        restored[name] = _restored(value, field)
+    return restored
+
+
+def _restored(value: Any, field: Any) -> Any:
+    kind = field.message_type
+    if kind is not None and kind.GetOptions().map_entry:
+        entry = kind.fields_by_name["value"]
+        return {key: _restored(item, entry) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_restored(item, field) for item in value]
+    if kind is not None:
+        return restore_integers(value, kind)
+    return int(value) if field.cpp_type in _INTEGERS_64 else value
 
 
 def unready(route: Route) -> str:
@@ -214,20 +235,6 @@ def _known(route: Route, serialized: bytes) -> bytes:
 
 def _tensor_metadata(tensor: Any) -> dict[str, Any]:
     return {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
-
-
-def _with_numbers(document: Any) -> Any:
-    """Undo protobuf's JSON mapping of 64-bit integers to strings, as Triton's own JSON does."""
-    match document:
-        case dict():
-            return {
-                key: [int(size) for size in value] if key == "dims" else _with_numbers(value)
-                for key, value in document.items()
-            }
-        case list():
-            return [_with_numbers(value) for value in document]
-        case _:
-            return document
 
 
 async def _respond(exchange: Exchange, answer: InferAnswer) -> None:
