@@ -1,4 +1,4 @@
-"""Fixtures for adapter tests: a real NATS and a real Postgres, one of each per session."""
+"""Fixtures for adapter tests: a real NATS for each package's tests, one real Postgres for all."""
 
 from __future__ import annotations
 
@@ -70,6 +70,19 @@ class PostgresServer:
         return Database(
             admin_dsn=f"postgresql://{ADMIN}:{secrets.postgres_admin}@{at}/{name}",
             billing_dsn=f"postgresql://{BILLING}:{secrets.postgres_billing}@{at}/{name}",
+        )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give each package a bus of its own: what one writes there is noise to the next."""
+    if "nats_server" in metafunc.fixturenames:
+        package = metafunc.definition.path.relative_to(metafunc.config.rootpath).parts[:2]
+        metafunc.parametrize(
+            "nats_server",
+            ["/".join(package)],
+            indirect=True,
+            scope="session",
+            ids=[pytest.HIDDEN_PARAM],
         )
 
 
