@@ -276,6 +276,27 @@ async def test_streams_deliver_every_chunk_and_charge_once(platform: Platform) -
     assert record.api == "kserve.grpc.stream"
 
 
+async def test_only_the_response_marked_final_ends_the_stream(platform: Platform) -> None:
+    name, agent = await platform.deploy(decoupled=True)
+
+    async def marked(work: work_pb2.InferenceWork, say: Say) -> None:
+        for sequence in range(3):
+            marking = {"triton_final_response": pb.InferParameter(bool_param=sequence == 2)}
+            await say(chunk=chunk(work, sequence, parameters=marking))
+        await say(finished=work_pb2.WorkFinished(chunk_count=3))
+
+    agent.behaviour = marked
+    stream = platform.stream()
+    await stream.write(request(name))
+    seen = [pb.ModelStreamInferResponse.FromString(await stream.read()) for _ in range(3)]
+    charged = (await platform.usage()).records
+
+    assert seen[2].infer_response.parameters["triton_final_response"].bool_param
+    assert len(charged) == 1  # the last response leaves after the charge
+    assert charged[0].output_tokens == 3
+    stream.cancel()
+
+
 async def test_one_stream_carries_many_requests_each_charged_alone(platform: Platform) -> None:
     plain, _ = await platform.deploy()
     decoupled, agent = await platform.deploy(decoupled=True)

@@ -30,8 +30,8 @@ PIPELINED_MAX = 16
 """Requests of one ModelStreamInfer that may be under way at once."""
 _INFER_RESPONSE_TAG = b"\x12"
 """Field 2, length-delimited: ModelStreamInferResponse.infer_response."""
-_FINAL_RESPONSE = b"triton_final_response"
-"""Parameter of the last response, when the customer asked to have it marked."""
+_FINAL_RESPONSE = b"triton_final_response\x12\x02\x08\x01"
+"""Parameter of the last response: key and value (bool_param true) as they are serialized."""
 _NO_DEADLINE_S = 10 * 365 * 86_400
 """Servers say some huge number, or nothing, when the client set no deadline."""
 _VARINT_LOW_BITS, _VARINT_MORE = 0x7F, 0x80
@@ -124,11 +124,15 @@ class Inference:
                 await write(_stream_response(answer.payload))
             return
         async with self._serving.stream(call) as stream:
+            last = b""
             async for chunk in stream:
                 if _FINAL_RESPONSE in chunk.payload:
-                    await stream.settle()
-                await write(_stream_response(chunk.payload))
+                    last = chunk.payload
+                else:
+                    await write(_stream_response(chunk.payload))
             await stream.settle()
+            if last:
+                await write(_stream_response(last))
 
     def _call(
         self, payload: bytes, caller: Caller, context: Context, request_id: bytes, api: str
