@@ -182,8 +182,8 @@ class FleetTable:
             return False
         if now - since >= _SUSPECT_AFTER.total_seconds():
             return True
-        known = {*self._reports, *self._placement_stamps}
-        return all(key in self._lives and self._lives[key].heard_at > since for key in known)
+        lives = [self._lives.get(key) for key in {*self._reports, *self._placement_stamps}]
+        return all(life and life.run_id and life.heard_at > since for life in lives)
 
     # --- giving out --------------------------------------------------------------------------
 

@@ -1,0 +1,243 @@
+"""A bus, nodes that only say that they live, and schedulers, for tests on a real NATS."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import tarfile
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+from busbar_contracts.node.v1.status_pb2 import (
+    NodeCapacity,
+    NodeLease,
+    NodeStatus,
+    ReplicaState,
+    ReplicaStatus,
+    TritonState,
+)
+from busbar_contracts.scheduler.v1.plan_pb2 import NodePlacement, Route
+from busbar_messaging import topology
+from busbar_messaging.connection import BusSettings, close, connect
+from busbar_observability.ops import serve_http
+from busbar_runtime.platform import Platform
+from busbar_scheduler.main import Scheduler
+from busbar_scheduler.settings import Settings
+from nats.aio.client import Client
+from nats.js.errors import KeyNotFoundError, NotFoundError
+from pydantic import SecretStr
+
+TOKEN = "an-operator-token-for-tests"
+MIB_PER_NODE = 1000
+MANIFEST = """\
+name: {name}
+version: "1"
+task: tensor
+slots: 8
+memory_mb: {memory_mb}
+price_class: tensor
+warmup:
+  inputs: {{A: {{datatype: INT32, shape: [1], data: [1]}}}}
+  expect: {{B: {{datatype: INT32, shape: [1], data: [1]}}}}
+"""
+CONFIG = """\
+backend: "python"
+input [{ name: "A", data_type: TYPE_INT32, dims: [1] }]
+output [{ name: "B", data_type: TYPE_INT32, dims: [1] }]
+"""
+
+
+def bundle(name: str = "simple", memory_mb: int = 64) -> bytes:
+    """A small good bundle."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        for path, text in (
+            ("busbar.yaml", MANIFEST.format(name=name, memory_mb=memory_mb)),
+            ("config.pbtxt", CONFIG),
+            ("1/model.py", "pass\n"),
+        ):
+            info = tarfile.TarInfo(path)
+            info.size = len(text)
+            tar.addfile(info, io.BytesIO(text.encode()))
+    return out.getvalue()
+
+
+@dataclass(frozen=True)
+class Bus:
+    """A NATS with the product's streams and buckets."""
+
+    platform: Platform
+
+    def settings(self, user: str) -> BusSettings:
+        """How a service connects."""
+        found = self.platform.endpoints
+        return BusSettings(
+            nats_url=found["nats"],
+            nats_user=user,
+            nats_password=SecretStr(found["nats_credentials"][user]),
+        )
+
+    @contextlib.asynccontextmanager
+    async def connected(self, user: str) -> AsyncIterator[Client]:
+        """A connection as one of the services."""
+        client = await connect(self.settings(user), f"test-{user}")
+        try:
+            yield client
+        finally:
+            await close(client)
+
+
+@dataclass
+class FakeNode:
+    """A node agent as far as the scheduler can tell: it reports, and carries out at once."""
+
+    client: Client
+    key: str
+    run_id: str = "run1"
+    status: NodeStatus = field(default_factory=NodeStatus)
+    _silent: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def live(self) -> None:
+        """Report, then send a lease each second until `die`."""
+        capacity = NodeCapacity(memory_mib=MIB_PER_NODE, slots=100)
+        self.status = NodeStatus(
+            node=self.key,
+            agent_run_id=self.run_id,
+            capacity=capacity,
+            triton_state=TritonState.TRITON_STATE_READY,
+        )
+        await self.report()
+        lease = NodeLease(node=self.key, agent_run_id=self.run_id, ready=True)
+        while not self._silent.is_set():
+            with contextlib.suppress(Exception):  # the bus may be away for a while
+                leases = await self.client.jetstream(timeout=1).key_value("leases")
+                await leases.put(self.key, lease.SerializeToString())
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._silent.wait(), 0.5)
+
+    async def report(self) -> None:
+        """Write the status."""
+        nodes = await self.client.jetstream().key_value("nodes")
+        await nodes.put(self.key, self.status.SerializeToString())
+
+    async def serve(self, placement: NodePlacement | None) -> None:
+        """Say that everything placed here is ready."""
+        del self.status.replicas[:]
+        for one in placement.replicas if placement else ():
+            self.status.replicas.append(
+                ReplicaStatus(
+                    deployment=one.deployment,
+                    bundle_digest=one.bundle_digest,
+                    state=ReplicaState.REPLICA_STATE_READY,
+                    slots=one.slots,
+                    model_metadata=b"metadata",
+                    model_config=b"config",
+                )
+            )
+        await self.report()
+
+    def die(self) -> None:
+        """Never be heard of again."""
+        self._silent.set()
+
+
+@contextlib.asynccontextmanager
+async def living(bus: Bus, key: str) -> AsyncIterator[FakeNode]:
+    """A node that lives as long as the context, unless it dies before."""
+    async with bus.connected("agent") as client:
+        node = FakeNode(client, key)
+        task = asyncio.create_task(node.live())
+        try:
+            yield node
+        finally:
+            node.die()
+            await task
+
+
+@dataclass(frozen=True)
+class Running:
+    """A running scheduler and its admin API."""
+
+    scheduler: Scheduler
+    api: httpx.AsyncClient
+    client: Client
+    """Sees everything, unlike the scheduler's own."""
+
+    async def get(self, path: str) -> dict[str, Any]:
+        """The answer of the admin API."""
+        response = await self.api.get(path)
+        response.raise_for_status()
+        return response.json()
+
+    async def push(self, content: bytes) -> dict[str, Any]:
+        """Push a bundle."""
+        headers = {"Content-Type": "application/x-tar"}
+        response = await self.api.post("/admin/v1/bundles", content=content, headers=headers)
+        response.raise_for_status()
+        return response.json()
+
+    async def put(self, name: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Declare a deployment."""
+        response = await self.api.put(f"/admin/v1/deployments/{name}", json=body)
+        response.raise_for_status()
+        return response.json()
+
+
+@contextlib.asynccontextmanager
+async def scheduling(bus: Bus, state_dir: Path, name: str = "s1") -> AsyncIterator[Running]:
+    """A scheduler on the bus, its admin API on a real socket."""
+    settings = Settings(
+        **bus.settings("scheduler").model_dump(),
+        operator_token=SecretStr(TOKEN),
+        http_port=0,
+        ops_port=0,
+        state_dir=state_dir,
+        scheduler_id=name,
+        bundle_max_bytes=4 * 1024 * 1024,
+    )
+    async with bus.connected("scheduler") as client, bus.connected("provisioner") as observer:
+        scheduler = Scheduler(settings, client)
+        async with (
+            scheduler.running(),
+            serve_http(scheduler.application, "127.0.0.1", 0) as port,
+            httpx.AsyncClient(
+                base_url=f"http://127.0.0.1:{port}",
+                headers={"Authorization": f"Bearer {TOKEN}"},
+                timeout=30,
+            ) as api,
+        ):
+            yield Running(scheduler, api, observer)
+
+
+async def placement_of(client: Client, node: str) -> NodePlacement | None:
+    """What a node is told to hold."""
+    value = await _value(client, topology.PLACEMENTS.name, node)
+    return None if value is None else NodePlacement.FromString(value)
+
+
+async def route_of(client: Client, deployment: str) -> Route | None:
+    """How gateways are told to reach a deployment."""
+    value = await _value(client, topology.ROUTES.name, deployment)
+    return None if value is None else Route.FromString(value)
+
+
+async def queues_of(client: Client, region: str) -> set[str]:
+    """Names of the work queues that exist."""
+    stream = topology.work_stream(region).name
+    try:
+        infos = await client.jetstream(timeout=1).consumers_info(stream)
+    except (NotFoundError, TimeoutError):
+        return set()
+    return {info.name for info in infos}
+
+
+async def _value(client: Client, bucket: str, key: str) -> bytes | None:
+    store = await client.jetstream(timeout=2).key_value(bucket)
+    try:
+        return (await store.get(key)).value
+    except KeyNotFoundError:
+        return None

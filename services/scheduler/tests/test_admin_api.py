@@ -1,0 +1,206 @@
+"""The admin API: who may use it, what it takes, what it refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from scheduler_harness import Bus, Running, bundle, living, scheduling
+
+NODE = "r1.s1.n1"
+TAR = {"Content-Type": "application/x-tar"}
+
+
+@asynccontextmanager
+async def scheduler(bus: Bus, tmp_path: Path) -> AsyncIterator[Running]:
+    async with scheduling(bus, tmp_path) as running:
+        yield running
+
+
+def assert_refused(response: httpx.Response, status: int, said: str = "") -> None:
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "code"}
+    assert said in error["message"]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Authorization": ""},
+        {"Authorization": "Bearer"},
+        {"Authorization": "Bearer wrong"},
+        {"Authorization": "Basic an-operator-token-for-tests"},
+        {b"Authorization": b"Bearer an-operator-token-for-test\xff"},
+        {b"Authorization": b"Bearer an-operator-token-for-tests\tmore"},
+    ],
+)
+async def test_nothing_opens_without_the_token(
+    bus: Bus, tmp_path: Path, headers: dict[Any, Any]
+) -> None:
+    async with scheduler(bus, tmp_path) as running:
+        base_url = str(running.api.base_url)
+        async with httpx.AsyncClient(base_url=base_url, headers=headers) as stranger:
+            for method, path in (
+                ("GET", "/admin/v1/deployments"),
+                ("PUT", "/admin/v1/deployments/x"),
+                ("POST", "/admin/v1/bundles"),
+                ("GET", "/openapi.json"),
+                ("GET", "/"),
+                ("GET", "/nowhere"),
+            ):
+                assert_refused(await stranger.request(method, path), 401)
+
+
+async def test_pushing_a_bundle_twice_stores_it_once(bus: Bus, tmp_path: Path) -> None:
+    content = bundle()
+    digest = hashlib.sha256(content).hexdigest()
+    async with scheduler(bus, tmp_path) as running:
+        first = await running.api.post("/admin/v1/bundles", content=content, headers=TAR)
+        second = await running.api.post("/admin/v1/bundles", content=content, headers=TAR)
+        listed = await running.get("/admin/v1/bundles")
+        models = await running.client.jetstream().object_store("models")
+        stored = await models.get(digest)
+
+    assert (first.status_code, second.status_code) == (201, 200)
+    assert first.json()["digest"] == f"sha256:{digest}"
+    assert [one["name"] for one in listed["items"]] == ["simple"]
+    assert stored.data == content
+    assert list((tmp_path / "uploads").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("upload", "status", "said"),
+    [
+        ((b"", TAR), 422, "not an uncompressed tar"),
+        ((b"garbage", TAR), 422, "not an uncompressed tar"),
+        ((bundle()[:700], TAR), 422, ""),
+        ((bundle("Bad/Name"), TAR), 422, "name"),
+        ((bundle(), {"Content-Type": "text/plain"}), 415, "application/x-tar"),
+        ((bundle(), {}), 415, "application/x-tar"),
+        ((bytes(4 * 1024 * 1024 + 1), TAR), 413, "bytes at most"),
+    ],
+)
+async def test_a_bad_upload_is_refused_and_leaves_nothing(
+    bus: Bus, tmp_path: Path, upload: tuple[bytes, dict[str, str]], status: int, said: str
+) -> None:
+    content, headers = upload
+    async with scheduler(bus, tmp_path) as running:
+        response = await running.api.post("/admin/v1/bundles", content=content, headers=headers)
+        listed = await running.get("/admin/v1/bundles")
+
+    assert_refused(response, status, said)
+    assert listed["items"] == []
+
+
+async def test_an_upload_of_unknown_length_is_bounded_while_it_arrives(
+    bus: Bus, tmp_path: Path
+) -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        for _ in range(100):
+            yield bytes(1024 * 1024)
+
+    async with scheduler(bus, tmp_path) as running:
+        response = await running.api.post("/admin/v1/bundles", content=endless(), headers=TAR)
+
+    assert_refused(response, 413)
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "status"),
+    [
+        ("Bad", {"bundle": "simple"}, 422),
+        ("a" * 64, {"bundle": "simple"}, 422),
+        ("m", {}, 422),
+        ("m", {"bundle": ""}, 422),
+        ("m", {"bundle": "simple", "replicas": -1}, 422),
+        ("m", {"bundle": "simple", "replicas": 1001}, 422),
+        ("m", {"bundle": "simple", "replicas": "1"}, 422),
+        ("m", {"bundle": "simple", "replicas": True}, 422),
+        ("m", {"bundle": "simple", "regions": ["r/1"]}, 422),
+        ("m", {"bundle": "simple", "regions": "r1"}, 422),
+        ("m", {"bundle": "simple", "tenants": ["a b"]}, 422),
+        ("m", {"bundle": "simple", "colour": "red"}, 422),
+        ("m", {"bundle": "unheard-of"}, 404),
+        ("m", {"bundle": "sha256:" + "0" * 64}, 404),
+    ],
+)
+async def test_a_bad_deployment_is_refused_and_changes_nothing(
+    bus: Bus, tmp_path: Path, name: str, body: dict[str, Any], status: int
+) -> None:
+    async with scheduler(bus, tmp_path) as running:
+        await running.push(bundle())
+        response = await running.api.put(f"/admin/v1/deployments/{name}", json=body)
+        listed = await running.get("/admin/v1/deployments")
+
+    assert_refused(response, status)
+    assert listed["items"] == []
+
+
+async def test_broken_json_and_enormous_bodies_are_refused(bus: Bus, tmp_path: Path) -> None:
+    path = "/admin/v1/deployments/m"
+    async with scheduler(bus, tmp_path) as running:
+        broken = await running.api.put(path, content=b"{", headers={"Content-Type": "text/json"})
+        huge = await running.api.put(path, content=bytes(2 * 1024 * 1024))
+        missing = await running.api.get(path)
+        gone = await running.api.delete(path)
+        method = await running.api.patch(path)
+
+    assert_refused(broken, 422)
+    assert_refused(huge, 413)
+    assert_refused(missing, 404, "no deployment is called 'm'")
+    assert_refused(gone, 404)
+    assert_refused(method, 405)
+
+
+async def test_what_can_never_fit_is_accepted_and_said_at_once(bus: Bus, tmp_path: Path) -> None:
+    async with scheduler(bus, tmp_path) as running, living(bus, NODE):
+        await running.push(bundle("large", memory_mb=5000))
+        await running.push(bundle("small"))
+        large = await running.put("large", {"bundle": "large"})
+        many = await running.put("many", {"bundle": "small", "replicas": 3})
+        elsewhere = await running.put("elsewhere", {"bundle": "small", "regions": ["r9"]})
+        none = await running.put("none", {"bundle": "small", "replicas": 0})
+
+    assert (large["status"], many["status"], elsewhere["status"]) == ("unplaceable",) * 3
+    assert "5000 MiB" in large["reason"]
+    assert "only 1 could hold it" in many["reason"]
+    assert elsewhere["reason"] == "no node in region r9"
+    assert none["status"] == "stopped"
+
+
+async def test_the_newest_bundle_of_a_name_is_taken_and_the_age_is_kept(
+    bus: Bus, tmp_path: Path
+) -> None:
+    async with scheduler(bus, tmp_path) as running:
+        old = await running.push(bundle(memory_mb=64))
+        first = await running.put("m", {"bundle": "simple"})
+        new = await running.push(bundle(memory_mb=65))
+        second = await running.put("m", {"bundle": "simple", "replicas": 2})
+        back = await running.put("m", {"bundle": old["digest"]})
+
+    assert (first["bundle"], second["bundle"], back["bundle"]) == (
+        old["digest"],
+        new["digest"],
+        old["digest"],
+    )
+    assert first["created_unix_ms"] == second["created_unix_ms"]
+
+
+async def test_writers_that_race_all_succeed_and_one_is_last(bus: Bus, tmp_path: Path) -> None:
+    async with scheduler(bus, tmp_path) as running:
+        await running.push(bundle())
+        answers = await asyncio.gather(
+            *[running.put("m", {"bundle": "simple", "replicas": at}) for at in range(1, 6)]
+        )
+        standing = await running.get("/admin/v1/deployments/m")
+
+    assert len(answers) == 5
+    assert standing["replicas"] in range(1, 6)

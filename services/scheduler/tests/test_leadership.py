@@ -1,0 +1,145 @@
+"""One leader at a time, and nothing from the one before."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from busbar_runtime.platform import Platform
+from busbar_scheduler.adapters.board import Board
+from busbar_scheduler.adapters.buckets import Buckets
+from busbar_scheduler.adapters.fleet_view import FleetView
+from busbar_scheduler.adapters.leadership import Leadership
+from busbar_scheduler.domain.fleet import Assignment
+from busbar_scheduler.domain.leading import Deposed
+from harness.polling import eventually
+from nats.aio.client import Client
+from scheduler_harness import Bus, living, placement_of, scheduling
+
+NODE = "r1.s1.n1"
+HELD = (Assignment("m", "sha256:" + "a" * 64, 4),)
+
+
+def a_leader(client: Client, name: str) -> tuple[Leadership, Board]:
+    """A candidate with a picture of its own that nobody updates but itself."""
+    buckets = Buckets(client)
+    leadership = Leadership(buckets, name)
+    return leadership, Board(buckets, FleetView(client), leadership)
+
+
+@contextlib.asynccontextmanager
+async def campaigning(leadership: Leadership) -> AsyncIterator[None]:
+    async def elected(_token: int) -> None:
+        return
+
+    task = asyncio.create_task(leadership.campaign(elected))
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
+async def token_of(leadership: Leadership, within_s: float = 8) -> int:
+    async def look() -> int | None:
+        return leadership.token()
+
+    found = await eventually(look, within_s=within_s, what="an election")
+    assert found is not None
+    return found
+
+
+def never_notice(leadership: Leadership, token: int) -> None:
+    """Frozen between asking whether it leads and writing: it goes on believing."""
+    vars(leadership).update(_token=token, _valid_until=float("inf"))
+
+
+async def test_a_leader_that_wakes_up_late_cannot_overwrite_its_successor(bus: Bus) -> None:
+    async with bus.connected("scheduler") as client:
+        first, first_board = a_leader(client, "first")
+        second, second_board = a_leader(client, "second")
+        async with campaigning(first):
+            old = await token_of(first)
+            await first_board.put_placement(NODE, HELD, old, 1)
+        async with campaigning(second):
+            # Nobody renews the first lease now; the second is elected when it has expired.
+            new = await token_of(second)
+            with contextlib.suppress(Exception):  # it learns of the entry by losing a race
+                await second_board.put_placement(NODE, (), new, 2)
+            await second_board.put_placement(NODE, (), new, 2)
+
+            assert first.token() is None
+            never_notice(first, old)
+            with pytest.raises(Deposed, match=f"carries token {new}"):
+                await first_board.put_placement(NODE, HELD, old, 1)
+            standing = await placement_of(client, NODE)
+
+    assert new > old
+    assert standing is not None
+    assert standing.fencing_token == new
+    assert not standing.replicas
+
+
+async def test_a_leader_that_may_have_lost_its_lease_does_not_even_try(bus: Bus) -> None:
+    async with bus.connected("scheduler") as client:
+        leadership, board = a_leader(client, "only")
+        async with campaigning(leadership):
+            token = await token_of(leadership)
+        leadership.step_down()
+
+        with pytest.raises(Deposed, match="lease ran out"):
+            await board.put_placement(NODE, HELD, token, 1)
+
+
+async def test_resigning_hands_over_at_once(bus: Bus) -> None:
+    async with bus.connected("scheduler") as client:
+        first, _ = a_leader(client, "first")
+        second, _ = a_leader(client, "second")
+        async with campaigning(first):
+            old = await token_of(first)
+        async with campaigning(second):
+            await first.resign()
+            new = await token_of(second, within_s=2)
+
+    assert new > old
+
+
+async def test_a_frozen_scheduler_is_replaced_and_stays_replaced(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    home = tmp_path_factory.mktemp("frozen")
+    async with Platform(home, parts=["provisioner", "scheduler"]) as platform:
+        bus = Bus(platform)
+        async with bus.connected("scheduler") as client, living(bus, NODE):
+            old = await eventually(
+                lambda: placement_of(client, NODE), within_s=10, what="the first placement"
+            )
+            assert old is not None
+            await platform.kill("scheduler", signal.SIGSTOP)
+            async with scheduling(bus, tmp_path, "standby") as standby:
+                new = await eventually(
+                    lambda: placement_of(client, NODE),
+                    within_s=12,
+                    what="the standby's placement",
+                    until=lambda at: at is not None and at.fencing_token > old.fencing_token,
+                )
+                await platform.kill("scheduler", signal.SIGCONT)
+                log = await eventually(
+                    lambda: log_of(platform),
+                    within_s=10,
+                    what="the woken scheduler to notice",
+                    until=lambda text: "leadership lost" in text or "deposed" in text,
+                )
+                plan = await standby.get("/admin/v1/plan")
+                standing = await placement_of(client, NODE)
+
+    assert plan["leading"]
+    assert standing == new
+    assert log.count('"event": "elected"') == 1
+
+
+async def log_of(platform: Platform) -> str:
+    return platform.log("scheduler")
