@@ -135,7 +135,10 @@ RECIPES: dict[str, tuple[Recipe, list[Path]]] = {
         tiny_lm,
         [
             *(HERE / f"tiny_lm_{part}.py" for part in ("text", "train", "warmup")),
-            *(MODELS / "tiny-lm" / "1" / part for part in ("engine.py", "generation.py")),
+            *(
+                MODELS / "tiny-lm" / "1" / part
+                for part in ("engine.py", "generation.py", "memory.py")
+            ),
         ],
     ),
 }

@@ -7,7 +7,7 @@ from pathlib import Path
 
 SKIPPED = {"node_modules", "__pycache__", "build", "dist"}
 ANSWER_BYTES = 360
-QUESTIONS = ("What is {}?", "Tell me about {}.", "Explain {}.", "{}?")
+QUESTIONS = ("What is {}?", "What is a {}?", "What is the {}?", "Tell me about {}.", "{}?")
 CODE_QUESTION = "What does {} do?"
 
 
@@ -36,18 +36,27 @@ def from_markdown(text: str) -> Iterator[str]:
         if not body:
             continue
         yield f"{heading}\n{body}"
-        topic = heading.strip().strip("`").rstrip("?.")
-        for template in QUESTIONS:
-            yield chat(template.format(topic), body)
+        said = prose(body)
+        topic = prose(heading).strip().rstrip("?.")
+        if said and topic:
+            yield from (chat(template.format(topic), said) for template in QUESTIONS)
         yield from points(body)
+
+
+def prose(markdown: str) -> str:
+    """Paragraphs without tables, links' addresses and emphasis."""
+    plain = re.sub(r"^\s*\|.*$", "", markdown, flags=re.MULTILINE)
+    plain = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", plain)
+    return re.sub(r"[*`]+", "", plain).strip()
 
 
 def points(body: str) -> Iterator[str]:
     """`**Term.** text` and `| term | text |`, as a question about the term."""
     for term, said in re.findall(r"\*\*([^*\n]{2,40})\*\*[ :]+([^\n]{20,})", body):
-        yield chat(f"What is {term.rstrip('.:').lower()}?", said)
+        yield chat(f"What is {term.rstrip('.:').lower()}?", prose(said))
     for term, said in re.findall(r"^\| `?([^|`]{2,30})`? \| ([^|]{20,}) \|", body, re.MULTILINE):
-        yield chat(f"What is {term}?", said)
+        yield chat(f"What is {term}?", prose(said))
+        yield chat(f"What is the {term}?", prose(said))
 
 
 def from_python(source: str) -> Iterator[str]:

@@ -172,7 +172,8 @@ def stream_of(repository: Path, end: int) -> np.ndarray:
     """All texts in one line of tokens, shuffled, each ended."""
     found = texts(repository)
     order = np.random.default_rng(SEED).permutation(len(found))
-    pieces = [np.frombuffer(found[index].encode(), dtype=np.uint8) for index in order]
+    clean = [found[index].replace("\0", "").encode() for index in order]
+    pieces = [np.frombuffer(text, dtype=np.uint8) for text in clean]
     ended = [np.concatenate([piece.astype(np.int32), [end]]) for piece in pieces]
     return np.concatenate([[end], *ended]).astype(np.int32)
 
@@ -187,7 +188,16 @@ def main(repository: Path, engine_folder: Path, output: Path) -> None:
     stored = {name: np.asarray(value) for name, value in weights.items()}
     for gram in range(engine.GRAMS):
         stored[f"grams_{gram}"] = stored[f"grams_{gram}"].astype(np.float16)
+    stored |= remembered(stream, engine.END)
     np.savez(output / "weights.npz", heads=np.array(HEADS), **stored)
+
+
+def remembered(stream: np.ndarray, end: int) -> dict[str, np.ndarray]:
+    """The text and its suffix array, for the served model's memory."""
+    from memory import TEXT_END, suffix_order  # noqa: PLC0415  # the served code itself
+
+    text = np.where(stream == end, TEXT_END, stream).astype(np.uint8)
+    return {"text": text, "order": suffix_order(text.tobytes())}
 
 
 if __name__ == "__main__":

@@ -3,13 +3,14 @@
 Pre-norm blocks with rotary positions (Su et al. 2021), normalised queries and keys, attention to
 the last WINDOW tokens only, and hashed embeddings of the last 2 to 4 bytes added to the input
 (Pagnoni et al. 2024, "Byte Latent Transformer", section 3.2.1): they let a model this small
-know words. No request shares arithmetic with another, so the same request always gets the same
-answer.
+know words. At the end, memory of the text itself is mixed in. No request shares arithmetic with
+another, so the same request always gets the same answer.
 """
 
 from pathlib import Path
 
 import numpy as np
+from memory import LONGEST_MATCH, TEXT_END, Memory
 
 END = 256
 VOCABULARY = 257
@@ -21,6 +22,7 @@ PREFILL_CHUNK = 128
 ROTARY_BASE = 10_000.0
 ATTENTION_SCALE = 0.25
 EPSILON = 1e-6
+SMALLEST_CHANCE = 1e-9
 
 
 def gram_ids(tokens: np.ndarray) -> np.ndarray:
@@ -55,7 +57,10 @@ class Sequence:
 class Engine:
     def __init__(self, weights: Path) -> None:
         with np.load(weights) as stored:
-            self._weights = {name: stored[name].astype(np.float32) for name in stored.files}
+            arrays = {name: stored[name] for name in stored.files}
+        text, order = arrays.pop("text").tobytes(), arrays.pop("order")
+        self._memory = Memory(text, order, VOCABULARY)
+        self._weights = {name: array.astype(np.float32) for name, array in arrays.items()}
         self.layers = sum(name.startswith("attend_in_") for name in self._weights)
         self.heads = int(self._weights.pop("heads"))
         width = self._weights["bytes"].shape[1]
@@ -66,7 +71,7 @@ class Engine:
         return Sequence(self.layers, self.heads, self.head_size)
 
     def advance(self, sequence: Sequence, new: list[int]) -> np.ndarray:
-        """Logits [VOCABULARY] for the token that follows, after taking in at most PREFILL_CHUNK."""
+        """Log chances [VOCABULARY] of the next token, after taking in at most PREFILL_CHUNK."""
         begin = len(sequence.tokens)
         sequence.tokens.extend(new)
         hidden = self._embed(sequence.tokens[max(0, begin - GRAMS) :], len(new))
@@ -74,7 +79,14 @@ class Engine:
             hidden = hidden + self._attend(sequence, layer, begin, normalised(hidden))
             wide = np.maximum(normalised(hidden) @ self._weights[f"wide_{layer}"], 0)
             hidden = hidden + np.square(wide) @ self._weights[f"narrow_{layer}"]
-        return normalised(hidden[-1]) @ self._weights["out"]
+        return self._remembered(sequence, normalised(hidden[-1]) @ self._weights["out"])
+
+    def _remembered(self, sequence: Sequence, logits: np.ndarray) -> np.ndarray:
+        chances = np.exp(logits - logits.max())
+        recent = sequence.tokens[-LONGEST_MATCH:]
+        context = bytes(TEXT_END if token == END else token for token in recent)
+        mixed = self._memory.mix(context, chances / chances.sum())
+        return np.log(mixed + SMALLEST_CHANCE)
 
     def _embed(self, recent: list[int], count: int) -> np.ndarray:
         tokens = np.array(recent)
