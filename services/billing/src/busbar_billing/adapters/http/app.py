@@ -43,6 +43,8 @@ def admin_application(parts: Parts, operator_token: str, hmac_secret: bytes) -> 
         docs_url=None,
         redoc_url=None,
         responses=errors.DOCUMENTED,
+        # It would trace every call once a tracer is configured; what is not sampled has no span.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "operation_spans": False},
     )
     errors.install(app)
     app.include_router(tenant_routes(parts.tenants, parts.journal, parts.events))
