@@ -283,7 +283,8 @@ async def test_only_the_response_marked_final_ends_the_stream(platform: Platform
         for sequence in range(3):
             marking = {"triton_final_response": pb.InferParameter(bool_param=sequence == 2)}
             await say(chunk=chunk(work, sequence, parameters=marking))
-        await say(finished=work_pb2.WorkFinished(chunk_count=3))
+        usage = work_pb2.WorkUsage(output_tokens=3)
+        await say(finished=work_pb2.WorkFinished(chunk_count=3, usage=usage))
 
     agent.behaviour = marked
     stream = platform.stream()
