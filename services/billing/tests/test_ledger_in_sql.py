@@ -9,12 +9,18 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
-from billing_parts import Service
+from billing_parts import Gateway, Service
+from busbar_billing.adapters.bus.usage import read_record
 from busbar_billing.adapters.postgres.database import Database as Pool
 from busbar_billing.adapters.postgres.database import open_database
 from busbar_billing.adapters.postgres.journal import Journal
+from busbar_billing.adapters.postgres.posting import Ledger
+from busbar_billing.adapters.postgres.prices import Prices
 from busbar_billing.domain import ledger
+from busbar_billing.domain.usage import UsageRecord, UsageVoid
+from busbar_billing.usecases.post_usage import post_usage
 from busbar_runtime.pytest_plugin import Database
+from uuid_utils.compat import uuid7
 
 REFUSED = (asyncpg.InsufficientPrivilegeError, asyncpg.RaiseError)
 APPEND_ONLY = ["transfers", "postings", "usage_records", "usage_voids", "price_books", "prices"]
@@ -182,3 +188,23 @@ async def test_the_same_transfer_posted_at_the_same_moment_is_posted_once(
     assert len({one.transfer.transfer_id for one in posted}) == 1
     assert [one.repeated for one in posted].count(False) == 1
     assert await billing.balance(tenant_id) == 7
+
+
+async def test_a_record_and_its_void_posted_at_the_same_moment_net_to_zero(
+    billing: Service, gateway: Gateway, pool: Pool
+) -> None:
+    tenant_id = await billing.tenant()
+    store = Ledger(pool, Journal(pool), Prices(pool))
+    records = [read_record(gateway.record(tenant_id), "g1") for _ in range(25)]
+
+    async def post(*, voids: bool, record: UsageRecord) -> None:
+        taken_back = UsageVoid(record.request_id, tenant_id, "not delivered")
+        await post_usage(store, [] if voids else [record], [taken_back] if voids else [], uuid7)
+
+    await asyncio.gather(
+        *(post(voids=voids, record=one) for one in records for voids in (True, False))
+    )
+
+    kinds = [one["kind"] for one in await billing.transfers(tenant_id=tenant_id)]
+    assert (kinds.count("charge"), kinds.count("void")) == (25, 25)
+    assert await billing.balance(tenant_id) == 0

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
+import asyncpg
 import pytest
 from billing_parts import Gateway, Service, running
 from busbar_billing.migrate import admit_service, apply_migrations
@@ -60,8 +61,53 @@ async def parts(tmp_path_factory: pytest.TempPathFactory, ports: PortPool) -> As
         await close(bus)
 
 
-async def deliveries_max(bus: Client) -> int:
-    """Redeliveries of usage that the server remembers."""
+GATE = 4_711
+CLOSE_GATE = f"""
+    CREATE FUNCTION wait_at_commit() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        PERFORM pg_advisory_xact_lock({GATE});
+        RETURN NULL;
+    END $$;
+    CREATE CONSTRAINT TRIGGER wait_at_commit AFTER INSERT ON usage_records
+    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION wait_at_commit();
+    SELECT pg_advisory_lock({GATE});
+"""
+OPEN_GATE = f"SELECT pg_advisory_unlock({GATE})"
+AT_GATE = f"SELECT count(*) FROM pg_locks WHERE objid = {GATE} AND NOT granted"
+
+
+async def test_killed_between_commit_and_acknowledgement_it_charges_once(parts: Parts) -> None:
+    tenant = await parts.billing.tenant()
+    owner = await asyncpg.connect(parts.platform.endpoints["postgres"])
+    await owner.execute(CLOSE_GATE)
+    await parts.gateway.publish(*[parts.gateway.record(tenant) for _ in range(3)])
+
+    async def committing() -> int:
+        return await owner.fetchval(AT_GATE)
+
+    await eventually(committing, within_s=BACK_S, what="a commit begins")
+    await parts.billing.end(signal.SIGKILL)
+    await owner.execute(OPEN_GATE)
+
+    async def committed() -> int:
+        query = "SELECT count(*) FROM usage_records WHERE tenant_id = $1"
+        return await owner.fetchval(query, tenant)
+
+    await eventually(committed, within_s=BACK_S, what="the commit", until=lambda n: n == 3)
+    await parts.billing.start()
+
+    async def duplicates() -> float:
+        return await parts.billing.metric("busbar_billing_duplicates_total")
+
+    await eventually(duplicates, within_s=2 * BACK_S, what="redelivery", until=lambda n: n >= 3)
+    assert await parts.billing.balance(tenant) == -3 * COST_NANOS
+    assert len(await parts.billing.transfers(tenant_id=tenant)) == 3
+    await owner.execute("DROP TRIGGER wait_at_commit ON usage_records")
+    await owner.close()
+
+
+async def redeliveries(bus: Client) -> int:
+    """Messages that are waiting for another delivery."""
     spec = topology.BILLING_USAGE
     info = await bus.jetstream(timeout=5).consumer_info(spec.stream, spec.durable)
     return info.num_redelivered or 0
@@ -104,7 +150,7 @@ async def test_without_a_database_it_says_so_and_pulls_nothing(parts: Parts) -> 
     await eventually(parts.billing.is_ready, within_s=BACK_S, what="billing is ready")
     await parts.billing.posted(tenant, 1)
     assert time.monotonic() - started < BACK_S
-    assert await deliveries_max(parts.bus) <= 1
+    assert await redeliveries(parts.bus) <= 1
 
 
 async def test_a_bus_that_is_restarted_is_used_again_and_revocations_catch_up(
