@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from busbar_runtime import endpoints, launcher, logfile
+from busbar_runtime.child import tethered
 from busbar_runtime.control import ControlClient, ControlError, PlatformNotRunningError
 from busbar_runtime.daemon import LaunchSettings
 from busbar_runtime.home import Home
@@ -158,7 +159,7 @@ def run(args: argparse.Namespace, home: Home) -> int:
         how = control.ask("take-over", name=args.service)
         print(f"running {args.service} here; Ctrl-C gives it back", file=sys.stderr)
         process = subprocess.Popen(
-            how["argv"], cwd=how["cwd"], env={**inherited_environment(), **how["env"]}
+            tethered(how["argv"]), cwd=how["cwd"], env={**inherited_environment(), **how["env"]}
         )
         # Ctrl-C reaches it through the terminal; a SIGTERM to us has to be passed on.
         signal.signal(signal.SIGINT, signal.SIG_IGN)

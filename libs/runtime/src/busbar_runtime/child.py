@@ -16,6 +16,11 @@ from typing import IO
 TETHER = str(Path(__file__).with_name("tether.py"))
 
 
+def tethered(argv: Sequence[str]) -> list[str]:
+    """The command, run so that it does not outlive this process."""
+    return [sys.executable, "-I", "-S", TETHER, str(os.getpid()), *argv]
+
+
 class Child:
     """Runs in its own session, tied to this process's life; must be made on the event loop.
 
@@ -33,9 +38,8 @@ class Child:
         stdin: str = "",
         wrapper: Sequence[str] = (),
     ) -> None:
-        tethered = [*wrapper, sys.executable, "-I", "-S", TETHER, str(os.getpid()), *argv]
         self._process = subprocess.Popen(
-            tethered,
+            [*wrapper, *tethered(argv)],
             cwd=cwd,
             env=dict(env),
             stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,

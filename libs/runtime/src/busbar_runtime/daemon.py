@@ -27,6 +27,7 @@ from busbar_runtime.ports import PortPool
 from busbar_runtime.postgres import PostgresAddress
 from busbar_runtime.process import StartFailedError
 from busbar_runtime.services import SERVICES, Ports, Wiring
+from busbar_runtime.shared_memory import remove_stale_segments
 from busbar_runtime.spec import Environment, ProcessSpec, with_predecessors
 from busbar_runtime.supervisor import Supervisor
 from busbar_runtime.warden import run_guarded
@@ -235,7 +236,11 @@ def main() -> int:
             announce(f"start failed: {problem}")
             return START_FAILED
 
-    code = run_guarded(work, cleaned=lambda: endpoints.remove(home))
+    def clean() -> None:
+        endpoints.remove(home)
+        remove_stale_segments()
+
+    code = run_guarded(work, clean)
     os.close(lock)
     return code
 
