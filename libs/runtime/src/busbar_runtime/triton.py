@@ -100,7 +100,9 @@ def _installed(cache: Path) -> TritonInstall | None:
     if not marker.exists():
         return None
     data = json.loads(marker.read_text())
-    if data["root"] != str(marker.parent) or not Path(data["python"]).exists():
+    moved = data["root"] != str(marker.parent)
+    libraries = [path.exists() for path in (marker.parent / "lib").iterdir()]
+    if moved or not Path(data["python"]).exists() or not all(libraries):
         return None
     return TritonInstall(
         root=marker.parent, python=data["python"], command=data["command"], env=data["env"]

@@ -1,7 +1,8 @@
 """Which Python runs Triton's models: one of 3.11 or 3.12 that has a shared libpython.
 
-Not 3.13: the server's Python backend returns empty outputs with numpy 2, and numpy 1.26, the last
-before 2, has no build for 3.13. A 3.13 host therefore runs its models in another interpreter.
+Not 3.13: with numpy 2 the server's Python backend returns empty outputs or crashes (measured with
+its stub for 3.13 and numpy 2.4, DLPack outputs included), and numpy 1.26, the last before 2, has no
+build for 3.13. A 3.13 host therefore runs its models in another interpreter.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ def find_model_python(cache: Path, *, uv: str, progress: Callable[[str], None]) 
         f"Triton's models need Python {' or '.join(SUPPORTED)} with its shared library "
         "(libpython3.x.so.1.0); this machine has none and one could not be fetched. "
         "Install one, for example `apt install python3.11 libpython3.11`, or run "
-        f"`uv python install {FETCHED}`, then try again."
+        f"`uv python install {FETCHED}` (behind a proxy, set UV_PYTHON_INSTALL_MIRROR), then "
+        "try again."
     )
 
 
