@@ -8,6 +8,7 @@ import signal
 import time
 
 import structlog
+import uvloop
 from busbar_messaging.connection import close, connect
 from busbar_observability.logs import configure_logging
 from busbar_observability.ops import ops_application, serve_http
@@ -126,4 +127,4 @@ def main() -> None:
     """Entry point of the process."""
     settings = TelemetrySettings()  # pyright: ignore[reportCallIssue]
     configure_logging("telemetry", settings.log_level)
-    asyncio.run(_main(settings))
+    uvloop.run(_main(settings))
