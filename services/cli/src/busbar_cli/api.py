@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import httpx
@@ -65,18 +66,25 @@ class Api:
             "Authorization": f"Bearer {self.endpoints.operator_token}",
             **options.pop("headers", {}),
         }
-        url = f"{self.endpoints.admin_url(self.service).rstrip('/')}{path}"
+        base_url = self.endpoints.admin_url(self.service).rstrip("/")
         timeout = httpx.Timeout(read_s, connect=_CONNECT_S)
         try:
-            response = httpx.request(
-                method, url, headers=headers, timeout=timeout, trust_env=False, **options
+            response = _client(base_url).request(
+                method, path, headers=headers, timeout=timeout, **options
             )
         except httpx.HTTPError as error:
             raise CommandError(
-                f"{self.service} does not answer at {url}: {error}; is it running? (./just status)",
+                f"{self.service} does not answer at {base_url}: {error}; is it running? "
+                "(./just status)",
                 Exit.UNAVAILABLE,
             ) from error
         return _answer(self.service, response)
+
+
+@cache
+def _client(base_url: str) -> httpx.Client:
+    """One client for each address; certificates are loaded only where they are needed."""
+    return httpx.Client(base_url=base_url, verify=base_url.startswith("https"), trust_env=False)
 
 
 def _given(query: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -35,10 +36,14 @@ class Output:
         if self.json:
             sys.stdout.write(json.dumps(answer, indent=2, ensure_ascii=False) + "\n")
             return
-        out().print(human)
+        console = out()
+        # A table is never squeezed: what is folded or cut cannot be copied.
+        natural = Measurement.get(console, console.options.update(max_width=_WIDEST), human)
+        console.print(human, width=max(console.width, natural.maximum), crop=False, soft_wrap=True)
 
 
 DEFAULT = Output()
+_WIDEST = 1_000
 
 
 def out() -> Console:
@@ -62,9 +67,7 @@ def table(
     )
     for column in columns:
         right = column.endswith(">")
-        made.add_column(
-            column.rstrip(">"), justify="right" if right else "left", overflow="fold", no_wrap=right
-        )
+        made.add_column(column.rstrip(">"), justify="right" if right else "left", no_wrap=True)
     for row in rows:
         made.add_row(*[_cell(value) for value in row])
     return made

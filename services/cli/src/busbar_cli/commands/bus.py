@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import sys
 from typing import Literal
 
+import structlog
 from busbar_errors import BusbarError, Unavailable
 from busbar_messaging.connection import close, connect
 from busbar_messaging.provision import ProvisionSettings, Report
@@ -48,6 +51,10 @@ def _report(command: Literal["apply", "verify"], output: Output) -> None:
 
 
 async def _walk(command: Literal["apply", "verify"]) -> Report:
+    structlog.configure(
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR),
+    )
     settings = _settings()
     try:
         client = await connect(settings, "busbar-cli")
