@@ -13,6 +13,7 @@ import openai
 import pytest
 from busbar_gateway.domain.failures import (
     DeadlineExceeded,
+    InvalidInput,
     ModelFailed,
     RateLimited,
     Unavailable,
@@ -372,6 +373,24 @@ def test_broken_json_is_a_bad_request(edge: Any, path: str, body: bytes) -> None
 
     assert status == 400
     assert answer["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "request_", "param"),
+    [
+        ("/v1/embeddings", {"model": "embedder", "input": "x"}, "input"),
+        ("/v1/completions", {"model": "chatty", "prompt": "x"}, "prompt"),
+        ("/v1/chat/completions", {"model": "chatty", "messages": USER}, "messages"),
+        ("/v1/chat/completions", {"model": "chatty", "messages": USER, "stream": True}, "messages"),
+    ],
+)
+def test_what_the_model_refuses_is_blamed_on_what_it_reads(
+    edge: Any, path: str, request_: dict[str, Any], param: str
+) -> None:
+    edge.serving.failure = InvalidInput("the text has 2000 tokens; the model takes 1024")
+    status, _, answer = edge.post_json(path, request_)
+
+    assert (status, answer["error"]["param"]) == (400, param)
 
 
 FAILURES = [

@@ -203,16 +203,20 @@ class StandInServing:
         request = service_pb2.ModelInferRequest.FromString(call.payload)
         self.calls.append(call)
         self.requests.append(request)
+        return request
+
+    def fail_if_told(self) -> None:
         if self.failure is not None:
             failure, self.failure = self.failure, None
             raise failure
-        return request
 
     @contextlib.asynccontextmanager
     async def infer(self, call: InferenceCall) -> AsyncIterator[Answer]:
         name = call.request_id.hex()
         self.ended[name] = "failed"
-        response = answer_of(call.route.deployment, self._take(call))
+        request = self._take(call)
+        self.fail_if_told()
+        response = answer_of(call.route.deployment, request)
         self.ended[name] = "taken back"
         yield Answer(response.SerializeToString(), 7, 0)
         self.ended[name] = "charged"
@@ -243,6 +247,7 @@ class StandInStream:
 
     async def __aiter__(self) -> AsyncIterator[Chunk]:
         count = 0
+        self._serving.fail_if_told()
         async for text, reason in generate(self._request):
             if isinstance(text, Exception):
                 self.failed = True

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import orjson
@@ -29,6 +31,16 @@ class BadParameter(InvalidInput):
     def __init__(self, reason: str, param: str | None, code: str) -> None:
         super().__init__(reason, param)
         self.code = code
+
+
+@contextlib.contextmanager
+def blamed_on(param: str) -> Iterator[None]:
+    """Name `param` in what the model itself refuses, which knows tensors and not fields."""
+    try:
+        yield
+    except InvalidInput as error:
+        error.param = error.param or param
+        raise
 
 
 class RequestTimeout(Exception):

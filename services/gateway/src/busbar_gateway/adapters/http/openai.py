@@ -9,7 +9,7 @@ import numpy as np
 from starlette.routing import Route as Address
 from tritonclient.grpc import service_pb2
 
-from busbar_gateway.adapters.http.errors import BadParameter
+from busbar_gateway.adapters.http.errors import BadParameter, blamed_on
 from busbar_gateway.adapters.http.exchange import Exchange, as_asgi
 from busbar_gateway.adapters.http.generation import (
     Sampling,
@@ -35,9 +35,11 @@ from busbar_gateway.adapters.http.prompts import render_prompt
 from busbar_gateway.adapters.http.services import Services
 from busbar_gateway.domain.failures import ModelFailed, Unavailable
 from busbar_gateway.domain.routes import Route
+from busbar_gateway.usecases.calls import InferenceCall
 
 CHAT = AnswerShape(
     api="openai.chat",
+    prompt_param="messages",
     id_prefix="chatcmpl",
     whole_object="chat.completion",
     chunk_object="chat.completion.chunk",
@@ -56,6 +58,7 @@ CHAT = AnswerShape(
 )
 COMPLETION = AnswerShape(
     api="openai.completions",
+    prompt_param="prompt",
     id_prefix="cmpl",
     whole_object="text_completion",
     chunk_object="text_completion",
@@ -144,6 +147,12 @@ class OpenAI:
         _require_embeddings(route, request.dimensions)
         payload = _embedding_payload(route, request.texts())
         call = exchange.call(route, payload, "openai.embeddings", self._limits.request_timeout_s)
+        with blamed_on("input"):
+            await self._embed(exchange, request, call)
+
+    async def _embed(
+        self, exchange: Exchange, request: EmbeddingRequest, call: InferenceCall
+    ) -> None:
         async with exchange.cancelled_when_gone(), self._services.serving.infer(call) as answer:
             vectors = _vectors(answer.payload, len(request.texts()))
             _require_dimensions(request.dimensions, vectors.shape[1])
@@ -152,7 +161,7 @@ class OpenAI:
                 {
                     "object": "list",
                     "data": _embedding_objects(vectors, request.encoding_format),
-                    "model": route.deployment,
+                    "model": call.route.deployment,
                     "usage": usage,
                 }
             )

@@ -7,7 +7,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from busbar_gateway.adapters.http.errors import BadParameter
+from busbar_gateway.adapters.http.errors import BadParameter, blamed_on
 from busbar_gateway.adapters.http.exchange import Exchange
 from busbar_gateway.adapters.http.generation import (
     Generation,
@@ -28,6 +28,8 @@ class AnswerShape:
     """How an API writes a choice; each returns the `choices` element without its index."""
 
     api: str
+    prompt_param: str
+    """The field that holds what the model reads."""
     id_prefix: str
     whole_object: str
     chunk_object: str
@@ -73,7 +75,8 @@ async def answer_whole(
     call = exchange.call(job.route, payload, shape.api, timeout_s, whole=True)
     generation = Generation()
     async with exchange.cancelled_when_gone(), services.serving.stream(call) as answer:
-        pieces = [piece async for piece in generated_text(answer, generation)]
+        with blamed_on(shape.prompt_param):
+            pieces = [piece async for piece in generated_text(answer, generation)]
         await answer.settle()
         document = _head(exchange, job, shape, shape.whole_object)
         choice = shape.whole("".join(pieces), generation.finish_reason)
@@ -102,12 +105,13 @@ async def answer_stream(
         aclosing(generated_text(answer, generation)) as pieces,
     ):
         opening = shape.opening
-        async for piece in pieces:
-            if opening is not None:
-                await events.send(event(opening))
-                opening = None
-            if piece:
-                await events.send(event(shape.piece(piece)))
+        with blamed_on(shape.prompt_param):
+            async for piece in pieces:
+                if opening is not None:
+                    await events.send(event(opening))
+                    opening = None
+                if piece:
+                    await events.send(event(shape.piece(piece)))
         await answer.settle()
         last = [event(shape.closing(generation.finish_reason))]
         if job.include_usage:
