@@ -17,9 +17,10 @@ from busbar_billing.adapters.postgres.journal import Journal
 from busbar_billing.adapters.postgres.posting import Ledger
 from busbar_billing.adapters.postgres.prices import Prices
 from busbar_billing.domain import ledger
-from busbar_billing.domain.usage import UsageRecord, UsageVoid
-from busbar_billing.usecases.post_usage import post_usage
+from busbar_billing.domain.usage import UsageVoid
+from busbar_billing.usecases.post_usage import charge_of, post_usage, rate_records
 from busbar_runtime.pytest_plugin import Database
+from harness.polling import eventually
 from uuid_utils.compat import uuid7
 
 REFUSED = (asyncpg.InsufficientPrivilegeError, asyncpg.RaiseError)
@@ -190,21 +191,30 @@ async def test_the_same_transfer_posted_at_the_same_moment_is_posted_once(
     assert await billing.balance(tenant_id) == 7
 
 
-async def test_a_record_and_its_void_posted_at_the_same_moment_net_to_zero(
-    billing: Service, gateway: Gateway, pool: Pool
+async def test_a_void_posted_while_its_record_is_being_posted_waits_and_meets_it(
+    billing: Service, gateway: Gateway, pool: Pool, admin: asyncpg.Connection
 ) -> None:
     tenant_id = await billing.tenant()
     store = Ledger(pool, Journal(pool), Prices(pool))
-    records = [read_record(gateway.record(tenant_id), "g1") for _ in range(25)]
+    record = read_record(gateway.record(tenant_id), "g1")
+    taken_back = UsageVoid(record.request_id, tenant_id, "not delivered")
+    async with store.posting(with_voids=False) as transaction:
+        books = await transaction.price_books()
+        rated, _ = rate_records([record], books, {tenant_id: "USD"}, uuid7)
+        await transaction.add_records(rated)
+        voiding = asyncio.create_task(post_usage(store, [], [taken_back], uuid7))
 
-    async def post(*, voids: bool, record: UsageRecord) -> None:
-        taken_back = UsageVoid(record.request_id, tenant_id, "not delivered")
-        await post_usage(store, [] if voids else [record], [taken_back] if voids else [], uuid7)
+        async def waiting() -> int:
+            query = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+            return await admin.fetchval(query)
 
-    await asyncio.gather(
-        *(post(voids=voids, record=one) for one in records for voids in (True, False))
-    )
+        await eventually(waiting, within_s=10, what="the void waits")
+        await transaction.add_transfers([charge_of(one) for one in rated])
+    report = await voiding
 
-    kinds = [one["kind"] for one in await billing.transfers(tenant_id=tenant_id)]
-    assert (kinds.count("charge"), kinds.count("void")) == (25, 25)
+    assert len(report.voided) == 1
     assert await billing.balance(tenant_id) == 0
+    assert [one["kind"] for one in await billing.transfers(tenant_id=tenant_id)] == [
+        "void",
+        "charge",
+    ]
