@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from busbar_runtime.child import tethered
 from busbar_runtime.triton import find_uv
 
 HERE = Path(__file__).resolve().parent
@@ -164,7 +165,7 @@ def install(cache: Path, where: list[str], lock: Path) -> None:
 
 
 def run(argv: list[str]) -> None:
-    done = subprocess.run(argv, check=False)
+    done = subprocess.run(tethered(argv), check=False)
     if done.returncode != 0:
         sys.exit(f"failed ({done.returncode}): {' '.join(argv[:4])} ...; see above, then run again")
 

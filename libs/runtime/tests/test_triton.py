@@ -105,7 +105,7 @@ async def test_an_install_killed_half_way_is_made_again_by_whoever_comes_next(
     command = [sys.executable, "-m", "busbar_runtime", "install-triton", "--cache", str(tmp_path)]
     environment = {**os.environ, "UV": find_uv(Home.of().cache)}
     first = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
-    await eventually(lambda: any(tmp_path.glob("*.partial/*")))
+    await eventually(lambda: any(tmp_path.glob("*.partial-*/*")))
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
     both = [subprocess.Popen(command, env=environment) for _ in range(2)]

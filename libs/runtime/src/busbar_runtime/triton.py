@@ -17,10 +17,12 @@ import secrets
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from busbar_runtime.child import tethered
 from busbar_runtime.triton_probe import prove
 from busbar_runtime.triton_python import ModelPython, find_model_python
 
@@ -77,10 +79,10 @@ def ensure_triton(cache: Path, progress: Progress = print) -> TritonInstall:
 def _install(cache: Path, progress: Progress) -> TritonInstall:
     python = find_model_python(cache, uv=find_uv(cache), progress=progress)
     root = cache / _folder_name()
-    partial = root.with_name(root.name + ".partial")
-    for leftover in (partial, root):
+    for leftover in (root, *cache.glob("triton-*.partial*")):
         shutil.rmtree(leftover, ignore_errors=True)
-    partial.mkdir()
+    partial = Path(tempfile.mkdtemp(prefix=f"{root.name}.partial-", dir=cache))
+    partial.chmod(0o755)
     progress(f"triton: fetching nvidia-pytriton {TRITON_VERSION} (47 MB)")
     _pip(cache, ["--target", str(partial / "server")], LOCKS / "requirements.lock")
     progress(f"triton: model environment for Python {python.version} ({python.executable})")
@@ -141,7 +143,7 @@ def _model_env(cache: Path, venv: Path, python: ModelPython) -> None:
 
 def _run(argv: list[str]) -> None:
     done = subprocess.run(
-        argv, capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S, check=False
+        tethered(argv), capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S, check=False
     )
     if done.returncode != 0:
         what = " ".join(argv[:3])

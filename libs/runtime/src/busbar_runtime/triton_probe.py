@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -20,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from busbar_runtime import tether
+from busbar_runtime.child import tethered
 from busbar_runtime.ports import LOOPBACK, PortPool
 
 START_TIMEOUT_S = 60.0
@@ -127,9 +125,10 @@ def started(
     pool = PortPool()
     ports = {name: pool.take() for name in ("http_port", "grpc_port", "metrics_port")}
     command = argv(**ports, repository=repository, otlp_url=otlp_url)
-    tethered = [sys.executable, "-I", "-S", tether.__file__, str(os.getpid()), *command]
     with log.open("wb") as sink:
-        process = subprocess.Popen(tethered, stdout=sink, stderr=sink, stdin=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            tethered(command), stdout=sink, stderr=sink, stdin=subprocess.DEVNULL
+        )
     server = TritonServer(
         pid=process.pid,
         http_url=f"http://{LOOPBACK}:{ports['http_port']}",
