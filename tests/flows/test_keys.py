@@ -59,11 +59,11 @@ async def test_every_route_but_health_refuses_without_credentials(platform: Plat
     base = platform.endpoints["http"]
     async with httpx.AsyncClient(base_url=base, trust_env=False) as client:
         document = (await client.get("/openapi.json")).json()
-        open_to_all = {"/v2/health/live", "/v2/health/ready"}
+        open_to_all = {"/v2/health/live", "/v2/health/ready", "/openapi.json"}
         refused: dict[str, int] = {}
         for path, operations in document["paths"].items():
             concrete = path.replace("{", "").replace("}", "")
-            for method in operations:
+            for method in operations.keys() & {"get", "post", "put", "delete"}:
                 answer = await client.request(method.upper(), concrete)
                 if path not in open_to_all:
                     refused[f"{method} {path}"] = answer.status_code

@@ -142,7 +142,7 @@ def test_a_stop_string_ends_the_text_and_is_not_part_of_it(client: openai.OpenAI
         ({"temperature": 3}, "temperature"),
         ({"top_p": -0.1}, "top_p"),
         ({"messages": []}, "messages"),
-        ({"messages": [{"role": "user", "content": "x" * 200_000}]}, "messages"),
+        ({"messages": [{"role": "user", "content": "x" * 20_000}]}, "messages"),
         ({"logprobs": True}, "logprobs"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
@@ -160,6 +160,13 @@ def test_a_parameter_that_would_change_the_meaning_is_refused_by_name(
 
     assert refused.value.type == "invalid_request_error"
     assert param in f"{refused.value.param} {refused.value.message}"
+
+
+def test_an_enormous_prompt_is_refused_with_the_limit(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.APIStatusError, match=r"at most \d+ bytes") as refused:
+        client.completions.create(model=CHATTER, prompt="x" * 200_000)
+
+    assert refused.value.status_code == 413
 
 
 @pytest.mark.parametrize("tokens", [[1, 2, 3], [[1, 2], [3]]])
