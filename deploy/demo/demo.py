@@ -36,7 +36,7 @@ SENTENCES = (
     "Please pay the bill by the end of the week.",
 )
 SETTLED_WITHIN_S = 15.0
-SERVICES_IN_A_TRACE = {"gateway", "node-agent", "billing"}
+SERVICES_IN_A_TRACE = {"gateway", "node-agent", "triton", "billing"}
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
 T = TypeVar("T")
