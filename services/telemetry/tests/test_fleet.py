@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from busbar_telemetry.domain import fleet as fleet_module
 from busbar_telemetry.domain import rollup
+from busbar_telemetry.domain.events import Charges, Event, RecentEvents
 from busbar_telemetry.domain.fleet import Fleet, Table
 from busbar_telemetry.domain.rates import Counters
 from busbar_telemetry.domain.reports import (
@@ -147,3 +148,20 @@ def test_the_silent_are_forgotten_and_tables_are_bounded(monkeypatch: pytest.Mon
         table.put(key, 1)
     assert len(table) == 2
     assert table.refused_count == 1
+
+
+def test_events_are_bounded_newest_first_and_repeats_are_folded() -> None:
+    events = RecentEvents(capacity=3)
+    texts = ["a", "a", "b", "b", "b", "c", "d", "d"]
+    for number, text in enumerate([*texts, "d"], start=1):
+        events.add(Event(min(number, len(texts)), 0, "scheduler", "plan", "info", "", text))
+
+    assert [(e.text, e.repeats) for e in events.newest_first()] == [("d", 2), ("c", 1), ("b", 3)]
+
+
+def test_charges_that_are_delivered_again_count_once() -> None:
+    events = RecentEvents()
+    for sequence in (7, 7, 8):
+        events.charged(sequence, Charges(2, {"USD": 5}))
+
+    assert (events.charges_count, events.charged_nanos) == (4, {"USD": 10})

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from busbar_telemetry.domain.request_ids import canonical
-from busbar_telemetry.domain.requests import summarise
+from busbar_telemetry.domain.requests import requests_of
 from busbar_telemetry.domain.traces import FactValue, Span, TraceLimits, TraceQuery, TraceStore
+from busbar_telemetry.usecases.list_requests import recent_requests, request_named
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -80,7 +81,8 @@ def test_a_late_span_joins_its_trace() -> None:
     assert trace.root.span_id == f"{1:016x}"
     assert trace.duration_ns == 50
     assert trace.services == {"gateway", "node-agent", "billing"}
-    assert summarise(trace).cost_nanos == 7
+    [request] = requests_of(trace)
+    assert (request.cost_nanos, request.duration_ns, request.span_count) == (7, 50, 3)
 
 
 def test_a_span_sent_again_counts_once() -> None:
@@ -159,3 +161,41 @@ def test_request_ids_are_found_in_every_usual_form() -> None:
     for form in (digits, f"req_{digits}", digits.upper(), f" {dashed} "):
         assert canonical(form) == f"req_{digits}"
     assert canonical("something else") == "something else"
+
+
+def facts_of(name: str, deployment: str) -> dict[str, FactValue]:
+    return {"busbar.request_id": name, "busbar.deployment": deployment}
+
+
+def test_requests_that_share_a_customers_trace_are_listed_each() -> None:
+    store = TraceStore(TraceLimits())
+    store.add(
+        [
+            span(1, 1, parent=99, start_ns=10, took_ns=5, facts=facts_of("a", "embed")),
+            span(1, 2, parent=1, service="triton", error=True),
+            span(1, 3, parent=99, start_ns=20, took_ns=7, facts=facts_of("b", "chat")),
+            span(1, 4, parent=3, service="billing", facts={"busbar.cost_nanos": 3}),
+        ]
+    )
+
+    later, earlier = recent_requests(store, TraceQuery())
+    assert (earlier.request_id, earlier.deployment, earlier.duration_ns) == ("a", "embed", 5)
+    assert (earlier.error, earlier.cost_nanos, earlier.services) == (
+        True,
+        None,
+        ["gateway", "triton"],
+    )
+    assert (later.request_id, later.error, later.cost_nanos) == ("b", False, 3)
+    assert [r.request_id for r in recent_requests(store, TraceQuery(deployment="chat"))] == ["b"]
+    assert [r.request_id for r in recent_requests(store, TraceQuery(errors_only=True))] == ["a"]
+    named = request_named(store, "b")
+    assert named is not None
+    assert named.operation == "op3"
+    assert request_named(store, "c") is None
+
+
+def test_spans_that_are_each_others_parents_are_one_request() -> None:
+    store = TraceStore(TraceLimits())
+    store.add([span(1, 1, parent=2), span(1, 2, parent=1)])
+
+    assert [request.span_count for request in recent_requests(store, TraceQuery())] == [2]

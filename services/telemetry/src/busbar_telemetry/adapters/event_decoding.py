@@ -33,7 +33,9 @@ class _Wording:
 
 
 def _plan_text(plan: PlanPublished) -> str:
-    changed = f"{plan.nodes_changed} placements and {plan.routes_changed} routes changed"
+    counts = {"placement": plan.nodes_changed, "route": plan.routes_changed}
+    said = [f"{n} {what}{'s' if n > 1 else ''}" for what, n in counts.items() if n]
+    changed = f"{' and '.join(said) or 'nothing'} changed"
     more = len(plan.reasons) - _REASONS_SHOWN
     reasons = list(plan.reasons[:_REASONS_SHOWN]) + ([f"and {more} more"] if more > 0 else [])
     return changed + (f": {'; '.join(reasons)}" if reasons else "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Severity = Literal["info", "warning", "error"]
@@ -21,6 +21,7 @@ class Event:
     severity: Severity
     subject: str
     text: str
+    repeats: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +42,14 @@ class RecentEvents:
         self._last_charge_sequence = 0
 
     def add(self, event: Event) -> None:
-        """Remember an event."""
-        if all(known.sequence != event.sequence for known in self._events):
-            self._events.append(event)
+        """Remember an event; one that says again what the last one said takes its place."""
+        if any(known.sequence == event.sequence for known in self._events):
+            return
+        last = self._events[-1] if self._events else None
+        if last and _says(last) == _says(event):
+            event = replace(event, repeats=last.repeats + 1)
+            self._events.pop()
+        self._events.append(event)
 
     def charged(self, sequence: int, charges: Charges) -> None:
         """Count charges: there are too many of them to list each."""
@@ -58,3 +64,7 @@ class RecentEvents:
         """The last `limit` events."""
         ordered: Iterable[Event] = sorted(self._events, key=lambda event: -event.sequence)
         return list(ordered)[:limit]
+
+
+def _says(event: Event) -> tuple[str, str, str, str]:
+    return event.service, event.fact, event.subject, event.text

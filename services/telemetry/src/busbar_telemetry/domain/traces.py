@@ -66,7 +66,6 @@ class Trace:
 
     trace_id: str
     spans: dict[str, Span] = field(default_factory=dict[str, Span])
-    facts: dict[str, FactValue] = field(default_factory=dict[str, FactValue])
     start_ns: int = 0
     size_bytes: int = TRACE_OVERHEAD_BYTES
     error: bool = False
@@ -77,7 +76,6 @@ class Trace:
         self.start_ns = min(self.start_ns, span.start_ns) if self.spans else span.start_ns
         self.size_bytes += span.size_bytes
         self.spans[span.span_id] = span
-        self.facts.update(span.facts)
         self.error = self.error or span.error
 
     @property
@@ -91,6 +89,10 @@ class Trace:
         """From the root's start to the root's end: what the customer waited."""
         root = self.root
         return max(0, root.end_ns - root.start_ns)
+
+    def tells(self, key: str, value: FactValue) -> bool:
+        """Whether any span has that fact."""
+        return any(span.facts.get(key) == value for span in self.spans.values())
 
     @property
     def services(self) -> set[str]:
@@ -128,9 +130,9 @@ class TraceQuery:
         """Whether `trace` is asked for."""
         if self.errors_only and not trace.error:
             return False
-        if self.deployment and trace.facts.get(DEPLOYMENT) != self.deployment:
+        if self.deployment and not trace.tells(DEPLOYMENT, self.deployment):
             return False
-        if self.tenant and trace.facts.get(TENANT) != self.tenant:
+        if self.tenant and not trace.tells(TENANT, self.tenant):
             return False
         return not self.service or self.service in trace.services
 

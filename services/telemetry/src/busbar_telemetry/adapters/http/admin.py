@@ -11,8 +11,9 @@ from pydantic import BaseModel
 from busbar_telemetry.adapters.http.errors import ErrorBody
 from busbar_telemetry.domain import request_ids
 from busbar_telemetry.domain.fleet_view import FleetView
-from busbar_telemetry.domain.requests import RequestSummary, summarise
+from busbar_telemetry.domain.requests import RequestSummary
 from busbar_telemetry.domain.traces import TraceQuery, TraceStore
+from busbar_telemetry.usecases.list_requests import recent_requests, request_named
 from busbar_telemetry.usecases.view_fleet import FleetViewer
 
 _REFUSALS: dict[int | str, dict[str, Any]] = {
@@ -21,8 +22,8 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
 _NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"model": ErrorBody}}
 
 
-class TraceList(BaseModel):
-    """Recent traces, latest first."""
+class RequestList(BaseModel):
+    """Recent traced requests, latest first."""
 
     items: list[RequestSummary]
 
@@ -36,7 +37,9 @@ def admin_routes(viewer: FleetViewer, store: TraceStore) -> APIRouter:
         return viewer.view()
 
     @router.get(
-        "/traces", summary="Recent traces, latest first", responses={422: {"model": ErrorBody}}
+        "/traces",
+        summary="Recent traced requests, latest first",
+        responses={422: {"model": ErrorBody}},
     )
     async def traces(
         limit: Annotated[int, Query(ge=1, le=1000)] = 50,
@@ -44,18 +47,18 @@ def admin_routes(viewer: FleetViewer, store: TraceStore) -> APIRouter:
         deployment: str = "",
         tenant: str = "",
         errors_only: bool = False,  # noqa: FBT001, FBT002
-    ) -> TraceList:
+    ) -> RequestList:
         query = TraceQuery(limit, service, deployment, tenant, errors_only)
-        return TraceList(items=[summarise(trace) for trace in store.find(query)])
+        return RequestList(items=recent_requests(store, query))
 
     @router.get("/requests/{request_id}", summary="The trace of a request", responses=_NOT_FOUND)
     async def request(request_id: str) -> RequestSummary:
-        trace = store.of_request(request_ids.canonical(request_id))
-        if trace is None:
+        found = request_named(store, request_ids.canonical(request_id))
+        if found is None:
             raise NotFound(
                 f"no trace of request {request_id[:80]} is held: it was not sampled, "
                 "has not arrived yet, or is too old"
             )
-        return summarise(trace)
+        return found
 
     return router

@@ -23,9 +23,10 @@ from busbar_telemetry.adapters.http import formats
 from busbar_telemetry.adapters.http.sessions import COOKIE, LIFETIME_S, FailureLimit, Sessions
 from busbar_telemetry.adapters.otlp_decoding import read_detail
 from busbar_telemetry.domain import request_ids
-from busbar_telemetry.domain.requests import summarise
+from busbar_telemetry.domain.requests import requests_of
 from busbar_telemetry.domain.traces import TraceQuery, TraceStore
 from busbar_telemetry.domain.waterfall import lay_out
+from busbar_telemetry.usecases.list_requests import recent_requests
 from busbar_telemetry.usecases.view_fleet import FleetViewer
 
 _PACKAGE = Path(__file__).parents[2]
@@ -95,7 +96,7 @@ class Console:
             query=query,
             deployments=deployments,
             services=self._store.services(),
-            requests=[summarise(trace) for trace in self._store.find(query)],
+            requests=recent_requests(self._store, query),
         )
 
     async def request(self, request: Request) -> Response:
@@ -114,8 +115,8 @@ class Console:
             return self._missing(f"trace {trace_id[:80]}")
         return self._page(
             "trace.html",
-            summary=summarise(trace),
-            dropped_spans=trace.dropped_spans,
+            trace=trace,
+            requests=requests_of(trace),
             waterfall=lay_out(trace.spans.values()),
             detail_of={span.span_id: read_detail(span.body) for span in trace.spans.values()},
         )
