@@ -39,7 +39,7 @@ from busbar_billing.settings import Settings
 
 log = structlog.get_logger()
 
-_PROBE_INTERVAL_S = 2.0
+_PROBE_INTERVAL_S = 3.0
 _STOP_GRACE_S = 10.0
 Stop: TypeAlias = "asyncio.Future[None]"
 """Done: told to stop. Failed: a part ended by a bug."""

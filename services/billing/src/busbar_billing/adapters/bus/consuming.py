@@ -32,7 +32,7 @@ log = structlog.get_logger()
 
 MESSAGES_MAX = 256
 # A pull is never cancelled, since what it was given would wait for the ack wait; so it is short.
-_FIRST_MESSAGE_TIMEOUT_S = 0.5
+_FIRST_MESSAGE_TIMEOUT_S = 1.0
 _REST_TIMEOUT_S = 0.25
 _RETRY_PAUSE_S = 0.5
 _NAK_UNAVAILABLE_S = 0.25
