@@ -162,6 +162,19 @@ async def test_a_platform_ends_when_the_process_that_asked_for_it_is_killed(
     await eventually(lambda: not any(is_alive(pid) for pid in pids) and not home.is_running())
 
 
+async def test_an_attached_platform_ends_when_the_shell_around_it_is_killed(
+    tmp_path: Path, eventually: Eventually
+) -> None:
+    up = f"{sys.executable} -m busbar_runtime up --foreground --only nats --home {tmp_path}"
+    shell = subprocess.Popen(["sh", "-c", f"{up}; true"], stdout=subprocess.DEVNULL)
+    home = Home.of(tmp_path)
+    await eventually(lambda: _phase(home) == "ready")
+    shell.kill()
+    shell.wait(10)
+
+    await eventually(lambda: not home.is_running())
+
+
 async def test_ctrl_c_stops_an_attached_platform(tmp_path: Path, eventually: Eventually) -> None:
     program = [sys.executable, "-m", "busbar_runtime", "up", "--foreground", "--only", "nats"]
     attached = subprocess.Popen(

@@ -16,6 +16,7 @@ from busbar_runtime import endpoints, launcher, logfile
 from busbar_runtime.child import tethered
 from busbar_runtime.control import ControlClient, ControlError, PlatformNotRunningError
 from busbar_runtime.daemon import LaunchSettings
+from busbar_runtime.descendants import signal_me_when_my_parent_dies
 from busbar_runtime.home import Home
 from busbar_runtime.process import inherited_environment
 from busbar_runtime.services import SERVICES, Ports
@@ -47,8 +48,10 @@ def up(args: argparse.Namespace, home: Home) -> int:
         launcher.wait_until_ready(home, None, show)
         print_status(home)
         return 0
-    daemon = launcher.spawn(home, settings_of(args, follow_stdin=args.foreground))
+    if args.foreground:
+        signal_me_when_my_parent_dies(signal.SIGTERM)
     signal.signal(signal.SIGTERM, _interrupt)
+    daemon = launcher.spawn(home, settings_of(args, follow_stdin=args.foreground))
     try:
         launcher.wait_until_ready(home, daemon, show)
         print_status(home)
@@ -157,6 +160,7 @@ def run(args: argparse.Namespace, home: Home) -> int:
     """Take a service over from the running platform until it exits here."""
     with ControlClient(home.run) as control:
         how = control.ask("take-over", name=args.service)
+        signal_me_when_my_parent_dies(signal.SIGTERM)
         print(f"running {args.service} here; Ctrl-C gives it back", file=sys.stderr)
         process = subprocess.Popen(
             tethered(how["argv"]), cwd=how["cwd"], env={**inherited_environment(), **how["env"]}
@@ -175,8 +179,9 @@ def execute(args: argparse.Namespace, home: Home) -> int:
             file=sys.stderr,
         )
         return FAILED
-    daemon = launcher.spawn(home, settings_of(args, follow_stdin=True))
+    signal_me_when_my_parent_dies(signal.SIGTERM)
     signal.signal(signal.SIGTERM, _interrupt)
+    daemon = launcher.spawn(home, settings_of(args, follow_stdin=True))
     code = FAILED
     try:
         launcher.wait_until_ready(home, daemon, show)

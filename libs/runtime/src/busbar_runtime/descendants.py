@@ -1,4 +1,4 @@
-"""Finding and ending what a process left behind.
+"""Ending with one's parent, and finding and ending what a process left behind.
 
 A subreaper inherits its orphaned descendants, so "my children that I do not know" are exactly the
 strays of something that died; see PR_SET_CHILD_SUBREAPER in prctl(2).
@@ -13,6 +13,7 @@ from collections.abc import Container
 from contextlib import suppress
 from pathlib import Path
 
+PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 PARENT_FIELD = 1  # of /proc/PID/stat, counted after the parenthesised name and the state
 
@@ -20,6 +21,11 @@ PARENT_FIELD = 1  # of /proc/PID/stat, counted after the parenthesised name and 
 def become_subreaper() -> None:
     """From now on orphaned descendants become children of this process."""
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def signal_me_when_my_parent_dies(number: int) -> None:
+    """Until this process changes its credentials; see PR_SET_PDEATHSIG in prctl(2)."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
 
 
 def children_of(parent: int) -> list[int]:

@@ -6,14 +6,16 @@ orphans fall to the nearest subreaper, which is this process.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 from collections.abc import Callable
 from contextlib import suppress
 
-from busbar_runtime.descendants import become_subreaper, kill_strays
-from busbar_runtime.tether import PR_SET_PDEATHSIG
+from busbar_runtime.descendants import (
+    become_subreaper,
+    kill_strays,
+    signal_me_when_my_parent_dies,
+)
 
 SIGNAL_EXIT = 128  # a shell's way of saying "ended by a signal"
 
@@ -27,7 +29,7 @@ def run_guarded(work: Callable[[], int], cleaned: Callable[[], None]) -> int:
     become_subreaper()
     worker = os.fork()
     if worker == 0:
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        signal_me_when_my_parent_dies(signal.SIGTERM)
         become_subreaper()
         os._exit(work())
 
