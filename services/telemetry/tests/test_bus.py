@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +38,8 @@ from busbar_telemetry.settings import TelemetrySettings
 from google.protobuf.message import Message
 from harness.polling import eventually
 from nats.aio.client import Client
+from nats.errors import Error as NatsError
+from nats.js.errors import Error as JetStreamError
 
 NODE = "r1.s1.n1"
 TOKEN = "operator-token-of-the-tests"
@@ -213,3 +217,35 @@ async def test_an_entry_that_is_no_message_changes_nothing(bus: Client, service:
 
     fleet = await eventually(service.fleet, within_s=10, what="the good entry", until=arrived)
     assert "n2" not in {node["name"] for node in fleet["nodes"]}
+
+
+async def test_a_killed_server_costs_the_view_nothing_but_time(
+    bus: Client, service: Service, nats_server: NatsServer
+) -> None:
+    await report_node(bus, in_flight=0)
+    await nats_server.platform.kill("nats", signal.SIGKILL)
+
+    async def unready() -> bool:
+        return (await service.client.get(f"{service.ops_url}/readyz")).status_code == 503
+
+    await eventually(unready, within_s=10, what="telemetry says that it hears nothing")
+    settings = provision.ProvisionSettings(**settings_of(nats_server, "provisioner"))
+
+    async def reported() -> bool:
+        with suppress(NatsError, JetStreamError, TimeoutError):
+            await provision.apply(bus, settings)
+            await report_node(bus, in_flight=7)
+            return True
+        return False
+
+    await eventually(reported, within_s=15, what="the node reports again")
+    created = TritonLost(node=NODE, reason="the power went").SerializeToString()
+    await publish_event(bus, "node", "triton_lost", created)
+
+    def caught_up(fleet: dict[str, Any]) -> bool:
+        known = {node["node"]: node for node in fleet["nodes"]}
+        return known[NODE]["in_flight"] == 7 and "power" in fleet["events"][0]["text"]
+
+    fleet = await eventually(service.fleet, within_s=30, what="the fleet", until=caught_up)
+    assert fleet["bus"] == {"connected": True}
+    assert [deployment["deployment"] for deployment in fleet["deployments"]] == ["embed"]

@@ -21,7 +21,7 @@ from busbar_telemetry.domain.events import Charges, RecentEvents
 log = structlog.get_logger()
 
 _BATCH = 64
-_WAIT_S = 20.0
+_WAIT_S = 5.0  # also how long a pull that a restarted server forgot goes unnoticed
 _RETRY_S = 1.0
 _DEAD_LETTER_TIMEOUT = timedelta(seconds=5)
 
