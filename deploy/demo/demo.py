@@ -38,7 +38,7 @@ SENTENCES = (
 SETTLED_WITHIN_S = 15.0
 SERVICES_IN_A_TRACE = {"gateway", "node-agent", "triton", "billing"}
 
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 T = TypeVar("T")
 
 

@@ -36,10 +36,10 @@ class Output:
         if self.json:
             sys.stdout.write(json.dumps(answer, indent=2, ensure_ascii=False) + "\n")
             return
-        console = out()
         # A table is never squeezed: what is folded or cut cannot be copied.
-        natural = Measurement.get(console, console.options.update(max_width=_WIDEST), human)
-        console.print(human, width=max(console.width, natural.maximum), crop=False, soft_wrap=True)
+        widest = Console(highlight=False, width=_WIDEST)
+        natural = Measurement.get(widest, widest.options, human).maximum
+        Console(highlight=False, width=max(out().width, natural)).print(human, soft_wrap=True)
 
 
 DEFAULT = Output()

@@ -1,0 +1,217 @@
+"""Every command against the real admin APIs: answers, exit statuses, and what goes where."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from busbar_cli.main import run
+from busbar_runtime.platform import Platform
+
+MANIFEST = """\
+name: small
+version: "1"
+task: tensor
+slots: 2
+memory_mb: 64
+price_class: tensor-small
+warmup:
+  inputs: {A: {datatype: INT32, shape: [1], data: [1]}}
+  expect: {B: {datatype: INT32, shape: [1], data: [1]}}
+"""
+CONFIG = """\
+backend: "python"
+input [{ name: "A", data_type: TYPE_INT32, dims: [1] }]
+output [{ name: "B", data_type: TYPE_INT32, dims: [1] }]
+"""
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a command did."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """Its answer; standard output held nothing else."""
+        return json.loads(self.out)
+
+
+Busbar = Callable[..., Said]
+
+
+@pytest.fixture(scope="module")
+def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    """The three services that have an admin API, and no nodes."""
+    parts = ["billing", "scheduler", "telemetry", "provisioner"]
+    running = Platform(tmp_path_factory.mktemp("cli"), parts=parts)
+    running.launch()
+    yield running
+    running.shutdown()
+
+
+@pytest.fixture
+def nobody(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Busbar:
+    """The command where no platform runs."""
+    monkeypatch.delenv("BUSBAR_OPERATOR_TOKEN", raising=False)
+    monkeypatch.setenv("BUSBAR_ENDPOINTS", "/nowhere/endpoints.json")
+
+    def busbar(*arguments: str) -> Said:
+        capsys.readouterr()
+        status = run(arguments)
+        said = capsys.readouterr()
+        return Said(status, said.out, said.err)
+
+    return busbar
+
+
+@pytest.fixture
+def busbar(nobody: Busbar, platform: Platform, monkeypatch: pytest.MonkeyPatch) -> Busbar:
+    """The command on the running platform."""
+    monkeypatch.setenv("BUSBAR_ENDPOINTS", str(platform.home.endpoints_file))
+    return nobody
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    made = tmp_path / "small"
+    (made / "1").mkdir(parents=True)
+    (made / "busbar.yaml").write_text(MANIFEST)
+    (made / "config.pbtxt").write_text(CONFIG)
+    (made / "1" / "model.py").write_text("pass\n")
+    return made
+
+
+def test_a_tenant_from_creation_to_its_revoked_key(busbar: Busbar) -> None:
+    tenant = busbar("tenant", "create", "Acme", "--tenant-id", "acme", "--json").json
+    paid = busbar("tenant", "topup", "Acme", "2.5", "--reference", "r1", "--json").json
+    again = busbar("tenant", "topup", "acme", "2.5", "--reference", "r1", "--json").json
+    held = busbar("balance", "acme", "--json").json
+    key = busbar("key", "create", "acme", "--name", "ci", "--deployment", "m", "--json").json
+    listed = busbar("key", "list", "acme", "--json").json["items"]
+    revoked = busbar("key", "revoke", key["key_id"], "--json").json
+
+    assert tenant["tenant_id"] == "acme"
+    assert paid["transfer_id"] == again["transfer_id"]
+    assert held["available_nanos"] == 2_500_000_000
+    assert key["key"].startswith("bb_")
+    assert [(one["name"], one["deployments"]) for one in listed] == [("ci", ["m"])]
+    assert revoked["revoked_at"]
+    assert busbar("balance", "Acme").out == "$2.50\n"
+    assert "revoked" in busbar("key", "list", "acme").out
+    assert "acme" in busbar("tenant", "list").out
+    assert "$2.50" in busbar("tenant", "show", "acme").out
+    assert "payments_clearing" in busbar("ledger", "--tenant", "acme").out
+    assert busbar("usage", "--tenant", "acme", "--json").json == {"items": []}
+
+
+def test_a_model_is_pushed_once_and_deployed(busbar: Busbar, model: Path, tmp_path: Path) -> None:
+    pushed = busbar("model", "push", str(model), "--json").json
+    again = busbar("model", "push", str(model), "--json").json
+    file = tmp_path / "d.yaml"
+    file.write_text("- {name: one, path: small}\n- {name: none, bundle: small, replicas: 0}\n")
+    deployed = busbar("deploy", str(file), "--json")
+    status = busbar("deploy", "status", "one")
+
+    assert pushed == again
+    # There is no node: it is declared, and it is said at once that it can run nowhere.
+    assert deployed.status == 1
+    assert [one["status"] for one in deployed.json["items"]] == ["unplaceable", "stopped"]
+    assert "one: no node in the fleet" in deployed.err
+    assert status.status == 0
+    assert "unplaced" in status.out
+    assert "small" in busbar("model", "list").out
+    assert busbar("deploy", "rm", "one", "--json").json == {"withdrawn": "one"}
+    assert busbar("deploy", "rm", "none").status == 0
+    assert busbar("deploy", "list", "--json").json == {"items": []}
+
+
+def test_waiting_ends_when_there_is_no_hope(busbar: Busbar, model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "d.yaml"
+    file.write_text("- {name: waits, path: small}\n")
+    waited = busbar("deploy", str(file), "--wait", "--timeout", "0.5", "--json")
+    busbar("deploy", "rm", "waits")
+
+    assert waited.status == 4
+    assert waited.out == ""
+    assert "not ready after 0.5 s" in waited.err
+
+
+def test_the_fleet_traces_and_the_bus(busbar: Busbar) -> None:
+    assert busbar("fleet", "--json").json["bus"]["connected"]
+    assert "no nodes have reported" in busbar("fleet").out
+    assert busbar("trace", "--json").json["items"] == []
+    assert busbar("bus", "verify", "--json").json["right"]
+    assert busbar("bus", "apply").status == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["deploy", "status", "nope"], 3, "no deployment is called 'nope'"),
+        (["deploy", "rm", "nope"], 3, "no deployment"),
+        (["balance", "nobody"], 3, "busbar tenant list"),
+        (["usage", "req_" + "0" * 32], 3, ""),
+        (["key", "revoke", "key_nope"], 3, ""),
+        (["trace", "req_" + "0" * 32], 3, "no trace"),
+        (["trace", "0" * 32], 3, "no trace"),
+        (["usage", "not-an-id"], 1, "request id"),
+        (["model", "push", "/nowhere"], 1, "not a directory"),
+        (["deploy", "/nowhere.yaml"], 2, "there is no file"),
+        (["tenant", "topup", "nobody"], 2, ""),
+        (["no-such-command"], 2, ""),
+        (["fleet", "--colour"], 2, ""),
+    ],
+)
+def test_a_failure_is_said_on_standard_error_by_its_status(
+    busbar: Busbar, arguments: list[str], status: int, said: str
+) -> None:
+    failed = busbar(*arguments)
+
+    assert failed.status == status
+    assert failed.out == ""
+    assert said in failed.err.replace("\n", " ")
+    assert failed.err
+
+
+def test_a_bundle_that_is_refused_says_why(busbar: Busbar, model: Path) -> None:
+    (model / "busbar.yaml").write_text(MANIFEST + "colour: red\n")
+    refused = busbar("model", "push", str(model))
+
+    assert refused.status == 1
+    assert "colour" in refused.err
+
+
+def test_a_wrong_token_is_said(busbar: Busbar, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BUSBAR_OPERATOR_TOKEN", "wrong")
+
+    assert busbar("deploy", "list").status == 1
+    assert "operator token" in busbar("tenant", "list").err
+
+
+@pytest.mark.parametrize("arguments", [["fleet"], ["bus", "verify"], ["tenant", "list"]])
+def test_without_a_platform_it_says_how_to_start_one(nobody: Busbar, arguments: list[str]) -> None:
+    failed = nobody(*arguments)
+
+    assert (failed.status, failed.out) == (4, "")
+    assert "./just up" in failed.err
+
+
+def test_a_platform_that_does_not_answer(
+    nobody: Busbar, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "endpoints.json"
+    file.write_text(
+        json.dumps({"admin": {"telemetry": "http://127.0.0.1:9"}, "keys": {"operator": "x"}})
+    )
+    monkeypatch.setenv("BUSBAR_ENDPOINTS", str(file))
+
+    assert nobody("fleet").status == 4
+    assert "names no address of billing" in nobody("tenant", "list").err.replace("\n", " ")

@@ -1,0 +1,51 @@
+"""The file that `busbar deploy` takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from busbar_cli.deployment_file import EXAMPLE, read_deployments
+from busbar_cli.failures import CommandError, Exit
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "d.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_the_example_is_read_and_paths_are_relative_to_the_file(tmp_path: Path) -> None:
+    (chat,) = read_deployments(written(tmp_path, EXAMPLE))
+
+    assert (chat.name, chat.replicas, chat.regions, chat.tenants) == ("chat", 2, ["r1"], ["acme"])
+    assert chat.path == tmp_path / "models" / "tiny-lm"
+
+
+def test_defaults(tmp_path: Path) -> None:
+    (one,) = read_deployments(written(tmp_path, "- {name: m, bundle: simple}"))
+
+    assert (one.replicas, one.regions, one.tenants, one.path) == (1, [], [], None)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "the file"),
+        ("[]", "the file"),
+        ("name: m", "the file"),
+        ("- [", "cannot be read"),
+        ("- {name: m}", "either bundle or path"),
+        ("- {name: m, bundle: b, path: p}", "either bundle or path"),
+        ("- {name: M, bundle: b}", "0.name"),
+        ("- {name: m, bundle: b, replicas: -1}", "0.replicas"),
+        ("- {name: m, bundle: b, replicas: two}", "0.replicas"),
+        ("- {name: m, bundle: b, colour: red}", "0.colour"),
+        ("- {name: m, bundle: b}\n- {name: m, bundle: c}", "more than once"),
+    ],
+)
+def test_a_bad_file_is_wrong_usage(tmp_path: Path, text: str, reason: str) -> None:
+    with pytest.raises(CommandError, match=reason) as caught:
+        read_deployments(written(tmp_path, text))
+
+    assert caught.value.exit_status is Exit.USAGE
