@@ -13,6 +13,7 @@ from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Span, TracerProvider
+from opentelemetry.sdk.trace import Tracer as SdkTracer
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace import (
@@ -34,7 +35,8 @@ def configure_tracing(service: str, otlp_endpoint: str | None) -> Tracer:
     """Return the service's tracer; it exports to `otlp_endpoint` (HTTP base URL).
 
     With None spans go nowhere. Which spans are made is the caller's decision,
-    so the provider itself samples everything.
+    so the provider samples everything, and it is not made the global one:
+    frameworks that find a global provider (FastAPI does) trace every request.
     """
     resource = Resource.create({"service.name": service, "service.namespace": "busbar"})
     provider = TracerProvider(resource=resource, sampler=ALWAYS_ON)
@@ -43,16 +45,14 @@ def configure_tracing(service: str, otlp_endpoint: str | None) -> Tracer:
         provider.add_span_processor(
             BatchSpanProcessor(exporter, max_queue_size=4096, schedule_delay_millis=500)
         )
-    trace.set_tracer_provider(provider)
     return provider.get_tracer(service)
 
 
-def flush_tracing() -> None:
+def flush_tracing(tracer: Tracer) -> None:
     """Export what is still queued, for at most 2 s; call it before the process ends."""
-    provider = trace.get_tracer_provider()
-    if isinstance(provider, TracerProvider):
-        provider.force_flush(2000)
-        provider.shutdown()
+    if isinstance(tracer, SdkTracer):
+        tracer.span_processor.force_flush(2000)
+        tracer.span_processor.shutdown()
 
 
 def parse_traceparent(header: str) -> SpanContext | None:

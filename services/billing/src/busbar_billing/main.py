@@ -51,6 +51,7 @@ async def serve(settings: Settings, stop: Stop) -> None:
     """Serve until `stop` is done, then finish what is in hand."""
     tracer = configure_tracing("billing", settings.otel_exporter_otlp_endpoint)
     async with contextlib.AsyncExitStack() as stack:
+        stack.callback(flush_tracing, tracer)
         dsn = settings.postgres_dsn.get_secret_value()
         database = await stack.enter_async_context(open_database(dsn))
         client = await connect(settings, "billing")
@@ -176,7 +177,4 @@ def main() -> None:
     """Entry point."""
     settings = Settings()  # pyright: ignore[reportCallIssue]
     configure_logging("billing", settings.log_level)
-    try:
-        uvloop.run(run(settings))
-    finally:
-        flush_tracing()
+    uvloop.run(run(settings))

@@ -187,7 +187,7 @@ async def serve(settings: GatewaySettings) -> None:
             await gateway.usage.drain(settings.stop_grace)
     finally:
         await close(client)
-        flush_tracing()
+        flush_tracing(gateway.collaborators.tracer)
 
 
 async def _serve_edges(settings: GatewaySettings, gateway: Gateway, stop: asyncio.Event) -> None:

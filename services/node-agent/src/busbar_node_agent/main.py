@@ -137,6 +137,7 @@ def build(settings: Settings, client: Client, tracer: Tracer) -> Agent:
         fetch=cache.fetch,
         stage=repository.stage,
         unstage=repository.unstage,
+        keep_only=cache.keep_only,
         open_puller=open_puller,
         token_counter=token_counter,
         on_change=on_change,
@@ -174,7 +175,7 @@ async def run(settings: Settings) -> int:
         status = await _until(stopping, agent)
     REGISTRY.unregister(collector)
     await close(client)
-    flush_tracing()
+    flush_tracing(tracer)
     return status
 
 
