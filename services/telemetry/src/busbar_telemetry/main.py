@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import sys
 import time
 
 import structlog
 import uvloop
+from busbar_errors import BusbarError
 from busbar_messaging.connection import close, connect
 from busbar_observability.logs import configure_logging
 from busbar_observability.ops import ops_application, serve_http
@@ -39,7 +41,9 @@ async def serve(settings: TelemetrySettings, stop: asyncio.Event) -> None:
     intake = SpanIntake(store)
     async with contextlib.AsyncExitStack() as stack:
         await _listen_for_spans(settings, intake, stack)
-        client = await connect(settings, "busbar-telemetry")
+        client = await _connect(settings, stop)
+        if client is None:
+            return
         stack.push_async_callback(close, client)
         fleet, events = Fleet(), RecentEvents()
         viewer = FleetViewer(fleet, events, time.monotonic, time.time, lambda: client.is_connected)
@@ -54,6 +58,18 @@ async def serve(settings: TelemetrySettings, stop: asyncio.Event) -> None:
         log.info("telemetry serving", http_port=settings.http_port)
         await _run_until(stop, watch, consumer)
         log.info("telemetry stopping")
+
+
+async def _connect(settings: TelemetrySettings, stop: asyncio.Event) -> Client | None:
+    """The connected bus, or None when told to stop before there was one."""
+    connecting = asyncio.create_task(connect(settings, "busbar-telemetry"))
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait({connecting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if connecting.done():
+        return connecting.result()
+    connecting.cancel()
+    return None
 
 
 async def _listen_for_spans(
@@ -127,4 +143,8 @@ def main() -> None:
     """Entry point of the process."""
     settings = TelemetrySettings()  # pyright: ignore[reportCallIssue]
     configure_logging("telemetry", settings.log_level)
-    uvloop.run(_main(settings))
+    try:
+        uvloop.run(_main(settings))
+    except BusbarError as error:
+        log.error("telemetry cannot start", reason=error.reason)  # noqa: TRY400  no bug to trace
+        sys.exit(1)
