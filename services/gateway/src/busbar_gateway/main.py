@@ -20,6 +20,7 @@ from busbar_observability.logs import configure_logging
 from busbar_observability.ops import ops_application, serve_http
 from busbar_observability.tracing import configure_tracing, flush_tracing
 from nats.aio.client import Client
+from opentelemetry.trace import Tracer
 
 from busbar_gateway.adapters.bus import WorkBus
 from busbar_gateway.adapters.commit_table import CommitTable
@@ -60,6 +61,7 @@ class Gateway:
     metrics: Metrics
     heartbeat: Heartbeat
     collaborators: Collaborators
+    tracer: Tracer
     stopping: bool = False
 
     def readiness(self) -> list[str]:
@@ -128,6 +130,7 @@ def build(settings: GatewaySettings, client: Client, metrics: Metrics) -> Gatewa
         metrics=metrics,
         heartbeat=heartbeat,
         collaborators=Collaborators(admissions, dispatcher, usage, tracing, metrics),
+        tracer=tracer,
     )
 
 
@@ -187,7 +190,7 @@ async def serve(settings: GatewaySettings) -> None:
             await gateway.usage.drain(settings.stop_grace)
     finally:
         await close(client)
-        flush_tracing(gateway.collaborators.tracer)
+        flush_tracing(gateway.tracer)
 
 
 async def _serve_edges(settings: GatewaySettings, gateway: Gateway, stop: asyncio.Event) -> None:
