@@ -205,9 +205,11 @@ def test_a_body_cut_off_reaches_no_model(edge: Any, key: str) -> None:
 
 def test_ten_thousand_headers_are_refused(edge: Any) -> None:
     lines = "".join(f"X-{n}: a\r\n" for n in range(10_000))
-    status, _, body = edge.talk(f"GET /v1/models HTTP/1.1\r\nHost: x\r\n{lines}\r\n".encode())
+    request = f"GET /v1/models HTTP/1.1\r\nHost: x\r\n{lines}\r\n".encode()
+    status, headers, body = edge.talk(request)
 
     assert status == 431
+    assert REQUEST_ID.fullmatch(headers["x-request-id"])
     assert "headers" in json.loads(body)["error"]["message"]
 
 
@@ -278,6 +280,36 @@ def test_idle_connections_are_closed(edge_with: Any) -> None:
         assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
 
         assert connection.recv(65536) == b""
+
+
+def test_an_answer_that_is_never_read_does_not_stay_in_memory(
+    edge_with: Any, key: str, until: Callable[..., None]
+) -> None:
+    edge = edge_with(keep_alive_s=1, max_connections=1, max_body_bytes=7_000_000)
+    with edge.connect() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        tensor = json.dumps(
+            {
+                "inputs": [
+                    {
+                        "name": "INPUT0",
+                        "shape": [6_000_000],
+                        "datatype": "UINT8",
+                        "parameters": {"binary_data_size": 6_000_000},
+                    }
+                ],
+                "parameters": {"binary_data_output": True},
+            }
+        ).encode()
+        head = (
+            f"POST /v2/models/large/infer HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n"
+            f"Inference-Header-Content-Length: {len(tensor)}\r\n"
+            f"Content-Length: {len(tensor) + 6_000_000}\r\n\r\n"
+        )
+        connection.sendall(head.encode() + tensor + bytes(6_000_000))
+        until(lambda: "charged" in edge.serving.ended.values())
+
+        until(lambda: edge.request("GET", "/v2/health/live")[0] == 200)
 
 
 def test_connections_beyond_the_limit_are_turned_away(

@@ -174,6 +174,9 @@ ROUTES = [
         )
     ],
     make_route(
+        "large", "tensor", [tensor("INPUT0", "UINT8", -1)], [tensor("OUTPUT0", "UINT8", -1)]
+    ),
+    make_route(
         "embedder",
         "embed",
         [tensor("text", "BYTES", -1), tensor("truncate", "BOOL", 1, optional=True)],

@@ -7,12 +7,14 @@ ever, and what a refused client goes on sending is read for ever.
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import orjson
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from busbar_gateway.adapters.http.identity import new_request_id, public_id
 from busbar_gateway.adapters.http.limits import HttpLimits
 
 WHEN_LOST = "busbar.when_lost"
@@ -61,6 +63,17 @@ class _AnswerTransport:
             self._transport.write(b"".join(held))
 
 
+def _refusal(status: int, reason: str) -> bytes:
+    document = {"message": reason, "type": "invalid_request_error", "param": None, "code": None}
+    body = orjson.dumps({"error": document})
+    head = (
+        f"x-request-id: {public_id(new_request_id())}\r\n"
+        "content-type: application/json\r\nconnection: close\r\n"
+        f"content-length: {len(body)}\r\n\r\n"
+    )
+    return STATUS_LINE[status] + head.encode() + body
+
+
 def bounded_protocol(limits: HttpLimits) -> type[HttpToolsProtocol]:
     """Return uvicorn's protocol with these limits, for its `http` option."""
 
@@ -82,6 +95,7 @@ class _BoundedProtocol(HttpToolsProtocol):
         self._header_count = 0
         self._head_too_large = False
         self._refused = False
+        self._unread_bytes = 0
         self._on_lost: Callable[[], object] | None = None
         self._head_timer: asyncio.TimerHandle | None = None
         self._linger_timer: asyncio.TimerHandle | None = None
@@ -168,6 +182,7 @@ class _BoundedProtocol(HttpToolsProtocol):
             self.flow.resume_reading()
             return
         unread = not self._in_head and self.cycle.response_complete
+        self._unread_bytes = sys.maxsize
         super().on_response_complete()
         if unread and not self.transport.is_closing():
             self._unset_keepalive_if_required()
@@ -194,15 +209,7 @@ class _BoundedProtocol(HttpToolsProtocol):
         if self._busy():
             self.transport.close()  # an answer is being written: there is no room for another
             return
-        document = {"message": reason, "type": "invalid_request_error", "param": None, "code": None}
-        body = orjson.dumps({"error": document})
-        self.transport.write(
-            STATUS_LINE[status]
-            + b"content-type: application/json\r\nconnection: close\r\ncontent-length: "
-            + str(len(body)).encode()
-            + b"\r\n\r\n"
-            + body
-        )
+        self.transport.write(_refusal(status, reason))
         self._finish_writing()
 
     def close_gently(self) -> None:
@@ -225,8 +232,19 @@ class _BoundedProtocol(HttpToolsProtocol):
     def _linger(self) -> None:
         """Close after a while of reading and discarding."""
         self._linger_timer = self.loop.call_later(
-            self.bounds.linger_timeout_s, self.transport.close
+            self.bounds.linger_timeout_s, self.transport.abort
         )
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close an idle connection; give up on a client that has stopped reading its answer."""
+        unread = self.transport.get_write_buffer_size()
+        if unread and unread < self._unread_bytes:
+            self._unread_bytes = unread
+            self._arm_keep_alive()
+        elif unread:
+            self.transport.abort()
+        else:
+            self.transport.close()
 
     def _arm_keep_alive(self) -> None:
         self._unset_keepalive_if_required()

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from functools import cache
 
 import structlog
-import uuid_utils
 from busbar_errors import BusbarError
 from prometheus_client import Counter
 from starlette.exceptions import HTTPException
@@ -15,6 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from busbar_gateway.adapters.http.errors import Family, RequestTimeout, family_of, render_error
 from busbar_gateway.adapters.http.exchange import EXCHANGE, Exchange
+from busbar_gateway.adapters.http.identity import new_request_id
 from busbar_gateway.adapters.http.limits import ClientGone
 from busbar_gateway.adapters.http.services import Services
 from busbar_gateway.domain.routes import Caller
@@ -34,11 +34,6 @@ _responses = Counter(
 @cache
 def _counted(family: Family, status: int) -> Counter:
     return _responses.labels(family, status)
-
-
-def new_request_id() -> bytes:
-    """A UUIDv7."""
-    return uuid_utils.uuid7().bytes
 
 
 class Edge:

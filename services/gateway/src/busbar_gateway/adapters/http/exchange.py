@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from busbar_gateway.adapters.http.connection import WHEN_LOST
 from busbar_gateway.adapters.http.errors import Family, Headers
+from busbar_gateway.adapters.http.identity import public_id
 from busbar_gateway.adapters.http.limits import (
     ClientGone,
     HttpLimits,
@@ -53,7 +54,7 @@ class Exchange:
     @property
     def public_id(self) -> str:
         """The request id as customers see it."""
-        return f"req_{self.request_id.hex()}"
+        return public_id(self.request_id)
 
     @property
     def path_params(self) -> dict[str, str]:

@@ -1,0 +1,169 @@
+"""What must hold of the HTTP edge's translations for every input, not only for examples."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+from busbar_gateway.adapters.http.kserve_elements import (
+    decode_elements,
+    encode_elements,
+    join_bytes_elements,
+    split_bytes_elements,
+)
+from busbar_gateway.adapters.http.kserve_request import header_length, parse_infer_request
+from busbar_gateway.adapters.http.limits import compress, decompress
+from busbar_gateway.adapters.http.openai_schemas import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    parse_request,
+)
+from busbar_gateway.adapters.http.prompts import render_prompt
+from busbar_gateway.domain.failures import InvalidInput, ModelFailed, PayloadTooLarge
+from hypothesis import given
+from hypothesis import strategies as st
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**65), 2**65) | st.floats(width=32) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=20,
+)
+TENSOR = st.fixed_dictionaries(
+    {},
+    optional={
+        "name": st.just("INPUT0") | JSON,
+        "shape": st.lists(st.integers(0, 4), max_size=3) | JSON,
+        "datatype": st.sampled_from(["FP32", "INT8", "BOOL", "BYTES", "FP16"]) | JSON,
+        "data": JSON,
+        "parameters": st.fixed_dictionaries(
+            {}, optional={"binary_data_size": st.integers(-1, 20) | JSON, "binary_data": JSON}
+        )
+        | JSON,
+    },
+)
+INFER = st.fixed_dictionaries(
+    {"inputs": st.lists(TENSOR, max_size=3) | JSON},
+    optional={
+        "id": st.text() | JSON,
+        "parameters": JSON,
+        "outputs": st.lists(TENSOR, max_size=2) | JSON,
+    },
+)
+FIELDS: dict[Any, st.SearchStrategy[Any]] = {
+    kind: st.fixed_dictionaries(
+        {"model": st.text(min_size=1) | JSON},
+        optional={name: JSON for name in kind.model_fields if name != "model"},
+    )
+    for kind in (ChatCompletionRequest, CompletionRequest, EmbeddingRequest)
+}
+
+
+@given(document=INFER, tail=st.binary(max_size=24), length=st.none() | st.binary(max_size=5))
+def test_any_inference_body_is_translated_or_refused(
+    document: Any, tail: bytes, length: bytes | None
+) -> None:
+    text = written(document)
+    body = text + tail
+    length = str(len(text)).encode() if length is None else length
+    with contextlib.suppress(InvalidInput):
+        request = parse_infer_request(body, header_length(length, len(body)), model="m")
+        assert len(request.inputs) <= len(request.message.inputs)
+
+
+@given(body=st.binary(max_size=200))
+def test_any_bytes_are_refused_or_translated(body: bytes) -> None:
+    with contextlib.suppress(InvalidInput):
+        parse_infer_request(body, len(body), model="m")
+
+
+@pytest.mark.parametrize("kind", FIELDS)
+@given(data=st.data())
+def test_any_openai_body_is_taken_or_refused_with_a_field(kind: Any, data: st.DataObject) -> None:
+    body = written(data.draw(FIELDS[kind]))
+    with contextlib.suppress(InvalidInput):
+        assert parse_request(kind, body).model
+
+
+@given(st.lists(st.binary(max_size=20), max_size=8))
+def test_bytes_elements_survive(elements: list[bytes]) -> None:
+    assert split_bytes_elements(join_bytes_elements(elements)) == elements
+
+
+@given(st.binary(max_size=40))
+def test_bytes_elements_are_split_or_refused(raw: bytes) -> None:
+    try:
+        elements = split_bytes_elements(raw)
+    except ValueError:
+        return
+    assert join_bytes_elements(elements) == raw
+
+
+@given(st.lists(st.integers(0, 3), max_size=3), st.data())
+def test_numbers_survive_flat_and_nested(shape: list[int], data: st.DataObject) -> None:
+    count = math.prod(shape)
+    values = data.draw(st.lists(st.integers(-(2**31), 2**31 - 1), min_size=count, max_size=count))
+    nested = np.array(values, np.int32).reshape(shape).tolist() if shape else values
+
+    flat = encode_elements("x", "INT32", shape, values)
+    assert flat == encode_elements("x", "INT32", shape, nested)
+    assert list(decode_elements("x", "INT32", flat)) == values
+
+
+@given(st.binary(max_size=2000), st.sampled_from(["gzip", "deflate"]))
+def test_compression_is_undone_within_the_limit(body: bytes, encoding: str) -> None:
+    packed = compress(body, encoding)
+
+    assert decompress(packed, encoding, len(body)) == body
+    if body:
+        with pytest.raises(PayloadTooLarge):
+            decompress(packed, encoding, len(body) - 1)
+
+
+@given(st.binary(max_size=100), st.sampled_from(["gzip", "deflate"]))
+def test_what_is_not_compressed_is_refused(body: bytes, encoding: str) -> None:
+    try:
+        plain = decompress(body, encoding, 10_000)
+    except (InvalidInput, PayloadTooLarge):
+        return
+    assert plain == zlib.decompress(body, 47)
+
+
+MESSAGES = [{"role": "user", "content": "{{ 7 * 7 }}"}]
+
+
+def test_messages_are_data_to_a_template() -> None:
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+
+    assert render_prompt(template, MESSAGES, limit_bytes=100) == "{{ 7 * 7 }}"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ messages.__class__.__mro__ }}",
+        "{{ undefined.attribute }}",
+        "{% if %}",
+        "{{ 1 / 0 }}",
+        "{% for i in range(10 ** 9) %}x{% endfor %}",
+        "{{ messages.append(1) }}",
+    ],
+)
+def test_a_template_that_breaks_or_breaks_out_is_the_models_failure(template: str) -> None:
+    with pytest.raises(ModelFailed):
+        render_prompt(template, MESSAGES, limit_bytes=100)
+
+
+def test_a_prompt_that_grows_without_end_is_cut_off() -> None:
+    with pytest.raises(PayloadTooLarge):
+        render_prompt("{% for i in range(99999) %}xxxx{% endfor %}", MESSAGES, limit_bytes=1000)
+
+
+def written(document: Any) -> bytes:
+    """JSON as a careless client writes it, with NaN, surrogates and endless integers."""
+    return json.dumps(document).encode()
