@@ -30,7 +30,7 @@ from busbar_scheduler.usecases.push_bundle import push
 _BUNDLES_PATH = "/admin/v1/bundles"
 _BODY_MAX_BYTES = 1024 * 1024
 _FAILURES: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody} for status in (401, 404, 409, 413, 422, 503)
+    status: {"model": ErrorBody} for status in (400, 401, 404, 409, 413, 422, 503)
 }
 _UPLOAD_FAILURES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody} for status in (401, 408, 413, 415, 422, 503)
