@@ -55,8 +55,11 @@ class Supervisor:
             async with asyncio.TaskGroup() as group:
                 for node in self._nodes:
                     group.create_task(self._start_node(node, done), name=f"start {node.name}")
-        except* (RuntimeError, OSError) as failures:
-            raise StartFailedError(str(failures.exceptions[0])) from failures.exceptions[0]
+        except ExceptionGroup as failures:
+            expected = failures.subgroup((RuntimeError, OSError))
+            if expected is None:
+                raise
+            raise StartFailedError(str(expected.exceptions[0])) from expected.exceptions[0]
 
     async def _start_node(self, node: Node, done: dict[str, asyncio.Event]) -> None:
         for earlier in node.after:
