@@ -63,6 +63,7 @@ async def follow(client: Client, bucket: str) -> AsyncGenerator[Change]:
             async for change in _one_watch(client, bucket, known):
                 yield change
         except (NatsError, JetStreamError, TimeoutError, OSError) as error:
+            _obey_cancellation()
             log.warning("bucket watch interrupted", bucket=bucket, error=repr(error))
         await asyncio.sleep(_RETRY_S)
 
@@ -77,6 +78,7 @@ async def _one_watch(client: Client, bucket: str, known: set[str]) -> AsyncGener
             try:
                 entry = await watcher.updates(timeout=_POLL_S)
             except (NatsError, TimeoutError):
+                _obey_cancellation()
                 polls += 1
                 lost = client.stats["reconnects"] != reconnects
                 if lost or (polls % _VERIFY_EVERY_POLLS == 0 and not await _alive(watcher)):
@@ -93,6 +95,16 @@ async def _one_watch(client: Client, bucket: str, known: set[str]) -> AsyncGener
     finally:
         with contextlib.suppress(NatsError, JetStreamError, TimeoutError):
             await watcher.stop()
+
+
+def _obey_cancellation() -> None:
+    """Let a cancellation through that Python 3.11's wait_for has turned into a timeout.
+
+    See https://github.com/python/cpython/issues/86296: nats-py waits that way everywhere.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 def _record(entry: KeyValue.Entry, known: set[str], fresh: set[str]) -> Change:
