@@ -24,7 +24,8 @@ NATS_USER = {"node-agent": "agent"}  # the others are named as the service
 # What a developer may set for all services from outside.
 PASSED_ON = ("BUSBAR_LOG_LEVEL", "BUSBAR_TRACE_SAMPLE_RATIO")
 READY_TIMEOUT = timedelta(seconds=90)  # two busy cores, five interpreters, Triton proving itself
-LONG_STOP = timedelta(seconds=20)
+# The node agent drains for up to 15 s, then gives Triton 10 s to unload.
+LONG_STOP = timedelta(seconds=35)
 
 
 @dataclass(frozen=True)
