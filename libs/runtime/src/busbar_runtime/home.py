@@ -113,7 +113,8 @@ class Secrets:
             operator_token=kept.get("operator_token") or "op_" + secrets.token_hex(SECRET_BYTES),
             key_hmac=kept.get("key_hmac") or secrets.token_hex(SECRET_BYTES),
         )
-        write_private_json(path, vars(made))
+        if kept != vars(made):
+            write_private_json(path, vars(made))
         return made
 
 
