@@ -131,6 +131,23 @@ async def test_a_follower_survives_a_killed_server_and_reports_what_vanished(
     assert route_changes.count(Put("kept", b"y", kept)) >= 1
 
 
+async def test_a_follower_of_a_busy_bucket_reads_it_again_after_a_reconnect(
+    client: Client,
+) -> None:
+    store = await client.jetstream().key_value(topology.LEASES.name)
+    async with following(client, topology.LEASES.name) as seen:
+        await until_seen(seen, Current())
+        client.stats["reconnects"] += 1  # as after a blip that the server did not notice
+
+        async def read_again_although_never_idle() -> bool:
+            await store.put("r1.s1.busy", b"x")
+            return seen.count(Current()) > 1
+
+        await eventually(
+            read_again_although_never_idle, within_s=DEADLINE_S, what="the bucket is read again"
+        )
+
+
 async def test_a_durable_publish_outlives_a_restart_and_is_stored_once(
     client: Client, nats_server: NatsServer
 ) -> None:

@@ -74,14 +74,13 @@ async def _one_watch(client: Client, bucket: str, known: set[str]) -> AsyncGener
     try:
         reconnects, polls, fresh = client.stats["reconnects"], 0, set[str]()
         reading_all = True
-        while True:
+        while client.stats["reconnects"] == reconnects:
             try:
                 entry = await watcher.updates(timeout=_POLL_S)
             except (NatsError, TimeoutError):
                 _obey_cancellation()
                 polls += 1
-                lost = client.stats["reconnects"] != reconnects
-                if lost or (polls % _VERIFY_EVERY_POLLS == 0 and not await _alive(watcher)):
+                if polls % _VERIFY_EVERY_POLLS == 0 and not await _alive(watcher):
                     return
                 continue
             if entry is not None:
