@@ -45,6 +45,8 @@ from busbar_gateway.usecases.watchdog import Watchdog
 
 log = structlog.get_logger()
 
+_CANCEL_AGAIN_S = 0.2
+
 
 @dataclass(slots=True)
 class Gateway:
@@ -163,10 +165,17 @@ async def running(gateway: Gateway, region: str) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await _end(tasks)
         await gateway.heartbeat.withdraw()
+
+
+async def _end(tasks: list[asyncio.Task[None]]) -> None:
+    """Cancel until it is obeyed: Python 3.11's wait_for can swallow a cancellation."""
+    running = set(tasks)
+    while running:
+        for task in running:
+            task.cancel()
+        _, running = await asyncio.wait(running, timeout=_CANCEL_AGAIN_S)
 
 
 def _died(task: asyncio.Task[None]) -> None:

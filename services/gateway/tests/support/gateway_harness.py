@@ -29,7 +29,7 @@ from busbar_messaging import topology
 from busbar_messaging.connection import BusSettings, close, connect
 from busbar_runtime.pytest_plugin import NatsServer
 from nats.aio.client import Client
-from nats.errors import TimeoutError as NatsTimeout
+from nats.errors import Error as NatsError
 from nats.js.errors import NotFoundError
 from tritonclient.grpc import model_config_pb2, service_pb2
 
@@ -104,7 +104,7 @@ class FakeAgent:
             if self.paused:
                 await asyncio.sleep(0.01)
                 continue
-            with contextlib.suppress(NatsTimeout, TimeoutError):
+            with contextlib.suppress(NatsError, TimeoutError):
                 for message in await puller.fetch(8, timeout=0.2):
                     await message.ack()
                     work = work_pb2.InferenceWork.FromString(message.data)
@@ -135,7 +135,7 @@ def response(work: work_pb2.InferenceWork, **more: Any) -> bytes:
         model_name=request.model_name, model_version="1", id=request.id, **more
     )
     answer.outputs.add(name="OUT", datatype="FP32", shape=[4])
-    answer.raw_output_contents.append(request.raw_input_contents[0])
+    answer.raw_output_contents.extend(request.raw_input_contents[:1] or [bytes(16)])
     return answer.SerializeToString()
 
 

@@ -1,0 +1,140 @@
+"""What happens to charges whose answers were not delivered."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from busbar_contracts.gateway.v1.usage_pb2 import UsageRecord
+from busbar_gateway.adapters.commit_table import CommitTable
+from busbar_gateway.adapters.metrics import Metrics
+from busbar_gateway.adapters.usage_log import UsageLog
+from busbar_gateway.domain.failures import Unavailable
+from busbar_gateway.usecases.calls import InferenceCall
+from busbar_messaging.connection import close, connect
+from busbar_messaging.topology import usage_subject
+from busbar_runtime.pytest_plugin import NatsServer
+from gateway_harness import (
+    AUTH,
+    REGION,
+    TENANT,
+    Platform,
+    a_gateway,
+    eventually,
+    fresh_name,
+    gateway_settings,
+    request,
+    stream_of,
+)
+from nats.aio.client import Client
+from uuid_utils import uuid7
+
+
+async def test_a_gateway_killed_before_delivery_takes_the_charge_back_when_it_starts(
+    nats_server: NatsServer, provisioner: Client, keys: None, metrics: Metrics, tmp_path: Path
+) -> None:
+    settings = gateway_settings(nats_server, tmp_path)
+    killed = uuid7().bytes
+    table = CommitTable(tmp_path / f"commits-{settings.gateway_id}")
+    table.claim(killed, TENANT)
+    table.close()
+
+    async with a_gateway(nats_server, provisioner, metrics, settings) as platform:
+        await eventually(lambda: platform.gateway.usage.idle)
+        [void] = (await platform.usage()).voids
+
+    assert (void.request_id, void.tenant_id) == (killed, TENANT)
+    assert void.reason
+
+
+async def test_a_customer_gone_before_the_last_byte_is_not_charged(platform: Platform) -> None:
+    name, _ = await platform.deploy()
+    call = a_call(platform, name)
+
+    with pytest.raises(ConnectionResetError):
+        async with platform.serving.infer(call):
+            raise ConnectionResetError
+
+    await eventually(lambda: platform.gateway.usage.idle)
+    usage = await platform.usage()
+    assert [r.request_id for r in usage.records] == [call.request_id]
+    assert [v.request_id for v in usage.voids] == [call.request_id]
+
+
+async def test_an_answer_wanted_whole_is_free_until_it_is_settled(platform: Platform) -> None:
+    name, agent = await platform.deploy(decoupled=True)
+    agent.behaviour = stream_of(3)
+    call = a_call(platform, name, whole=True)
+
+    async with platform.serving.stream(call) as stream:
+        async for _ in stream:
+            break
+
+    await eventually(lambda: platform.gateway.usage.idle)
+    assert agent.works
+    assert not (await platform.usage()).records
+
+
+async def test_a_charge_still_queued_is_dropped_without_a_trace(
+    nats_server: NatsServer, tmp_path: Path
+) -> None:
+    settings = gateway_settings(nats_server, tmp_path)
+    client = await connect(settings, "test")
+    table = CommitTable(tmp_path / "commits")
+    log = UsageLog(
+        client,
+        table,
+        subject=usage_subject(REGION, fresh_name("g")),
+        gateway_id="g",
+        give_up_after=timedelta(seconds=1),
+        committed=lambda records, took_s: None,
+    )
+    commit = asyncio.create_task(log.commit(log.claim(uuid7().bytes, "t"), UsageRecord()))
+    await asyncio.wait([commit], timeout=0.05)
+    commit.cancel()  # nothing runs the log, so nothing was published
+    await asyncio.gather(commit, return_exceptions=True)
+
+    assert log.idle
+    table.close()
+    await close(client)
+
+
+async def test_what_cannot_be_made_durable_is_refused_and_taken_back(
+    nats_server: NatsServer, tmp_path: Path
+) -> None:
+    settings = gateway_settings(nats_server, tmp_path)
+    client = await connect(settings, "test")
+    table = CommitTable(tmp_path / "commits")
+    log = UsageLog(
+        client,
+        table,
+        subject="busbar.usage.no.stream.takes.this",
+        gateway_id="g",
+        give_up_after=timedelta(seconds=0.2),
+        committed=lambda records, took_s: None,
+    )
+    running = asyncio.create_task(log.run())
+    with pytest.raises(Unavailable):
+        await log.commit(log.claim(uuid7().bytes, "t"), UsageRecord())
+
+    assert table.occupied_count == 1  # the void is tried until it succeeds
+    running.cancel()
+    table.close()
+    await close(client)
+
+
+def a_call(platform: Platform, name: str, *, whole: bool = False) -> InferenceCall:
+    caller = platform.gateway.keys.authenticate(AUTH[0][1])
+    return InferenceCall(
+        request_id=uuid7().bytes,
+        caller=caller,
+        route=platform.gateway.routes.find(caller, name),
+        payload=request(name),
+        api="kserve.http.infer",
+        received_unix_ns=0,
+        deadline=asyncio.get_running_loop().time() + 10,
+        deadline_unix_ms=2**50,
+        whole=whole,
+    )
