@@ -15,9 +15,7 @@ REPO = Path(__file__).resolve().parents[2]
 GENERATED = ("libs/contracts/src/",)
 MAX_FUNCTION_LINES, MAX_MODULE_LINES = 70, 500
 REFUSED_NAMES = {"utils", "common", "core", "helpers", "misc", "base", "manager"}
-UNFINISHED = re.compile(
-    r"\b(TODO|FIXME|NotImplementedError)\b|#.*\bXXX\b"
-)  # XXX is a currency, too
+UNFINISHED = re.compile(r"\b(TODO|FIXME|NotImplementedError)\b|#.*\bXXX\b")  # XXX: a currency too
 
 
 @cache
