@@ -22,6 +22,9 @@ from busbar_gateway.adapters.commit_table import CommitTable, Slot
 log = structlog.get_logger()
 
 BATCH_MAX = 512
+_GATHER_S = 0.003
+"""Wait for neighbours when the last commit had some: fewer messages and fsyncs for all.
+A lone customer never waits."""
 _DRAIN_POLL_S = 0.02
 
 
@@ -66,6 +69,7 @@ class UsageLog:
         self._queue: deque[Charge] = deque()
         self._wake = asyncio.Event()
         self._publishing = False
+        self._crowded = False
         for slot in table.left_over:
             self._void(slot, "gateway stopped before delivery")
 
@@ -117,7 +121,10 @@ class UsageLog:
             await self._wake.wait()
             self._wake.clear()
             while self._queue:
+                if self._crowded:
+                    await asyncio.sleep(_GATHER_S)
                 size = min(BATCH_MAX, len(self._queue))
+                self._crowded = size > 1
                 self._publishing = True
                 try:
                     await self._publish([self._queue.popleft() for _ in range(size)])
