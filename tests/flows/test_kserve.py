@@ -234,7 +234,7 @@ def test_what_would_reach_into_the_server_is_refused_with_a_reason(
     grpc_client: Any, http_client: Any, headers: dict[str, str], call: Any
 ) -> None:
     for client in (grpc_client, http_client):
-        with pytest.raises(InferenceServerException, match="operator|share") as refused:
+        with pytest.raises(InferenceServerException, match=r"operator|share") as refused:
             call(client, headers)
         assert str(refused.value.status()) in {"StatusCode.PERMISSION_DENIED", "403"}
 

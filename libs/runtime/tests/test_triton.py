@@ -110,7 +110,7 @@ async def test_an_install_killed_half_way_is_made_again_by_whoever_comes_next(
     first.wait()
     both = [subprocess.Popen(command, env=environment) for _ in range(2)]
     codes = [process.wait(timeout=200) for process in both]
-    left = sorted(path.name for path in tmp_path.iterdir())  # noqa: ASYNC240  # local and small
+    left = sorted(path.name for path in tmp_path.iterdir())  # local and small
 
     assert codes == [0, 0]
     assert left == [ensure_triton(tmp_path).root.name, "triton.lock"]
