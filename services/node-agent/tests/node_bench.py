@@ -61,12 +61,12 @@ def payload(model: str, inputs: Mapping[str, Tensor]) -> bytes:
     return request.SerializeToString()
 
 
-def slow_echo(delay_ms: int = 0, fault: str = "") -> bytes:
+def slow_echo(delay_ms: int = 0, fault: str = "", model: str = "slow-echo") -> bytes:
     """A request for the model slow-echo."""
     inputs = {"INPUT0": Tensor("FP32", [1.5, 2.5]), "delay_ms": Tensor("INT32", [delay_ms])}
     if fault:
         inputs["fault"] = Tensor("BYTES", [fault.encode()])
-    return payload("slow-echo", inputs)
+    return payload(model, inputs)
 
 
 def repeat(values: Sequence[int], delay_ms: int = 0) -> bytes:
@@ -97,6 +97,7 @@ class Sent:
         before: list[work_pb2.WorkFrame] = []
         async with asyncio.timeout(within_s):
             while (frame := await self.frames.get()).WhichOneof("frame") not in kinds:
+                assert frame.WhichOneof("frame") not in {"finished", "failed"}, frame
                 before.append(frame)
         return frame, before
 

@@ -62,12 +62,10 @@ class BundleCache:
 
         return Bundle(digest, target, warm)
 
-    def forget_others(self, digests: set[str]) -> None:
+    async def keep_only(self, digests: set[str]) -> None:
         """Delete the bundles that are not among these."""
-        kept = {digest_hex(digest) for digest in digests}
-        for entry in self.root.iterdir() if self.root.is_dir() else ():
-            if entry.name not in kept:
-                shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink()
+        kept = {digest.removeprefix("sha256:") for digest in digests}
+        await asyncio.to_thread(_delete_others, self.root, kept)
 
     async def _fetch(self, hex_digits: str, target: Path) -> None:
         self.root.mkdir(parents=True, exist_ok=True)
@@ -106,6 +104,16 @@ class BundleCache:
         free_bytes = shutil.disk_usage(self.root).free
         if free_bytes < 2 * size_bytes + _FREE_BYTES_MIN:
             raise Unavailable(f"only {free_bytes} bytes free in {self.root} for a bundle")
+
+
+def _delete_others(root: Path, kept: set[str]) -> None:
+    for entry in root.iterdir() if root.is_dir() else ():
+        if entry.name.partition(".")[0] in kept:
+            continue
+        if entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
 
 
 class _VerifyingSink:

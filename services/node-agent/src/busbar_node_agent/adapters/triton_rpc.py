@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import os
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import Any
+
+# Triton is the only process we start, and it never calls into gRPC before its own exec.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
 
 import grpc
 import grpc.aio
@@ -45,7 +50,7 @@ class TritonRpc:
         metadata = (("traceparent", traceparent),) if traceparent else None
         try:
             return await self._infer(request, timeout=timeout_s, metadata=metadata)
-        except grpc.aio.AioRpcError as error:
+        except (grpc.aio.AioRpcError, asyncio.CancelledError) as error:
             raise _refused(error) from None
 
     async def stream(
@@ -116,7 +121,7 @@ class TritonRpc:
         call = self._channel.unary_unary(f"{_SERVICE}{method}")
         try:
             return await call(request.SerializeToString(), timeout=timeout_s)
-        except grpc.aio.AioRpcError as error:
+        except (grpc.aio.AioRpcError, asyncio.CancelledError) as error:
             raise _refused(error) from None
 
 
@@ -124,9 +129,15 @@ class TritonRpc:
 def _translated() -> Iterator[None]:
     try:
         yield
-    except grpc.aio.AioRpcError as error:
+    except (grpc.aio.AioRpcError, asyncio.CancelledError) as error:
         raise _refused(error) from None
 
 
-def _refused(error: grpc.aio.AioRpcError) -> TritonRefused:
-    return TritonRefused(error.code().name, error.details() or "")
+def _refused(error: grpc.aio.AioRpcError | asyncio.CancelledError) -> BaseException:
+    """Closing a channel cancels its calls, which looks as if somebody cancelled the caller."""
+    if isinstance(error, grpc.aio.AioRpcError):
+        return TritonRefused(error.code().name, error.details() or "")
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        return error
+    return TritonRefused("UNAVAILABLE", "the connection to Triton was closed")

@@ -50,8 +50,9 @@ class Lane:
     on_freed: Callable[[], None]
     loaded: bool = True
     """False once this run of Triton, or the model in it, is gone."""
-    timeouts_in_a_row: int = 0
-    """Deadlines that passed at Triton since it last answered."""
+    suspect_since_s: float = 0.0
+    """When the model first failed by its own fault since it last answered; 0 for never."""
+    suspected: asyncio.Event = field(default_factory=asyncio.Event)
     _empty: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
@@ -61,6 +62,16 @@ class Lane:
         """Work arrived for one of the slots asked for."""
         self.credits.arrived()
         self._empty.clear()
+
+    def answered(self) -> None:
+        """The model works."""
+        self.suspect_since_s = 0.0
+        self.suspected.clear()
+
+    def failed(self) -> None:
+        """The model did not answer, or broke down answering: it may need a check."""
+        self.suspect_since_s = self.suspect_since_s or asyncio.get_running_loop().time()
+        self.suspected.set()
 
     def freed(self) -> None:
         """A slot is free again."""

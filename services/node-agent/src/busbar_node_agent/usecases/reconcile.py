@@ -59,6 +59,11 @@ class Reconciler:
             for assignment in steps.start:
                 self.replicas[assignment.deployment] = Replica(assignment, self.tools)
             self.tools.on_change()
+            await self.tools.keep_only(self._digests())
+
+    def _digests(self) -> set[str]:
+        present = (replica.assignment for replica in self.replicas.values())
+        return {each.bundle_digest for each in (*self._desired.values(), *present)}
 
     async def drain(self, timeout_s: float) -> None:
         """Pull no more work, on no replica, and wait for what is in hand."""

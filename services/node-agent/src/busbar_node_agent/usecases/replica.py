@@ -32,7 +32,6 @@ _GUARD_INTERVAL_S = 3.0
 _POLL_S = 0.1
 _RETRY_FIRST_S, _RETRY_CAP_S = 1.0, 60.0
 _CRASH_RETRY_FIRST_S, _CRASH_RETRY_CAP_S = 5.0, 900.0
-_TIMEOUTS_MIN = 2
 
 FETCHING = status_pb2.REPLICA_STATE_FETCHING
 LOADING = status_pb2.REPLICA_STATE_LOADING
@@ -84,6 +83,8 @@ class Tools:
     fetch: Callable[[str], Awaitable[Bundle]]
     stage: Callable[[str, Bundle], Awaitable[None]]
     unstage: Callable[[str], Awaitable[None]]
+    keep_only: Callable[[set[str]], Awaitable[None]]
+    """Deletes the fetched bundles that have none of these digests."""
     open_puller: Callable[[Lane], Puller]
     token_counter: Callable[[str, str], TokenCounter | None]
     on_change: Callable[[], None]
@@ -253,23 +254,26 @@ class Replica:
 
     async def _until_gone(self, session: Session, bundle: Bundle, lane: Lane) -> str:
         """Wait until this run of Triton, or the model in it, is gone; returns what happened."""
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_GUARD_INTERVAL_S):
-                    await session.lost.wait()
-                    return "Triton was lost"
+        while not session.lost.is_set():
             try:
                 if not await session.rpc.model_ready(self.deployment, CONTROL_TIMEOUT_S):
                     return "Triton no longer has the model"
-                if lane.timeouts_in_a_row >= max(_TIMEOUTS_MIN, lane.credits.slots):
-                    await bundle.warm_up(session.rpc, self.deployment)
-                    lane.timeouts_in_a_row = 0
+                if lane.suspected.is_set():
+                    await _under(session, bundle.warm_up(session.rpc, self.deployment))
+                    lane.answered()
             except WarmUpFailed as error:
                 if not error.hung:
                     return error.reason
-                self._tools.supervisor.accuse(session, f"{self.deployment} hangs: {error.reason}")
+                if self._tools.work.longest_in_hand(lane) > lane.suspect_since_s > 0.0:
+                    # Nothing older is in hand that the check might have had to wait for.
+                    reason = f"{self.deployment} hangs: {error.reason}"
+                    self._tools.supervisor.accuse(session, reason)
             except TritonRefused as error:
                 log.warning("model not checked", deployment=self.deployment, reason=error.reason)
+            except _TritonGone:
+                break
+            await _either(session.lost, lane.suspected, within_s=_GUARD_INTERVAL_S)
+        return "Triton was lost"
 
     async def _unload(self) -> None:
         """Take the model out of Triton, as far as there is a Triton to take it out of."""
@@ -333,6 +337,18 @@ async def _under(session: Session, work: Awaitable[T]) -> T:
             task.cancel()
         elif not task.cancelled():
             task.exception()
+
+
+async def _either(first: asyncio.Event, second: asyncio.Event, *, within_s: float) -> None:
+    """Wait for one of two events; `second` counts only from a third of the time on."""
+    waits = [asyncio.create_task(first.wait())]
+    try:
+        await asyncio.wait(waits, timeout=within_s / 3)
+        waits.append(asyncio.create_task(second.wait()))
+        await asyncio.wait(waits, timeout=within_s * 2 / 3, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
 
 
 async def _lost_soon(session: Session) -> bool:

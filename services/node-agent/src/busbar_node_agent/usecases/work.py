@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -25,6 +26,7 @@ log = structlog.get_logger()
 FIRST_SIGN_AFTER_S = 0.1
 SIGN_INTERVAL_S = 1.0
 _TICK_S = 0.1
+_SUSPICIOUS = {FailureKind.DEADLINE_EXCEEDED, FailureKind.INTERNAL}
 
 Publish = Callable[[str, bytes], Awaitable[None]]
 
@@ -135,6 +137,11 @@ class WorkInHand:
             attempt.give_up(Failure(FailureKind.UNAVAILABLE, reason))
         return len(mine)
 
+    def longest_in_hand(self, lane: Lane) -> float:
+        """When the oldest work of `lane` was taken, in the loop's time; infinite for none."""
+        mine = (each.picked_s for each in self._attempts.values() if each.lane is lane)
+        return min(mine, default=math.inf)
+
     async def show_signs_of_life(self) -> None:
         """Tell gateways, for ever, that unanswered work is still being worked on."""
         while True:
@@ -192,8 +199,8 @@ class WorkInHand:
                 failure = await self._unary(attempt, timeout_s, traceparent)
         except TritonRefused as error:
             failure = judge(error.code, error.reason, loaded=lane.loaded)
-            if failure.kind is FailureKind.DEADLINE_EXCEEDED:
-                lane.timeouts_in_a_row += 1
+            if failure.kind in _SUSPICIOUS:
+                lane.failed()
         except asyncio.CancelledError:
             failure = attempt.given_up
             raise
@@ -238,11 +245,12 @@ class WorkInHand:
             usage=_usage(attempt.tokens),
         )
         attempt.chunk_count += 1
+        attempt.lane.answered()
         attempt.last_sign_s = asyncio.get_running_loop().time()
         await self._say(attempt.work, frame)
 
     async def _finish(self, attempt: Attempt, payload: bytes) -> None:
-        attempt.lane.timeouts_in_a_row = 0
+        attempt.lane.answered()
         outcome = work_pb2.WorkFinished(
             payload=payload,
             chunk_count=attempt.chunk_count,

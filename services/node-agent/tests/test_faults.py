@@ -1,0 +1,153 @@
+"""Triton dies, hangs or is lost; the agent is stopped or killed; the bus goes away."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from busbar_contracts.node.v1 import events_pb2, status_pb2, work_pb2
+from busbar_messaging import topology
+
+from .node_bench import NodeBench, poll, slow_echo
+
+SLOTS = 4
+
+
+@pytest.fixture(autouse=True)
+async def placed(node: NodeBench) -> None:
+    if node.process is None or node.process.poll() is not None:
+        node.start_agent()
+    await node.place({"slow-echo": (await node.push("slow-echo"), SLOTS)})
+    await node.ready("slow-echo")
+
+
+async def _restarted(node: NodeBench, before: int, within_s: float = 30.0) -> None:
+    """Wait until Triton was restarted once more and the model is ready again."""
+
+    async def reached() -> bool:
+        return (await node.status()).triton_restarts > before
+
+    await poll(reached, within_s)
+    await node.replica("slow-echo", status_pb2.REPLICA_STATE_READY, within_s=within_s)
+
+
+async def test_a_killed_triton_hands_its_work_back_and_comes_back(node: NodeBench) -> None:
+    killed, restarts = node.triton_pid, (await node.status()).triton_restarts
+    sent = [await node.send("slow-echo", slow_echo(delay_ms=20_000)) for _ in range(2)]
+    for each in sent:
+        await each.until("started")
+    began_s = time.monotonic()
+
+    os.kill(killed, signal.SIGKILL)
+    frames = [await each.last() for each in sent]
+    handed_back_s = time.monotonic() - began_s
+    await _restarted(node, restarts)
+    after = await node.send("slow-echo", slow_echo())
+
+    assert {frame.failed.kind for frame in frames} == {work_pb2.FAILURE_KIND_UNAVAILABLE}
+    assert handed_back_s < 1.0
+    assert (await after.last()).WhichOneof("frame") == "finished"
+    assert node.triton_pid != killed
+
+
+async def test_the_fleet_is_told_that_a_triton_was_lost(node: NodeBench) -> None:
+    subject = topology.event_subject("node", "triton_lost")
+    os.kill(node.triton_pid, signal.SIGKILL)
+    found: list[events_pb2.TritonLost] = []
+
+    async def told() -> bool:
+        message = await node.client.jetstream().get_last_msg(topology.EVENTS.name, subject)
+        found.append(events_pb2.TritonLost.FromString(message.data or b""))
+        return found[-1].node == node.node.key
+
+    await poll(told, 10.0)
+
+    assert found[-1].reason == "exited with signal 9"
+
+
+async def test_a_dead_tritons_shared_memory_is_swept(node: NodeBench) -> None:
+    started = node.log_lines("triton started")[-1]
+    regions = f"busbar_triton_{started['grpc_port']}_*"
+    before = list(Path("/dev/shm").glob(regions))
+    os.kill(node.triton_pid, signal.SIGKILL)
+
+    async def swept() -> bool:
+        return not list(Path("/dev/shm").glob(regions))
+
+    await poll(swept, 10.0)
+
+    assert before
+
+
+async def test_a_hung_triton_is_noticed_within_five_seconds_and_replaced(node: NodeBench) -> None:
+    hung, restarts = node.triton_pid, (await node.status()).triton_restarts
+    sent = await node.send("slow-echo", slow_echo(delay_ms=20_000))
+    await sent.until("started")
+    began_s = time.monotonic()
+
+    os.kill(hung, signal.SIGSTOP)
+    failed = (await sent.last()).failed
+    noticed_s = time.monotonic() - began_s
+    await _restarted(node, restarts)
+
+    assert failed.kind == work_pb2.FAILURE_KIND_UNAVAILABLE
+    assert noticed_s < 5.0
+    assert node.triton_pid != hung
+    assert not Path(f"/proc/{hung}").exists()
+
+
+async def test_a_model_whose_process_dies_fails_its_requests_only(node: NodeBench) -> None:
+    sent = await node.send("slow-echo", slow_echo(fault="crash"), deadline_s=2.0)
+
+    failed = (await sent.last(within_s=30.0)).failed
+
+    async def works_again() -> bool:
+        again = await node.send("slow-echo", slow_echo(), deadline_s=5.0)
+        return (await again.last()).WhichOneof("frame") == "finished"
+
+    await poll(works_again, 40.0)
+    assert failed.kind == work_pb2.FAILURE_KIND_DEADLINE_EXCEEDED
+
+
+async def test_a_consumer_that_vanishes_is_pulled_from_again_once_it_is_back(
+    node: NodeBench,
+) -> None:
+    spec = topology.work_consumer(node.node.region, "slow-echo")
+    jetstream = node.client.jetstream()
+    await jetstream.delete_consumer(spec.stream, spec.durable)
+    sent = await node.send("slow-echo", slow_echo())
+
+    await jetstream.add_consumer(spec.stream, spec.config())
+
+    assert (await sent.last(within_s=5.0)).WhichOneof("frame") == "finished"
+
+
+async def test_sigterm_finishes_what_is_in_hand_and_takes_nothing_new(node: NodeBench) -> None:
+    sent = await node.send("slow-echo", slow_echo(delay_ms=1500))
+    await sent.until("started")
+    triton = node.triton_pid
+
+    status = node.stop_agent()
+    frame = await sent.last()
+    left = await node.send("slow-echo", slow_echo())
+
+    assert status == 0
+    assert frame.WhichOneof("frame") == "finished"
+    assert left.frames.empty()
+    assert not (await node.lease()).ready
+    assert (await node.status()).draining
+    assert not Path(f"/proc/{triton}").exists()
+
+
+async def test_a_killed_agent_leaves_no_triton_behind(node: NodeBench) -> None:
+    triton = node.triton_pid
+
+    node.stop_agent(signal.SIGKILL)
+
+    async def gone() -> bool:
+        return not Path(f"/proc/{triton}").exists()
+
+    await poll(gone, 10.0)

@@ -1,0 +1,191 @@
+"""Models come and go: fetched, verified, loaded, warmed up, drained, unloaded."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import urllib.error
+import urllib.request
+
+import pytest
+from busbar_contracts.node.v1 import status_pb2
+from busbar_messaging import topology
+from tritonclient.grpc import service_pb2
+
+from .node_bench import NodeBench, poll, slow_echo, tar_of
+
+FAILED, READY = status_pb2.REPLICA_STATE_FAILED, status_pb2.REPLICA_STATE_READY
+
+
+@pytest.fixture(autouse=True)
+async def emptied(node: NodeBench) -> None:
+    """Begin with nothing on the node."""
+    await node.place({})
+
+    async def empty() -> bool:
+        return not (await node.status()).replicas
+
+    await poll(empty, 60.0)
+
+
+async def test_a_placed_model_becomes_ready_and_tells_what_it_is(node: NodeBench) -> None:
+    await node.place({"simple": (await node.push("simple"), 3)})
+
+    replica = await node.replica("simple", READY)
+
+    metadata = service_pb2.ModelMetadataResponse.FromString(replica.model_metadata)
+    config = service_pb2.ModelConfigResponse.FromString(replica.model_config)
+    assert metadata.name == config.config.name == "simple"
+    assert {tensor.name for tensor in metadata.inputs} == {"INPUT0", "INPUT1"}
+    assert replica.slots == 3
+
+
+async def test_one_bundle_serves_under_any_name(node: NodeBench) -> None:
+    digest = await node.push("slow-echo")
+    await node.place({"another-name": (digest, 2)})
+    await node.ready("another-name")
+
+    sent = await node.send("another-name", slow_echo(model="another-name"))
+
+    assert (await sent.last()).WhichOneof("frame") == "finished"
+
+
+async def test_a_wrong_warm_up_answer_keeps_a_model_from_working(node: NodeBench) -> None:
+    def edit(files: dict[str, bytes]) -> None:
+        text = files["busbar.yaml"].decode()
+        files["busbar.yaml"] = text.replace("data: [1, 2, 3, 4", "data: [9, 2, 3, 4").encode()
+
+    good, bad = await node.push("slow-echo"), await node.push("simple", edit)
+    await node.place({"simple": (bad, 1), "slow-echo": (good, 1)})
+
+    replica = await node.replica("simple", FAILED)
+    await node.ready("slow-echo")
+
+    assert replica.reason == "warm-up answered wrongly: OUTPUT0 [0] is 1, expected 9 within 0"
+
+
+async def test_a_model_that_does_not_load_says_why_and_disturbs_no_other(node: NodeBench) -> None:
+    def edit(files: dict[str, bytes]) -> None:
+        files["1/model.py"] = b"import no_such_module\n"
+
+    good, bad = await node.push("slow-echo"), await node.push("simple", edit)
+    await node.place({"simple": (bad, 1), "slow-echo": (good, 1)})
+
+    replica = await node.replica("simple", FAILED)
+    await node.ready("slow-echo")
+
+    assert "No module named 'no_such_module'" in replica.reason
+
+
+async def test_a_bundle_that_was_tampered_with_is_refused(node: NodeBench) -> None:
+    digest = "sha256:" + "0123456789abcdef" * 4
+    archive = tar_of({"config.pbtxt": b"", "busbar.yaml": b"name: simple"})
+    await node.put_object(archive, name=digest.removeprefix("sha256:"))
+
+    await node.place({"simple": (digest, 1)})
+    replica = await node.replica("simple", FAILED)
+
+    assert "has another digest" in replica.reason
+
+
+async def test_a_bundle_that_is_not_there_is_waited_for(node: NodeBench) -> None:
+    archive = await _archive(node)
+    store = await node.client.jetstream().object_store(topology.MODELS.name)
+    digest = await node.put_object(archive)
+    await store.delete(digest.removeprefix("sha256:"))
+    await node.place({"simple": (digest, 1)})
+    await node.replica("simple", FAILED, reason="not in the object store")
+
+    await node.put_object(archive)
+
+    await node.ready("simple")
+
+
+async def test_a_link_out_of_the_bundle_is_refused(node: NodeBench) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name in ("config.pbtxt", "busbar.yaml"):
+            archive.addfile(tarfile.TarInfo(name))
+        link = tarfile.TarInfo("1/weights")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    digest = await node.put_object(buffer.getvalue())
+
+    await node.place({"simple": (digest, 1)})
+    replica = await node.replica("simple", FAILED)
+
+    assert "neither a file nor a directory" in replica.reason
+
+
+async def test_a_withdrawn_model_finishes_its_work_first(node: NodeBench) -> None:
+    await node.place({"slow-echo": (await node.push("slow-echo"), 2)})
+    await node.ready("slow-echo")
+    sent = await node.send("slow-echo", slow_echo(delay_ms=1500))
+    await sent.until("started")
+
+    await node.place({})
+    last = await sent.last()
+
+    assert last.WhichOneof("frame") == "finished"
+
+
+async def test_a_new_bundle_replaces_the_old_one_after_its_work(node: NodeBench) -> None:
+    def edit(files: dict[str, bytes]) -> None:
+        files["1/model.py"] += b"\n# another version\n"
+
+    await node.place({"slow-echo": (await node.push("slow-echo"), 2)})
+    await node.ready("slow-echo")
+    sent = await node.send("slow-echo", slow_echo(delay_ms=800))
+    await sent.until("started")
+
+    digest = await node.push("slow-echo", edit)
+    await node.place({"slow-echo": (digest, 2)})
+    last = await sent.last()
+    await node.replica("slow-echo", READY, digest=digest)
+    after = await node.send("slow-echo", slow_echo())
+
+    assert last.WhichOneof("frame") == "finished"
+    assert (await after.last()).WhichOneof("frame") == "finished"
+
+
+async def test_a_deposed_leaders_placement_is_ignored(node: NodeBench) -> None:
+    digest = await node.push("slow-echo")
+    await node.place({"slow-echo": (digest, 2)}, token=7)
+    await node.ready("slow-echo")
+
+    await node.place({}, token=6)
+    await node.place({"slow-echo": (digest, 3)}, token=7)
+
+    async def adjusted() -> bool:
+        return [each.slots for each in (await node.status()).replicas] == [3]
+
+    await poll(adjusted, 10.0)
+    assert len(node.log_lines("placement of a deposed leader ignored")) == 1
+    await node.place({}, token=7)
+
+
+async def test_the_agent_is_ready_once_it_knows_what_is_wanted(node: NodeBench) -> None:
+    async def ready() -> bool:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{node.ops_port}/readyz", timeout=2):
+                return True
+        except urllib.error.URLError:
+            return False
+
+    await poll(ready, 10.0)
+    with urllib.request.urlopen(f"http://127.0.0.1:{node.ops_port}/metrics", timeout=2) as answer:
+        metrics = answer.read().decode()
+
+    assert "busbar_agent_triton_ready 1.0" in metrics
+    lease = await node.lease()
+    assert lease.ready
+    assert (await node.status()).capacity.memory_mib == 2048
+
+
+async def _archive(node: NodeBench) -> bytes:
+    digest = await node.push("simple")
+    store = await node.client.jetstream().object_store(topology.MODELS.name)
+    stored = (await store.get(digest.removeprefix("sha256:"))).data or b""
+    with tarfile.open(fileobj=io.BytesIO(stored)) as tar:
+        files = {each.name: tar.extractfile(each).read() for each in tar}  # type: ignore[union-attr]
+    return tar_of({**files, "1/note": b"not pushed before"})
