@@ -78,6 +78,7 @@ def test_slots_that_shrink_are_not_asked_for_again_before_work_ends() -> None:
         ("NOT_FOUND", "unknown model", False, FailureKind.UNAVAILABLE),
         ("INTERNAL", "ValueError", True, FailureKind.INTERNAL),
         ("INTERNAL", "stub died", False, FailureKind.UNAVAILABLE),
+        ("INTERNAL", "Stub process 'm_0' is not healthy.", True, FailureKind.UNAVAILABLE),
         ("UNKNOWN", "?", True, FailureKind.INTERNAL),
         ("UNAVAILABLE", "Socket closed", True, FailureKind.UNAVAILABLE),
         ("CANCELLED", "shutting down", True, FailureKind.UNAVAILABLE),

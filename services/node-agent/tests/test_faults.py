@@ -109,7 +109,10 @@ async def test_a_model_whose_process_dies_fails_its_requests_only(node: NodeBenc
         return (await again.last()).WhichOneof("frame") == "finished"
 
     await poll(works_again, 40.0)
-    assert failed.kind == work_pb2.FAILURE_KIND_DEADLINE_EXCEEDED
+    assert failed.kind in {
+        work_pb2.FAILURE_KIND_DEADLINE_EXCEEDED,  # Triton never answered
+        work_pb2.FAILURE_KIND_UNAVAILABLE,  # or it had seen the process die
+    }
 
 
 async def test_a_consumer_that_vanishes_is_pulled_from_again_once_it_is_back(

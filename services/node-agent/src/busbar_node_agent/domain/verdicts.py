@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import Enum
 
@@ -39,6 +40,7 @@ _KINDS = {
     "CANCELLED": FailureKind.UNAVAILABLE,  # by Triton, that is: what we cancel is not judged here
     "DEADLINE_EXCEEDED": FailureKind.DEADLINE_EXCEEDED,
 }
+_MODEL_PROCESS_DIED = re.compile("Stub process .* is not healthy")
 _BLAMED_ON_RELOADING = {FailureKind.NOT_FOUND, FailureKind.INTERNAL}
 
 # Triton 2.51 refuses what it does not even queue with a text only, when it comes by a stream.
@@ -73,6 +75,7 @@ def judge(code: str, message: str, *, loaded: bool) -> Failure:
         too_large = "larger than max" in message
         return Failure(FailureKind.TOO_LARGE if too_large else FailureKind.UNAVAILABLE, reason)
     kind = _KINDS.get(code, FailureKind.INTERNAL)
-    if kind in _BLAMED_ON_RELOADING and not loaded:
+    gone = not loaded or _MODEL_PROCESS_DIED.search(message) is not None
+    if kind in _BLAMED_ON_RELOADING and gone:
         return Failure(FailureKind.UNAVAILABLE, reason)
     return Failure(kind, reason)

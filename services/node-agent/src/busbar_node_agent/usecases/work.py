@@ -26,7 +26,7 @@ log = structlog.get_logger()
 FIRST_SIGN_AFTER_S = 0.1
 SIGN_INTERVAL_S = 1.0
 _TICK_S = 0.1
-_SUSPICIOUS = {FailureKind.DEADLINE_EXCEEDED, FailureKind.INTERNAL}
+_SUSPICIOUS = {FailureKind.DEADLINE_EXCEEDED, FailureKind.INTERNAL, FailureKind.UNAVAILABLE}
 
 Publish = Callable[[str, bytes], Awaitable[None]]
 
