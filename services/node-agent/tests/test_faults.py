@@ -145,8 +145,11 @@ async def test_sigterm_finishes_what_is_in_hand_and_takes_nothing_new(node: Node
     assert not Path(f"/proc/{triton}").exists()
 
 
-async def test_a_killed_agent_leaves_no_triton_behind(node: NodeBench) -> None:
+async def test_a_killed_agent_takes_its_triton_along_and_its_successor_cleans_up(
+    node: NodeBench,
+) -> None:
     triton = node.triton_pid
+    regions = f"busbar_triton_{node.log_lines('triton started')[-1]['grpc_port']}_*"
 
     node.stop_agent(signal.SIGKILL)
 
@@ -154,3 +157,12 @@ async def test_a_killed_agent_leaves_no_triton_behind(node: NodeBench) -> None:
         return not Path(f"/proc/{triton}").exists()
 
     await poll(gone, 10.0)
+    node.start_agent()
+    await node.ready("slow-echo")
+
+    async def swept() -> bool:
+        return not list(Path("/dev/shm").glob(regions))
+
+    await poll(swept, 10.0)
+    after = await node.send("slow-echo", slow_echo())
+    assert (await after.last(within_s=10.0)).WhichOneof("frame") == "finished"

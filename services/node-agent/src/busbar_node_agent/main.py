@@ -103,6 +103,7 @@ class Agent:
 
 def build(settings: Settings, client: Client, tracer: Tracer) -> Agent:
     """Put the parts together; nothing runs yet."""
+    settings.state_dir.mkdir(parents=True, exist_ok=True)
     node, run_id, gpus = settings.node_id, uuid.uuid4().hex, find_gpus()
     repository = ModelRepository(settings.repository)
     repository.clear()
@@ -199,7 +200,8 @@ def _launcher(settings: Settings) -> TritonCommand | TritonAddress:
     if not settings.triton_command:
         return TritonAddress(settings.triton_grpc_url)
     otlp_url = f"{(settings.otlp_endpoint or _NO_COLLECTOR).rstrip('/')}/v1/traces"
-    return TritonCommand(settings.triton_command, settings.repository, otlp_url)
+    note = settings.state_dir / "triton.json"
+    return TritonCommand(settings.triton_command, settings.repository, otlp_url, note)
 
 
 def _capacity(settings: Settings, gpus: Gpus | None) -> status_pb2.NodeCapacity:

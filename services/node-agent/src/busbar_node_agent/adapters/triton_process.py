@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -36,9 +37,12 @@ class TritonCommand:
     argv: Sequence[str]
     repository: Path
     otlp_url: str
+    note: Path
+    """Where the last one started is noted, for an agent that comes after one that was killed."""
 
     async def start(self) -> TritonChild:
         """Start it on free ports. It is not live yet."""
+        await asyncio.to_thread(self._clear_away_predecessor)
         http_port, grpc_port, metrics_port = _free_ports(3)
         values = {
             "http_port": http_port,
@@ -55,8 +59,27 @@ class TritonCommand:
             stderr=asyncio.subprocess.STDOUT,
             start_new_session=True,
         )
+        shm_prefix = _shm_prefix(argv)
+        self.note.write_text(json.dumps({"pid": process.pid, "shm_prefix": shm_prefix}))
         log.info("triton started", pid=process.pid, grpc_port=grpc_port, http_port=http_port)
-        return TritonChild(process, TritonRpc(f"{LOOPBACK}:{grpc_port}"), _shm_prefix(argv))
+        return TritonChild(process, TritonRpc(f"{LOOPBACK}:{grpc_port}"), shm_prefix)
+
+    def _clear_away_predecessor(self) -> None:
+        """Kill what outlived the Triton last noted, and remove its shared memory.
+
+        The kernel kills Triton with its agent, but not the processes of its models.
+        """
+        try:
+            noted = json.loads(self.note.read_text())
+            session, prefix = int(noted["pid"]), str(noted["shm_prefix"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return
+        for pid in _session_members(session, mark=str(self.repository)):
+            log.warning("process of an earlier triton killed", pid=pid)
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        _sweep(prefix)
+        self.note.unlink(missing_ok=True)
 
 
 class TritonChild:
@@ -146,6 +169,21 @@ def _shm_prefix(argv: Sequence[str]) -> str:
     """What this Triton's shared memory regions begin with; "" when the command does not say."""
     named = [part.rpartition(_SHM_OPTION)[2] for part in argv if _SHM_OPTION in part]
     return named[0] if named else ""
+
+
+def _session_members(session: int, *, mark: str) -> list[int]:
+    """Processes of a session whose command line has `mark` in it, so that a session id
+    which meanwhile belongs to somebody else harms nobody.
+    """
+    found: list[int] = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        with contextlib.suppress(OSError):
+            pid = int(entry.name)
+            if os.getsid(pid) == session and mark.encode() in (entry / "cmdline").read_bytes():
+                found.append(pid)
+    return found
 
 
 def _sweep(prefix: str) -> None:

@@ -26,8 +26,9 @@ async def warm_up(triton: Inference, model: str, manifest: Manifest) -> None:
     except TensorMalformed as error:
         raise WarmUpFailed(f"warm-up is malformed: {error}") from error
     except TritonRefused as error:
-        hung = error.code == "DEADLINE_EXCEEDED"
-        raise WarmUpFailed(f"warm-up failed: {error.code}: {error.reason}", hung=hung) from error
+        reason = f"warm-up failed: {error.code}: {error.reason}"
+        hung, busy = error.code == "DEADLINE_EXCEEDED", error.code == "UNAVAILABLE"
+        raise WarmUpFailed(reason, hung=hung, busy=busy) from error
     for name, expected in manifest.warmup.expect.items():
         differs = difference(expected.tensor(), got.get(name), expected.tolerance)
         if differs:

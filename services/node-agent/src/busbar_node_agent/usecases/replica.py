@@ -44,11 +44,15 @@ T = TypeVar("T")
 
 
 class WarmUpFailed(BusbarError):
-    """The model did not answer its warm-up as it should; `hung`: not at all."""
+    """The model did not answer its warm-up as it should.
 
-    def __init__(self, reason: str, *, hung: bool = False) -> None:
+    `hung`: not at all; `busy`: it was refused by a Triton that has too much to do.
+    """
+
+    def __init__(self, reason: str, *, hung: bool = False, busy: bool = False) -> None:
         super().__init__(reason)
         self.hung = hung
+        self.busy = busy
 
 
 class _TritonGone(Exception):
@@ -262,9 +266,12 @@ class Replica:
                     await _under(session, bundle.warm_up(session.rpc, self.deployment))
                     lane.answered()
             except WarmUpFailed as error:
-                if not error.hung:
+                if not (error.hung or error.busy):
                     return error.reason
-                if self._tools.work.longest_in_hand(lane) > lane.suspect_since_s > 0.0:
+                if (
+                    error.hung
+                    and self._tools.work.longest_in_hand(lane) > lane.suspect_since_s > 0.0
+                ):
                     # Nothing older is in hand that the check might have had to wait for.
                     reason = f"{self.deployment} hangs: {error.reason}"
                     self._tools.supervisor.accuse(session, reason)
