@@ -102,7 +102,7 @@ fix: setup
 # Compare with a direct Triton: req/s, latency, CPU per request
 [group('test'), no-exit-message]
 bench *args: setup
-    @exec {{python}} tests/benchmarks/run.py "$@"
+    @exec {{python}} -m busbar_runtime exec --home "${BUSBAR_BENCH_HOME:-.busbar/bench}" -- {{python}} tests/benchmarks/run.py "$@"
 
 # ── Upkeep ────────────────────────────────────────────────────────────────
 
