@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,15 +14,15 @@ from busbar_errors import Unavailable
 from busbar_messaging import topology
 from google.protobuf.message import DecodeError
 from nats.aio.client import Client
-from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
+from busbar_gateway.adapters.hot_connection import HotConnection
 from busbar_gateway.domain.failures import RateLimited
 
 log = structlog.get_logger()
 
 Acknowledged = Callable[[int | Exception], None]
-OnFrame = Callable[[WorkFrame], Awaitable[None] | None]
+OnFrame = Callable[[WorkFrame], None]
 
 _SUBJECT_FULL = 10077
 _FORGET_ACKS_AFTER_S = 30.0
@@ -40,10 +40,12 @@ class WorkBus:
 
     def __init__(self, client: Client, gateway_id: str) -> None:
         self._client = client
+        self._hot = HotConnection(client)
         self.reply_subject = topology.reply_subject(gateway_id)
-        self._ack_prefix = f"{client.new_inbox()}."
-        self._acks: dict[str, _Waiting] = {}
+        self._ack_prefix = f"{client.new_inbox()}.".encode()
+        self._acks: dict[bytes, _Waiting] = {}
         self._token = 0
+        self._subjects: dict[tuple[str, str], bytes] = {}
         self._epochs: dict[str, str] = {}
         self._on_frame: OnFrame | None = None
         self.looks = 0
@@ -62,35 +64,38 @@ class WorkBus:
     async def start(self, on_frame: OnFrame) -> None:
         """Subscribe to both inboxes."""
         self._on_frame = on_frame
-        await self._client.subscribe(self.reply_subject, cb=self._frame)
-        await self._client.subscribe(f"{self._ack_prefix}*", cb=self._ack)
+        await self._hot.subscribe(self.reply_subject, self._frame)
+        await self._hot.subscribe(f"{self._ack_prefix.decode()}*", self._ack)
 
     def epoch(self, region: str) -> str:
         """Identifies the region's stream as last seen; empty when it was never seen."""
         return self._epochs.get(region, "")
 
-    async def publish_work(
+    def publish_work(
         self, region: str, deployment: str, work: bytes, acknowledged: Acknowledged
     ) -> None:
         """Publish once; `acknowledged` gets the stream sequence, Unavailable or RateLimited."""
         now = asyncio.get_running_loop().time()
         self._forget_old(now)
         self._token += 1
-        token = f"{self._token:x}"
-        self._acks[token] = _Waiting(now, acknowledged)
-        subject = topology.work_subject(region, deployment)
+        token = b"%x" % self._token
+        subject = self._subjects.get((region, deployment))
+        if subject is None:
+            subject = topology.work_subject(region, deployment).encode()
+            self._subjects[region, deployment] = subject
         try:
-            await self._client.publish(subject, work, reply=self._ack_prefix + token)
-        except (NatsError, OSError) as error:
-            self._acks.pop(token, None)
-            acknowledged(Unavailable(f"the bus did not take the request: {error!r}"))
+            self._hot.publish(subject, work, self._ack_prefix + token)
+        except NatsError as error:
+            acknowledged(Unavailable(f"the bus did not take the request: {error}"))
+        else:
+            self._acks[token] = _Waiting(now, acknowledged)
 
-    async def publish_cancel(self, node: str, cancel: bytes) -> None:
+    def publish_cancel(self, node: str, cancel: bytes) -> None:
         """Tell a node to stop; best effort."""
         try:
-            await self._client.publish(topology.cancel_subject(node), cancel)
-        except (NatsError, OSError) as error:
-            log.warning("cancel not sent", node=node, error=repr(error))
+            self._hot.publish(topology.cancel_subject(node).encode(), cancel)
+        except NatsError as error:
+            log.warning("cancel not sent", node=node, error=str(error))
 
     async def taken(self, region: str, sequences: frozenset[int]) -> frozenset[int] | None:
         """Which of these are no longer in the region's stream; None when it cannot be told."""
@@ -119,21 +124,19 @@ class WorkBus:
         self.looks += 1
         return info
 
-    async def _frame(self, message: Msg) -> None:
+    def _frame(self, subject: bytes, data: bytes) -> None:
         try:
-            frame = WorkFrame.FromString(message.data)
+            frame = WorkFrame.FromString(data)
         except DecodeError:
-            log.exception("not a work frame", subject=message.subject)
+            log.exception("not a work frame", subject=subject)
             return
         assert self._on_frame is not None
-        stop = self._on_frame(frame)
-        if stop is not None:
-            await stop
+        self._on_frame(frame)
 
-    async def _ack(self, message: Msg) -> None:
-        waiting = self._acks.pop(message.subject[len(self._ack_prefix) :], None)
+    def _ack(self, subject: bytes, data: bytes) -> None:
+        waiting = self._acks.pop(subject[len(self._ack_prefix) :], None)
         if waiting is not None:
-            waiting.acknowledged(_read_ack(message.data))
+            waiting.acknowledged(_read_ack(data))
 
     def _forget_old(self, now: float) -> None:
         while self._acks:

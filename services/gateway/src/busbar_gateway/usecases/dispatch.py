@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Protocol
 
 import structlog
@@ -50,7 +50,7 @@ class WorkBus(Protocol):
         """Identifies the region's stream as last seen; empty when it was never seen."""
         ...
 
-    async def publish_work(
+    def publish_work(
         self,
         region: str,
         deployment: str,
@@ -60,7 +60,7 @@ class WorkBus(Protocol):
         """Publish once; `acknowledged` gets the stream sequence, Unavailable or RateLimited."""
         ...
 
-    async def publish_cancel(self, node: str, cancel: bytes) -> None:
+    def publish_cancel(self, node: str, cancel: bytes) -> None:
         """Tell a node to stop; best effort."""
         ...
 
@@ -92,26 +92,25 @@ class Dispatcher:
         self.pending[call.request_id] = pending
         return Dispatch(self, pending)
 
-    def on_frame(self, frame: WorkFrame) -> Awaitable[None] | None:
-        """Take a frame from the inbox; returns what to await when a node must be told to stop."""
+    def on_frame(self, frame: WorkFrame) -> None:
+        """Take a frame from the inbox; a node that nobody waits for is told to stop."""
         kind = frame.WhichOneof("frame")
         if kind is None:
             log.error("frame without content", node=frame.node)
-            return None
+            return
         now = asyncio.get_running_loop().time()
         pending = self.pending.get(frame.request_id)
         if pending is not None and pending.take(frame, kind, now) is not Frame.OBSOLETE:
-            return None
-        if kind in {"finished", "failed"}:
-            return None
-        return self._cancel_stray(frame, now)
+            return
+        if kind not in {"finished", "failed"}:
+            self._cancel_stray(frame, now)
 
-    async def cancel(self, node: str, request_id: bytes, attempt: int) -> None:
+    def cancel(self, node: str, request_id: bytes, attempt: int) -> None:
         """Tell a node that nobody waits for the request any more."""
         message = WorkCancel(request_id=request_id, attempt=attempt)
-        await self._bus.publish_cancel(node, message.SerializeToString())
+        self._bus.publish_cancel(node, message.SerializeToString())
 
-    async def publish(self, pending: Pending, traceparent: str) -> None:
+    def publish(self, pending: Pending, traceparent: str) -> None:
         """Publish the next attempt; its outcome says if that failed."""
         call, now = pending.call, asyncio.get_running_loop().time()
         if not self._bus.connected:
@@ -144,17 +143,17 @@ class Dispatcher:
             else:
                 pending.end(NotPublished(str(result)))
 
-        await self._bus.publish_work(
+        self._bus.publish_work(
             pending.region, route.deployment, work.SerializeToString(), acknowledged
         )
 
-    async def close(self, pending: Pending) -> None:
+    def close(self, pending: Pending) -> None:
         """Stop to track the request; ends the work at the node when it goes on."""
         self.pending.pop(pending.call.request_id, None)
         self._move(pending, "")
         attempts = pending.attempts
         if not isinstance(pending.outcome, WorkFrame) and attempts.node:
-            await self.cancel(attempts.node, pending.call.request_id, attempts.current)
+            self.cancel(attempts.node, pending.call.request_id, attempts.current)
 
     def note_redispatch(self, pending: Pending, cause: str) -> None:
         """Count that a request goes out again."""
@@ -169,14 +168,14 @@ class Dispatcher:
             self._in_flight[region] = self._in_flight.get(region, 0) + 1
         pending.region = region
 
-    def _cancel_stray(self, frame: WorkFrame, now: float) -> Awaitable[None] | None:
+    def _cancel_stray(self, frame: WorkFrame, now: float) -> None:
         key = (frame.request_id, frame.attempt)
         if now - self._recent_cancels.get(key, -_CANCEL_AGAIN_S) < _CANCEL_AGAIN_S:
-            return None
+            return
         if len(self._recent_cancels) >= _RECENT_CANCELS_MAX:
             self._recent_cancels.clear()
         self._recent_cancels[key] = now
-        return self.cancel(frame.node, frame.request_id, frame.attempt)
+        self.cancel(frame.node, frame.request_id, frame.attempt)
 
 
 class Dispatch:
@@ -205,12 +204,12 @@ class Dispatch:
         """Whether a chunk was handed out."""
         return self._pending.attempts.delivering
 
-    async def send(self, span: Span | None, traceparent: str) -> None:
+    def send(self, span: Span | None, traceparent: str) -> None:
         """Publish the first attempt; `span` ends when the stream has acknowledged it."""
         self._traceparent = traceparent
         self._pending.publish_span = span
         self._pending.attempts.tries = 1
-        await self._dispatcher.publish(self._pending, traceparent)
+        self._dispatcher.publish(self._pending, traceparent)
 
     async def finished(self) -> WorkFinished:
         """Wait for the end, through as many attempts as are allowed.
@@ -235,11 +234,11 @@ class Dispatch:
             if finished is not None:
                 return finished
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Stop; ends the work at the node when it goes on."""
         self._timer.cancel()
         finish(self._pending.publish_span)
-        await self._dispatcher.close(self._pending)
+        self._dispatcher.close(self._pending)
 
     def _deliverable(self) -> bool:
         """Chunks before a good end, or of an attempt that goes on, may be handed out."""
@@ -281,7 +280,7 @@ class Dispatch:
         else:
             reason = outcome.reason
             if self.node:
-                await self._dispatcher.cancel(self.node, pending.call.request_id, self.attempt)
+                self._dispatcher.cancel(self.node, pending.call.request_id, self.attempt)
         if not pending.attempts.may_retry():
             log.warning("request given up", request_id=pending.call.request_id.hex(), reason=reason)
             raise Unavailable(
@@ -302,7 +301,7 @@ class Dispatch:
             return
         self._dispatcher.note_redispatch(pending, cause)
         pending.outcome = None
-        await self._dispatcher.publish(pending, self._traceparent)
+        self._dispatcher.publish(pending, self._traceparent)
 
 
 def _failure(kind: int, reason: str) -> Exception:

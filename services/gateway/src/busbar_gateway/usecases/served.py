@@ -66,17 +66,17 @@ class Served:
         self._admitted_unix_ns = time.time_ns()
         self._dispatch = with_.dispatcher.open(call, streamed=streamed)
         publish = self._trace.child("gateway publish", SpanKind.PRODUCER)
-        await self._dispatch.send(publish, traceparent_of(publish))
+        self._dispatch.send(publish, traceparent_of(publish))
         return self._dispatch
 
-    async def stop(self) -> None:
+    def stop(self) -> None:
         """Give the slot back and end the work at the node if it goes on. Idempotent."""
         if self._ticket is not None:
             ticket, self._ticket = self._ticket, None
             self.collaborators.admissions.leave(self.call.route.deployment, ticket)
         if self._dispatch is not None:
             dispatch, self._dispatch = self._dispatch, None
-            await dispatch.close()
+            dispatch.close()
 
     async def commit(self) -> Any:
         """Make the charge for `delivered` durable and return it.

@@ -38,7 +38,7 @@ class Streamed:
         try:
             self._dispatch = await self._served.start(streamed=True)
         except BaseException as error:
-            await self._served.stop()
+            self._served.stop()
             self._served.end(error)
             raise
         return self
@@ -58,7 +58,7 @@ class Streamed:
             raise
         if isinstance(step, WorkFinished):
             self._end_of_work(step, self._dispatch)
-            await self._served.stop()
+            self._served.stop()
             raise StopAsyncIteration
         if self._served.first_byte_unix_ns is None:
             self._served.first_byte_unix_ns = time.time_ns()
@@ -69,7 +69,7 @@ class Streamed:
         """Commit the charge for everything yielded."""
         if self._charge is not None:
             return
-        await self._served.stop()
+        self._served.stop()
         self._served.delivered = self._handed
         try:
             self._charge = await self._served.commit()
@@ -83,7 +83,7 @@ class Streamed:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self._served.stop()
+        self._served.stop()
         if self._charge is not None:
             self._after_settling(error)
         elif self._customer_left(error):

@@ -57,6 +57,6 @@ class Unary:
             payload = finished.payload
             served.delivered = Delivered.of(finished, len(payload), dispatch.node, dispatch.attempt)
         finally:
-            await served.stop()
+            served.stop()
         usage = finished.usage
         return Answer(payload, usage.input_tokens, usage.output_tokens)

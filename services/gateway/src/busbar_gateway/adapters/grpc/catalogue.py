@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import grpc
 from busbar_errors import Unavailable
+from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
-from busbar_gateway.adapters.grpc.statuses import Context, failing_clearly
-from busbar_gateway.domain.failures import Forbidden, UnknownDeployment, UnknownVersion
+from busbar_gateway.adapters.grpc.native import Call, Handler
+from busbar_gateway.adapters.grpc.statuses import Metadata
+from busbar_gateway.domain.failures import (
+    Forbidden,
+    InvalidInput,
+    UnknownDeployment,
+    UnknownVersion,
+)
 from busbar_gateway.domain.routes import Caller, Route
 
 pb: Any = service_pb2  # the generated module has no types
@@ -35,8 +41,9 @@ _REFUSED = {
     "LogSettings": "log settings belong to the operator",
 }
 
-Authenticate = Callable[[Context], Caller]
+Authenticate = Callable[[Metadata], Caller]
 Find = Callable[[Caller, str], Route]
+Answer = Callable[[Any, Call], bytes]
 
 
 class Catalogue:
@@ -54,7 +61,7 @@ class Catalogue:
         self._readiness = readiness
         self._version = version
 
-    def handlers(self) -> dict[str, Any]:
+    def handlers(self) -> dict[str, Handler]:
         """The handlers by method name."""
         served = {
             "ServerLive": (pb.ServerLiveRequest, self._server_live),
@@ -64,35 +71,28 @@ class Catalogue:
             "ModelMetadata": (pb.ModelMetadataRequest, self._model_metadata),
             "ModelConfig": (pb.ModelConfigRequest, self._model_config),
         }
-        handlers = {
-            name: grpc.unary_unary_rpc_method_handler(
-                failing_clearly(handler), request_deserializer=request.FromString
-            )
-            for name, (request, handler) in served.items()
-        }
+        handlers = {name: _handler(parsed, answer) for name, (parsed, answer) in served.items()}
         for name, reason in _REFUSED.items():
-            handlers[name] = grpc.unary_unary_rpc_method_handler(
-                failing_clearly(self._refusal(reason))
-            )
+            handlers[name] = self._refusal(reason)
         return handlers
 
-    async def _server_live(self, request: Any, context: Context) -> bytes:
-        del request, context
+    def _server_live(self, request: Any, call: Call) -> bytes:
+        del request, call
         return pb.ServerLiveResponse(live=True).SerializeToString()
 
-    async def _server_ready(self, request: Any, context: Context) -> bytes:
-        del request, context
+    def _server_ready(self, request: Any, call: Call) -> bytes:
+        del request, call
         return pb.ServerReadyResponse(ready=not self._readiness()).SerializeToString()
 
-    async def _server_metadata(self, request: Any, context: Context) -> bytes:
+    def _server_metadata(self, request: Any, call: Call) -> bytes:
         del request
-        self._authenticate(context)
+        self._authenticate(call.metadata)
         return pb.ServerMetadataResponse(
             name=SERVER_NAME, version=self._version, extensions=EXTENSIONS
         ).SerializeToString()
 
-    async def _model_ready(self, request: Any, context: Context) -> bytes:
-        caller = self._authenticate(context)
+    def _model_ready(self, request: Any, call: Call) -> bytes:
+        caller = self._authenticate(call.metadata)
         try:
             route = self._find(caller, request.name)
             _check_version(route, request.version)
@@ -101,26 +101,37 @@ class Catalogue:
             ready = False  # as Triton answers
         return pb.ModelReadyResponse(ready=ready).SerializeToString()
 
-    async def _model_metadata(self, request: Any, context: Context) -> bytes:
-        return self._described(request, context).metadata
+    def _model_metadata(self, request: Any, call: Call) -> bytes:
+        return self._described(request, call).metadata
 
-    async def _model_config(self, request: Any, context: Context) -> bytes:
-        return self._described(request, context).config
+    def _model_config(self, request: Any, call: Call) -> bytes:
+        return self._described(request, call).config
 
-    def _described(self, request: Any, context: Context) -> Route:
-        route = self._find(self._authenticate(context), request.name)
+    def _described(self, request: Any, call: Call) -> Route:
+        route = self._find(self._authenticate(call.metadata), request.name)
         if not route.metadata:
             raise Unavailable("no replica of this model was ready yet", 2.0)
         _check_version(route, request.version)
         return route
 
-    def _refusal(self, reason: str) -> Callable[[bytes, Context], Any]:
-        async def refuse(request: bytes, context: Context) -> bytes:
-            del request
-            self._authenticate(context)
+    def _refusal(self, reason: str) -> Handler:
+        async def refuse(payload: bytes, call: Call) -> None:
+            del payload
+            self._authenticate(call.metadata)
             raise Forbidden(reason)
 
         return refuse
+
+
+def _handler(message: Any, answer: Answer) -> Handler:
+    async def handle(payload: bytes, call: Call) -> None:
+        try:
+            request = message.FromString(payload)
+        except DecodeError as error:
+            raise InvalidInput(f"the message is not a {message.DESCRIPTOR.name}") from error
+        call.respond(answer(request, call))
+
+    return handle
 
 
 def _check_version(route: Route, version: str) -> None:

@@ -9,29 +9,31 @@ from datetime import timedelta
 from typing import Any
 
 import grpc
-import pygrpc_native.aio
 from busbar_messaging.topology import MAX_FRAME_PAYLOAD_BYTES
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from busbar_gateway.adapters.grpc.catalogue import Catalogue
 from busbar_gateway.adapters.grpc.inference import Inference
-from busbar_gateway.adapters.grpc.statuses import Context, abort
+from busbar_gateway.adapters.grpc.native import NativeServer, behind
+from busbar_gateway.adapters.grpc.statuses import Context, abort, metadata_of
 from busbar_gateway.domain.failures import Unauthenticated
 
 SERVICE = "inference.GRPCInferenceService"
 
 _CONCURRENT_STREAMS_MAX = 1024
-_METADATA_BYTES_MAX = 16 * 1024
 _ENVELOPE_BYTES = 1024
 """What ModelStreamInferResponse adds to a payload, generously."""
-_OPTIONS = (
+_LIMITS = {
+    "max_concurrent_streams": _CONCURRENT_STREAMS_MAX,
+    "max_metadata_size": 16 * 1024,
+    "keepalive_time_ms": 30_000,
+    "keepalive_timeout_ms": 10_000,
+}
+_FALLBACK_OPTIONS = (
     ("grpc.max_receive_message_length", MAX_FRAME_PAYLOAD_BYTES),
     ("grpc.max_send_message_length", MAX_FRAME_PAYLOAD_BYTES + _ENVELOPE_BYTES),
     ("grpc.max_concurrent_streams", _CONCURRENT_STREAMS_MAX),
-    ("grpc.absolute_max_metadata_size", _METADATA_BYTES_MAX),
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
 )
 _HEALTH_EVERY_S = 0.5
 
@@ -50,7 +52,7 @@ class _GuardedReflection(reflection_pb2_grpc.ServerReflectionServicer):
         self, request_iterator: AsyncIterator[Any], context: Context
     ) -> AsyncIterator[Any]:
         try:
-            self._inference.authenticate(context)
+            self._inference.authenticate(metadata_of(context))
         except Unauthenticated as error:
             await abort(context, error)
         async for answer in self._open.ServerReflectionInfo(request_iterator, context):
@@ -71,23 +73,36 @@ async def serve_grpc(
     Raises RuntimeError when the address cannot be bound. On leaving, calls
     under way get `grace` to finish.
     """
-    server: grpc.aio.Server = pygrpc_native.aio.server(options=_OPTIONS)
-    server.add_registered_method_handlers(SERVICE, {**catalogue.handlers(), **inference.handlers()})
+    unary = {**catalogue.handlers(), "ModelInfer": inference.model_infer}
+    server = NativeServer(
+        address,
+        {f"/{SERVICE}/{name}": handler for name, handler in unary.items()},
+        message_bytes_max=MAX_FRAME_PAYLOAD_BYTES,
+        **_LIMITS,
+    )
     status = _HealthServicer()
+    async with behind(_fallback(inference, status), grace) as socket:
+        server.start(socket)
+        reporter = asyncio.create_task(_report_health(status, readiness), name="grpc-health")
+        try:
+            yield server.port
+        finally:
+            reporter.cancel()
+            await status.enter_graceful_shutdown()
+            await server.stop(grace)
+
+
+def _fallback(inference: Inference, status: Any) -> grpc.aio.Server:
+    """Everything that is not unary, or rarely called: streams, health, reflection."""
+    server: Any = grpc.aio.server(options=_FALLBACK_OPTIONS)
+    stream = grpc.stream_stream_rpc_method_handler(inference.model_stream_infer)
+    server.add_registered_method_handlers(SERVICE, {"ModelStreamInfer": stream})
     health_pb2_grpc.add_HealthServicer_to_server(status, server)
     names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
         _GuardedReflection(inference, names), server
     )
-    port = server.add_insecure_port(address)
-    await server.start()
-    reporter = asyncio.create_task(_report_health(status, readiness), name="grpc-health")
-    try:
-        yield port
-    finally:
-        reporter.cancel()
-        await status.enter_graceful_shutdown()
-        await server.stop(grace.total_seconds())
+    return server
 
 
 async def _report_health(status: Any, readiness: Callable[[], list[str]]) -> None:

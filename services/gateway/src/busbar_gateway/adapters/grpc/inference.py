@@ -7,17 +7,24 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-import grpc
 import structlog
 import uuid_utils
 from busbar_errors import BusbarError
 from tritonclient.grpc import service_pb2
 
+from busbar_gateway.adapters.grpc.native import Call
 from busbar_gateway.adapters.grpc.requests import check_request, check_size, read_request
-from busbar_gateway.adapters.grpc.statuses import REQUEST_ID, Context, abort
+from busbar_gateway.adapters.grpc.statuses import (
+    REQUEST_ID,
+    Context,
+    Metadata,
+    abort,
+    metadata_of,
+    text_of,
+)
 from busbar_gateway.adapters.key_ring import KeyRing
 from busbar_gateway.adapters.route_table import RouteTable
-from busbar_gateway.domain.failures import Unsupported, reason_for
+from busbar_gateway.domain.failures import Unauthenticated, Unsupported, reason_for
 from busbar_gateway.domain.routes import Caller, Route
 from busbar_gateway.usecases.calls import InferenceCall
 from busbar_gateway.usecases.serving import Serving
@@ -35,6 +42,10 @@ _FINAL_RESPONSE = b"triton_final_response\x12\x02\x08\x01"
 _NO_DEADLINE_S = 10 * 365 * 86_400
 """Servers say some huge number, or nothing, when the client set no deadline."""
 _VARINT_LOW_BITS, _VARINT_MORE = 0x7F, 0x80
+
+
+class ClientGone(ConnectionError):
+    """The client was gone before its answer was written."""
 
 
 class Inference:
@@ -55,41 +66,37 @@ class Inference:
         self._default_timeout_s = default_timeout_s
         self._timeout_max_s = timeout_max_s
 
-    def handlers(self) -> dict[str, Any]:
-        """The handlers by method name; they take and give bytes."""
-        return {
-            "ModelInfer": grpc.unary_unary_rpc_method_handler(self._model_infer),
-            "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(self._model_stream_infer),
-        }
-
-    def authenticate(self, context: Context) -> Caller:
-        """Return the caller by the call's metadata; raise Unauthenticated."""
-        for key, value in context.invocation_metadata() or ():
-            if key == "authorization":
-                return self._keys.authenticate(
-                    value if isinstance(value, str) else value.decode("latin-1")
-                )
-        return self._keys.authenticate(None)
-
-    async def _model_infer(self, payload: bytes, context: Context) -> bytes:
+    async def model_infer(self, payload: bytes, call: Call) -> None:
+        """ModelInfer, on bytes."""
         request_id = uuid_utils.uuid7().bytes
-        public_id = f"req_{request_id.hex()}"
+        trailing = ((REQUEST_ID, f"req_{request_id.hex()}"),)
         try:
-            call = self._call(payload, self.authenticate(context), context, request_id, "infer")
-            _refuse_decoupled(call.route)
-            unary = self._serving.infer(call)
-            answer = await unary.__aenter__()
+            caller = self.authenticate(call.metadata)
+            inference = self._call(
+                payload,
+                caller,
+                metadata=call.metadata,
+                remaining_s=call.time_remaining_s,
+                request_id=request_id,
+                api="infer",
+            )
+            _refuse_decoupled(inference.route)
+            async with self._serving.infer(inference) as answer:
+                _deliver(call, answer.payload, trailing)
+        except ClientGone:
+            return
         except Exception as error:  # noqa: BLE001
-            await abort(context, error, public_id)
-        # The server writes the answer after this returns and then calls back.
-        _when_done(context, unary.leave)
-        context.set_trailing_metadata(((REQUEST_ID, public_id),))
-        return answer.payload
+            call.fail(error, trailing)
 
-    async def _model_stream_infer(self, requests: AsyncIterator[bytes], context: Context) -> None:
+    def authenticate(self, metadata: Metadata) -> Caller:
+        """Return the caller by the call's metadata; raise Unauthenticated."""
+        return self._keys.authenticate(text_of(metadata, "authorization"))
+
+    async def model_stream_infer(self, requests: AsyncIterator[bytes], context: Context) -> None:
+        """ModelStreamInfer, on bytes, for the grpcio server."""
         try:
-            caller = self.authenticate(context)
-        except Exception as error:  # noqa: BLE001
+            caller = self.authenticate(metadata_of(context))
+        except Unauthenticated as error:
             await abort(context, error)
         under_way = asyncio.Semaphore(PIPELINED_MAX)
         writing = asyncio.Lock()
@@ -118,7 +125,14 @@ class Inference:
         context: Context,
         write: Callable[[bytes], Awaitable[None]],
     ) -> None:
-        call = self._call(payload, caller, context, uuid_utils.uuid7().bytes, "stream")
+        call = self._call(
+            payload,
+            caller,
+            metadata=metadata_of(context),
+            remaining_s=context.time_remaining(),
+            request_id=uuid_utils.uuid7().bytes,
+            api="stream",
+        )
         if call.route.signature is None or not call.route.signature.decoupled:
             async with self._serving.infer(call) as answer:
                 await write(_stream_response(answer.payload))
@@ -135,14 +149,21 @@ class Inference:
                 await write(_stream_response(last))
 
     def _call(
-        self, payload: bytes, caller: Caller, context: Context, request_id: bytes, api: str
+        self,
+        payload: bytes,
+        caller: Caller,
+        *,
+        metadata: Metadata,
+        remaining_s: float | None,
+        request_id: bytes,
+        api: str,
     ) -> InferenceCall:
         now = time.time_ns()
         request = read_request(payload)
         route = self._routes.find(caller, request.model_name)
         check_size(route, len(payload))
         check_request(route, request)
-        timeout_s = self._timeout_s(context)
+        timeout_s = self._timeout_s(remaining_s)
         return InferenceCall(
             request_id=request_id,
             caller=caller,
@@ -152,34 +173,24 @@ class Inference:
             received_unix_ns=now,
             deadline=asyncio.get_running_loop().time() + timeout_s,
             deadline_unix_ms=now // 1_000_000 + round(timeout_s * 1000),
-            traceparent=_metadata(context, "traceparent"),
+            traceparent=text_of(metadata, "traceparent") or "",
         )
 
-    def _timeout_s(self, context: Context) -> float:
+    def _timeout_s(self, remaining_s: float | None) -> float:
         """The client's deadline, bounded; clients without one get the default."""
-        remaining_s: float | None = context.time_remaining()
-        if remaining_s is None or remaining_s > _NO_DEADLINE_S:  # pyright: ignore[reportUnnecessaryComparison]
+        if remaining_s is None or remaining_s > _NO_DEADLINE_S:
             return self._default_timeout_s
         return min(remaining_s, self._timeout_max_s)
+
+
+def _deliver(call: Call, payload: bytes, trailing: Metadata) -> None:
+    if not call.respond(payload, trailing):
+        raise ClientGone
 
 
 def _refuse_decoupled(route: Route) -> None:
     if route.signature is not None and route.signature.decoupled:
         raise Unsupported("this model answers with any number of responses: use ModelStreamInfer")
-
-
-def _metadata(context: Context, name: str) -> str:
-    for key, value in context.invocation_metadata() or ():
-        if key == name:
-            return value if isinstance(value, str) else value.decode("latin-1")
-    return ""
-
-
-def _when_done(context: Context, leave: Callable[[BaseException | None], None]) -> None:
-    def done(ended: Any) -> None:
-        leave(asyncio.CancelledError() if ended.cancelled() else None)
-
-    context.add_done_callback(done)  # pyright: ignore[reportArgumentType]
 
 
 def _stream_response(payload: bytes) -> bytes:

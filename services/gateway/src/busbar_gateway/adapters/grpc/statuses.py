@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Any, NoReturn, TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 import grpc
 import structlog
@@ -13,35 +14,46 @@ from busbar_gateway.domain.failures import answer_for, reason_for
 
 log = structlog.get_logger()
 
-RequestT = TypeVar("RequestT")
-ResponseT = TypeVar("ResponseT")
+Metadata = Sequence[tuple[str, str | bytes]]
 Context = grpc.aio.ServicerContext[Any, Any]
-Handler = Callable[[RequestT, Context], Awaitable[ResponseT]]
 
 REQUEST_ID = "x-request-id"
 
 
-async def abort(context: Context, error: Exception, request_id: str = "") -> NoReturn:
-    """End the call with the status that `error` has over gRPC."""
+@dataclass(frozen=True, slots=True)
+class Status:
+    """How a failed call ends."""
+
+    code: grpc.StatusCode
+    reason: str
+    trailing: Metadata
+
+
+def status_of(error: Exception) -> Status:
+    """Return the status of a failure; a bug is logged and its reason kept back."""
     if not isinstance(error, BusbarError):
-        log.error("request failed by a bug", request_id=request_id, exc_info=error)
-    trailing: list[tuple[str, str]] = [(REQUEST_ID, request_id)] if request_id else []
+        log.error("request failed by a bug", exc_info=error)
+    trailing: Metadata = ()
     if isinstance(error, Unavailable):
-        trailing.append(("retry-after", f"{error.retry_after_s:.3f}"))
-    code = grpc.StatusCode[answer_for(error).grpc_code]
-    await context.abort(code, reason_for(error), tuple(trailing))
+        trailing = (("retry-after", f"{error.retry_after_s:.3f}"),)
+    return Status(grpc.StatusCode[answer_for(error).grpc_code], reason_for(error), trailing)
+
+
+async def abort(context: Context, error: Exception) -> NoReturn:
+    """End a call of the grpcio server with the status of `error`."""
+    status = status_of(error)
+    await context.abort(status.code, status.reason, tuple(status.trailing))
     raise AssertionError("abort returned")
 
 
-def failing_clearly(handler: Handler[RequestT, ResponseT]) -> Handler[RequestT, ResponseT]:
-    """Wrap a handler so that what it raises becomes a status."""
+def metadata_of(context: Context) -> Metadata:
+    """The client's metadata of a call of the grpcio server."""
+    return tuple(context.invocation_metadata() or ())  # pyright: ignore[reportReturnType]
 
-    async def handle(request: RequestT, context: Context) -> ResponseT:
-        try:
-            return await handler(request, context)
-        except grpc.aio.AbortError:
-            raise
-        except Exception as error:  # noqa: BLE001
-            await abort(context, error)
 
-    return handle
+def text_of(metadata: Metadata, name: str) -> str | None:
+    """The first value of that name; None when there is none."""
+    for key, value in metadata:
+        if key == name:
+            return value if isinstance(value, str) else value.decode("latin-1")
+    return None
