@@ -21,8 +21,8 @@ from nats.js.kv import KeyValue
 
 log = structlog.get_logger()
 
-_POLL_S = 0.5
-_VERIFY_EVERY_POLLS = 10
+_POLL_S = 1.0
+_VERIFY_EVERY_POLLS = 5
 _RETRY_S = 0.5
 
 
