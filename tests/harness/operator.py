@@ -40,6 +40,17 @@ class Operator:
         assert response.is_success, f"{method} {path}: {response.status_code} {response.text}"
         return response.json() if response.content else {}
 
+    async def billing_answers(self, *, within_s: float) -> None:
+        """Wait until billing's admin API reaches its database again."""
+
+        async def look() -> bool:
+            try:
+                return (await self.call("billing", "GET", "/admin/v1/tenants")).is_success
+            except httpx.HTTPError:
+                return False
+
+        await eventually(look, within_s=within_s, what="billing answers")
+
     async def customer(self, deployments: list[str] | None = None) -> Customer:
         """A fresh tenant with credit and a key."""
         name = f"test-{secrets.token_hex(4)}"

@@ -260,10 +260,13 @@ def test_the_same_seed_gives_the_same_answer_whoever_else_asks(stream_to: Stream
     streams = [stream_to("tiny-lm") for _ in range(6)]
     with ThreadPoolExecutor(len(streams)) as pool:
         answers = list(pool.map(lambda one: text_of(chat(one, sampling, stream=True)), streams))
-    other = text_of(chat(streams[0], sampling | {"seed": 6}, stream=True))
+    others = {
+        text_of(chat(streams[0], sampling | {"seed": seed, "temperature": 1.5}, stream=True))
+        for seed in range(6)
+    }
 
     assert set(answers) == {alone}
-    assert other != alone
+    assert len(others) > 1
 
 
 def test_texts_take_turns(stream_to: StreamTo) -> None:
