@@ -91,7 +91,7 @@ async def test_a_charge_still_queued_is_dropped_without_a_trace(
         give_up_after=timedelta(seconds=1),
         committed=lambda records, took_s: None,
     )
-    commit = asyncio.create_task(log.commit(log.claim(uuid7().bytes, "t"), UsageRecord()))
+    commit = asyncio.create_task(log.commit(log.claim(uuid7().bytes, "t"), UsageRecord(), soon()))
     await asyncio.wait([commit], timeout=0.05)
     commit.cancel()  # nothing runs the log, so nothing was published
     await asyncio.gather(commit, return_exceptions=True)
@@ -117,7 +117,7 @@ async def test_what_cannot_be_made_durable_is_refused_and_taken_back(
     )
     running = asyncio.create_task(log.run())
     with pytest.raises(Unavailable):
-        await log.commit(log.claim(uuid7().bytes, "t"), UsageRecord())
+        await log.commit(log.claim(uuid7().bytes, "t"), UsageRecord(), soon())
 
     assert table.occupied_count == 1  # the void is tried until it succeeds
     running.cancel()
@@ -138,3 +138,7 @@ def a_call(platform: Platform, name: str, *, whole: bool = False) -> InferenceCa
         deadline_unix_ms=2**50,
         whole=whole,
     )
+
+
+def soon() -> float:
+    return asyncio.get_running_loop().time() + 10

@@ -18,6 +18,9 @@ from typing import Any
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
+UNWRITTEN_BYTES_MAX = 64 * 1024 * 1024
+"""More than this on the way to the server, and publishing is refused."""
+
 Handler = Callable[[bytes, bytes], None]
 """Takes subject and data. Must not block and must not raise."""
 _ProcessMessage = Callable[[int, bytes, bytes, bytes, bytes], Awaitable[None]]
@@ -32,6 +35,8 @@ class HotConnection:
         self._process: _ProcessMessage = self._client._process_msg  # noqa: SLF001
         self._client._process_msg = self._process_message  # noqa: SLF001
         self._flush_scheduled = False
+        self._unwritten_bytes = 0
+        """What the socket had not taken after the last write."""
 
     async def subscribe(self, subject: str, handler: Handler) -> None:
         """Hand every message on `subject` to `handler`, also after reconnects."""
@@ -47,6 +52,8 @@ class HotConnection:
         client = self._client
         if not client.is_connected:
             raise NatsError("not connected")
+        if self._unwritten_bytes > UNWRITTEN_BYTES_MAX and self._still_unwritten():
+            raise NatsError("the server does not keep up with what is published")
         line = b"PUB %b %b %d\r\n" % (subject, reply, len(payload))
         pending: list[bytes] = client._pending  # noqa: SLF001
         pending += (line, payload, b"\r\n")
@@ -62,6 +69,12 @@ class HotConnection:
             client._transport.writelines(client._pending)  # noqa: SLF001
             client._pending = []  # noqa: SLF001
             client._pending_data_size = 0  # noqa: SLF001
+            self._still_unwritten()
+
+    def _still_unwritten(self) -> bool:
+        transport = self._client._transport._io_writer.transport  # noqa: SLF001
+        self._unwritten_bytes = transport.get_write_buffer_size()
+        return self._unwritten_bytes > UNWRITTEN_BYTES_MAX
 
     async def _process_message(
         self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes

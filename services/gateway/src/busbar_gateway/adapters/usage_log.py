@@ -28,6 +28,11 @@ A lone customer never waits."""
 _DRAIN_POLL_S = 0.02
 
 
+def _time_out(durable: asyncio.Future[None]) -> None:
+    if not durable.done():
+        durable.set_exception(TimeoutError())
+
+
 class _State(Enum):
     QUEUED = auto()
     SENT = auto()
@@ -77,20 +82,25 @@ class UsageLog:
         """Reserve the place of a charge; raises Unavailable when too many are under way."""
         return self._table.claim(request_id, tenant_id)
 
-    async def commit(self, slot: Slot, record: UsageRecord) -> Charge:
+    async def commit(self, slot: Slot, record: UsageRecord, deadline: float) -> Charge:
         """Return when the record is durable.
 
-        Raises Unavailable when it cannot be made so; then and on cancellation
-        the charge has been taken back already.
+        Raises Unavailable when it cannot be made so and TimeoutError at
+        `deadline` on the event loop's clock; then and on cancellation the
+        charge has been taken back already.
         """
-        charge = Charge(slot, record, durable=asyncio.get_running_loop().create_future())
+        loop = asyncio.get_running_loop()
+        durable: asyncio.Future[None] = loop.create_future()
+        charge = Charge(slot, record, durable=durable)
+        timer = loop.call_at(deadline, _time_out, durable)
         self._enqueue(charge)
-        assert charge.durable is not None
         try:
-            await charge.durable
+            await durable
         except BaseException:
             self.take_back(charge, "not durable in time")
             raise
+        finally:
+            timer.cancel()
         return charge
 
     def commit_later(self, slot: Slot, record: UsageRecord) -> None:

@@ -10,7 +10,7 @@ from typing import Protocol
 from busbar_gateway.domain.routes import Caller, Route
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class InferenceCall:
     """One authenticated, validated request."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -24,8 +23,11 @@ class UsageLog(Protocol[SlotT, ChargeT]):
         """Reserve the place of a charge; raises Unavailable when too many are under way."""
         ...
 
-    async def commit(self, slot: SlotT, record: UsageRecord) -> ChargeT:
-        """Return when the record is durable; on any failure it has been taken back."""
+    async def commit(self, slot: SlotT, record: UsageRecord, deadline: float) -> ChargeT:
+        """Return when the record is durable; on any failure it has been taken back.
+
+        Raises Unavailable, or TimeoutError at `deadline` on the event loop's clock.
+        """
         ...
 
     def commit_later(self, slot: SlotT, record: UsageRecord) -> None:
@@ -105,7 +107,6 @@ async def commit_in_time(
     """
     slot = usage.claim(call.request_id, call.caller.tenant_id)
     try:
-        async with asyncio.timeout_at(call.deadline):
-            return await usage.commit(slot, record)
+        return await usage.commit(slot, record, call.deadline)
     except TimeoutError as error:
         raise DeadlineExceeded("the deadline passed before the charge was durable") from error

@@ -1,0 +1,94 @@
+"""The short way in and out of nats-py, on a real server: it fails here when nats-py changes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from busbar_gateway.adapters.hot_connection import UNWRITTEN_BYTES_MAX, HotConnection
+from busbar_messaging.connection import BusSettings, close, connect
+from busbar_runtime.pytest_plugin import NatsServer
+from gateway_harness import bus_settings, eventually
+from nats.aio.client import Client
+from nats.errors import Error as NatsError
+
+
+@pytest.fixture
+async def client(nats_server: NatsServer) -> AsyncIterator[Client]:
+    client = await connect(BusSettings(**bus_settings(nats_server, "provisioner")), "test")
+    yield client
+    await close(client)
+
+
+async def test_messages_go_out_and_come_in_in_order(client: Client) -> None:
+    hot = HotConnection(client)
+    inbox = client.new_inbox()
+    heard: list[tuple[bytes, bytes]] = []
+    await hot.subscribe(f"{inbox}.*", lambda subject, data: heard.append((subject, data)))
+    for number in range(100):
+        hot.publish(f"{inbox}.{number}".encode(), b"\r\n" * number)
+    large = b"x" * 5_000_000
+    hot.publish(f"{inbox}.large".encode(), large)
+    await client.publish(f"{inbox}.plain", b"by nats-py")
+
+    await eventually(lambda: len(heard) == 102)
+    assert [data for _, data in heard[:100]] == [b"\r\n" * n for n in range(100)]
+    assert heard[100] == (f"{inbox}.large".encode(), large)
+    assert heard[101][1] == b"by nats-py"
+
+
+async def test_other_subscriptions_and_requests_stay_nats_pys(client: Client) -> None:
+    hot = HotConnection(client)
+    subject = client.new_inbox()
+
+    async def answer(message: object) -> None:
+        await message.respond(b"pong")  # type: ignore[attr-defined]
+
+    await client.subscribe(subject, cb=answer)  # pyright: ignore[reportArgumentType]
+    replies: list[bytes] = []
+    reply = client.new_inbox()
+    await hot.subscribe(reply, lambda _, data: replies.append(data))
+    hot.publish(subject.encode(), b"ping", reply.encode())
+
+    assert (await client.request(subject, b"ping")).data == b"pong"
+    await eventually(lambda: replies == [b"pong"])
+
+
+async def test_a_publish_nobody_stores_is_answered_empty(client: Client) -> None:
+    hot = HotConnection(client)
+    reply = client.new_inbox()
+    heard: list[bytes] = []
+    await hot.subscribe(reply, lambda _, data: heard.append(data))
+    hot.publish(b"busbar.work.nowhere.model", b"work", reply.encode())
+
+    await eventually(lambda: heard == [b""])
+
+
+async def test_without_a_connection_nothing_is_kept_for_later(client: Client) -> None:
+    hot = HotConnection(client)
+    await client.close()
+
+    with pytest.raises(NatsError):
+        hot.publish(b"x", b"y")
+
+
+async def test_a_server_that_does_not_keep_up_is_given_no_more(client: Client) -> None:
+    hot = HotConnection(client)
+
+    with pytest.raises(NatsError, match="keep up"):
+        await flood(hot)
+
+    await client.flush(30)
+    hot.publish(b"busbar.test.flood", b"again")
+
+
+async def flood(hot: HotConnection) -> None:
+    """Publish faster than any server reads: many large messages in each turn of the loop."""
+    part = b"x" * 8_000_000
+    for _ in range(20 * UNWRITTEN_BYTES_MAX // len(part) // 16):
+        for _ in range(16):
+            hot.publish(b"busbar.test.flood", part)
+        turn = asyncio.get_running_loop().create_future()
+        asyncio.get_running_loop().call_soon(turn.set_result, None)
+        await turn
