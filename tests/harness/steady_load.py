@@ -56,9 +56,12 @@ class LoadLog:
         return sum(1 for r in self.answered if r.at - r.took_s >= at)
 
     def recovery_s(self, fault_at: float) -> float:
-        """Seconds from the fault to the first answer of a request sent after the last failure."""
-        last_failure = max((r.at for r in self.failed if r.at >= fault_at), default=fault_at)
-        good = [r.at for r in self.answered if r.at - r.took_s >= last_failure - 0.001]
+        """Seconds from the fault to the first answer of a request sent after the last doomed one.
+
+        A request that was sent into the fault may use its whole deadline to fail.
+        """
+        doomed = max((r.at - r.took_s for r in self.failed if r.at >= fault_at), default=fault_at)
+        good = [r.at for r in self.answered if r.at - r.took_s >= max(doomed, fault_at)]
         return min(good, default=float("inf")) - fault_at
 
     def longest_gap_s(self, since: float) -> float:
