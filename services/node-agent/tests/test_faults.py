@@ -55,6 +55,7 @@ async def test_a_killed_triton_hands_its_work_back_and_comes_back(node: NodeBenc
 
 async def test_the_fleet_is_told_that_a_triton_was_lost(node: NodeBench) -> None:
     subject = topology.event_subject("node", "triton_lost")
+    restarts = (await node.status()).triton_restarts
     os.kill(node.triton_pid, signal.SIGKILL)
     found: list[events_pb2.TritonLost] = []
 
@@ -64,6 +65,7 @@ async def test_the_fleet_is_told_that_a_triton_was_lost(node: NodeBench) -> None
         return found[-1].node == node.node.key
 
     await poll(told, 10.0)
+    await _restarted(node, restarts)
 
     assert found[-1].reason == "exited with signal 9"
 
@@ -72,12 +74,14 @@ async def test_a_dead_tritons_shared_memory_is_swept(node: NodeBench) -> None:
     started = node.log_lines("triton started")[-1]
     regions = f"busbar_triton_{started['grpc_port']}_*"
     before = list(Path("/dev/shm").glob(regions))
+    restarts = (await node.status()).triton_restarts
     os.kill(node.triton_pid, signal.SIGKILL)
 
     async def swept() -> bool:
         return not list(Path("/dev/shm").glob(regions))
 
     await poll(swept, 10.0)
+    await _restarted(node, restarts)
 
     assert before
 

@@ -109,7 +109,7 @@ def build(settings: Settings, client: Client, tracer: Tracer) -> Agent:
     repository.clear()
     cache = BundleCache(client, settings.state_dir / "bundles", settings.bundle_mib_max * _MIB)
     events = Events(client, run_id)
-    energy = MeasuredEnergy(gpus) if gpus and gpus.counts_energy else NotMeasured()
+    energy = MeasuredEnergy(gpus) if gpus and gpus.counts_energy() else NotMeasured()
     measured = MeasuredPublisher(client.jetstream(timeout=5), node, run_id)
     work = WorkInHand(
         node=node.key,
@@ -216,7 +216,7 @@ def _capacity(settings: Settings, gpus: Gpus | None) -> status_pb2.NodeCapacity:
         memory_mib=memory_mib,
         slots=settings.slots,
         gpus=gpus.names if gpus else (),
-        energy_measured=bool(gpus and gpus.counts_energy),
+        energy_measured=bool(gpus and gpus.counts_energy()),
     )
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import importlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pynvml
 import structlog
 
 from busbar_node_agent.domain.energy import EnergyShares
@@ -17,40 +18,49 @@ log = structlog.get_logger()
 
 READ_INTERVAL_S = 0.1
 _MIB = 1024 * 1024
+_NVML = "libnvidia-ml.so.1"
 
 
 @dataclass(frozen=True, slots=True)
 class Gpus:
     """The GPUs of this node as NVML has them."""
 
+    nvml: Any
     handles: Sequence[Any]
     names: tuple[str, ...]
     memory_mib: int
-    counts_energy: bool
 
-    def energy_mj(self) -> float:
+    def counts_energy(self) -> bool:
+        """Whether every GPU has an energy counter; older ones have none."""
+        try:
+            return self.energy_mj() >= 0
+        except self.nvml.NVMLError:
+            return False
+
+    def energy_mj(self) -> int:
         """Sum of the energy counters since the driver was loaded, millijoules."""
-        return float(sum(_total_energy_mj(handle) for handle in self.handles))
+        read = self.nvml.nvmlDeviceGetTotalEnergyConsumption
+        return sum(int(read(handle)) for handle in self.handles)
 
 
 def find_gpus() -> Gpus | None:
     """The GPUs, or None on a node without NVML or without a GPU."""
     try:
-        pynvml.nvmlInit()
-        handles = [
-            pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())
-        ]
-        if not handles:
-            return None
-        return Gpus(
-            handles=handles,
-            names=tuple(str(pynvml.nvmlDeviceGetName(handle)) for handle in handles),
-            memory_mib=sum(_memory_mib(handle) for handle in handles),
-            counts_energy=_counts_energy(handles),
-        )
-    except pynvml.NVMLError as error:
-        log.info("no GPU counters", reason=str(error))
+        ctypes.CDLL(_NVML)
+    except OSError:
         return None
+    nvml = importlib.import_module("pynvml")  # 13 MiB that a node without a GPU need not spend
+    try:
+        nvml.nvmlInit()
+        handles = [
+            nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())
+        ]
+        names = tuple(str(nvml.nvmlDeviceGetName(handle)) for handle in handles)
+        memory = [int(nvml.nvmlDeviceGetMemoryInfo(handle).total) for handle in handles]
+    except nvml.NVMLError as error:
+        log.warning("GPUs not readable", reason=str(error))
+        return None
+    return Gpus(nvml, handles, names, sum(memory) // _MIB) if handles else None
 
 
 class NotMeasured:
@@ -91,22 +101,7 @@ class MeasuredEnergy:
             await asyncio.sleep(READ_INTERVAL_S)
             try:
                 counter_mj = await asyncio.to_thread(self._gpus.energy_mj)
-            except pynvml.NVMLError as error:
+            except self._gpus.nvml.NVMLError as error:
                 log.warning("energy counter unreadable", error=str(error))
                 continue
             self._shares.read(time.monotonic(), counter_mj)
-
-
-def _counts_energy(handles: Sequence[Any]) -> bool:
-    try:
-        return all(_total_energy_mj(handle) >= 0 for handle in handles)
-    except pynvml.NVMLError:
-        return False
-
-
-def _total_energy_mj(handle: Any) -> int:
-    return int(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle))
-
-
-def _memory_mib(handle: Any) -> int:
-    return int(pynvml.nvmlDeviceGetMemoryInfo(handle).total) // _MIB

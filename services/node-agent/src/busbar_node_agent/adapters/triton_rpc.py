@@ -17,6 +17,7 @@ from busbar_messaging.topology import MAX_FRAME_PAYLOAD_BYTES
 from google.protobuf.message import Message
 from tritonclient.grpc import service_pb2
 
+from busbar_node_agent.adapters.http2 import Http2Connection, header_block
 from busbar_node_agent.domain.verdicts import refusal_code
 from busbar_node_agent.usecases.lane import TritonRefused
 
@@ -38,20 +39,42 @@ class TritonRpc:
     def __init__(self, address: str) -> None:
         self.address = address
         self._channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
-        self._infer = self._channel.unary_unary(f"{_SERVICE}ModelInfer")
+        self._connection: Http2Connection | None = None
+        self._connecting = asyncio.Lock()
+        self._infer_head = header_block(
+            {
+                ":method": "POST",
+                ":scheme": "http",
+                ":path": f"{_SERVICE}ModelInfer",
+                ":authority": address,
+                "te": "trailers",
+                "content-type": "application/grpc",
+                "user-agent": "busbar-node-agent",
+            }
+        )
         self._stream = self._channel.stream_stream(f"{_SERVICE}ModelStreamInfer")
 
     async def close(self) -> None:
         """Cancel what is being called and disconnect."""
+        if self._connection is not None:
+            self._connection.close()
         await self._channel.close()
 
     async def infer(self, request: bytes, timeout_s: float, traceparent: str) -> bytes:
         """See usecases.lane.Inference."""
-        metadata = (("traceparent", traceparent),) if traceparent else None
+        loop, connection = asyncio.get_running_loop(), self._connection
+        if connection is None or connection.closed:
+            connection = await self._connect(timeout_s)
+        head = self._infer_head
+        if traceparent:
+            head += header_block({"traceparent": traceparent})
+        stream_id, answer = connection.start(head, request)
+        expiry = loop.call_later(timeout_s, _expire, answer)
         try:
-            return await self._infer(request, timeout=timeout_s, metadata=metadata)
-        except (grpc.aio.AioRpcError, asyncio.CancelledError) as error:
-            raise _refused(error) from None
+            return await answer
+        finally:
+            expiry.cancel()
+            connection.cancel(stream_id)
 
     async def stream(
         self, request: bytes, timeout_s: float, traceparent: str
@@ -117,6 +140,20 @@ class TritonRpc:
         request = service_pb2.ModelConfigRequest(name=model)
         return await self._call("ModelConfig", request, timeout_s)
 
+    async def _connect(self, timeout_s: float) -> Http2Connection:
+        """The connection that carries ModelInfer, made anew when it was lost or used up."""
+        host, _, port = self.address.rpartition(":")
+        async with self._connecting:
+            if self._connection is None or self._connection.closed:
+                connecting = asyncio.get_running_loop().create_connection(
+                    lambda: Http2Connection(_RECEIVE_BYTES_MAX), host, int(port)
+                )
+                try:
+                    _, self._connection = await asyncio.wait_for(connecting, timeout_s)
+                except (OSError, TimeoutError) as error:
+                    raise TritonRefused("UNAVAILABLE", f"no connection: {error!r}") from None
+            return self._connection
+
     async def _call(self, method: str, request: Message, timeout_s: float) -> bytes:
         call = self._channel.unary_unary(f"{_SERVICE}{method}")
         try:
@@ -131,6 +168,11 @@ def _translated() -> Iterator[None]:
         yield
     except (grpc.aio.AioRpcError, asyncio.CancelledError) as error:
         raise _refused(error) from None
+
+
+def _expire(answer: asyncio.Future[bytes]) -> None:
+    if not answer.done():
+        answer.set_exception(TritonRefused("DEADLINE_EXCEEDED", "Deadline Exceeded"))
 
 
 def _refused(error: grpc.aio.AioRpcError | asyncio.CancelledError) -> BaseException:
