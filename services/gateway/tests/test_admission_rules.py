@@ -73,6 +73,16 @@ def test_who_cannot_be_served_before_the_deadline_is_refused_at_once() -> None:
     assert lane.enqueue(ticket(deadline=30.0), 0) is None
 
 
+def test_a_restart_that_some_sat_through_refuses_nobody_afterwards() -> None:
+    lane = Lane(queue_max=100, limit=10)
+    for took_s in [0.01] * 50 + [5.0] * 10:
+        started = ticket()
+        assert lane.try_start(started, 0)
+        lane.finish(started, took_s)
+    for _ in range(60):
+        assert lane.enqueue(ticket(deadline=20.0), 0) is None
+
+
 def test_without_ready_slots_nobody_is_refused_for_the_deadline() -> None:
     lane = Lane(queue_max=100, limit=0, service_s=1.0)
 

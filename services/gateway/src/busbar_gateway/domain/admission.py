@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 
 OVERCOMMIT_RATIO = 1.25
 OVERCOMMIT_EXTRA = 1
-_EWMA_WEIGHT = 0.1
+_SLOWER_WEIGHT, _FASTER_WEIGHT = 0.02, 0.3
+"""An average that believes bad news slowly: a request that sat through a restart says nothing
+about the next ones, and a wait that is overestimated refuses who could have been served."""
 
 
 def share_of_slots(ready_slots: int, gateways: int) -> int:
@@ -103,7 +105,8 @@ class Lane:
         self.in_flight -= 1
         took_s = max(0.0, now - ticket.started)
         if self.service_s:
-            self.service_s += _EWMA_WEIGHT * (took_s - self.service_s)
+            weight = _SLOWER_WEIGHT if took_s > self.service_s else _FASTER_WEIGHT
+            self.service_s += weight * (took_s - self.service_s)
         else:
             self.service_s = took_s
 
