@@ -26,7 +26,7 @@ from busbar_messaging.connection import BusSettings, close, connect
 
 log = structlog.get_logger()
 
-_WATCH_INTERVAL_S = 1.0
+_WATCH_INTERVAL_S, _RETRY_S, _POLL_S = 10.0, 0.5, 0.25
 _COMPARED = ("subjects", "retention", "storage", "max_age", "max_msgs_per_subject", "num_replicas")
 
 
@@ -164,15 +164,23 @@ async def _consumer(
 
 
 async def _watch(client: Client, settings: ProvisionSettings) -> None:
+    """Apply after every reconnect at once, and now and then for what else may vanish."""
     while True:
+        reconnects, right = client.stats["reconnects"], False
         try:
             report = await apply(client, settings)
+            right = report.right
             if report.changed:
                 made = [name for name, state in report.assets.items() if state != "ok"]
                 log.info("bus provisioned", assets=made)
         except (NatsError, APIError, TimeoutError, OSError) as error:
             log.warning("bus not provisioned", error=repr(error))
-        await asyncio.sleep(_WATCH_INTERVAL_S)
+        waited_s = 0.0
+        while waited_s < (_WATCH_INTERVAL_S if right else _RETRY_S):
+            await asyncio.sleep(_POLL_S)
+            waited_s += _POLL_S
+            if client.stats["reconnects"] != reconnects:
+                break
 
 
 async def run(command: str) -> int:
