@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import pytest
@@ -14,6 +17,7 @@ from busbar_messaging.connection import close, connect
 from busbar_messaging.topology import NodeId
 from busbar_runtime.home import Home
 from busbar_runtime.triton import ensure_triton
+from busbar_runtime.triton_probe import TritonServer, started
 from nats.aio.client import Client
 
 from .node_bench import NodeBench
@@ -49,9 +53,44 @@ async def node(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> AsyncIterator[NodeBench]:
     """A running agent with nothing placed on it, in a region of its own."""
+    triton = {"BUSBAR_TRITON_COMMAND": json.dumps(triton_command)}
+    home = tmp_path_factory.mktemp("node")
+    async with _running(nats_server, bus, home, triton) as bench:
+        yield bench
+
+
+@dataclass(frozen=True)
+class Attached:
+    """An agent beside a Triton that is not its own."""
+
+    node: NodeBench
+    triton: TritonServer
+
+
+@pytest.fixture(scope="module")
+async def attached(
+    nats_server: NatsServer, bus: Client, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Attached]:
+    """As `node`, but with a Triton that somebody else started."""
+    home = tmp_path_factory.mktemp("attached")
+    repository = home / "repository"
+    repository.mkdir()
+    command = ensure_triton(Home.of().cache).argv
+    with started(command, repository=repository, log=home / "triton.log") as triton:
+        settings = {
+            "BUSBAR_TRITON_GRPC_URL": triton.grpc_address,
+            "BUSBAR_MODEL_REPOSITORY": str(repository),
+        }
+        async with _running(nats_server, bus, home, settings) as bench:
+            yield Attached(bench, triton)
+
+
+@contextlib.asynccontextmanager
+async def _running(
+    nats_server: NatsServer, bus: Client, home: Path, triton: Mapping[str, str]
+) -> AsyncIterator[NodeBench]:
     region = f"t{next(_regions)}"
     await provision.apply(bus, _provisioning(nats_server, region))
-    home = tmp_path_factory.mktemp(region)
     bench = NodeBench(
         bus,
         NodeId(region, "s1", "n1"),
@@ -62,8 +101,8 @@ async def node(
             "BUSBAR_NODE": "n1",
             "BUSBAR_STATE_DIR": str(home / "state"),
             "BUSBAR_OPS_PORT": str(free_port()),
-            "BUSBAR_TRITON_COMMAND": json.dumps(triton_command),
             "BUSBAR_MEMORY_MIB": "2048",
+            **triton,
         },
         home,
     )

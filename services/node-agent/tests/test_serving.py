@@ -9,6 +9,7 @@ import time
 import pytest
 from busbar_contracts.node.v1 import status_pb2, work_pb2
 from busbar_messaging import topology
+from nats.js.errors import NotFoundError
 from tritonclient.grpc import service_pb2
 
 from .node_bench import NodeBench, Tensor, payload, poll, repeat, slow_echo
@@ -133,6 +134,24 @@ async def test_a_failure_is_told_apart(  # noqa: PLR0917
 
     assert work_pb2.FailureKind.Name(failed.kind) == f"FAILURE_KIND_{kind}"
     assert reason in failed.reason
+
+
+async def test_what_is_no_work_at_all_becomes_a_dead_letter(node: NodeBench) -> None:
+    subject = topology.work_subject(node.node.region, "slow-echo")
+    await node.client.jetstream().publish(subject, b"\xff\xff not work")
+
+    async def buried() -> bool:
+        letters = topology.dead_letter_subject("node", "work")
+        try:
+            message = await node.client.jetstream().get_last_msg(topology.DLQ.name, letters)
+        except NotFoundError:
+            return False
+        return message.data == b"\xff\xff not work"
+
+    await poll(buried, 5.0)
+    after = await node.send("slow-echo", slow_echo())
+
+    assert (await after.last()).WhichOneof("frame") == "finished"
 
 
 async def test_work_found_expired_is_not_worked_on(node: NodeBench) -> None:

@@ -117,6 +117,7 @@ def build(settings: Settings, client: Client, tracer: Tracer) -> Agent:
         energy=energy,
         trace=Spans(tracer, node.key).open,
         on_measured=measured.add,
+        on_poison=events.bury,
     )
 
     def on_lost(reason: str) -> None:

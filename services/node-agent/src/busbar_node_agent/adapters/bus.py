@@ -12,7 +12,14 @@ from busbar_contracts.scheduler.v1 import plan_pb2
 from busbar_errors import Rejected, Unavailable
 from busbar_messaging.connection import publish_durably
 from busbar_messaging.dispositions import decode
-from busbar_messaging.topology import PLACEMENTS, BucketSpec, NodeId, cancel_subject, event_subject
+from busbar_messaging.topology import (
+    PLACEMENTS,
+    BucketSpec,
+    NodeId,
+    cancel_subject,
+    dead_letter_subject,
+    event_subject,
+)
 from busbar_messaging.watching import Current, Deleted, Put, follow
 from google.protobuf.message import Message
 from nats.aio.client import Client
@@ -84,22 +91,33 @@ class Events:
 
     def publish(self, fact: str, event: Message) -> None:
         """Publish `event` under the name `fact`."""
+        self._start(event_subject("node", fact), event.SerializeToString(), {})
+
+    def bury(self, data: bytes, reason: str) -> None:
+        """Publish work that nobody can ever do as a dead letter."""
+        self._start(dead_letter_subject("node", "work"), data, {"Busbar-Reason": reason[:500]})
+
+    def _start(self, subject: str, data: bytes, headers: dict[str, str]) -> None:
         if len(self._waiting) >= EVENTS_WAITING_MAX:
-            log.warning("event dropped", fact=fact)
+            log.warning("event dropped", subject=subject)
             return
         self._count += 1
-        task = asyncio.create_task(self._publish(fact, event, self._count), name=f"event:{fact}")
+        publishing = self._publish(subject, data, headers, f"{self._run_id}-{self._count}")
+        task = asyncio.create_task(publishing, name=f"publish:{subject}")
         self._waiting.add(task)
         task.add_done_callback(self._waiting.discard)
 
-    async def _publish(self, fact: str, event: Message, number: int) -> None:
+    async def _publish(
+        self, subject: str, data: bytes, headers: dict[str, str], message_id: str
+    ) -> None:
         try:
             await publish_durably(
                 self._jetstream,
-                event_subject("node", fact),
-                event.SerializeToString(),
-                message_id=f"{self._run_id}-{number}",
+                subject,
+                data,
+                message_id=message_id,
                 give_up_after=EVENT_GIVE_UP_AFTER,
+                headers=headers,
             )
         except Unavailable as error:
-            log.warning("event not published", fact=fact, reason=error.reason)
+            log.warning("event not published", subject=subject, reason=error.reason)

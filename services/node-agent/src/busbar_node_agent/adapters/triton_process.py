@@ -25,6 +25,8 @@ _TETHER = str(Path(__file__).with_name("tether.py"))
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # where POSIX shared memory lives on Linux
 _SHM_OPTION = "shm-region-prefix-name="
 _LINE_BYTES_MAX = 4096
+_SETTLE_TIMEOUT_S = 10.0
+_POLL_S = 0.1
 _LEVELS = {"W": "warning", "E": "error", "F": "critical"}
 
 
@@ -94,6 +96,9 @@ class TritonChild:
         self._shm_prefix = shm
         self._logger = asyncio.create_task(_log_lines(process.stdout), name="triton-log")
 
+    async def settle(self) -> None:
+        """Nothing: it begins empty."""
+
     async def exited(self) -> str:
         """Wait until it is gone; returns how it went."""
         status = await self._process.wait()
@@ -133,6 +138,14 @@ class TritonAttachment:
 
     def __init__(self, rpc: TritonRpc) -> None:
         self.rpc = rpc
+
+    async def settle(self) -> None:
+        """Unload what it still holds from before: what is wanted is loaded again, verified."""
+        for model, state in (await self.rpc.states(_SETTLE_TIMEOUT_S)).items():
+            if state in {"READY", "LOADING"}:
+                await self.rpc.unload(model, _SETTLE_TIMEOUT_S)
+        while "UNLOADING" in (await self.rpc.states(_SETTLE_TIMEOUT_S)).values():
+            await asyncio.sleep(_POLL_S)
 
     async def exited(self) -> str:
         """Never: only its silence tells."""

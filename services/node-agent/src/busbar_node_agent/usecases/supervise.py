@@ -53,6 +53,7 @@ class Run(Protocol):
     def attached(self) -> bool: ...
     @property
     def pid(self) -> int: ...
+    async def settle(self) -> None: ...
     async def exited(self) -> str: ...
     async def end(self, grace: timedelta = ...) -> None: ...
 
@@ -157,6 +158,9 @@ class TritonSupervisor:
                     if exited.done():
                         raise _Lost(DOWN, f"{exited.result()} while starting")
                     await asyncio.sleep(_STARTUP_POLL_S)
+                await run.settle()
+        except TritonRefused as error:
+            raise _Lost(HUNG, f"not in order after its start: {error.reason}") from None
         except TimeoutError:
             raise _Lost(DOWN, f"not live {STARTUP_TIMEOUT_S:.0f} s after its start") from None
         finally:

@@ -93,6 +93,8 @@ class WorkInHand:
     energy: Energy
     trace: Callable[[work_pb2.InferenceWork], AttemptTrace | None]
     on_measured: Callable[[status_pb2.WorkMeasured], None]
+    on_poison: Callable[[bytes, str], None]
+    """Takes what was no InferenceWork, and why."""
     finished_count: int = 0
     failed_count: int = 0
     compute_us: int = 0
@@ -111,6 +113,7 @@ class WorkInHand:
             work = work_pb2.InferenceWork.FromString(data)
         except DecodeError as error:
             log.warning("work undecodable", deployment=lane.deployment, error=str(error))
+            self.on_poison(data, f"not an InferenceWork: {error}")
             lane.freed()
             return
         known = self._attempts.get(work.request_id)
