@@ -251,4 +251,10 @@ def main() -> int:
     except BusbarError as error:
         log.critical("gateway cannot run", reason=error.reason)
         return 1
+    except BlockingIOError:
+        log.critical(
+            "gateway cannot run",
+            reason=f"another process is gateway {settings.gateway_id} in {settings.state_dir}",
+        )
+        return 1
     return 0
