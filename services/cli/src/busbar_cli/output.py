@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
@@ -23,13 +24,18 @@ _STYLES = {
 }  # fmt: skip
 
 
+HowMany = Annotated[int, Parameter(validator=Number(gte=1))]
+"""A number of rows; anything below 1 is wrong usage."""
+
+
 @Parameter(name="*")
 @dataclass(frozen=True, slots=True)
 class Output:
     """Options of every command."""
 
     json: Annotated[bool, Parameter(negative="")] = False
-    """Print JSON and nothing else: amounts in nanos (1e-9 of the currency)."""
+    """Print JSON and nothing else: amounts in nanos (1e-9 of the currency). Errors stay
+    text on standard error."""
 
     def print(self, answer: Any, human: Any) -> None:
         """Print `answer` as JSON, or what `human` makes of it (a table or text)."""

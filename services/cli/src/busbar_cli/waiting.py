@@ -57,9 +57,16 @@ def wait_until_ready(look: Callable[[], list[Json]], patience: Patience) -> list
                 raise CommandError(reason)
             if patience.over(now):
                 raise CommandError(
-                    f"not ready after {patience.timeout_s:g} s: {line}", Exit.UNAVAILABLE
+                    f"not ready after {patience.timeout_s:g} s: {line}{_reasons(views)}",
+                    Exit.UNAVAILABLE,
                 )
             time.sleep(_POLL_S)
+
+
+def _reasons(views: list[Json]) -> str:
+    return "".join(
+        f"\n{one['name']}: {one['reason']}" for one in views if one["status"] in _HOPELESS_AFTER_S
+    )
 
 
 def _line(views: list[Json]) -> str:

@@ -6,7 +6,7 @@ from cyclopts import App
 
 from busbar_cli.api import Api
 from busbar_cli.commands.tenants import TENANTS, find_tenant
-from busbar_cli.output import DEFAULT, Output, err, show_moment, table
+from busbar_cli.output import DEFAULT, HowMany, Output, err, show_moment, table
 
 app = App(name="key", help="API keys: create, list, revoke.")
 
@@ -43,7 +43,7 @@ def create(
 
 
 @app.command(name="list")
-def list_(tenant: str, *, limit: int = 1000, output: Output = DEFAULT) -> None:
+def list_(tenant: str, *, limit: HowMany = 1000, output: Output = DEFAULT) -> None:
     """List a tenant's keys."""
     keys = list(Api("billing").pages(f"{TENANTS}/{find_tenant(tenant)['tenant_id']}/keys", limit))
     rows = [

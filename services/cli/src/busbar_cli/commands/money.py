@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from busbar_cli.amounts import show_amount
 from busbar_cli.api import Api, Json
 from busbar_cli.commands.tenants import TENANTS, find_tenant
-from busbar_cli.output import DEFAULT, Output, show_moment, show_node, table
+from busbar_cli.output import DEFAULT, HowMany, Output, show_moment, show_node, table
 
 
 def usage(
@@ -16,7 +16,7 @@ def usage(
     tenant: str | None = None,
     since: str | None = None,
     until: str | None = None,
-    limit: int = 50,
+    limit: HowMany = 50,
     output: Output = DEFAULT,
 ) -> None:
     """List billed requests, newest first, or explain the charge of one.
@@ -74,7 +74,7 @@ def ledger(
     *,
     tenant: str | None = None,
     request: str | None = None,
-    limit: int = 50,
+    limit: HowMany = 50,
     output: Output = DEFAULT,
 ) -> None:
     """List transfers with their postings, newest first.

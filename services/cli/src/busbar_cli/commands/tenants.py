@@ -9,7 +9,7 @@ from cyclopts import App
 from busbar_cli.amounts import read_amount, show_amount
 from busbar_cli.api import Api, Json
 from busbar_cli.failures import CommandError, Exit
-from busbar_cli.output import DEFAULT, Output, show_moment, table
+from busbar_cli.output import DEFAULT, HowMany, Output, show_moment, table
 
 app = App(name="tenant", help="Tenants: create, list, show, top up.")
 
@@ -40,7 +40,7 @@ def create(
 
 
 @app.command(name="list")
-def list_(*, limit: int = 1000, output: Output = DEFAULT) -> None:
+def list_(*, limit: HowMany = 1000, output: Output = DEFAULT) -> None:
     """List the tenants."""
     tenants = list(Api("billing").pages(TENANTS, limit))
     rows = [

@@ -7,9 +7,13 @@ import re
 from busbar_cli.amounts import show_amount
 from busbar_cli.api import Api, Json
 from busbar_cli.failures import CommandError, Exit
-from busbar_cli.output import DEFAULT, Output, show_duration, show_time, table
+from busbar_cli.output import DEFAULT, HowMany, Output, show_duration, show_time, table
 from busbar_cli.waterfall import draw
 
+_NONE_HELD = (
+    "no traces are held: few requests are sampled; send one with a traceparent header "
+    "that ends in -01, or set BUSBAR_TRACE_SAMPLE_RATIO"
+)
 _TRACE_ID = re.compile(r"[0-9a-fA-F]{32}")
 
 
@@ -18,7 +22,7 @@ def trace(
     *,
     deployment: str | None = None,
     errors: bool = False,
-    limit: int = 20,
+    limit: HowMany = 20,
     output: Output = DEFAULT,
 ) -> None:
     """List recent traces, or draw one.
@@ -64,7 +68,7 @@ def _list(deployment: str | None, errors: bool, limit: int, output: Output) -> N
         for one in answer["items"]
     ]
     columns = ["TIME", "REQUEST", "TENANT", "DEPLOYMENT", "STATUS", "TOOK>", "IN>", "OUT>", "COST>"]
-    output.print(answer, table(columns, rows, empty="no traces are held"))
+    output.print(answer, table(columns, rows, empty=_NONE_HELD))
 
 
 def _document(named: str) -> Json:
