@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import signal
 from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ from busbar_gateway.usecases.watchdog import Watchdog
 log = structlog.get_logger()
 
 _CANCEL_AGAIN_S = 0.2
+_COLLECT_EVERY_OBJECTS = 10_000
 
 
 @dataclass(slots=True)
@@ -193,6 +195,7 @@ async def serve(settings: GatewaySettings) -> None:
         loop.add_signal_handler(number, stop.set)
     client = await connect(settings, f"gateway-{settings.gateway_id}")
     gateway = build(settings, client, Metrics())
+    _spare_the_collector()
     try:
         async with running(gateway, settings.region):
             await _serve_edges(settings, gateway, stop)
@@ -200,6 +203,13 @@ async def serve(settings: GatewaySettings) -> None:
     finally:
         await close(client)
         flush_tracing(gateway.tracer)
+
+
+def _spare_the_collector() -> None:
+    """What was made at start stays: looking through it again and again only costs pauses."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_COLLECT_EVERY_OBJECTS, 20, 20)
 
 
 async def _serve_edges(settings: GatewaySettings, gateway: Gateway, stop: asyncio.Event) -> None:

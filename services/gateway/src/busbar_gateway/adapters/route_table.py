@@ -23,6 +23,7 @@ from busbar_gateway.domain.routes import (
     Task,
     TensorSpec,
 )
+from busbar_gateway.domain.tensors import fixed_bytes
 
 log = structlog.get_logger()
 
@@ -143,4 +144,6 @@ def _signature(metadata: bytes, config: bytes) -> ModelSignature | None:
 def _input(tensor: Any, configured: model_config_pb2.ModelInput | None) -> TensorSpec:
     optional = bool(configured and configured.optional)
     any_shape = bool(configured and (configured.allow_ragged_batch or configured.is_shape_tensor))
-    return TensorSpec(tensor.name, tensor.datatype, tuple(tensor.shape), optional, any_shape)
+    shape = tuple(tensor.shape)
+    size = fixed_bytes(tensor.datatype, shape)
+    return TensorSpec(tensor.name, tensor.datatype, shape, optional, any_shape, size)

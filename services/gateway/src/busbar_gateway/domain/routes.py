@@ -44,6 +44,8 @@ class TensorSpec:
     optional: bool = False
     any_shape: bool = False
     """True where the shape cannot be compared (ragged batches, shape tensors)."""
+    fixed_bytes: int = -1
+    """Size of the data where shape and datatype leave no choice; -1 where they do."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,14 @@ class GivenTensor:
     """Elements given as typed or JSON values; meaningful only when `raw` is None."""
 
 
+def fixed_bytes(datatype: str, shape: Sequence[int]) -> int:
+    """Size of a tensor of this datatype and shape; -1 where it varies."""
+    size = BYTES_PER_ELEMENT.get(datatype)
+    if size is None or any(dimension < 0 for dimension in shape):
+        return -1
+    return size * math.prod(shape)
+
+
 def check_inference(
     signature: ModelSignature,
     version: str,
@@ -76,11 +84,11 @@ def check_inference(
         spec = signature.inputs.get(tensor.name)
         if spec is None:
             raise InvalidInput(_unknown("input", tensor.name, signature.inputs), "inputs")
-        _check_against(spec, tensor, signature.max_batch_size)
-        _check_data(tensor)
-    for name, spec in signature.inputs.items():
-        if name not in seen and not spec.optional:
-            raise InvalidInput(f"input {name!r} is missing", "inputs")
+        if not _fits_exactly(spec, tensor):
+            _check_against(spec, tensor, signature.max_batch_size)
+            _check_data(tensor)
+    if len(seen) < len(signature.inputs):
+        _check_missing(signature, seen)
     if outputs:
         _check_outputs(signature, outputs)
 
@@ -102,6 +110,16 @@ def check_parameters(request: Iterable[str], tensors: Iterable[str]) -> None:
                 f"parameter {name!r}: shared memory is not offered; send the data in the request",
                 "parameters",
             )
+
+
+def _fits_exactly(spec: TensorSpec, tensor: GivenTensor) -> bool:
+    """The usual case at once: everything is fixed and everything is right."""
+    return (
+        tensor.raw is not None
+        and len(tensor.raw) == spec.fixed_bytes
+        and tensor.datatype == spec.datatype
+        and tensor.shape == spec.shape
+    )
 
 
 def _check_against(spec: TensorSpec, tensor: GivenTensor, max_batch_size: int) -> None:
@@ -172,6 +190,12 @@ def _check_bytes_elements(name: str, raw: bytes | memoryview, elements: int) -> 
         raise InvalidInput(
             f"input {name!r} holds {held} BYTES elements; its shape has {elements}", "inputs"
         )
+
+
+def _check_missing(signature: ModelSignature, seen: Collection[str]) -> None:
+    for name, spec in signature.inputs.items():
+        if name not in seen and not spec.optional:
+            raise InvalidInput(f"input {name!r} is missing", "inputs")
 
 
 def _check_outputs(signature: ModelSignature, outputs: Sequence[str]) -> None:

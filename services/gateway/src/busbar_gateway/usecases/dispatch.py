@@ -29,7 +29,6 @@ from busbar_gateway.domain.regions import choose_region
 from busbar_gateway.domain.routes import Route
 from busbar_gateway.usecases.calls import Chunk, InferenceCall
 from busbar_gateway.usecases.pending import RETRYABLE, Lost, NotPublished, Pending
-from busbar_gateway.usecases.request_trace import finish
 
 log = structlog.get_logger()
 
@@ -237,7 +236,7 @@ class Dispatch:
     def close(self) -> None:
         """Stop; ends the work at the node when it goes on."""
         self._timer.cancel()
-        finish(self._pending.publish_span)
+        self._pending.published()
         self._dispatcher.close(self._pending)
 
     def _deliverable(self) -> bool:

@@ -12,7 +12,6 @@ from opentelemetry.trace import Span
 from busbar_gateway.domain.attempts import Attempts, Frame
 from busbar_gateway.domain.failures import DeadlineExceeded, RateLimited, Unavailable
 from busbar_gateway.usecases.calls import InferenceCall
-from busbar_gateway.usecases.request_trace import finish
 
 BUFFERED_CHUNKS_MAX = 4096
 BUFFERED_BYTES_MAX = 32 * 1024 * 1024
@@ -67,8 +66,13 @@ class Pending:
     def acknowledged(self, sequence: int) -> None:
         """The stream has taken the current attempt."""
         self.sequence = sequence
-        finish(self.publish_span)
-        self.publish_span = None
+        self.published()
+
+    def published(self) -> None:
+        """End the span of the publish, if there is one."""
+        if self.publish_span is not None:
+            self.publish_span.end()
+            self.publish_span = None
 
     def end(self, outcome: Outcome) -> None:
         """Record how the current attempt ended; the first ending counts."""

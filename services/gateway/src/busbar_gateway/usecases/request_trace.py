@@ -26,31 +26,20 @@ _NS_PER_S = 1_000_000_000
 
 
 class RequestTrace:
-    """One request's root span and its children; nothing at all when it is not sampled."""
+    """One sampled request's root span and its children."""
 
-    def __init__(self, root: Span | None, tracer: Tracer) -> None:
+    def __init__(self, root: Span, tracer: Tracer) -> None:
         self.root = root
         self._tracer = tracer
 
-    def child(self, name: str, kind: SpanKind = SpanKind.INTERNAL) -> Span | None:
-        """Start a child of the root; the caller ends it with `finish`."""
-        if self.root is None:
-            return None
+    def child(self, name: str, kind: SpanKind = SpanKind.INTERNAL) -> Span:
+        """Start a child of the root; the caller ends it."""
         return self._tracer.start_span(name, context=set_span_in_context(self.root), kind=kind)
 
 
-def traceparent_of(span: Span | None) -> str:
-    """What to hand on so that others become children of `span`; empty without one."""
-    return format_traceparent(span.get_span_context()) if span is not None else ""
-
-
-def finish(span: Span | None, attributes: Mapping[str, AttributeValue] | None = None) -> None:
-    """End a span, if there is one."""
-    if span is None:
-        return
-    if attributes:
-        span.set_attributes(attributes)
-    span.end()
+def traceparent_of(span: Span) -> str:
+    """What to hand on so that others become children of `span`."""
+    return format_traceparent(span.get_span_context())
 
 
 class RequestTracing:
@@ -61,17 +50,18 @@ class RequestTracing:
         self._ratio = ratio
         self._slow_after_s = slow_after_s
 
-    def begin(self, call: InferenceCall) -> RequestTrace:
-        """Start the root span if the request is sampled."""
+    def begin(self, call: InferenceCall) -> RequestTrace | None:
+        """Start the root span if the request is sampled; None if it is not."""
         parent = parse_traceparent(call.traceparent) if call.traceparent else None
         sampled = parent is not None and parent.trace_flags.sampled
         verdict = decide(self._ratio, random.random(), parent_sampled=sampled)  # noqa: S311
-        root = self._root(call, parent) if verdict is Verdict.TRACED else None
-        return RequestTrace(root, self._tracer)
+        if verdict is Verdict.UNTRACED:
+            return None
+        return RequestTrace(self._root(call, parent), self._tracer)
 
     def end(
         self,
-        trace: RequestTrace,
+        trace: RequestTrace | None,
         call: InferenceCall,
         *,
         error: BaseException | None,
@@ -79,9 +69,10 @@ class RequestTracing:
         attributes: Mapping[str, AttributeValue],
     ) -> None:
         """End the root span; keep a root span of an unsampled request that went badly."""
-        root = trace.root
         ours_failed = error is not None and _ours(error)
-        if root is None:
+        if trace is not None:
+            root = trace.root
+        else:
             now = time.time_ns()
             keep = worth_keeping(
                 ours_failed=ours_failed,

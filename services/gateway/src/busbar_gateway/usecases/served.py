@@ -14,9 +14,10 @@ from busbar_gateway.usecases.admitting import Admissions
 from busbar_gateway.usecases.calls import InferenceCall
 from busbar_gateway.usecases.charging import Delivered, UsageLog, commit_in_time, usage_record
 from busbar_gateway.usecases.dispatch import Dispatch, Dispatcher
-from busbar_gateway.usecases.request_trace import RequestTracing, finish, traceparent_of
+from busbar_gateway.usecases.request_trace import RequestTracing, traceparent_of
 
 _NS_PER_S = 1_000_000_000
+_COMPLETED = UsageOutcome.USAGE_OUTCOME_COMPLETED
 
 
 class Observer(Protocol):
@@ -57,16 +58,15 @@ class Served:
 
     async def start(self, *, streamed: bool) -> Dispatch:
         """Wait for a turn, then send the request out."""
-        call, with_ = self.call, self.collaborators
-        waiting = self._trace.child("gateway admit")
-        try:
-            self._ticket = await with_.admissions.enter(call)
-        finally:
-            finish(waiting)
+        with_ = self.collaborators
+        self._ticket = await self._admit()
         self._admitted_unix_ns = time.time_ns()
-        self._dispatch = with_.dispatcher.open(call, streamed=streamed)
-        publish = self._trace.child("gateway publish", SpanKind.PRODUCER)
-        self._dispatch.send(publish, traceparent_of(publish))
+        self._dispatch = with_.dispatcher.open(self.call, streamed=streamed)
+        if self._trace is None:
+            self._dispatch.send(None, "")
+        else:
+            publish = self._trace.child("gateway publish", SpanKind.PRODUCER)
+            self._dispatch.send(publish, traceparent_of(publish))
         return self._dispatch
 
     def stop(self) -> None:
@@ -83,21 +83,23 @@ class Served:
 
         Raises Unavailable or DeadlineExceeded; then nothing stays charged.
         """
+        if self._trace is None:
+            record = self._record(_COMPLETED, "")
+            return await commit_in_time(self.collaborators.usage, self.call, record)
         span = self._trace.child("gateway commit")
         try:
-            record = self._record(UsageOutcome.USAGE_OUTCOME_COMPLETED, traceparent_of(span))
+            record = self._record(_COMPLETED, traceparent_of(span))
             return await commit_in_time(self.collaborators.usage, self.call, record)
         finally:
-            finish(span)
+            span.end()
 
     def commit_abandoned(self, delivered: Delivered) -> None:
         """Charge what was delivered before the customer left, in the background."""
         self.delivered = delivered
         usage = self.collaborators.usage
         slot = usage.claim(self.call.request_id, self.call.caller.tenant_id)
-        record = self._record(
-            UsageOutcome.USAGE_OUTCOME_ABANDONED, traceparent_of(self._trace.root)
-        )
+        traceparent = traceparent_of(self._trace.root) if self._trace else ""
+        record = self._record(UsageOutcome.USAGE_OUTCOME_ABANDONED, traceparent)
         usage.commit_later(slot, record)
 
     def end(self, error: BaseException | None) -> None:
@@ -117,6 +119,15 @@ class Served:
                 "busbar.tokens.output": delivered.output_tokens,
             },
         )
+
+    async def _admit(self) -> Ticket:
+        if self._trace is None:
+            return await self.collaborators.admissions.enter(self.call)
+        waiting = self._trace.child("gateway admit")
+        try:
+            return await self.collaborators.admissions.enter(self.call)
+        finally:
+            waiting.end()
 
     def _record(self, outcome: UsageOutcome.ValueType, traceparent: str) -> UsageRecord:
         return usage_record(

@@ -89,7 +89,7 @@ def _given_raw(inputs: Sequence[Any], raw: Sequence[bytes]) -> list[GivenTensor]
             raise InvalidInput(
                 f"input {tensor.name!r} has both contents and raw_input_contents", "inputs"
             )
-        given.append(GivenTensor(tensor.name, tensor.datatype, tensor.shape, data))
+        given.append(GivenTensor(tensor.name, tensor.datatype, tuple(tensor.shape), data))
     return given
 
 
