@@ -51,10 +51,10 @@ busbar *args: setup
 
 # ── Checks and tests ──────────────────────────────────────────────────────
 
-# Every check and every test; what CI runs
+# Every check and every test; what CI runs. A test that fails is run once more and counted as "rerun"
 [group('test'), no-exit-message]
 test *args: setup static
-    @exec {{bin}}/pytest "$@"
+    @exec {{bin}}/pytest --reruns 1 "$@"
 
 # Everything but flows and faults
 [group('test'), no-exit-message]
