@@ -14,7 +14,7 @@ from typing import Protocol
 import pytest
 from busbar_messaging import provision
 from busbar_messaging.connection import close, connect
-from busbar_messaging.topology import NodeId
+from busbar_messaging.topology import NodeId, work_stream
 from busbar_runtime.home import Home
 from busbar_runtime.triton import ensure_triton
 from busbar_runtime.triton_probe import TritonServer, started
@@ -111,6 +111,8 @@ async def _running(
     yield bench
     if bench.process is not None and bench.process.poll() is None:
         bench.stop_agent()
+    # The server has room for a few regions' queues, not for one of every module.
+    await bus.jetstream().delete_stream(work_stream(region).name)
 
 
 def _provisioning(nats_server: NatsServer, region: str) -> provision.ProvisionSettings:
