@@ -145,7 +145,13 @@ async def running(gateway: Gateway, region: str) -> AsyncIterator[None]:
     watchdog = Watchdog(gateway.bus, gateway.dispatcher.pending, region)
     routes.on_change(admissions.capacity_changed)
 
+    sharing = gateway.gateways.count()
+
     def every_tick(now: float) -> None:
+        nonlocal sharing
+        if (count := gateway.gateways.count()) != sharing:  # one may just have fallen silent
+            sharing = count
+            admissions.capacity_changed()
         admissions.expire(now)
         for deployment in admissions.deployments():
             lane = admissions.lane(deployment)
@@ -156,7 +162,7 @@ async def running(gateway: Gateway, region: str) -> AsyncIterator[None]:
     work: list[Coroutine[Any, Any, None]] = [
         gateway.keys.follow(gateway.client),
         routes.follow(gateway.client),
-        gateway.gateways.follow(gateway.client, admissions.capacity_changed),
+        gateway.gateways.follow(gateway.client),
         gateway.usage.run(),
         gateway.heartbeat.run(),
         watchdog.run(every_tick),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 
 import structlog
 from busbar_contracts.gateway.v1.status_pb2 import DeploymentLoad, GatewayStatus
@@ -36,16 +35,13 @@ class Gateways:
         horizon = time.monotonic() - topology.SUSPECT_AFTER.total_seconds()
         return 1 + sum(1 for heard in self._heard.values() if heard > horizon)
 
-    async def follow(self, client: Client, changed: Callable[[], None]) -> None:
-        """Keep up with the others, for ever; `changed` is called when their number changes."""
+    async def follow(self, client: Client) -> None:
+        """Keep up with the others, for ever."""
         async for change in follow(client, topology.GATEWAYS.name):
-            before = self.count()
             if isinstance(change, Put):
                 self._put(change)
             elif isinstance(change, Deleted):
                 self._heard.pop(change.key, None)
-            if self.count() != before:
-                changed()
 
     def _put(self, put: Put) -> None:
         if put.key == self._own:
