@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import struct
 import time
 from http import HTTPStatus
 from typing import Any
 
+import grpc
 import openai
 import pytest
 from busbar_runtime.platform import Platform
 from harness.operator import Customer, Operator
 from harness.polling import eventually
+from tritonclient.grpc import service_pb2
 
 CHAT: Any = {
     "model": "tiny-lm",
@@ -61,29 +64,49 @@ async def test_a_refused_request_is_free(
     assert len(await operator.usage(customer.tenant_id)) == 1
 
 
+def bytes_tensor(value: bytes) -> bytes:
+    return struct.pack("<I", len(value)) + value
+
+
+def endless_stream() -> service_pb2.ModelInferRequest:
+    """A generation that goes on for some seconds, whatever the model would like."""
+    request = service_pb2.ModelInferRequest(model_name="tiny-lm")
+    sampling = b'{"max_tokens": 1000, "ignore_eos": true}'
+    for name, datatype, raw in (
+        ("text_input", "BYTES", bytes_tensor(b"The site")),
+        ("sampling_parameters", "BYTES", bytes_tensor(sampling)),
+        ("stream", "BOOL", b"\x01"),
+        ("return_num_output_tokens", "BOOL", b"\x01"),
+    ):
+        request.inputs.add(name=name, datatype=datatype, shape=[1])
+        request.raw_input_contents.append(raw)
+    return request
+
+
 async def test_a_stream_abandoned_after_its_first_token_is_stopped_and_charged_for_what_came(
     platform: Platform, operator: Operator, customer: Customer
 ) -> None:
-    async with client_of(platform, customer) as client:
-        raw = await client.chat.completions.with_raw_response.create(
-            **CHAT, stream=True, extra_body={"max_tokens": 900, "temperature": 1.0}
-        )
-        stream = raw.parse()
-        async for chunk in stream:
-            if chunk.choices and chunk.choices[0].delta.content:
-                break
-        left_at = time.monotonic()
-        await stream.close()
+    metadata = (("authorization", f"Bearer {customer.key}"),)
+    async with grpc.aio.insecure_channel(platform.endpoints["grpc"]) as channel:
+        open_stream: Any = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
+        call = open_stream(metadata=metadata, timeout=30)
+        await call.write(endless_stream().SerializeToString())
+        first = service_pb2.ModelStreamInferResponse.FromString(await call.read())
+        call.cancel()
+    left_at = time.monotonic()
 
     async def in_flight() -> int:
         fleet = await operator.json("telemetry", "GET", "/admin/v1/fleet")
         return sum(node["in_flight"] for node in fleet["nodes"])
 
     await eventually(in_flight, within_s=5, what="the node is idle", until=lambda n: n == 0)
-    record = await operator.usage_of(raw.headers["x-request-id"])
-    assert time.monotonic() - left_at < 5
-    assert record["outcome"] == "abandoned"
-    assert 0 < record["output_tokens"] < 300
+    records = await eventually(
+        lambda: operator.usage(customer.tenant_id), within_s=5, what="the charge"
+    )
+    assert time.monotonic() - left_at < 8
+    assert first.error_message == ""
+    assert [record["outcome"] for record in records] == ["abandoned"]
+    assert 0 < records[0]["output_tokens"] < 800
 
 
 async def trace_of(operator: Operator, trace_id: str) -> list[dict[str, Any]]:
