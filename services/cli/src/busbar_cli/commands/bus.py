@@ -52,7 +52,7 @@ def _report(command: Literal["apply", "verify"], output: Output) -> None:
 
 async def _walk(command: Literal["apply", "verify"]) -> Report:
     structlog.configure(
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
         wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR),
     )
     settings = _settings()
