@@ -57,7 +57,7 @@ async def assert_charged_exactly(operator: Operator, tenant_id: str, log: LoadLo
         what=f"charges for the {len(answered)} answered requests",
         until=lambda found: set(found) == answered,
     )
-    assert len(records) == len(answered)
+    assert len(records) == len(answered), "some request was charged twice"
 
 
 @pytest.mark.parametrize(
