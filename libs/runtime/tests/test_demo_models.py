@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import queue
 import re
-import subprocess
-import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +17,7 @@ import pytest
 import tritonclient.grpc as grpcclient
 import yaml
 from busbar_runtime.home import REPO, Home
-from busbar_runtime.triton import ensure_triton, find_uv
+from busbar_runtime.triton import ensure_triton
 from busbar_runtime.triton_probe import TritonServer, started
 
 DEMO = REPO / "deploy" / "demo"
@@ -35,18 +33,10 @@ Outputs = dict[str, np.ndarray[Any, Any]]
 
 
 @pytest.fixture(scope="module")
-def models() -> Path:
-    cache = Home.of().cache
-    build = [sys.executable, str(DEMO / "build" / "build_models.py"), "--cache", str(cache)]
-    subprocess.run(build, check=True, env={"UV": find_uv(cache), "PATH": "/usr/bin:/bin"})
-    return cache / "models"
-
-
-@pytest.fixture(scope="module")
-def server(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+def server(demo_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     install = ensure_triton(Home.of().cache)
     log = tmp_path_factory.mktemp("triton") / "triton.log"
-    with started(install.argv, repository=models, log=log) as server:
+    with started(install.argv, repository=demo_models, log=log) as server:
         with ThreadPoolExecutor() as pool:
             list(pool.map(server.load, NAMES))
         yield server
@@ -139,11 +129,11 @@ def infer(client: grpcclient.InferenceServerClient, model: str, **inputs: Any) -
 @pytest.mark.parametrize("name", NAMES)
 def test_a_bundle_answers_its_own_warm_up(
     name: str,
-    models: Path,
+    demo_models: Path,
     client: grpcclient.InferenceServerClient,
     stream_to: StreamTo,
 ) -> None:
-    manifest = yaml.safe_load((models / name / "busbar.yaml").read_text())
+    manifest = yaml.safe_load((demo_models / name / "busbar.yaml").read_text())
     inputs = {key: as_array(value) for key, value in manifest["warmup"]["inputs"].items()}
     if manifest["decoupled"]:
         stream = stream_to(name)

@@ -6,35 +6,32 @@ import asyncio
 import os
 import shutil
 import struct
-import subprocess
-import sys
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import grpc.aio
 import pytest
 from busbar_node_agent.adapters.triton_rpc import TritonRpc
 from busbar_node_agent.usecases.lane import TritonRefused
 from busbar_runtime.home import Home
-from busbar_runtime.triton import ensure_triton, find_uv
+from busbar_runtime.triton import ensure_triton
 from busbar_runtime.triton_probe import TritonServer, started
 from tritonclient.grpc import service_pb2
 
-from .node_bench import MODELS, Tensor, payload, poll, slow_echo
+from .node_bench import Tensor, payload, poll, slow_echo
 
 MIB = 1024 * 1024
 ECHO = [float(each) for each in range(16)]
 
 
 @pytest.fixture(scope="module")
-def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
-    cache, home = Home.of().cache, tmp_path_factory.mktemp("triton")
-    build = [sys.executable, str(MODELS.parent / "build" / "build_models.py"), "--cache", cache]
-    subprocess.run(build, check=True, env={"UV": find_uv(cache), "PATH": "/usr/bin:/bin"})
+def triton(demo_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    home = tmp_path_factory.mktemp("triton")
     names = ("echo-fp32", "slow-echo")
     for name in names:
-        shutil.copytree(cache / "models" / name, home / "models" / name)
-    command = ensure_triton(cache).argv
+        shutil.copytree(demo_models / name, home / "models" / name)
+    command = ensure_triton(Home.of().cache).argv
     with started(command, repository=home / "models", log=home / "triton.log") as server:
         for name in names:
             server.load(name)

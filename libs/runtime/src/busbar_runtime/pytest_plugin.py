@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
+from busbar_runtime.home import REPO, Home
 from busbar_runtime.platform import Platform
 from busbar_runtime.ports import LOOPBACK
 from busbar_runtime.postgres import ADMIN, BILLING, binary
@@ -103,3 +106,12 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgr
     platform.launch()
     yield PostgresServer(platform.endpoints["postgres"], platform)
     platform.shutdown()
+
+
+@pytest.fixture(scope="session")
+def demo_models() -> Path:
+    """The folder of the built demo models, one Triton model each; built here when not yet there."""
+    cache = Home.of().cache
+    build = REPO / "deploy" / "demo" / "build" / "build_models.py"
+    subprocess.run([sys.executable, str(build), "--cache", str(cache)], check=True)
+    return cache / "models"
