@@ -203,6 +203,8 @@ DLQ = StreamSpec(
 # --- buckets -------------------------------------------------------------------------------------
 
 KEYS = BucketSpec("keys", "file")
+TENANTS = BucketSpec("tenants", "file")
+PRICES = BucketSpec("prices", "file")
 DEPLOYMENTS = BucketSpec("deployments", "file")
 BUNDLES = BucketSpec("bundles", "file")
 PLACEMENTS = BucketSpec("placements", "file")
@@ -211,7 +213,19 @@ LEADERS = BucketSpec("leaders", "file", ttl=timedelta(seconds=5))
 NODES = BucketSpec("nodes", "memory", ttl=timedelta(minutes=5))
 LEASES = BucketSpec("leases", "memory", ttl=timedelta(seconds=30))
 GATEWAYS = BucketSpec("gateways", "memory", ttl=timedelta(seconds=10))
-BUCKETS = (KEYS, DEPLOYMENTS, BUNDLES, PLACEMENTS, ROUTES, LEADERS, NODES, LEASES, GATEWAYS)
+BUCKETS = (
+    KEYS,
+    TENANTS,
+    PRICES,
+    DEPLOYMENTS,
+    BUNDLES,
+    PLACEMENTS,
+    ROUTES,
+    LEADERS,
+    NODES,
+    LEASES,
+    GATEWAYS,
+)
 
 MODELS = ObjectStoreSpec("models", max_bytes=8 * 1024 * _MIB)
 OBJECT_STORES = (MODELS,)
@@ -291,6 +305,10 @@ def reply_subject(gateway_id: str) -> str:
 def cancel_subject(node_key: str) -> str:
     """Core NATS: where a node agent takes WorkCancel; `node_key` is "region.site.node"."""
     return f"busbar.cancel.{node_key}"
+
+
+CREDIT_LEASES = "busbar.rpc.billing.v1.credit_leases"
+"""Core NATS request and reply: a gateway sends LeaseCall, one billing answers LeaseReply."""
 
 
 def usage_subject(region: str, gateway_id: str) -> str:

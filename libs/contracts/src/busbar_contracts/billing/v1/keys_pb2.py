@@ -24,13 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x62usbar/billing/v1/keys.proto\x12\x11\x62usbar.billing.v1\"g\n\x06\x41piKey\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65ployments\x18\x03 \x03(\t\x12\x17\n\x0f\x65xpires_unix_ms\x18\x04 \x01(\x03\x12\x0c\n\x04name\x18\x05 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x62usbar/billing/v1/keys.proto\x12\x11\x62usbar.billing.v1\"\xa8\x01\n\x06\x41piKey\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65ployments\x18\x03 \x03(\t\x12\x17\n\x0f\x65xpires_unix_ms\x18\x04 \x01(\x03\x12\x0c\n\x04name\x18\x05 \x01(\t\x12\x12\n\nproject_id\x18\x06 \x01(\t\x12+\n\x06scopes\x18\x07 \x03(\x0e\x32\x1b.busbar.billing.v1.KeyScope*n\n\x08KeyScope\x12\x19\n\x15KEY_SCOPE_UNSPECIFIED\x10\x00\x12\x13\n\x0fKEY_SCOPE_SERVE\x10\x01\x12\x18\n\x14KEY_SCOPE_READ_USAGE\x10\x02\x12\x18\n\x14KEY_SCOPE_ADMINISTER\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'busbar.billing.v1.keys_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_APIKEY']._serialized_start=51
-  _globals['_APIKEY']._serialized_end=154
+  _globals['_KEYSCOPE']._serialized_start=222
+  _globals['_KEYSCOPE']._serialized_end=332
+  _globals['_APIKEY']._serialized_start=52
+  _globals['_APIKEY']._serialized_end=220
 # @@protoc_insertion_point(module_scope)

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -17,6 +18,34 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _KeyScope:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _KeyScopeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_KeyScope.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    KEY_SCOPE_UNSPECIFIED: _KeyScope.ValueType  # 0
+    """Never sent."""
+    KEY_SCOPE_SERVE: _KeyScope.ValueType  # 1
+    """Call deployments."""
+    KEY_SCOPE_READ_USAGE: _KeyScope.ValueType  # 2
+    """Read usage, balance and statements of the tenant."""
+    KEY_SCOPE_ADMINISTER: _KeyScope.ValueType  # 3
+    """Manage the tenant's projects and keys."""
+
+class KeyScope(_KeyScope, metaclass=_KeyScopeEnumTypeWrapper):
+    """What an API key may be used for."""
+
+KEY_SCOPE_UNSPECIFIED: KeyScope.ValueType  # 0
+"""Never sent."""
+KEY_SCOPE_SERVE: KeyScope.ValueType  # 1
+"""Call deployments."""
+KEY_SCOPE_READ_USAGE: KeyScope.ValueType  # 2
+"""Read usage, balance and statements of the tenant."""
+KEY_SCOPE_ADMINISTER: KeyScope.ValueType  # 3
+"""Manage the tenant's projects and keys."""
+Global___KeyScope: _TypeAlias = KeyScope  # noqa: Y015
 
 @_typing.final
 class ApiKey(_message.Message):
@@ -32,6 +61,8 @@ class ApiKey(_message.Message):
     DEPLOYMENTS_FIELD_NUMBER: _builtins.int
     EXPIRES_UNIX_MS_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
+    PROJECT_ID_FIELD_NUMBER: _builtins.int
+    SCOPES_FIELD_NUMBER: _builtins.int
     key_id: _builtins.str
     """Identifies the key in records and commands, such as "key_01J..."."""
     tenant_id: _builtins.str
@@ -40,9 +71,15 @@ class ApiKey(_message.Message):
     """Unix time in milliseconds after which it is refused; 0 means never."""
     name: _builtins.str
     """Name that people gave it."""
+    project_id: _builtins.str
+    """Project that it belongs to; empty means the tenant's default project."""
     @_builtins.property
     def deployments(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Deployments it may use; empty means every deployment open to the tenant."""
+
+    @_builtins.property
+    def scopes(self) -> _containers.RepeatedScalarFieldContainer[Global___KeyScope.ValueType]:
+        """What it may be used for; empty means to call deployments."""
 
     def __init__(
         self,
@@ -52,10 +89,12 @@ class ApiKey(_message.Message):
         deployments: _abc.Iterable[_builtins.str] | None = ...,
         expires_unix_ms: _builtins.int = ...,
         name: _builtins.str = ...,
+        project_id: _builtins.str = ...,
+        scopes: _abc.Iterable[Global___KeyScope.ValueType] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployments", b"deployments", "expires_unix_ms", b"expires_unix_ms", "key_id", b"key_id", "name", b"name", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployments", b"deployments", "expires_unix_ms", b"expires_unix_ms", "key_id", b"key_id", "name", b"name", "project_id", b"project_id", "scopes", b"scopes", "tenant_id", b"tenant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -29,6 +29,7 @@ class GatewayStatus(_message.Message):
     RUN_ID_FIELD_NUMBER: _builtins.int
     REPORTED_UNIX_MS_FIELD_NUMBER: _builtins.int
     LOADS_FIELD_NUMBER: _builtins.int
+    DEMANDS_FIELD_NUMBER: _builtins.int
     gateway_id: _builtins.str
     """Name of the gateway."""
     region: _builtins.str
@@ -41,6 +42,10 @@ class GatewayStatus(_message.Message):
     def loads(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeploymentLoad]:
         """One for each deployment with traffic since the gateway started."""
 
+    @_builtins.property
+    def demands(self) -> _containers.RepeatedCompositeFieldContainer[Global___TenantDemand]:
+        """Tenants with limits that sent requests lately: their shares follow from these."""
+
     def __init__(
         self,
         *,
@@ -49,14 +54,49 @@ class GatewayStatus(_message.Message):
         run_id: _builtins.str = ...,
         reported_unix_ms: _builtins.int = ...,
         loads: _abc.Iterable[Global___DeploymentLoad] | None = ...,
+        demands: _abc.Iterable[Global___TenantDemand] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["gateway_id", b"gateway_id", "loads", b"loads", "region", b"region", "reported_unix_ms", b"reported_unix_ms", "run_id", b"run_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["demands", b"demands", "gateway_id", b"gateway_id", "loads", b"loads", "region", b"region", "reported_unix_ms", b"reported_unix_ms", "run_id", b"run_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GatewayStatus: _TypeAlias = GatewayStatus  # noqa: Y015
+
+@_typing.final
+class TenantDemand(_message.Message):
+    """What one tenant asks of one gateway."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    REQUESTS_PER_MINUTE_FIELD_NUMBER: _builtins.int
+    TOKENS_PER_MINUTE_FIELD_NUMBER: _builtins.int
+    IN_FLIGHT_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """Tenant."""
+    requests_per_minute: _builtins.int
+    """Requests that arrived, admitted or not, as a rate: requests a minute."""
+    tokens_per_minute: _builtins.int
+    """Tokens asked for, as a rate: tokens a minute."""
+    in_flight: _builtins.int
+    """Requests in flight."""
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        requests_per_minute: _builtins.int = ...,
+        tokens_per_minute: _builtins.int = ...,
+        in_flight: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["in_flight", b"in_flight", "requests_per_minute", b"requests_per_minute", "tenant_id", b"tenant_id", "tokens_per_minute", b"tokens_per_minute"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TenantDemand: _TypeAlias = TenantDemand  # noqa: Y015
 
 @_typing.final
 class DeploymentLoad(_message.Message):

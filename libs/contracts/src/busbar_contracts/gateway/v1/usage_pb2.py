@@ -24,19 +24,19 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x62usbar/gateway/v1/usage.proto\x12\x11\x62usbar.gateway.v1\"\x84\x03\n\x0bUsageRecord\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x0e\n\x06key_id\x18\x03 \x01(\t\x12\x12\n\ndeployment\x18\x04 \x01(\t\x12\x13\n\x0bprice_class\x18\x05 \x01(\t\x12\x0b\n\x03\x61pi\x18\x06 \x01(\t\x12\x30\n\x07outcome\x18\x07 \x01(\x0e\x32\x1f.busbar.gateway.v1.UsageOutcome\x12\x18\n\x10\x61\x64mitted_unix_ns\x18\x08 \x01(\x03\x12\x18\n\x10\x66inished_unix_ns\x18\t \x01(\x03\x12\x14\n\x0cinput_tokens\x18\n \x01(\x04\x12\x15\n\routput_tokens\x18\x0b \x01(\x04\x12\x15\n\rrequest_bytes\x18\x0c \x01(\x04\x12\x16\n\x0eresponse_bytes\x18\r \x01(\x04\x12\x12\n\ncompute_us\x18\x0e \x01(\x04\x12\x0c\n\x04node\x18\x0f \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x10 \x01(\r\x12\x13\n\x0btraceparent\x18\x11 \x01(\t\"B\n\tUsageVoid\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x11\n\ttenant_id\x18\x03 \x01(\t\"\x81\x01\n\rUsageRecorded\x12\x12\n\ngateway_id\x18\x01 \x01(\t\x12/\n\x07records\x18\x02 \x03(\x0b\x32\x1e.busbar.gateway.v1.UsageRecord\x12+\n\x05voids\x18\x03 \x03(\x0b\x32\x1c.busbar.gateway.v1.UsageVoid*g\n\x0cUsageOutcome\x12\x1d\n\x19USAGE_OUTCOME_UNSPECIFIED\x10\x00\x12\x1b\n\x17USAGE_OUTCOME_COMPLETED\x10\x01\x12\x1b\n\x17USAGE_OUTCOME_ABANDONED\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x62usbar/gateway/v1/usage.proto\x12\x11\x62usbar.gateway.v1\"\xc1\x03\n\x0bUsageRecord\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x0e\n\x06key_id\x18\x03 \x01(\t\x12\x12\n\ndeployment\x18\x04 \x01(\t\x12\x13\n\x0bprice_class\x18\x05 \x01(\t\x12\x0b\n\x03\x61pi\x18\x06 \x01(\t\x12\x30\n\x07outcome\x18\x07 \x01(\x0e\x32\x1f.busbar.gateway.v1.UsageOutcome\x12\x18\n\x10\x61\x64mitted_unix_ns\x18\x08 \x01(\x03\x12\x18\n\x10\x66inished_unix_ns\x18\t \x01(\x03\x12\x14\n\x0cinput_tokens\x18\n \x01(\x04\x12\x15\n\routput_tokens\x18\x0b \x01(\x04\x12\x15\n\rrequest_bytes\x18\x0c \x01(\x04\x12\x16\n\x0eresponse_bytes\x18\r \x01(\x04\x12\x12\n\ncompute_us\x18\x0e \x01(\x04\x12\x0c\n\x04node\x18\x0f \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x10 \x01(\r\x12\x13\n\x0btraceparent\x18\x11 \x01(\t\x12\x10\n\x08lease_id\x18\x12 \x01(\x0c\x12\x12\n\nproject_id\x18\x13 \x01(\t\x12\x15\n\rcached_tokens\x18\x14 \x01(\x04\"B\n\tUsageVoid\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x11\n\ttenant_id\x18\x03 \x01(\t\"\x81\x01\n\rUsageRecorded\x12\x12\n\ngateway_id\x18\x01 \x01(\t\x12/\n\x07records\x18\x02 \x03(\x0b\x32\x1e.busbar.gateway.v1.UsageRecord\x12+\n\x05voids\x18\x03 \x03(\x0b\x32\x1c.busbar.gateway.v1.UsageVoid*g\n\x0cUsageOutcome\x12\x1d\n\x19USAGE_OUTCOME_UNSPECIFIED\x10\x00\x12\x1b\n\x17USAGE_OUTCOME_COMPLETED\x10\x01\x12\x1b\n\x17USAGE_OUTCOME_ABANDONED\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'busbar.gateway.v1.usage_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_USAGEOUTCOME']._serialized_start=643
-  _globals['_USAGEOUTCOME']._serialized_end=746
+  _globals['_USAGEOUTCOME']._serialized_start=704
+  _globals['_USAGEOUTCOME']._serialized_end=807
   _globals['_USAGERECORD']._serialized_start=53
-  _globals['_USAGERECORD']._serialized_end=441
-  _globals['_USAGEVOID']._serialized_start=443
-  _globals['_USAGEVOID']._serialized_end=509
-  _globals['_USAGERECORDED']._serialized_start=512
-  _globals['_USAGERECORDED']._serialized_end=641
+  _globals['_USAGERECORD']._serialized_end=502
+  _globals['_USAGEVOID']._serialized_start=504
+  _globals['_USAGEVOID']._serialized_end=570
+  _globals['_USAGERECORDED']._serialized_start=573
+  _globals['_USAGERECORDED']._serialized_end=702
 # @@protoc_insertion_point(module_scope)

@@ -68,6 +68,9 @@ class UsageRecord(_message.Message):
     NODE_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
+    LEASE_ID_FIELD_NUMBER: _builtins.int
+    PROJECT_ID_FIELD_NUMBER: _builtins.int
+    CACHED_TOKENS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.bytes
     """UUIDv7 of the request, 16 bytes."""
     tenant_id: _builtins.str
@@ -104,6 +107,12 @@ class UsageRecord(_message.Message):
     """Attempt that was delivered."""
     traceparent: _builtins.str
     """W3C traceparent of the commit span; empty when not sampled."""
+    lease_id: _builtins.bytes
+    """Credit lease that it was served from, 16 bytes; empty means straight from the balance."""
+    project_id: _builtins.str
+    """Project of the key; empty means the tenant's default project."""
+    cached_tokens: _builtins.int
+    """Those of `input_tokens` that were found in a cache."""
     def __init__(
         self,
         *,
@@ -124,10 +133,13 @@ class UsageRecord(_message.Message):
         node: _builtins.str = ...,
         attempt: _builtins.int = ...,
         traceparent: _builtins.str = ...,
+        lease_id: _builtins.bytes = ...,
+        project_id: _builtins.str = ...,
+        cached_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["admitted_unix_ns", b"admitted_unix_ns", "api", b"api", "attempt", b"attempt", "compute_us", b"compute_us", "deployment", b"deployment", "finished_unix_ns", b"finished_unix_ns", "input_tokens", b"input_tokens", "key_id", b"key_id", "node", b"node", "outcome", b"outcome", "output_tokens", b"output_tokens", "price_class", b"price_class", "request_bytes", b"request_bytes", "request_id", b"request_id", "response_bytes", b"response_bytes", "tenant_id", b"tenant_id", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admitted_unix_ns", b"admitted_unix_ns", "api", b"api", "attempt", b"attempt", "cached_tokens", b"cached_tokens", "compute_us", b"compute_us", "deployment", b"deployment", "finished_unix_ns", b"finished_unix_ns", "input_tokens", b"input_tokens", "key_id", b"key_id", "lease_id", b"lease_id", "node", b"node", "outcome", b"outcome", "output_tokens", b"output_tokens", "price_class", b"price_class", "project_id", b"project_id", "request_bytes", b"request_bytes", "request_id", b"request_id", "response_bytes", b"response_bytes", "tenant_id", b"tenant_id", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
