@@ -18,16 +18,30 @@ async def test_a_tenant_is_created_found_and_listed(billing: Service) -> None:
     name = f"Ácme {uuid4().hex[:6]}"
     made = await billing.json("POST", "/tenants", json={"name": name})
     own_id = f"t-{uuid4().hex[:8]}"
-    chosen = await billing.json("POST", "/tenants", json={"name": "B", "tenant_id": own_id})
+    chosen = await billing.json("POST", "/tenants", json={"name": own_id, "tenant_id": own_id})
 
     assert made["name"] == name
     assert made["currency"] == "USD"
     assert chosen["tenant_id"] == own_id
     assert await billing.json("GET", f"/tenants/{made['tenant_id']}") == made
-    again = await billing.call("POST", "/tenants", json={"name": "C", "tenant_id": own_id})
+    other = f"C {own_id}"
+    again = await billing.call("POST", "/tenants", json={"name": other, "tenant_id": own_id})
     assert again.status_code == 409
-    listed = await every(billing, "/tenants", limit=2)
+    listed = await every(billing, "/tenants", limit=50)
     assert {made["tenant_id"], own_id} <= {one["tenant_id"] for one in listed}
+
+
+@pytest.mark.parametrize("same", ["{}", " {} ", "{:upper}"])
+async def test_no_two_tenants_are_called_alike(billing: Service, same: str) -> None:
+    name = f"Caf\u00e9 {uuid4().hex[:6]}"
+    await billing.json("POST", "/tenants", json={"name": name})
+    alike = name.upper() if same == "{:upper}" else same.format(name)
+    again = await billing.call("POST", "/tenants", json={"name": alike})
+    decomposed = {"name": name.replace("\u00e9", "e\u0301")}
+    composed = await billing.call("POST", "/tenants", json=decomposed)
+
+    assert again.status_code == composed.status_code == 409
+    assert alike.strip() in again.json()["error"]["message"]
 
 
 async def every(billing: Service, path: str, **params: Any) -> list[Json]:

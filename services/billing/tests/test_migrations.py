@@ -24,6 +24,9 @@ NOT_FOR_US = [
     # The way down.
     "ban-drop-table",
     "ban-drop-function",
+    "ban-drop-column",
+    "ban-drop-constraint",
+    "require-concurrent-index-deletion",
     # attempt is an int32 in the proto, line and shard are tiny.
     "prefer-bigint-over-int",
     "prefer-bigint-over-smallint",

@@ -74,7 +74,8 @@ class Service:
 
     async def tenant(self) -> str:
         """A fresh tenant."""
-        made = await self.json("POST", "/tenants", json={"name": "Tests Ltd"})
+        name = f"Tests Ltd {secrets.token_hex(6)}"
+        made = await self.json("POST", "/tenants", json={"name": name})
         return made["tenant_id"]
 
     async def balance(self, tenant_id: str) -> int:

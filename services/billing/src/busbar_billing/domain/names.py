@@ -9,17 +9,20 @@ from busbar_errors import Rejected
 
 NAME_MAX = 100
 REFERENCE_MAX = 200
+SUSPENSION_MAX = 200
 DEPLOYMENTS_MAX = 1_000
 
 _TENANT_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _DEPLOYMENT = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+_PLAN_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 """Unicode categories that hide or reorder text: control, format (bidi marks), surrogates, …"""
 
 
 def checked_text(field: str, text: str, longest: int) -> str:
-    """Return `text` without surrounding blanks; raise Rejected when it cannot be shown safely."""
-    stripped = text.strip()
+    """Return `text` in Unicode's composed form (NFC), without surrounding blanks, so that what
+    looks alike is alike; raise Rejected when it cannot be shown safely."""
+    stripped = unicodedata.normalize("NFC", text).strip()
     if not stripped:
         raise Rejected(f"{field} is empty")
     if len(stripped) > longest:
@@ -50,6 +53,23 @@ def checked_tenant_id(text: str) -> str:
 def is_tenant_id(text: str) -> bool:
     """Whether a tenant could be called this at all."""
     return _TENANT_ID.fullmatch(text) is not None
+
+
+def checked_plan_id(text: str) -> str:
+    """A plan's id; raise Rejected when it is not one."""
+    if not is_plan_id(text):
+        raise Rejected(f"plan_id must match {_PLAN_ID.pattern}")
+    return text
+
+
+def is_plan_id(text: str) -> bool:
+    """Whether a plan could be called this at all."""
+    return _PLAN_ID.fullmatch(text) is not None
+
+
+def checked_suspension(text: str) -> str:
+    """Why a tenant is suspended, as its users will read it."""
+    return checked_text("reason", text, SUSPENSION_MAX)
 
 
 def checked_deployments(names: list[str]) -> list[str]:

@@ -24,6 +24,10 @@ class Balance:
     available_nanos: int
 
 
+_NAME_INDEX = "tenants_called"
+_CALLED = """
+    SELECT * FROM tenants WHERE lower(name COLLATE pg_c_utf8) = lower($1 COLLATE pg_c_utf8)
+"""
 _BALANCE = """
     SELECT t.currency, coalesce(b.balance_nanos, 0) AS available_nanos
     FROM tenants AS t
@@ -42,7 +46,7 @@ class Tenants:
         self._prices = prices
 
     async def add(self, tenant_id: str, name: str, currency: str) -> Tenant:
-        """Add one with its account; raise Conflict when the id is taken."""
+        """Add one with its account; raise Conflict when the id or the name is taken."""
         async with self._database.transaction() as connection:
             try:
                 row = await connection.fetchrow(
@@ -53,7 +57,10 @@ class Tenants:
                     currency,
                 )
             except asyncpg.UniqueViolationError as error:
-                raise Conflict(f"there is a tenant {tenant_id} already") from error
+                taken = tenant_id
+                if error.constraint_name == _NAME_INDEX:
+                    taken = f"called {name!r}"
+                raise Conflict(f"there is a tenant {taken} already") from error
             account = Account(AccountKind.TENANT_AVAILABLE, tenant_id, currency)
             await open_accounts(connection, [account])
             assert row is not None
@@ -69,6 +76,13 @@ class Tenants:
         if row is None:
             raise NotFound(f"there is no tenant {tenant_id[:80]!r}")
         return _read_tenant(row)
+
+    async def called(self, name: str) -> list[Tenant]:
+        """The tenant of that name, in capitals or not, if there is one."""
+        if "\x00" in name:
+            return []
+        async with self._database.connection() as connection:
+            return [_read_tenant(row) for row in await connection.fetch(_CALLED, name)]
 
     async def page(self, limit: int, after: str) -> list[Tenant]:
         """Tenants by id, from the first after `after`."""
