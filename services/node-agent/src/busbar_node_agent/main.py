@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import signal
 import sys
@@ -16,6 +17,7 @@ import uvloop
 from busbar_contracts.node.v1 import events_pb2, status_pb2
 from busbar_errors import BusbarError
 from busbar_messaging.connection import close, connect
+from busbar_messaging.hot_connection import HotConnection
 from busbar_messaging.topology import LEASES, NODES, work_consumer
 from busbar_observability.logs import configure_logging
 from busbar_observability.ops import ops_application, serve_http
@@ -111,9 +113,10 @@ def build(settings: Settings, client: Client, tracer: Tracer) -> Agent:
     events = Events(client, run_id)
     energy = MeasuredEnergy(gpus) if gpus and gpus.counts_energy() else NotMeasured()
     measured = MeasuredPublisher(client.jetstream(timeout=5), node, run_id)
+    hot = HotConnection(client)
     work = WorkInHand(
         node=node.key,
-        publish=client.publish,
+        publish=functools.partial(hot.publish, keep=True),
         energy=energy,
         trace=Spans(tracer, node.key).open,
         on_measured=measured.add,
@@ -129,7 +132,8 @@ def build(settings: Settings, client: Client, tracer: Tracer) -> Agent:
         reporter.changed()
 
     def open_puller(lane: Lane) -> WorkPuller:
-        return WorkPuller(client, work_consumer(node.region, lane.deployment), lane, work.take)
+        consumer = work_consumer(node.region, lane.deployment)
+        return WorkPuller(client, hot, consumer, lane, work.take)
 
     supervisor = TritonSupervisor(_launcher(settings), on_lost, on_change)
     tools = Tools(

@@ -12,11 +12,11 @@ import structlog
 from busbar_contracts.node.v1.work_pb2 import WorkFrame
 from busbar_errors import Unavailable
 from busbar_messaging import topology
+from busbar_messaging.hot_connection import HotConnection
 from google.protobuf.message import DecodeError
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
-from busbar_gateway.adapters.hot_connection import HotConnection
 from busbar_gateway.domain.failures import RateLimited
 
 log = structlog.get_logger()

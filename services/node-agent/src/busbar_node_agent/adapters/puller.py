@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
+import re
 from collections.abc import Callable
 
 import structlog
+from busbar_messaging.hot_connection import Deliveries, HotConnection
 from busbar_messaging.topology import ConsumerSpec
 from nats.aio.client import Client
-from nats.aio.msg import Msg
-from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 
 from busbar_node_agent.usecases.lane import Lane
@@ -32,8 +31,13 @@ _RETRY_AFTER_S = 0.25
 _DRAIN_TIMEOUT_S = 2.0
 _ACK = b"+ACK"
 _NANOSECONDS = 1_000_000_000
-_IDLE_HEARTBEAT = "100"
-_PENDING = "Nats-Pending-Messages"
+_REQUEST = b'{"batch":%%d,"expires":%d,"idle_heartbeat":%d}' % (
+    int(EXPIRES_S * _NANOSECONDS),
+    int(HEARTBEAT_S * _NANOSECONDS),
+)
+_STATUS = re.compile(rb"NATS/1\.0 +(\d+) *([^\r\n]*)")
+_IDLE_HEARTBEAT = b"100"
+_PENDING = re.compile(rb"\r\nNats-Pending-Messages: *(\d+)", re.IGNORECASE)
 
 
 class WorkPuller:
@@ -42,34 +46,35 @@ class WorkPuller:
     def __init__(
         self,
         client: Client,
+        hot: HotConnection,
         consumer: ConsumerSpec,
         lane: Lane,
         on_work: Callable[[bytes, Lane], None],
     ) -> None:
         self._client = client
-        self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{consumer.stream}.{consumer.durable}"
+        self._hot = hot
+        self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{consumer.stream}.{consumer.durable}".encode()
         self._lane = lane
         self._on_work = on_work
-        self._subscription: Subscription | None = None
-        self._inbox = ""
-        self._hungry = asyncio.Event()
+        self._deliveries: Deliveries | None = None
+        self._inbox = b""
         self._broken = ""
+        self._broke = asyncio.Event()
         self._heard_s = 0.0
         self._reconnects = 0
-        self._closing = False
         self._waiting_logged = False
         self._task: asyncio.Task[None] | None = None
         self._checker: asyncio.Task[None] | None = None
-        lane.on_freed = self._hungry.set
+        lane.on_freed = self._ask
 
     def start(self) -> None:
         """Begin to pull."""
-        self._task = asyncio.create_task(self._pull_for_ever(), name=f"pull:{self._subject}")
+        self._task = asyncio.create_task(self._pull_for_ever(), name=f"pull:{self._subject!r}")
         self._checker = asyncio.create_task(self._check_for_ever())
 
     async def stop(self) -> None:
         """Ask for nothing more; what the server has already sent is still handed on."""
-        self._closing = True
+        self._break("stopped")
         for task in (self._task, self._checker):
             if task is not None:
                 task.cancel()
@@ -81,89 +86,94 @@ class WorkPuller:
     def adjust(self, slots: int) -> None:
         """Use this many slots from now on."""
         self._lane.credits.slots = slots
-        self._hungry.set()
+        self._ask()
 
     async def _pull_for_ever(self) -> None:
         while True:
             try:
                 await self._enter_inbox()
-                while not self._broken:
-                    await self._ask()
-                    await self._hungry.wait()
-                    self._hungry.clear()
+                self._ask()
+                await self._broke.wait()
             except (NatsError, OSError) as error:
-                self._broken = repr(error)
+                self._break(repr(error))
             if not self._waiting_logged:
-                log.info("pull interrupted", subject=self._subject, reason=self._broken)
+                log.info("pull interrupted", subject=self._subject.decode(), reason=self._broken)
                 self._waiting_logged = True
             await self._leave_inbox()
             await asyncio.sleep(_RETRY_AFTER_S)
 
-    async def _ask(self) -> None:
+    def _break(self, reason: str) -> None:
+        """What was asked for may never come: ask no more on this inbox."""
+        self._broken = self._broken or reason
+        self._broke.set()
+
+    def _ask(self) -> None:
         count = self._lane.credits.wanted()
-        if count == 0:
+        if count == 0 or self._broken or self._deliveries is None:
             return
         if self._lane.credits.outstanding == 0:
             self._heard_s = asyncio.get_running_loop().time()
-        self._lane.credits.asked(count)
-        request = {
-            "batch": count,
-            "expires": int(EXPIRES_S * _NANOSECONDS),
-            "idle_heartbeat": int(HEARTBEAT_S * _NANOSECONDS),
-        }
-        await self._client.publish(self._subject, json.dumps(request).encode(), reply=self._inbox)
+        try:
+            self._hot.publish(self._subject, _REQUEST % count, self._inbox)
+        except NatsError as error:
+            self._break(repr(error))
+        else:
+            self._lane.credits.asked(count)
 
     async def _enter_inbox(self) -> None:
         self._lane.credits.forget()
         self._broken = ""
+        self._broke.clear()
         self._reconnects = self._client.stats["reconnects"]
         self._heard_s = asyncio.get_running_loop().time()
-        self._inbox = self._client.new_inbox()
-        self._subscription = await self._client.subscribe(self._inbox, cb=self._on_message)
+        inbox = self._client.new_inbox()
+        self._inbox = inbox.encode()
+        self._deliveries = await self._hot.receive(inbox, self._on_delivery)
 
     async def _leave_inbox(self) -> None:
         """Give the inbox up, after what the server has already sent to it has been taken."""
-        subscription, self._subscription = self._subscription, None
-        if subscription is None:
+        deliveries, self._deliveries = self._deliveries, None
+        if deliveries is None:
             return
         try:
             async with asyncio.timeout(_DRAIN_TIMEOUT_S):
-                await subscription.drain()
+                await deliveries.drain()
         except (NatsError, OSError, TimeoutError):
             with contextlib.suppress(NatsError, OSError):
-                await subscription.unsubscribe()
+                await deliveries.leave()
 
-    async def _on_message(self, message: Msg) -> None:
+    def _on_delivery(self, reply: bytes, data: bytes, headers: bytes) -> None:
         self._heard_s = asyncio.get_running_loop().time()
-        if not message.reply:
-            self._on_status(message)
+        if not reply:
+            self._on_status(headers)
             return
         self._waiting_logged = False
-        await self._client.publish(message.reply, _ACK)
-        self._on_work(message.data, self._lane)
-        self._hungry.set()
+        try:
+            self._hot.publish(reply, _ACK)
+        except NatsError as error:  # unacknowledged, it is delivered again
+            self._break(repr(error))
+            return
+        self._on_work(data, self._lane)
+        self._ask()
 
-    def _on_status(self, message: Msg) -> None:
+    def _on_status(self, headers: bytes) -> None:
         """The server ended a pull request, or shows that it still has it."""
-        headers = message.headers or {}
-        status = headers.get("Status", "")
+        told = _STATUS.match(headers)
+        status, description = told.groups() if told else (b"", b"")
         if status == _IDLE_HEARTBEAT:
             self._waiting_logged = False
             return
-        pending = headers.get(_PENDING, "")
-        if pending.isdigit():
-            self._lane.credits.returned(int(pending))
+        if pending := _PENDING.search(headers):
+            self._lane.credits.returned(int(pending[1]))
+            self._ask()
         else:  # no such consumer (yet), or it has just been deleted
-            self._broken = f"{status} {headers.get('Description', 'no responders')}"
-        self._hungry.set()
+            self._break(f"{status.decode()} {description.decode() or 'no responders'}")
 
     async def _check_for_ever(self) -> None:
         while True:
             await asyncio.sleep(_CHECK_INTERVAL_S)
             if self._client.stats["reconnects"] != self._reconnects:
-                self._broken = self._broken or "reconnected"
+                self._break("reconnected")
             silent_s = asyncio.get_running_loop().time() - self._heard_s
             if self._lane.credits.outstanding and silent_s > SILENCE_MAX_S:
-                self._broken = self._broken or f"nothing heard for {silent_s:.0f} s"
-            if self._broken:
-                self._hungry.set()
+                self._break(f"nothing heard for {silent_s:.0f} s")

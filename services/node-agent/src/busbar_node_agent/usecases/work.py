@@ -7,7 +7,7 @@ import contextlib
 import math
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -28,7 +28,8 @@ SIGN_INTERVAL_S = 1.0
 _TICK_S = 0.1
 _SUSPICIOUS = {FailureKind.DEADLINE_EXCEEDED, FailureKind.INTERNAL, FailureKind.UNAVAILABLE}
 
-Publish = Callable[[str, bytes], Awaitable[None]]
+Publish = Callable[[bytes, bytes], None]
+"""Sends data to a subject without waiting; raises when it cannot."""
 
 
 class Energy(Protocol):
@@ -156,7 +157,7 @@ class WorkInHand:
             for attempt in list(self._attempts.values()):
                 if _due(attempt, now_s):
                     attempt.last_sign_s = now_s
-                    await self._say(attempt.work, frames.started(attempt.work, self.node))
+                    self._say(attempt.work, frames.started(attempt.work, self.node))
 
     async def _carry_out(self, attempt: Attempt) -> None:
         attempt.begun = True
@@ -179,7 +180,7 @@ class WorkInHand:
         else:
             self.failed_count += 1
             self.failed_by_kind[failure.kind] += 1
-            await self._say(attempt.work, frames.failed(attempt.work, self.node, failure))
+            self._say(attempt.work, frames.failed(attempt.work, self.node, failure))
         if attempt.called_s:
             self._account_for(attempt, finished=failure is None)
 
@@ -221,7 +222,7 @@ class WorkInHand:
             return _too_large(len(response))
         if lane.count_tokens is not None:
             attempt.tokens.add(*lane.count_tokens(response))
-        await self._finish(attempt, response)
+        self._finish(attempt, response)
         return None
 
     async def _stream(self, attempt: Attempt, timeout_s: float, traceparent: str) -> Failure | None:
@@ -231,12 +232,12 @@ class WorkInHand:
             async for response in responses:
                 if len(response) > MAX_FRAME_PAYLOAD_BYTES:
                     return _too_large(len(response))
-                await self._pass_on(attempt, response)
+                self._pass_on(attempt, response)
         self._end_call(attempt)
-        await self._finish(attempt, b"")
+        self._finish(attempt, b"")
         return None
 
-    async def _pass_on(self, attempt: Attempt, response: bytes) -> None:
+    def _pass_on(self, attempt: Attempt, response: bytes) -> None:
         """Send one response of a stream."""
         if attempt.lane.count_tokens is not None:
             attempt.tokens.add(*attempt.lane.count_tokens(response))
@@ -250,9 +251,9 @@ class WorkInHand:
         attempt.chunk_count += 1
         attempt.lane.answered()
         attempt.last_sign_s = asyncio.get_running_loop().time()
-        await self._say(attempt.work, frame)
+        self._say(attempt.work, frame)
 
-    async def _finish(self, attempt: Attempt, payload: bytes) -> None:
+    def _finish(self, attempt: Attempt, payload: bytes) -> None:
         attempt.lane.answered()
         outcome = work_pb2.WorkFinished(
             payload=payload,
@@ -265,7 +266,7 @@ class WorkInHand:
                 energy_measured=self.energy.measured,
             ),
         )
-        await self._say(attempt.work, frames.finished(attempt.work, self.node, outcome))
+        self._say(attempt.work, frames.finished(attempt.work, self.node, outcome))
 
     def _begin_call(self, attempt: Attempt) -> None:
         attempt.called_s = asyncio.get_running_loop().time()
@@ -301,9 +302,9 @@ class WorkInHand:
             )
         )
 
-    async def _say(self, work: work_pb2.InferenceWork, frame: bytes) -> None:
+    def _say(self, work: work_pb2.InferenceWork, frame: bytes) -> None:
         try:
-            await self.publish(work.reply_subject, frame)
+            self.publish(work.reply_subject.encode(), frame)
         except Exception as error:  # noqa: BLE001  # the gateway notices silence and tries again
             log.warning("frame not sent", subject=work.reply_subject, error=repr(error))
 

@@ -1,4 +1,4 @@
-"""nats-py's connection without what a gateway's hot path does not need.
+"""nats-py's connection without what a hot path does not need.
 
 For each message nats-py builds a Msg, puts it on a queue and wakes a task that
 awaits a callback; for each publish it validates the subject again and wakes a
@@ -15,15 +15,43 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import structlog
 from nats.aio.client import Client
+from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
+
+log = structlog.get_logger()
 
 UNWRITTEN_BYTES_MAX = 64 * 1024 * 1024
 """More than this on the way to the server, and publishing is refused."""
 
 Handler = Callable[[bytes, bytes], None]
-"""Takes subject and data. Must not block and must not raise."""
+"""Takes subject and data. Must not block."""
+DeliveryHandler = Callable[[bytes, bytes, bytes], None]
+"""Takes reply subject, data and raw headers, any of them empty. Must not block."""
 _ProcessMessage = Callable[[int, bytes, bytes, bytes, bytes], Awaitable[None]]
+_Taker = Callable[[bytes, bytes, bytes, bytes], None]
+
+
+class Deliveries:
+    """An inbox whose messages are being handed over, until `drain` or `leave`."""
+
+    def __init__(self, subscription: Subscription, takers: dict[int, _Taker]) -> None:
+        self._subscription: Any = subscription
+        self._takers = takers
+
+    async def drain(self) -> None:
+        """Give the inbox up; what the server has sent to it by now is handed over before."""
+        await self._subscription.drain()
+        self._forget()
+
+    async def leave(self) -> None:
+        """Give the inbox up at once."""
+        self._forget()
+        await self._subscription.unsubscribe()
+
+    def _forget(self) -> None:
+        self._takers.pop(self._subscription._id, None)  # noqa: SLF001
 
 
 class HotConnection:
@@ -31,7 +59,7 @@ class HotConnection:
 
     def __init__(self, client: Client) -> None:
         self._client: Any = client
-        self._handlers: dict[int, Handler] = {}
+        self._takers: dict[int, _Taker] = {}
         self._process: _ProcessMessage = self._client._process_msg  # noqa: SLF001
         self._client._process_msg = self._process_message  # noqa: SLF001
         self._flush_scheduled = False
@@ -40,17 +68,26 @@ class HotConnection:
 
     async def subscribe(self, subject: str, handler: Handler) -> None:
         """Hand every message on `subject` to `handler`, also after reconnects."""
-        subscription = await self._client.subscribe(subject)
-        self._handlers[subscription._id] = handler  # noqa: SLF001
+        await self._take(subject, lambda subject, _, data, __: handler(subject, data))
 
-    def publish(self, subject: bytes, payload: bytes, reply: bytes = b"") -> None:
+    async def receive(self, inbox: str, handler: DeliveryHandler) -> Deliveries:
+        """Hand what a stream delivers to `inbox`, and says about it, to `handler`."""
+        subscription = await self._take(
+            inbox, lambda _, reply, data, headers: handler(reply, data, headers)
+        )
+        return Deliveries(subscription, self._takers)
+
+    def publish(
+        self, subject: bytes, payload: bytes, reply: bytes = b"", *, keep: bool = False
+    ) -> None:
         """Publish in this turn of the event loop.
 
-        Raises NatsError when not connected: nothing is kept for later, because
-        the caller decides what is still worth sending then.
+        Raises NatsError when not connected, because mostly the caller decides
+        what is still worth sending then; with `keep` it leaves, as far as there
+        is room, once the server is back.
         """
         client = self._client
-        if not client.is_connected:
+        if not client.is_connected and not (keep and self._room_while_away(len(payload))):
             raise NatsError("not connected")
         if self._unwritten_bytes > UNWRITTEN_BYTES_MAX and self._still_unwritten():
             raise NatsError("the server does not keep up with what is published")
@@ -61,6 +98,16 @@ class HotConnection:
         if not self._flush_scheduled:
             self._flush_scheduled = True
             asyncio.get_running_loop().call_soon(self._flush)
+
+    async def _take(self, subject: str, taker: _Taker) -> Subscription:
+        subscription = await self._client.subscribe(subject)
+        self._takers[subscription._id] = taker  # noqa: SLF001
+        return subscription
+
+    def _room_while_away(self, size: int) -> bool:
+        client = self._client
+        held: int = client._pending_data_size + size  # noqa: SLF001
+        return client.is_reconnecting and held <= client._max_pending_size  # noqa: SLF001
 
     def _flush(self) -> None:
         self._flush_scheduled = False
@@ -77,10 +124,13 @@ class HotConnection:
         return self._unwritten_bytes > UNWRITTEN_BYTES_MAX
 
     async def _process_message(
-        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes
+        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None
     ) -> None:
-        handler = self._handlers.get(sid)
-        if handler is None:
-            await self._process(sid, subject, reply, data, headers)
-        else:
-            handler(subject, data)
+        taker = self._takers.get(sid)
+        if taker is None:
+            await self._process(sid, subject, reply, data, headers or b"")
+            return
+        try:
+            taker(subject, reply, data, headers or b"")
+        except Exception:  # raised further it would end nats-py's reading for good
+            log.exception("message handler failed by a bug", subject=subject)

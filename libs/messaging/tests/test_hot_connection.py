@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import signal
+from collections.abc import AsyncIterator, Callable
 
 import pytest
-from busbar_gateway.adapters.hot_connection import UNWRITTEN_BYTES_MAX, HotConnection
 from busbar_messaging.connection import BusSettings, close, connect
+from busbar_messaging.hot_connection import UNWRITTEN_BYTES_MAX, HotConnection
 from busbar_runtime.pytest_plugin import NatsServer
-from gateway_harness import bus_settings, eventually
+from harness.polling import eventually
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
+from pydantic import SecretStr
 
 
 @pytest.fixture
 async def client(nats_server: NatsServer) -> AsyncIterator[Client]:
-    client = await connect(BusSettings(**bus_settings(nats_server, "provisioner")), "test")
+    settings = BusSettings(
+        nats_url=nats_server.url,
+        nats_user="provisioner",
+        nats_password=SecretStr(nats_server.credentials["provisioner"]),
+    )
+    client = await connect(settings, "test")
     yield client
     await close(client)
+
+
+async def soon(holds: Callable[[], bool], what: str) -> None:
+    async def probe() -> bool:
+        return holds()
+
+    await eventually(probe, within_s=10, what=what)
 
 
 async def test_messages_go_out_and_come_in_in_order(client: Client) -> None:
@@ -32,7 +46,7 @@ async def test_messages_go_out_and_come_in_in_order(client: Client) -> None:
     hot.publish(f"{inbox}.large".encode(), large)
     await client.publish(f"{inbox}.plain", b"by nats-py")
 
-    await eventually(lambda: len(heard) == 102)
+    await soon(lambda: len(heard) == 102, "every message")
     assert [data for _, data in heard[:100]] == [b"\r\n" * n for n in range(100)]
     assert heard[100] == (f"{inbox}.large".encode(), large)
     assert heard[101][1] == b"by nats-py"
@@ -52,7 +66,7 @@ async def test_other_subscriptions_and_requests_stay_nats_pys(client: Client) ->
     hot.publish(subject.encode(), b"ping", reply.encode())
 
     assert (await client.request(subject, b"ping")).data == b"pong"
-    await eventually(lambda: replies == [b"pong"])
+    await soon(lambda: replies == [b"pong"], "the answer")
 
 
 async def test_a_publish_nobody_stores_is_answered_empty(client: Client) -> None:
@@ -62,7 +76,57 @@ async def test_a_publish_nobody_stores_is_answered_empty(client: Client) -> None
     await hot.subscribe(reply, lambda _, data: heard.append(data))
     hot.publish(b"busbar.work.nowhere.model", b"work", reply.encode())
 
-    await eventually(lambda: heard == [b""])
+    await soon(lambda: heard == [b""], "the refusal")
+
+
+async def test_a_drained_inbox_has_handed_over_all_that_was_sent_to_it(client: Client) -> None:
+    hot = HotConnection(client)
+    inbox = client.new_inbox()
+    heard: list[tuple[bytes, bytes, bytes]] = []
+    deliveries = await hot.receive(inbox, lambda *delivery: heard.append(delivery))
+    hot.publish(inbox.encode(), b"1", b"busbar.test.reply")
+    await client.publish(inbox, b"2", headers={"Status": "fine"})
+    await deliveries.drain()
+    hot.publish(inbox.encode(), b"3")
+    await client.flush()
+
+    assert heard[0] == (b"busbar.test.reply", b"1", b"")
+    assert heard[1][:2] == (b"", b"2")
+    assert b"Status: fine" in heard[1][2]
+    assert len(heard) == 2
+
+
+async def test_a_handler_that_fails_does_not_end_the_reading(client: Client) -> None:
+    hot = HotConnection(client)
+    inbox = client.new_inbox()
+    heard: list[bytes] = []
+
+    def fail_first(_: bytes, data: bytes) -> None:
+        heard.append(data)
+        if len(heard) == 1:
+            raise ValueError("a bug")
+
+    await hot.subscribe(inbox, fail_first)
+    hot.publish(inbox.encode(), b"first")
+    hot.publish(inbox.encode(), b"second")
+
+    await soon(lambda: heard == [b"first", b"second"], "the second message")
+
+
+async def test_what_is_to_be_kept_leaves_when_the_server_is_back(
+    client: Client, nats_server: NatsServer
+) -> None:
+    hot = HotConnection(client)
+    inbox = client.new_inbox()
+    heard: list[bytes] = []
+    await hot.subscribe(inbox, lambda _, data: heard.append(data))
+    await nats_server.platform.kill("nats", signal.SIGKILL)
+    await soon(lambda: client.is_reconnecting, "the loss of the connection")
+    with pytest.raises(NatsError):
+        hot.publish(inbox.encode(), b"stale by then")
+    hot.publish(inbox.encode(), b"kept", keep=True)
+
+    await soon(lambda: heard == [b"kept"], "what was kept")
 
 
 async def test_without_a_connection_nothing_is_kept_for_later(client: Client) -> None:
