@@ -213,6 +213,7 @@ LEADERS = BucketSpec("leaders", "file", ttl=timedelta(seconds=5))
 NODES = BucketSpec("nodes", "memory", ttl=timedelta(minutes=5))
 LEASES = BucketSpec("leases", "memory", ttl=timedelta(seconds=30))
 GATEWAYS = BucketSpec("gateways", "memory", ttl=timedelta(seconds=10))
+IDEMPOTENCY = BucketSpec("idempotency", "file", ttl=timedelta(hours=24), max_bytes=1024 * _MIB)
 BUCKETS = (
     KEYS,
     TENANTS,
@@ -225,6 +226,7 @@ BUCKETS = (
     NODES,
     LEASES,
     GATEWAYS,
+    IDEMPOTENCY,
 )
 
 MODELS = ObjectStoreSpec("models", max_bytes=8 * 1024 * _MIB)

@@ -29,8 +29,10 @@ from busbar_gateway.adapters.grpc.catalogue import Catalogue
 from busbar_gateway.adapters.grpc.edge import serve_grpc
 from busbar_gateway.adapters.grpc.inference import Inference
 from busbar_gateway.adapters.http.app import create_app, server_options
+from busbar_gateway.adapters.http.idempotency import Idempotency
 from busbar_gateway.adapters.http.limits import HttpLimits
 from busbar_gateway.adapters.http.services import Services
+from busbar_gateway.adapters.idempotency_store import IdempotencyStore
 from busbar_gateway.adapters.key_ring import KeyRing
 from busbar_gateway.adapters.metrics import Metrics
 from busbar_gateway.adapters.presence import Gateways, Heartbeat
@@ -64,6 +66,7 @@ class Gateway:
     dispatcher: Dispatcher
     metrics: Metrics
     heartbeat: Heartbeat
+    idempotency: Idempotency
     collaborators: Collaborators
     tracer: Tracer
     stopping: bool = False
@@ -114,11 +117,12 @@ def build(settings: GatewaySettings, client: Client, metrics: Metrics) -> Gatewa
         ratio=settings.trace_sample_ratio,
         slow_after_s=settings.trace_slow_after.total_seconds(),
     )
+    run_id = uuid_utils.uuid7().hex
     heartbeat = Heartbeat(
         client,
         region=region,
         gateway_id=gateway_id,
-        run_id=uuid_utils.uuid7().hex,
+        run_id=run_id,
         admissions=admissions,
         loads=metrics.loads,
     )
@@ -133,6 +137,12 @@ def build(settings: GatewaySettings, client: Client, metrics: Metrics) -> Gatewa
         dispatcher=dispatcher,
         metrics=metrics,
         heartbeat=heartbeat,
+        idempotency=Idempotency(
+            IdempotencyStore(client),
+            gateway_id=gateway_id,
+            run_id=run_id,
+            is_gone=gateways.is_gone,
+        ),
         collaborators=Collaborators(admissions, dispatcher, usage, tracing, metrics),
         tracer=tracer,
     )
@@ -205,6 +215,7 @@ async def serve(settings: GatewaySettings) -> None:
     try:
         async with running(gateway, settings.region):
             await _serve_edges(settings, gateway, stop)
+            await gateway.idempotency.drain(settings.stop_grace)
             await gateway.usage.drain(settings.stop_grace)
     finally:
         await close(client)
@@ -231,7 +242,9 @@ async def _serve_edges(settings: GatewaySettings, gateway: Gateway, stop: asynci
         inference.authenticate, gateway.routes.find, gateway.readiness, version("busbar-gateway")
     )
     limits = HttpLimits()
-    services = Services(serving, gateway.keys, gateway.routes, limits, gateway.readiness)
+    services = Services(
+        serving, gateway.keys, gateway.routes, gateway.idempotency, limits, gateway.readiness
+    )
     async with contextlib.AsyncExitStack() as stack:
         ops = ops_application(gateway.readiness)
         await stack.enter_async_context(serve_http(ops, settings.http_host, settings.ops_port))

@@ -66,7 +66,14 @@ class Edge:
 @pytest.fixture
 async def edge(platform: Platform) -> AsyncIterator[Edge]:
     gateway, limits = platform.gateway, HttpLimits()
-    services = Services(platform.serving, gateway.keys, gateway.routes, limits, gateway.readiness)
+    services = Services(
+        platform.serving,
+        gateway.keys,
+        gateway.routes,
+        gateway.idempotency,
+        limits,
+        gateway.readiness,
+    )
     app = create_app(services)
     async with serve_http(app, "127.0.0.1", 0, **server_options(limits)) as port:
         yield Edge(platform, port)

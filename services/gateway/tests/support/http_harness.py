@@ -19,9 +19,14 @@ from typing import Any
 import numpy as np
 import uvloop
 from busbar_gateway.adapters.http.app import create_app, server_options
+from busbar_gateway.adapters.http.idempotency import Idempotency
 from busbar_gateway.adapters.http.limits import HttpLimits
 from busbar_gateway.adapters.http.services import Services
-from busbar_gateway.domain.failures import ModelFailed, Unauthenticated, UnknownDeployment
+from busbar_gateway.domain.failures import (
+    ModelFailed,
+    Unauthenticated,
+    UnknownDeployment,
+)
 from busbar_gateway.domain.routes import (
     Caller,
     Manifest,
@@ -33,6 +38,8 @@ from busbar_gateway.domain.routes import (
 )
 from busbar_gateway.usecases.calls import Answer, Chunk, InferenceCall
 from busbar_observability.ops import serve_http
+from memory_store import MemoryStore
+from raw_http import read_answer
 from tritonclient.grpc import model_config_pb2, service_pb2
 from tritonclient.utils import deserialize_bytes_tensor
 
@@ -389,6 +396,7 @@ class RunningEdge:
     port: int
     serving: StandInServing
     not_ready: list[str]
+    store: MemoryStore
 
     @property
     def url(self) -> str:
@@ -428,30 +436,6 @@ class RunningEdge:
         return status, headers, json.loads(answer)
 
 
-def read_answer(connection: socket.socket) -> tuple[int, dict[str, str], bytes]:
-    received = b""
-    with contextlib.suppress(ConnectionError):
-        while part := connection.recv(65536):
-            received += part
-    head, _, body = received.partition(b"\r\n\r\n")
-    lines = head.decode("latin-1").split("\r\n")
-    headers = dict(line.lower().split(": ", 1) for line in lines[1:])
-    if headers.get("transfer-encoding") == "chunked":
-        body = unchunked(body)
-    return int(lines[0].split()[1]) if head else 0, headers, body
-
-
-def unchunked(data: bytes) -> bytes:
-    body = b""
-    while data:
-        size, _, data = data.partition(b"\r\n")
-        length = int(size, 16)
-        if not length:
-            break
-        body, data = body + data[:length], data[length + 2 :]
-    return body
-
-
 def poll(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
     """Wait until `condition` holds; fail after the deadline."""
     deadline = time.monotonic() + timeout_s
@@ -467,7 +451,13 @@ def running(
 ) -> Iterator[RunningEdge]:
     """Run an edge with some of the models, in a thread with an event loop of its own."""
     serving, not_ready = StandInServing(), list[str]()
-    services = Services(serving, StandInKeys(), StandInRoutes(models), limits, lambda: not_ready)
+    store = MemoryStore()
+    idempotency = Idempotency(
+        store, gateway_id="g1", run_id="run-2", is_gone=lambda _gateway, run: run == "run-1"
+    )
+    services = Services(
+        serving, StandInKeys(), StandInRoutes(models), idempotency, limits, lambda: not_ready
+    )
     ports: list[int] = []
     up = threading.Event()
     loop = uvloop.new_event_loop()
@@ -484,7 +474,7 @@ def running(
     thread.start()
     assert up.wait(10)
     try:
-        yield RunningEdge(ports[0], serving, not_ready)
+        yield RunningEdge(ports[0], serving, not_ready, store)
     finally:
         loop.call_soon_threadsafe(stop.set)
         thread.join(10)

@@ -29,11 +29,22 @@ class Gateways:
         self._region = region
         self._own = gateway_id
         self._heard: dict[str, float] = {}
+        self._runs: dict[str, tuple[str, float]] = {}
+        """Every gateway of every region: its run, and when it was last heard of."""
+        self._reading_since: float | None = None
 
     def count(self) -> int:
         """Gateways that share the slots with this one, itself included."""
         horizon = time.monotonic() - topology.SUSPECT_AFTER.total_seconds()
         return 1 + sum(1 for heard in self._heard.values() if heard > horizon)
+
+    def is_gone(self, gateway_id: str, run_id: str) -> bool:
+        """Whether that start of a gateway surely ended: silent, or followed by another start."""
+        now, suspect_after_s = time.monotonic(), topology.SUSPECT_AFTER.total_seconds()
+        if self._reading_since is None or now - self._reading_since < suspect_after_s:
+            return False  # too early to tell silence from not having listened
+        run, heard = self._runs.get(gateway_id, ("", 0.0))
+        return run != run_id or now - heard > suspect_after_s
 
     async def follow(self, client: Client) -> None:
         """Keep up with the others, for ever."""
@@ -42,16 +53,20 @@ class Gateways:
                 self._put(change)
             elif isinstance(change, Deleted):
                 self._heard.pop(change.key, None)
+            else:
+                self._reading_since = time.monotonic()
 
     def _put(self, put: Put) -> None:
-        if put.key == self._own:
-            return
         try:
             status = GatewayStatus.FromString(put.value)
         except DecodeError:
             log.warning("unreadable gateway status", gateway=put.key)
             return
         age_s = abs(time.time() - status.reported_unix_ms / 1000)
+        if age_s < _CLOCKS_APART_S:
+            self._runs[put.key] = (status.run_id, time.monotonic())
+        if put.key == self._own:
+            return
         if status.region == self._region and age_s < _CLOCKS_APART_S:
             self._heard[put.key] = time.monotonic()
 

@@ -15,6 +15,8 @@ __all__ = [
     "Answered",
     "DeadlineExceeded",
     "Forbidden",
+    "IdempotencyKeyReused",
+    "IdempotentAnswerDropped",
     "InvalidInput",
     "ModelFailed",
     "PayloadTooLarge",
@@ -65,6 +67,14 @@ class AnswerTooLarge(Rejected):
     """The model's answer does not fit a message; ask for less."""
 
 
+class IdempotencyKeyReused(Rejected):
+    """The Idempotency-Key belongs to another request."""
+
+
+class IdempotentAnswerDropped(Rejected):
+    """The request was answered before, with more than is kept."""
+
+
 class RateLimited(Unavailable):
     """Too much is waiting already; come back after `retry_after_s`."""
 
@@ -100,6 +110,8 @@ _ANSWERS: tuple[tuple[type[BaseException], Answered], ...] = (
     (NotFound, Answered(404, _BAD_REQUEST, "not_found", "NOT_FOUND")),
     (PayloadTooLarge, Answered(413, _BAD_REQUEST, "payload_too_large", "RESOURCE_EXHAUSTED")),
     (AnswerTooLarge, Answered(422, _BAD_REQUEST, "answer_too_large", "RESOURCE_EXHAUSTED")),
+    (IdempotencyKeyReused, Answered(409, _BAD_REQUEST, "idempotency_key_reused", "ABORTED")),
+    (IdempotentAnswerDropped, Answered(409, _BAD_REQUEST, "idempotent_answer_dropped", "ABORTED")),
     (Unsupported, Answered(400, _BAD_REQUEST, "unsupported", "UNIMPLEMENTED")),
     (Rejected, Answered(400, _BAD_REQUEST, None, "INVALID_ARGUMENT")),
     (RateLimited, Answered(429, "rate_limit_error", "rate_limit_exceeded", "RESOURCE_EXHAUSTED")),

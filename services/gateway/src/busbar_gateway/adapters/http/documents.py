@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from http import HTTPStatus
 from importlib.metadata import version as package_version
 from typing import Any
 
@@ -16,6 +17,7 @@ from busbar_gateway.adapters.http.openai_schemas import (
     CompletionRequest,
     EmbeddingRequest,
 )
+from busbar_gateway.domain.idempotency import KEY_CHARS_MAX
 
 Json = dict[str, Any]
 
@@ -26,6 +28,7 @@ _REASONS = {
     404: "There is no such model or address, or not for this key.",
     405: "The address does not take this method.",
     408: "The request did not arrive in time.",
+    409: "The Idempotency-Key was used for another request, or its answer was not kept.",
     413: "The request is too large.",
     422: "The answer does not fit a message; ask for less.",
     429: "Too much is waiting already; see Retry-After.",
@@ -36,9 +39,19 @@ _REASONS = {
 }
 _PUBLIC = (400, 405, 408, 431, 503)
 _READ = (400, 401, 404, 405, 408, 431, 500, 503)
-_SERVE = (400, 401, 404, 405, 408, 413, 422, 429, 431, 500, 503, 504)
+_SERVE = (400, 401, 404, 405, 408, 409, 413, 422, 429, 431, 500, 503, 504)
 _REFUSE = (400, 401, 403, 405, 408, 431)
 _STRING: Json = {"type": "string"}
+_IDEMPOTENCY_KEY: Json = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": (
+        "A request sent again under the same key within 24 hours gets the same answer and is"
+        " charged once. Such a request runs to its end even when the client leaves."
+    ),
+    "schema": {"type": "string", "pattern": f"^[!-~]{{1,{KEY_CHARS_MAX}}}$"},
+}
 _INTEGER: Json = {"type": "integer"}
 _PARAMETERS: Json = {
     "type": "object",
@@ -203,6 +216,8 @@ def _operation(
         content = {**_json(answer), **(other_answers or {})}
         responses["200"] = {"description": "The answer.", "content": content}
     operation: Json = {"summary": summary, "tags": [family], "responses": responses}
+    if str(HTTPStatus.CONFLICT.value) in responses:
+        operation["parameters"] = [_IDEMPOTENCY_KEY]
     if body is not None:
         operation["requestBody"] = {"required": True, "content": body}
     return operation

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from busbar_gateway.adapters.http.errors import Family, RequestTimeout, family_of, render_error
 from busbar_gateway.adapters.http.exchange import EXCHANGE, Exchange
+from busbar_gateway.adapters.http.idempotency import takes_key
 from busbar_gateway.adapters.http.identity import new_request_id
 from busbar_gateway.adapters.http.limits import ClientGone
 from busbar_gateway.adapters.http.services import Services
@@ -47,6 +48,7 @@ class Edge:
     ) -> None:
         self._router = router
         self._keys = services.keys
+        self._idempotency = services.idempotency
         self._limits = services.limits
         self._request_ids = request_ids
 
@@ -59,9 +61,18 @@ class Edge:
         scope[EXCHANGE] = exchange
         scope["app"] = self  # makes Starlette's router raise instead of answering by itself
         try:
-            if scope["path"] not in PUBLIC_PATHS:
+            await self._answer(exchange)
+        finally:
+            _counted(exchange.family, exchange.status).inc()
+
+    async def _answer(self, exchange: Exchange) -> None:
+        try:
+            if exchange.scope["path"] not in PUBLIC_PATHS:
                 exchange.caller = self._authenticate(exchange)
-            await self._router(scope, receive, send)
+            if takes_key(exchange):
+                await self._idempotency.answer(exchange, self._route)
+            else:
+                await self._router(exchange.scope, exchange.receive, exchange.send)
         except ClientGone:
             exchange.status = _CLIENT_GONE_STATUS
         except asyncio.CancelledError:
@@ -70,8 +81,13 @@ class Edge:
             exchange.status = _CLIENT_GONE_STATUS
         except Exception as error:  # noqa: BLE001
             await _answer_failure(exchange, error)
-        finally:
-            _counted(exchange.family, exchange.status).inc()
+
+    async def _route(self, exchange: Exchange) -> None:
+        """Serve a request that no connection holds any more."""
+        try:
+            await self._router(exchange.scope, exchange.receive, exchange.send)
+        except Exception as error:  # noqa: BLE001
+            await _answer_failure(exchange, error)
 
     def _authenticate(self, exchange: Exchange) -> Caller:
         header = exchange.header(b"authorization")

@@ -13,6 +13,8 @@ from starlette.exceptions import HTTPException
 from busbar_gateway.domain.failures import (
     Answered,
     DeadlineExceeded,
+    IdempotencyKeyReused,
+    IdempotentAnswerDropped,
     InvalidInput,
     ModelFailed,
     Unauthenticated,
@@ -60,8 +62,13 @@ _HTTP_ANSWERS: dict[int, tuple[Answered, str]] = {
     ),
 }
 _REQUEST_TIMEOUT = Answered(408, _INVALID, "request_timeout", "")
-_NOT_WORTH_RETRYING = (ModelFailed, DeadlineExceeded)
-"""A retry would cost as much and fail the same way."""
+_NOT_WORTH_RETRYING = (
+    ModelFailed,
+    DeadlineExceeded,
+    IdempotencyKeyReused,
+    IdempotentAnswerDropped,
+)
+"""A retry would cost as much and fail the same way; OpenAI's SDKs would repeat a 409."""
 
 
 def family_of(path: str) -> Family:

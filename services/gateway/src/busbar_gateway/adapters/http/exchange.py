@@ -48,6 +48,10 @@ class Exchange:
     started: bool = False
     """Whether status and headers have left."""
     status: int = 0
+    failed: bool = False
+    """Whether an event stream ended in an error after it had begun."""
+    recorded: bool = False
+    """Whether the answer goes to a recording, and is charged only as a whole."""
     watch: CancelledWhenGone | None = None
     _headers: dict[bytes, bytes] | None = None
 
@@ -128,7 +132,7 @@ class Exchange:
             deadline=asyncio.get_running_loop().time() + left_s,
             deadline_unix_ms=self.received_unix_ns // 1_000_000 + round(timeout_s * 1000),
             traceparent=(self.header(b"traceparent") or b"").decode("latin-1"),
-            whole=whole,
+            whole=whole or self.recorded,
         )
 
     def cancelled_when_gone(self) -> CancelledWhenGone:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from busbar_gateway.adapters.http.idempotency import Idempotency
 from busbar_gateway.adapters.http.limits import HttpLimits
 from busbar_gateway.domain.routes import Caller, Route
 from busbar_gateway.usecases.calls import ServesRequests
@@ -42,6 +43,7 @@ class Services:
     serving: ServesRequests
     keys: Keys
     routes: Routes
+    idempotency: Idempotency
     limits: HttpLimits = field(default_factory=HttpLimits)
     readiness: Callable[[], list[str]] = _always_ready
     """Why the gateway is not ready; empty when it is."""

@@ -64,6 +64,7 @@ class EventStream:
                 request_id=self._exchange.public_id,
                 exc_info=error,
             )
+        self._exchange.failed = True
         document = orjson.dumps(error_document(self._exchange.family, error))
         await self._write(b"data: " + document + b"\n\n", more=False)
         return True

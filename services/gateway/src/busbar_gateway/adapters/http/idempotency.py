@@ -1,0 +1,332 @@
+"""Requests with an Idempotency-Key: served once, answered as often as they are asked.
+
+Such a request runs by itself and is recorded; every client that sends it, the
+first one included, follows the recording. A client that leaves cancels nothing,
+because it may come back for the answer. The answer is kept before its last byte
+leaves and before its charge counts as delivered, so a gateway that dies in
+between charges nothing, and the next one serves the request anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import Protocol
+
+import structlog
+from busbar_errors import BusbarError
+from starlette.types import Message
+
+from busbar_gateway.adapters.http.connection import WHEN_LOST
+from busbar_gateway.adapters.http.errors import Headers
+from busbar_gateway.adapters.http.exchange import EXCHANGE, Exchange
+from busbar_gateway.adapters.http.limits import ClientGone, HttpLimits, read_body
+from busbar_gateway.adapters.idempotency_store import Found
+from busbar_gateway.domain.failures import (
+    IdempotencyKeyReused,
+    IdempotentAnswerDropped,
+    Unavailable,
+)
+from busbar_gateway.domain.idempotency import (
+    Entry,
+    KeptAnswer,
+    Step,
+    checked_key,
+    entry_name,
+    fingerprint_of,
+    next_step,
+)
+
+KEPT_BYTES_MAX = 4 * 1024 * 1024
+"""A larger answer is given once and not kept."""
+RUNNING_MAX = 512
+"""Requests with a key that one gateway serves at a time."""
+REPLAYED = (b"idempotent-replayed", b"true")
+
+_PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings"})
+_READ_WITH = (b"content-encoding", b"content-type", b"inference-header-content-length")
+_FIRST_PAUSE_S, _PAUSE_MAX_S = 0.05, 1.0
+_DEADLINE_MARGIN_S = 30.0
+_OK = range(200, 300)
+
+Serve = Callable[[Exchange], Awaitable[None]]
+_log = structlog.get_logger()
+
+
+class Store(Protocol):
+    """Where keys and answers are kept; see IdempotencyStore."""
+
+    async def find(self, name: str) -> Found | None:
+        """Return what is known under `name`."""
+        ...
+
+    async def claim(self, name: str, entry: Entry, replaced: int | None) -> int | None:
+        """Write an entry in place of revision `replaced`; None when another was first."""
+        ...
+
+    async def keep(self, name: str, entry: Entry, revision: int) -> None:
+        """Add the answer to the entry claimed as `revision`."""
+        ...
+
+    async def forget(self, name: str, revision: int) -> None:
+        """Free a key whose request cost nothing."""
+        ...
+
+
+def takes_key(exchange: Exchange) -> bool:
+    """Whether this request costs money and asks to be served once."""
+    scope = exchange.scope
+    if scope["method"] != "POST" or exchange.header(b"idempotency-key") is None:
+        return False
+    path: str = scope["path"]
+    return path in _PATHS or (path.startswith("/v2/models/") and path.endswith("/infer"))
+
+
+@dataclass(slots=True, eq=False)
+class Recording:
+    """An answer as it comes into being; any number of clients follow it."""
+
+    fingerprint: bytes
+    status: int = 0
+    headers: Headers = field(default_factory=Headers)
+    parts: list[bytes] = field(default_factory=list[bytes])
+    finished: bool = False
+    replayed: bool = False
+    failure: BaseException | None = None
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def changed(self) -> None:
+        """Wake whoever follows."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def follow(self, exchange: Exchange, *, first: bool) -> None:
+        """Send everything to a client as it comes; raise what the request failed with."""
+        await self._until(lambda: self.status > 0)
+        headers = self.headers
+        if self.replayed or not first:
+            headers = [*headers, REPLAYED]
+        exchange.started, exchange.status = True, self.status
+        await _send(
+            exchange, {"type": "http.response.start", "status": self.status, "headers": headers}
+        )
+        sent, more = 0, True
+        while more:
+            await self._until(lambda sent=sent: self.finished or len(self.parts) > sent)
+            waiting = self.parts[sent:]
+            sent += len(waiting)
+            more = not self.finished or sent < len(self.parts)
+            if not more and exchange.watch is not None:
+                exchange.watch.disarm()
+            body = {"type": "http.response.body", "body": b"".join(waiting), "more_body": more}
+            await _send(exchange, body)
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            if self.failure is not None:
+                raise self.failure
+            await self._changed.wait()
+
+
+async def _send(exchange: Exchange, message: Message) -> None:
+    try:
+        async with asyncio.timeout(exchange.limits.write_timeout_s):
+            await exchange.send(message)
+    except TimeoutError as error:
+        raise ClientGone from error
+
+
+@dataclass(slots=True)
+class _Request:
+    """A request apart from the connection it came on."""
+
+    name: str
+    exchange: Exchange
+    body: bytes
+    recording: Recording
+
+
+class Idempotency:
+    """Every request with a key at this gateway."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        gateway_id: str,
+        run_id: str,
+        is_gone: Callable[[str, str], bool],
+    ) -> None:
+        self._store = store
+        self._gateway_id = gateway_id
+        self._run_id = run_id
+        self._is_gone = is_gone
+        self._running: dict[str, Recording] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def answer(self, exchange: Exchange, serve: Serve) -> None:
+        """Answer with what the key's request is or was answered with; serve it when it is new."""
+        key = checked_key(exchange.header(b"idempotency-key") or b"")
+        body = await read_body(
+            exchange.receive, exchange.header(b"content-length"), exchange.limits
+        )
+        fingerprint = fingerprint_of(
+            (
+                exchange.scope.get("query_string", b""),
+                *(exchange.header(name) or b"" for name in _READ_WITH),
+            ),
+            body,
+        )
+        name = entry_name(exchange.caller.tenant_id, exchange.scope["path"], key)
+        recording = self._running.get(name)
+        first = recording is None
+        if recording is None:
+            recording = Recording(fingerprint)
+            self._start(_Request(name, exchange, body, recording), serve)
+        elif recording.fingerprint != fingerprint:
+            raise _reused()
+        async with exchange.cancelled_when_gone():
+            await recording.follow(exchange, first=first)
+
+    async def drain(self, grace: timedelta) -> None:
+        """Let what runs finish within the grace, then end it: it is not charged."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=grace.total_seconds())
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _start(self, request: _Request, serve: Serve) -> None:
+        if len(self._running) >= RUNNING_MAX:
+            raise Unavailable(f"{RUNNING_MAX} requests with an Idempotency-Key are being served")
+        self._running[request.name] = request.recording
+        task = asyncio.create_task(self._carry_out(request, serve), name="idempotent-request")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _carry_out(self, request: _Request, serve: Serve) -> None:
+        recording = request.recording
+        try:
+            await self._find_or_serve(request, serve)
+        except BaseException as error:
+            recording.failure = error if isinstance(error, Exception) else _ended()
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            if not isinstance(error, BusbarError):
+                await _log.aerror("idempotent request failed", exc_info=error)
+        finally:
+            del self._running[request.name]
+            recording.changed()
+
+    async def _find_or_serve(self, request: _Request, serve: Serve) -> None:
+        limits = request.exchange.limits
+        give_up = asyncio.get_running_loop().time() + limits.generation_timeout_s
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            found = await self._store.find(request.name)
+            step = next_step(
+                found and found.entry, request.recording.fingerprint, time.time(), self._is_gone
+            )
+            if step is Step.CONFLICT:
+                raise _reused()
+            if step is Step.GONE:
+                raise IdempotentAnswerDropped(
+                    "this request was answered and charged, but its answer was larger than"
+                    f" {KEPT_BYTES_MAX} bytes and was not kept"
+                )
+            if step is Step.REPLAY and found is not None and found.entry.answer is not None:
+                return _replay(found.entry.answer, request.recording)
+            if step in {Step.SERVE, Step.TAKE_OVER}:
+                entry = self._entry(request, limits)
+                replaced = found.revision if found is not None else None
+                revision = await self._store.claim(request.name, entry, replaced)
+                if revision is not None:
+                    return await _Serving(self._store, request, entry, revision).run(serve)
+            if asyncio.get_running_loop().time() > give_up:
+                raise Unavailable("another gateway is still serving this request", 2.0)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _PAUSE_MAX_S)
+
+    def _entry(self, request: _Request, limits: HttpLimits) -> Entry:
+        return Entry(
+            request.recording.fingerprint,
+            self._gateway_id,
+            self._run_id,
+            request.exchange.request_id,
+            time.time() + limits.generation_timeout_s + _DEADLINE_MARGIN_S,
+        )
+
+
+class _Serving:
+    """Serves a claimed request into its recording, and keeps or frees the key."""
+
+    def __init__(self, store: Store, request: _Request, entry: Entry, revision: int) -> None:
+        self._store = store
+        self._name = request.name
+        self._entry = entry
+        self._revision = revision
+        self._recording = request.recording
+        self._unread = [request.body]
+        self._settled = False
+        outer = request.exchange
+        scope = {**outer.scope, WHEN_LOST: lambda _callback: None}  # pyright: ignore[reportUnknownLambdaType]
+        self._inner = replace(
+            outer, scope=scope, receive=self._receive, send=self._send, recorded=True
+        )
+        scope[EXCHANGE] = self._inner
+
+    async def run(self, serve: Serve) -> None:
+        """Serve; the key is free again unless the answer was kept."""
+        try:
+            await serve(self._inner)
+        finally:
+            if not self._settled:
+                await self._store.forget(self._name, self._revision)
+
+    async def _receive(self) -> Message:
+        if self._unread:
+            return {"type": "http.request", "body": self._unread.pop(), "more_body": False}
+        return await asyncio.get_running_loop().create_future()  # nobody leaves a recording
+
+    async def _send(self, message: Message) -> None:
+        recording = self._recording
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+            recording.headers = list(message["headers"])
+            return  # told with the body: until then the request may still fail as a whole
+        body, more = message.get("body", b""), message.get("more_body", False)
+        if not more:
+            await self._settle(body)
+        recording.parts.append(body)
+        recording.status, recording.finished = self._status, not more
+        recording.changed()
+
+    async def _settle(self, last: bytes) -> None:
+        if self._status not in _OK or self._inner.failed:
+            await self._store.forget(self._name, self._revision)
+        else:
+            recording = self._recording
+            size = sum(map(len, recording.parts)) + len(last)
+            body = b"".join([*recording.parts, last]) if size <= KEPT_BYTES_MAX else None
+            answer = KeptAnswer(self._status, tuple(recording.headers), body)
+            await self._store.keep(self._name, replace(self._entry, answer=answer), self._revision)
+        self._settled = True
+
+
+def _replay(answer: KeptAnswer, recording: Recording) -> None:
+    recording.headers = list(answer.headers)
+    recording.parts.append(answer.body or b"")
+    recording.status, recording.finished, recording.replayed = answer.status, True, True
+
+
+def _reused() -> IdempotencyKeyReused:
+    return IdempotencyKeyReused(
+        "this Idempotency-Key was used for another request; use a new key for each request"
+    )
+
+
+def _ended() -> Unavailable:
+    return Unavailable("the gateway stopped before the request was answered")

@@ -1,0 +1,42 @@
+"""An idempotency store without a bus, for the tests of the edge."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from busbar_gateway.adapters.idempotency_store import Found
+from busbar_gateway.domain.failures import Unavailable
+from busbar_gateway.domain.idempotency import Entry
+
+
+@dataclass
+class MemoryStore:
+    """An idempotency store without a bus; the real one passes the same tests."""
+
+    entries: dict[str, Found] = field(default_factory=dict[str, Found])
+    revision: int = 0
+    failure: Exception | None = None
+    """Raised by the next call that would keep an answer."""
+
+    async def find(self, name: str) -> Found | None:
+        return self.entries.get(name)
+
+    async def claim(self, name: str, entry: Entry, replaced: int | None) -> int | None:
+        known = self.entries.get(name)
+        if (known.revision if known else None) != replaced:
+            return None
+        self.revision += 1
+        self.entries[name] = Found(entry, self.revision)
+        return self.revision
+
+    async def keep(self, name: str, entry: Entry, revision: int) -> None:
+        if self.failure is not None:
+            failure, self.failure = self.failure, None
+            raise failure
+        if await self.claim(name, entry, revision) is None:
+            raise Unavailable("another gateway took this idempotency key over")
+
+    async def forget(self, name: str, revision: int) -> None:
+        known = self.entries.get(name)
+        if known is not None and known.revision == revision:
+            del self.entries[name]

@@ -1,0 +1,72 @@
+"""The same request under one Idempotency-Key: one answer, one charge."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from http import HTTPStatus
+from typing import Any
+
+import httpx
+import pytest
+from busbar_runtime.platform import Platform
+from harness.operator import Customer, Operator
+
+CHAT: dict[str, Any] = {
+    "model": "tiny-lm",
+    "messages": [{"role": "user", "content": "Where does the money live?"}],
+    "max_tokens": 16,
+}
+MARK = CHAT | {"messages": [{"role": "user", "content": "Something else?"}]}
+COMMENT = b": keep-alive\n\n"
+
+
+def client_of(platform: Platform, customer: Customer) -> httpx.AsyncClient:
+    return httpx.AsyncClient(
+        base_url=platform.endpoints["http"],
+        headers={"authorization": f"Bearer {customer.key}"},
+        timeout=60,
+        trust_env=False,
+    )
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+async def test_eight_at_once_and_one_later_are_one_answer_and_one_charge(
+    platform: Platform, operator: Operator, customer: Customer, stream: bool
+) -> None:
+    keyed = {"idempotency-key": secrets.token_hex(8)}
+    body = CHAT | {"stream": stream}
+    before = await operator.balance(customer.tenant_id)
+
+    async with client_of(platform, customer) as client:
+
+        async def ask() -> httpx.Response:
+            return await client.post("/v1/chat/completions", json=body, headers=keyed)
+
+        answers = await asyncio.gather(*[ask() for _ in range(8)])
+        answers.append(await ask())
+        other = await client.post("/v1/chat/completions", json=MARK, headers=keyed)
+
+    record = await operator.usage_of(answers[0].headers["x-request-id"])
+    assert {answer.status_code for answer in answers} == {HTTPStatus.OK}
+    assert len({answer.content.replace(COMMENT, b"") for answer in answers}) == 1
+    assert len({answer.headers["x-request-id"] for answer in answers}) == 1
+    assert other.status_code == HTTPStatus.CONFLICT
+    assert len(await operator.usage(customer.tenant_id)) == 1
+    assert await operator.balance(customer.tenant_id) == before - record["amount_nanos"]
+
+
+async def test_a_key_is_its_tenants_own(
+    platform: Platform, operator: Operator, customer: Customer
+) -> None:
+    keyed = {"idempotency-key": secrets.token_hex(8)}
+    other = await operator.customer()
+    requests: set[str] = set()
+    for each in (customer, other):
+        async with client_of(platform, each) as client:
+            answer = await client.post("/v1/chat/completions", json=CHAT, headers=keyed)
+        assert answer.status_code == HTTPStatus.OK
+        assert "idempotent-replayed" not in answer.headers
+        requests.add(answer.headers["x-request-id"])
+
+    assert len(requests) == 2
