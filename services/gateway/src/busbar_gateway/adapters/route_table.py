@@ -115,6 +115,11 @@ def read_route(stored: plan_pb2.Route) -> Route:
             max_payload_bytes=manifest.max_payload_bytes,
             chat_template=manifest.chat_template,
             stop=tuple(manifest.stop),
+            token_outputs=tuple(
+                output
+                for output in (manifest.input_tokens_output, manifest.output_tokens_output)
+                if output
+            ),
         ),
         created_unix_s=stored.created_unix_ms // 1000,
         targets=tuple(Target(t.region, t.ready_slots) for t in stored.targets),

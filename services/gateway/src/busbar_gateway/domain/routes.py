@@ -32,6 +32,8 @@ class Manifest:
     max_payload_bytes: int = 0
     chat_template: str = ""
     stop: tuple[str, ...] = ()
+    token_outputs: tuple[str, ...] = ()
+    """Outputs that count tokens, which decide the price; empty when the model counts none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -32,6 +32,10 @@ class InferenceCall:
     whole: bool = False
     """For `stream`: the customer gets nothing before the answer is complete, so leaving
     without `settle` charges nothing, and an exception after it takes the charge back."""
+    request_bytes: int = 0
+    """Size of what the customer sent where `payload` is not that; 0 where it is."""
+    as_asked: Callable[[bytes], bytes] | None = None
+    """Makes a response what the customer asked for, where `payload` asks for more."""
 
 
 @dataclass(frozen=True, slots=True)

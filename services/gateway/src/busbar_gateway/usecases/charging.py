@@ -89,7 +89,7 @@ def usage_record(
         finished_unix_ns=time.time_ns(),
         input_tokens=delivered.input_tokens,
         output_tokens=delivered.output_tokens,
-        request_bytes=len(call.payload),
+        request_bytes=call.request_bytes or len(call.payload),
         response_bytes=delivered.response_bytes,
         compute_us=delivered.compute_us,
         node=delivered.node,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -62,6 +63,8 @@ class Streamed:
             raise StopAsyncIteration
         if self._served.first_byte_unix_ns is None:
             self._served.first_byte_unix_ns = time.time_ns()
+        if self._served.call.as_asked is not None:
+            step = replace(step, payload=self._served.call.as_asked(step.payload))
         self._handed = self._after(step, self._dispatch)
         return step
 

@@ -55,6 +55,8 @@ class Unary:
             dispatch = await served.start(streamed=False)
             finished = await dispatch.finished()
             payload = finished.payload
+            if served.call.as_asked is not None:
+                payload = served.call.as_asked(payload)
             served.delivered = Delivered.of(finished, len(payload), dispatch.node, dispatch.attempt)
         finally:
             served.stop()

@@ -24,6 +24,7 @@ from busbar_gateway.adapters.grpc.statuses import (
 )
 from busbar_gateway.adapters.key_ring import KeyRing
 from busbar_gateway.adapters.route_table import RouteTable
+from busbar_gateway.adapters.token_counts import ask_for_counts
 from busbar_gateway.domain.failures import Unauthenticated, Unsupported, reason_for
 from busbar_gateway.domain.routes import Caller, Route
 from busbar_gateway.usecases.calls import InferenceCall
@@ -163,17 +164,20 @@ class Inference:
         route = self._routes.find(caller, request.model_name)
         check_size(route, len(payload))
         check_request(route, request)
+        as_asked = ask_for_counts(route, request)
         timeout_s = self._timeout_s(remaining_s)
         return InferenceCall(
             request_id=request_id,
             caller=caller,
             route=route,
-            payload=payload,
+            payload=payload if as_asked is None else request.SerializeToString(),
             api=f"kserve.grpc.{api}",
             received_unix_ns=now,
             deadline=asyncio.get_running_loop().time() + timeout_s,
             deadline_unix_ms=now // 1_000_000 + round(timeout_s * 1000),
             traceparent=text_of(metadata, "traceparent") or "",
+            request_bytes=len(payload),
+            as_asked=as_asked,
         )
 
     def _timeout_s(self, remaining_s: float | None) -> float:

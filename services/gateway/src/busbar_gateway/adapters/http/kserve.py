@@ -20,6 +20,7 @@ from busbar_gateway.adapters.http.kserve_request import (
 from busbar_gateway.adapters.http.kserve_response import InferAnswer, render_infer_answer
 from busbar_gateway.adapters.http.limits import compress
 from busbar_gateway.adapters.http.services import Services
+from busbar_gateway.adapters.token_counts import ask_for_counts
 from busbar_gateway.domain.failures import (
     Forbidden,
     Unavailable,
@@ -119,12 +120,11 @@ class KServe:
             version=exchange.path_params.get("version", ""),
         )
         check_request(route, request)
-        call = exchange.call(
-            route,
-            request.message.SerializeToString(),
-            "kserve.http.infer",
-            self._limits.request_timeout_s,
-        )
+        given = request.message.SerializeToString()
+        call = exchange.call(route, given, "kserve.http.infer", self._limits.request_timeout_s)
+        call.as_asked = ask_for_counts(route, request.message)
+        if call.as_asked is not None:
+            call.payload, call.request_bytes = request.message.SerializeToString(), len(given)
         async with exchange.cancelled_when_gone(), self._services.serving.infer(call) as answer:
             response = service_pb2.ModelInferResponse.FromString(answer.payload)
             await _respond(exchange, render_infer_answer(response, request.forms))
