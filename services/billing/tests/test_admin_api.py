@@ -109,7 +109,9 @@ async def test_new_prices_hold_for_what_is_admitted_from_then_on(
     billing: Service, gateway: Gateway, tenant: str
 ) -> None:
     before = await billing.json("GET", "/prices")
-    current = next(book for book in before["items"] if book["in_force"])
+    current = next(
+        book for book in before["items"] if book["in_force"] and book["tenant_id"] is None
+    )
     doubled = {**current["classes"], "doubled": current["classes"]["chat-small"]}
     doubled["doubled"]["input_token"]["amount_nanos"] *= 2
     starts = datetime.now(UTC) + timedelta(days=1)

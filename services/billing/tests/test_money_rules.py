@@ -34,6 +34,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 ADMITTED_NS = 1_800_000_000 * 10**9
+FREE = {Component.REQUEST: Price(0, 1)}
 
 
 def record(**changes: object) -> UsageRecord:
@@ -283,12 +284,14 @@ def test_the_price_in_force_at_admission_counts() -> None:
     "classes",
     [
         {},
-        {"chat-small": {}},
-        {FALLBACK_CLASS: {}, "Not A Class": {}},
+        {"chat-small": {Component.REQUEST: Price(1, 1)}},
+        {FALLBACK_CLASS: {}},
+        {FALLBACK_CLASS: FREE, "Not A Class": FREE},
+        {FALLBACK_CLASS: FREE, "empty": {}},
         {FALLBACK_CLASS: {Component.REQUEST: Price(-1, 1)}},
         {FALLBACK_CLASS: {Component.REQUEST: Price(10**15 + 1, 1)}},
         {FALLBACK_CLASS: {Component.REQUEST: Price(1, 7)}},
-        {FALLBACK_CLASS: {}, **{f"class-{n}": {} for n in range(1_000)}},
+        {FALLBACK_CLASS: FREE, **{f"class-{n}": FREE for n in range(1_000)}},
     ],
 )
 def test_a_price_book_that_makes_no_sense_is_refused(

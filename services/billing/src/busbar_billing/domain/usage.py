@@ -46,6 +46,7 @@ class UsageRecord:
     attempt: int
     gateway_id: str
     traceparent: str
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,10 @@ def check_billable(record: UsageRecord) -> None:
     for name, value, limit in counted:
         if not 0 <= value <= limit:
             raise Rejected(f"{name} is {value}: at most {limit} can be true")
+    if not 0 <= record.cached_tokens <= record.input_tokens:
+        raise Rejected(
+            f"cached_tokens is {record.cached_tokens}: of {record.input_tokens} input tokens"
+        )
     for name, at_ns in (
         ("admitted_unix_ns", record.admitted_unix_ns),
         ("finished_unix_ns", record.finished_unix_ns),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -11,7 +12,8 @@ from uuid import UUID
 from busbar_errors import Rejected
 
 from busbar_billing.domain.ledger import Transfer, charge, void
-from busbar_billing.domain.prices import PriceBooks
+from busbar_billing.domain.metering import Meter, consumed_by, meters_of
+from busbar_billing.domain.prices import PriceBook, PriceBooks
 from busbar_billing.domain.rating import Rating, rate
 from busbar_billing.domain.usage import UsageRecord, UsageVoid, check_billable, first_of_each
 
@@ -23,6 +25,8 @@ class RatedRecord:
     record: UsageRecord
     rating: Rating
     transfer_id: UUID
+    consumed: Mapping[Meter, int]
+    """What it added to the month's quantities that decide the price of later records."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,22 @@ class PostingTransaction(Protocol):
 
     async def tenant_currencies(self, tenant_ids: Collection[str]) -> Mapping[str, str]:
         """Currency of each tenant that exists."""
+        ...
+
+    async def lock_used(self, meters: Collection[Meter]) -> dict[Meter, int]:
+        """What was used before; nobody else reads or changes it until this transaction ends."""
+        ...
+
+    async def add_used(self, consumed: Mapping[Meter, int]) -> None:
+        """Add to what was used; the meters are locked."""
+        ...
+
+    async def give_back_used(self, request_ids: Collection[UUID]) -> None:
+        """Take what these records had added out of what was used."""
+        ...
+
+    async def not_posted(self, records: Sequence[UsageRecord]) -> list[UsageRecord]:
+        """Those of the records that are not in the inbox."""
         ...
 
     async def add_records(self, rated: Sequence[RatedRecord]) -> set[UUID]:
@@ -103,17 +123,27 @@ async def post_usage(
         # 1. Rate.
         books = await transaction.price_books()
         currencies = await transaction.tenant_currencies({record.tenant_id for record in records})
-        rated, refused = rate_records(first_of_each(records), books, currencies, new_id)
+        firsts = first_of_each(records)
+        meters = _meters(firsts, books, currencies) if books.any_graduated else set[Meter]()
+        used: dict[Meter, int] = {}
+        if meters:
+            used = await transaction.lock_used(meters)
+            firsts = await transaction.not_posted(firsts)
+        rated, refused = rate_records(firsts, books, currencies, new_id, used)
         # 2. Keep out what is there already.
         fresh = await transaction.add_records(rated)
         fresh_voids = await transaction.add_voids(voids) if voids else set[UUID]()
         # 3. Charge.
         charged = [one for one in rated if one.record.request_id in fresh]
         await transaction.add_transfers([charge_of(one) for one in charged])
+        if meters:
+            await transaction.add_used(_total(charged))
         # 4. Take back what has now met its void.
         pairs = await transaction.taken_back(fresh | fresh_voids)
         voided = [void(new_id(), pair.charged, pair.reason) for pair in pairs]
         await transaction.add_transfers(voided)
+        if voided:
+            await transaction.give_back_used([one.request_id for one in voided if one.request_id])
     duplicates = len(records) - len(refused) - len(charged) + len(voids) - len(fresh_voids)
     return PostingReport(charged, refused, voided, duplicates)
 
@@ -123,26 +153,58 @@ def rate_records(
     books: PriceBooks,
     currencies: Mapping[str, str],
     new_id: Callable[[], UUID],
+    used: Mapping[Meter, int] | None = None,
 ) -> tuple[list[RatedRecord], list[Refused]]:
-    """Rate each record by the price in force at its admission, or say why it cannot be billed."""
+    """Rate each record by the price in force at its admission, or say why it cannot be billed.
+
+    `used` is what was used before the first of them; each counts for those after it.
+    """
+    running = dict(used or {})
     rated: list[RatedRecord] = []
     refused: list[Refused] = []
     for record in records:
         try:
-            rating = _rate(record, books, currencies)
+            book = _book_of(record, books, currencies)
+            meters = meters_of(record, book)
+            before = {meter.component: running.get(meter, 0) for meter in meters}
+            rating = rate(record, book, before)
         except Rejected as error:
             refused.append(Refused(record, error.reason))
         else:
-            rated.append(RatedRecord(record, rating, new_id()))
+            consumed = consumed_by(record, book, meters)
+            for meter, quantity in consumed.items():
+                running[meter] = running.get(meter, 0) + quantity
+            rated.append(RatedRecord(record, rating, new_id(), consumed))
     return rated, refused
 
 
-def _rate(record: UsageRecord, books: PriceBooks, currencies: Mapping[str, str]) -> Rating:
+def _book_of(record: UsageRecord, books: PriceBooks, currencies: Mapping[str, str]) -> PriceBook:
     check_billable(record)
     currency = currencies.get(record.tenant_id)
     if currency is None:
         raise Rejected(f"tenant {record.tenant_id!r} does not exist")
-    return rate(record, books.in_force(currency, record.admitted_unix_ns))
+    return books.in_force(currency, record.admitted_unix_ns, record.tenant_id)
+
+
+def _meters(
+    records: Sequence[UsageRecord], books: PriceBooks, currencies: Mapping[str, str]
+) -> set[Meter]:
+    """Every meter that decides a price of these records; mostly none."""
+    found: set[Meter] = set()
+    for record in records:
+        try:
+            book = _book_of(record, books, currencies)
+        except Rejected:
+            continue
+        found.update(meters_of(record, book))
+    return found
+
+
+def _total(charged: Sequence[RatedRecord]) -> Mapping[Meter, int]:
+    sums: Counter[Meter] = Counter()
+    for one in charged:
+        sums.update(one.consumed)
+    return sums
 
 
 def charge_of(rated: RatedRecord) -> Transfer:

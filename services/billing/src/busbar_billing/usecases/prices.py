@@ -17,6 +17,7 @@ from busbar_billing.domain.prices import (
     checked_classes,
 )
 from busbar_billing.domain.usage import UNIX_NS_MAX
+from busbar_billing.usecases.tenants import Tenant
 
 NOTE_MAX = 500
 
@@ -29,12 +30,21 @@ class PriceList(Protocol):
         ...
 
     async def add(self, book: PriceBook) -> PriceBook:
-        """Add a version, numbering it; raise Conflict when one begins at the same moment."""
+        """Add a version, numbering it; raise Conflict when it overlaps another one."""
+        ...
+
+
+class Tenants(Protocol):
+    """Who may have prices of their own."""
+
+    async def get(self, tenant_id: str) -> Tenant:
+        """Raise NotFound when there is none."""
         ...
 
 
 async def publish_prices(
     prices: PriceList,
+    tenants: Tenants,
     *,
     currency: str,
     effective_from_unix_ns: int,
@@ -42,13 +52,20 @@ async def publish_prices(
     classes: Mapping[str, ClassPrices],
     note: str,
     now_unix_ns: int,
+    tenant_id: str | None = None,
+    effective_until_unix_ns: int | None = None,
 ) -> PriceBook:
     """Add a version that is in force from `effective_from_unix_ns`, which must not have passed:
-    what was rated stays rated as it was."""
+    what was rated stays rated as it was. With `tenant_id` they are that tenant's alone, and may end
+    by themselves at `effective_until_unix_ns`."""
     if effective_from_unix_ns < now_unix_ns:
         raise Rejected("effective_from has passed: prices cannot change what was already used")
     if effective_from_unix_ns > UNIX_NS_MAX:
         raise Rejected("effective_from is after the year 2100")
+    if effective_until_unix_ns is not None:
+        _check_end(effective_from_unix_ns, effective_until_unix_ns, tenant_id)
+    if tenant_id is not None and (tenant := await tenants.get(tenant_id)).currency != currency:
+        raise Rejected(f"tenant {tenant_id} pays in {tenant.currency}, not {currency[:20]!r}")
     if not 1 <= quantum_nanos <= QUANTUM_NANOS_MAX:
         raise Rejected(f"charge_quantum_nanos must be 1 to {QUANTUM_NANOS_MAX}")
     wanted = PriceBook(
@@ -58,5 +75,14 @@ async def publish_prices(
         quantum_nanos=quantum_nanos,
         classes=checked_classes(classes),
         note=checked_text("note", note, NOTE_MAX) if note else "",
+        tenant_id=tenant_id,
+        effective_until_unix_ns=effective_until_unix_ns,
     )
     return await prices.add(wanted)
+
+
+def _check_end(begins_unix_ns: int, ends_unix_ns: int, tenant_id: str | None) -> None:
+    if tenant_id is None:
+        raise Rejected("everybody's prices end when the next ones begin: leave effective_until out")
+    if not begins_unix_ns < ends_unix_ns <= UNIX_NS_MAX:
+        raise Rejected("effective_until must be after effective_from and before the year 2100")

@@ -162,6 +162,7 @@ def read_record(message: usage_pb2.UsageRecord, gateway_id: str) -> UsageRecord:
         attempt=message.attempt,
         gateway_id=gateway_id,
         traceparent=message.traceparent,
+        cached_tokens=message.cached_tokens,
     )
 
 

@@ -52,5 +52,5 @@ def admin_application(parts: Parts, operator_token: str, hmac_secret: bytes) -> 
         key_routes(parts.keys, parts.tenants, parts.directory, parts.events, hmac_secret)
     )
     app.include_router(ledger_routes(parts.reader, parts.prices))
-    app.include_router(price_routes(parts.prices))
+    app.include_router(price_routes(parts.prices, parts.tenants))
     return Guard(app, operator_token)

@@ -48,9 +48,12 @@ def ledger_routes(reader: Reader, prices: Prices) -> APIRouter:
     async def usage_of(request_id: str) -> schemas.ExplainedUsageAnswer:
         posted = await reader.usage_of(read_request_id(request_id))
         book = (await prices.all()).version(posted.price_version)
-        lines = explain(posted.record, book.classes[posted.rated_class])
-        shown = show_usage(posted).model_dump()
-        return schemas.ExplainedUsageAnswer(**shown, lines=[show_line(line) for line in lines])
+        listed = book.classes[posted.rated_class]
+        lines = [
+            show_line(line, listed[line.component])
+            for line in explain(posted.record, listed, posted.before)
+        ]
+        return schemas.ExplainedUsageAnswer(**show_usage(posted).model_dump(), lines=lines)
 
     @router.get("/ledger")
     async def ledger(

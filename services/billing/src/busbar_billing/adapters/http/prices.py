@@ -10,13 +10,14 @@ from fastapi import APIRouter
 from busbar_billing.adapters.http import schemas
 from busbar_billing.adapters.http.showing import show_book
 from busbar_billing.adapters.postgres.prices import Prices
-from busbar_billing.domain.prices import Price
+from busbar_billing.adapters.postgres.tenants import Tenants
+from busbar_billing.domain.prices import Price, Tier
 from busbar_billing.usecases.prices import publish_prices
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def price_routes(prices: Prices) -> APIRouter:
+def price_routes(prices: Prices, tenants: Tenants) -> APIRouter:
     """GET, POST /prices."""
     router = APIRouter(prefix="/admin/v1/prices", tags=["prices"])
 
@@ -24,7 +25,7 @@ def price_routes(prices: Prices) -> APIRouter:
     async def list_all() -> schemas.Page[schemas.PricesAnswer]:
         books, now_ns = await prices.all(), time.time_ns()
         shown = [
-            show_book(book, in_force=book is books.in_force(book.currency, now_ns))
+            show_book(book, in_force=book is books.in_force(book.currency, now_ns, book.tenant_id))
             for book in books.newest_first
         ]
         return schemas.Page(items=shown, next_cursor=None)
@@ -32,24 +33,30 @@ def price_routes(prices: Prices) -> APIRouter:
     @router.post("", status_code=201)
     async def publish(wanted: schemas.WantedPrices) -> schemas.PricesAnswer:
         now_ns = time.time_ns()
+        until = wanted.effective_until
         book = await publish_prices(
             prices,
+            tenants,
             currency=wanted.currency,
             effective_from_unix_ns=_unix_ns(wanted.effective_from, now_ns),
             quantum_nanos=wanted.charge_quantum_nanos,
             classes={
-                name: {
-                    component: Price(entry.amount_nanos, entry.per_units)
-                    for component, entry in entries.items()
-                }
+                name: {component: _price(entry) for component, entry in entries.items()}
                 for name, entries in wanted.classes.items()
             },
             note=wanted.note,
             now_unix_ns=now_ns,
+            tenant_id=wanted.tenant_id,
+            effective_until_unix_ns=None if until is None else _unix_ns(until, now_ns),
         )
-        return show_book(book, in_force=book.effective_from_unix_ns <= time.time_ns())
+        return show_book(book, in_force=book.covers(time.time_ns()))
 
     return router
+
+
+def _price(entry: schemas.PriceEntry) -> Price:
+    tiers = tuple(Tier(tier.above_units, tier.amount_nanos, tier.per_units) for tier in entry.tiers)
+    return Price(entry.amount_nanos, entry.per_units, entry.free_units, tiers)
 
 
 def _unix_ns(moment: datetime | None, now_ns: int) -> int:

@@ -10,7 +10,14 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StrictInt, Str
 from busbar_billing.domain.ledger import AccountKind, TransferKind
 from busbar_billing.domain.money import TOP_UP_NANOS_MAX
 from busbar_billing.domain.names import DEPLOYMENTS_MAX, NAME_MAX, REFERENCE_MAX
-from busbar_billing.domain.prices import CLASSES_MAX, PRICE_NANOS_MAX, QUANTUM_NANOS_MAX, Component
+from busbar_billing.domain.prices import (
+    CLASSES_MAX,
+    PRICE_NANOS_MAX,
+    QUANTUM_NANOS_MAX,
+    TIERS_MAX,
+    UNITS_MAX,
+    Component,
+)
 from busbar_billing.domain.usage import Outcome
 
 T = TypeVar("T")
@@ -135,9 +142,14 @@ class BalanceAnswer(BaseModel):
 
 
 class RatingLine(BaseModel):
-    """quantity (tokens, requests, µs, bytes) x amount_nanos / per_units of the component's unit."""
+    """quantity (tokens, requests, µs, bytes) x amount_nanos / per_units of the component's unit.
+
+    `used_before` is how much of it the tenant had used in that month, for prices with tiers or an
+    allowance; null where prices are flat.
+    """
 
     component: Component
+    used_before: int | None
     quantity: int
     amount_nanos: int
     per_units: int
@@ -158,6 +170,7 @@ class UsageAnswer(BaseModel):
     admitted_at: datetime
     finished_at: datetime
     input_tokens: int
+    cached_tokens: int
     output_tokens: int
     request_bytes: int
     response_bytes: int
@@ -181,32 +194,54 @@ class ExplainedUsageAnswer(UsageAnswer):
     lines: list[RatingLine]
 
 
+class TierEntry(Wanted):
+    """What units cost once the month's quantity is above `above_units`."""
+
+    above_units: Annotated[StrictInt, Field(ge=1, le=UNITS_MAX)]
+    amount_nanos: Annotated[StrictInt, Field(ge=0, le=PRICE_NANOS_MAX)]
+    per_units: Literal[1, 1_000, 1_000_000] = 1
+
+
 class PriceEntry(Wanted):
-    """`amount_nanos` buys `per_units` units: tokens, requests, seconds or megabytes."""
+    """`amount_nanos` buys `per_units` units: tokens, requests, seconds or megabytes.
+
+    The first `free_units` of a calendar month (UTC) cost nothing; `tiers` are graduated by the
+    tenant's quantity of the month in that class, free units included.
+    """
 
     amount_nanos: Annotated[StrictInt, Field(ge=0, le=PRICE_NANOS_MAX)]
     per_units: Literal[1, 1_000, 1_000_000] = 1
+    free_units: Annotated[StrictInt, Field(ge=0, le=UNITS_MAX)] = 0
+    tiers: Annotated[list[TierEntry], Field(max_length=TIERS_MAX)] = []
 
 
 ClassTable = dict[Slug, dict[Component, PriceEntry]]
 
 
 class WantedPrices(Wanted):
-    """A whole price book, which replaces the one before from `effective_from` (default: now)."""
+    """A whole price book, which replaces the one before from `effective_from` (default: now).
+
+    With `tenant_id` it holds for that tenant alone, instead of everybody's, until
+    `effective_until` or until the tenant's next one.
+    """
 
     currency: CurrencyCode = "USD"
+    tenant_id: Slug | None = None
     effective_from: AwareDatetime | None = None
+    effective_until: AwareDatetime | None = None
     charge_quantum_nanos: Annotated[StrictInt, Field(ge=1, le=QUANTUM_NANOS_MAX)] = 1
     note: Annotated[StrictStr, Field(max_length=500)] = ""
     classes: Annotated[ClassTable, Field(max_length=CLASSES_MAX)]
 
 
 class PricesAnswer(BaseModel):
-    """One version of the price book."""
+    """One version of the price book; `tenant_id` null: for everybody without their own."""
 
     version: int
     currency: str
+    tenant_id: str | None
     effective_from: datetime
+    effective_until: datetime | None
     charge_quantum_nanos: int
     note: str
     in_force: bool

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from datetime import UTC, datetime, timedelta
 
 from busbar_billing.adapters.http import schemas
 from busbar_billing.adapters.postgres.reading import PostedUsage
-from busbar_billing.domain.prices import PriceBook
+from busbar_billing.domain.prices import Price, PriceBook
 from busbar_billing.domain.rating import Line
 from busbar_billing.usecases.keys import StoredKey
 from busbar_billing.usecases.tenants import PostedTransfer, Tenant
@@ -82,6 +83,7 @@ def show_usage(posted: PostedUsage) -> schemas.UsageAnswer:
         admitted_at=moment(record.admitted_unix_ns),
         finished_at=moment(record.finished_unix_ns),
         input_tokens=record.input_tokens,
+        cached_tokens=record.cached_tokens,
         output_tokens=record.output_tokens,
         request_bytes=record.request_bytes,
         response_bytes=record.response_bytes,
@@ -100,10 +102,11 @@ def show_usage(posted: PostedUsage) -> schemas.UsageAnswer:
     )
 
 
-def show_line(line: Line) -> schemas.RatingLine:
-    """One line of a rating."""
+def show_line(line: Line, price: Price) -> schemas.RatingLine:
+    """One line of a rating by `price`."""
     return schemas.RatingLine(
         component=line.component,
+        used_before=line.before if price.graduated else None,
         quantity=line.quantity,
         amount_nanos=line.price.amount_nanos,
         per_units=line.price.per_units,
@@ -113,21 +116,23 @@ def show_line(line: Line) -> schemas.RatingLine:
 
 def show_book(book: PriceBook, *, in_force: bool) -> schemas.PricesAnswer:
     """A version of the price book."""
+    until = book.effective_until_unix_ns
     classes = {
-        name: {
-            component: schemas.PriceEntry.model_validate(
-                {"amount_nanos": price.amount_nanos, "per_units": price.per_units}
-            )
-            for component, price in prices.items()
-        }
+        name: {component: _show_price(price) for component, price in prices.items()}
         for name, prices in book.classes.items()
     }
     return schemas.PricesAnswer(
         version=book.version,
         currency=book.currency,
+        tenant_id=book.tenant_id,
         effective_from=moment(book.effective_from_unix_ns),
+        effective_until=None if until is None else moment(until),
         charge_quantum_nanos=book.quantum_nanos,
         note=book.note,
         in_force=in_force,
         classes=classes,
     )
+
+
+def _show_price(price: Price) -> schemas.PriceEntry:
+    return schemas.PriceEntry.model_validate(dataclasses.asdict(price))

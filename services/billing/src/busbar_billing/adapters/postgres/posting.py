@@ -8,12 +8,14 @@ from uuid import UUID
 
 from busbar_observability.tracing import parse_traceparent
 
+from busbar_billing.adapters.postgres import metering
 from busbar_billing.adapters.postgres.database import Connection, Database
 from busbar_billing.adapters.postgres.journal import TRANSFER_ROWS, Journal, read_transfers
 from busbar_billing.adapters.postgres.prices import Prices, from_unix_ns
 from busbar_billing.domain.ledger import Transfer
+from busbar_billing.domain.metering import Meter
 from busbar_billing.domain.prices import PriceBooks
-from busbar_billing.domain.usage import UsageVoid
+from busbar_billing.domain.usage import UsageRecord, UsageVoid
 from busbar_billing.usecases.post_usage import RatedRecord, TakenBack
 
 _LOCK = 0x62_75_73_62_61_72  # "busbar": any constant number, the same in every instance
@@ -24,17 +26,18 @@ _ADD_RECORDS = """
         request_id, tenant_id, key_id, deployment, price_class, api, outcome,
         admitted_at, finished_at, input_tokens, output_tokens, request_bytes, response_bytes,
         compute_us, node, attempt, gateway_id, trace_id,
-        price_version, rated_class, amount_nanos, currency, transfer_id
+        price_version, rated_class, amount_nanos, currency, transfer_id, cached_tokens, consumed
     )
     SELECT * FROM unnest(
         $1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
         $8::timestamptz[], $9::timestamptz[], $10::int8[], $11::int8[], $12::int8[], $13::int8[],
         $14::int8[], $15::text[], $16::int4[], $17::text[], $18::text[],
-        $19::int8[], $20::text[], $21::int8[], $22::text[], $23::uuid[]
+        $19::int8[], $20::text[], $21::int8[], $22::text[], $23::uuid[], $24::int8[], $25::jsonb[]
     )
     ON CONFLICT DO NOTHING
     RETURNING request_id
 """
+_POSTED = "SELECT request_id FROM usage_records WHERE request_id = ANY($1::uuid[])"
 _ADD_VOIDS = """
     INSERT INTO usage_voids (request_id, tenant_id, reason)
     SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[])
@@ -98,6 +101,24 @@ class LedgerTransaction:
                 self._currencies.clear()
             self._currencies.update((row["tenant_id"], row["currency"]) for row in rows)
         return self._currencies
+
+    async def lock_used(self, meters: Collection[Meter]) -> dict[Meter, int]:
+        """What was used before; nobody else reads or changes it until this transaction ends."""
+        return await metering.lock_used(self._connection, meters)
+
+    async def add_used(self, consumed: Mapping[Meter, int]) -> None:
+        """Add to what was used; the meters are locked."""
+        await metering.add_used(self._connection, consumed)
+
+    async def give_back_used(self, request_ids: Collection[UUID]) -> None:
+        """Take what these records had added out of what was used."""
+        await metering.give_back_used(self._connection, request_ids)
+
+    async def not_posted(self, records: Sequence[UsageRecord]) -> list[UsageRecord]:
+        """Those of the records that are not in the inbox."""
+        rows = await self._connection.fetch(_POSTED, [record.request_id for record in records])
+        posted = {row["request_id"] for row in rows}
+        return [record for record in records if record.request_id not in posted]
 
     async def add_records(self, rated: Sequence[RatedRecord]) -> set[UUID]:
         """Put records into the inbox; returns the request ids that were not there yet."""
@@ -163,6 +184,8 @@ def _record_columns(rated: Sequence[RatedRecord]) -> list[list[object]]:
             rating.charge_nanos,
             rating.currency,
             one.transfer_id,
+            record.cached_tokens,
+            metering.consumed_column(one),
         )
         for one in rated
         for record, rating in ((one.record, one.rating),)

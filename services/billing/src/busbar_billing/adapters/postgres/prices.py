@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
 import asyncpg
-from busbar_errors import Conflict
 
 from busbar_billing.adapters.postgres.database import Connection, Database
-from busbar_billing.domain.prices import Component, Price, PriceBook, PriceBooks
+from busbar_billing.domain.prices import Component, Price, PriceBook, PriceBooks, Tier
 
 _LOCK = 0x70_72_69_63_65_73  # "prices": any constant number, the same in every instance
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+_ADD_BOOK = """
+    INSERT INTO price_books (
+        currency, effective_from, charge_quantum_nanos, note, tenant_id, effective_until
+    )
+    VALUES ($1, $2, $3, $4, $5, $6)
+    RETURNING version
+"""
+_ADD_PRICE = """
+    INSERT INTO prices (version, price_class, component, amount_nanos, per_units, free_units)
+    VALUES ($1, $2, $3, $4, $5, $6)
+"""
+_ADD_TIER = """
+    INSERT INTO price_tiers (
+        version, price_class, component, above_units, amount_nanos, per_units
+    )
+    VALUES ($1, $2, $3, $4, $5, $6)
+"""
 
 
 class Prices:
@@ -37,43 +56,64 @@ class Prices:
         return self._books
 
     async def add(self, book: PriceBook) -> PriceBook:
-        """Add a version, numbering it; raise Conflict when one begins at the same moment."""
+        """Add a version, numbering it; raise Conflict when it overlaps another one."""
         async with self._database.transaction() as connection:
             # One at a time, so that versions become visible in the order of their numbers.
             await connection.execute(f"SELECT pg_advisory_xact_lock({_LOCK})")
-            try:
-                version = await connection.fetchval(
-                    "INSERT INTO price_books (currency, effective_from, charge_quantum_nanos, note)"
-                    " VALUES ($1, $2, $3, $4) RETURNING version",
-                    book.currency,
-                    from_unix_ns(book.effective_from_unix_ns),
-                    book.quantum_nanos,
-                    book.note,
-                )
-            except asyncpg.UniqueViolationError as error:
-                raise Conflict("another price book begins at the same moment") from error
-            rows = [
-                (version, name, component.value, price.amount_nanos, price.per_units)
-                for name, prices in book.classes.items()
-                for component, price in prices.items()
-            ]
-            await connection.executemany("INSERT INTO prices VALUES ($1, $2, $3, $4, $5)", rows)
+            (await _read_books(connection)).check_no_overlap(book)
+            until = book.effective_until_unix_ns
+            version = await connection.fetchval(
+                _ADD_BOOK,
+                book.currency,
+                from_unix_ns(book.effective_from_unix_ns),
+                book.quantum_nanos,
+                book.note,
+                book.tenant_id,
+                None if until is None else from_unix_ns(until),
+            )
+            await connection.executemany(_ADD_PRICE, _price_rows(version, book))
+            await connection.executemany(_ADD_TIER, _tier_rows(version, book))
         books = await self.all()
-        return next(one for one in books.newest_first if one.version == version)
+        return books.version(version)
+
+
+def _price_rows(version: int, book: PriceBook) -> list[tuple[object, ...]]:
+    return [
+        (version, name, component.value, price.amount_nanos, price.per_units, price.free_units)
+        for name, prices in book.classes.items()
+        for component, price in prices.items()
+    ]
+
+
+def _tier_rows(version: int, book: PriceBook) -> list[tuple[object, ...]]:
+    return [
+        (version, name, component.value, tier.above_units, tier.amount_nanos, tier.per_units)
+        for name, prices in book.classes.items()
+        for component, price in prices.items()
+        for tier in price.tiers
+    ]
 
 
 async def _read_books(connection: Connection) -> PriceBooks:
     books = await connection.fetch("SELECT * FROM price_books")
-    rows = await connection.fetch("SELECT * FROM prices ORDER BY version, price_class, component")
+    tiers: defaultdict[tuple[object, ...], list[Tier]] = defaultdict(list)
+    for row in await connection.fetch("SELECT * FROM price_tiers ORDER BY above_units"):
+        key = (row["version"], row["price_class"], row["component"])
+        tiers[key].append(Tier(row["above_units"], row["amount_nanos"], row["per_units"]))
     classes: dict[int, dict[str, dict[Component, Price]]] = {}
+    rows = await connection.fetch("SELECT * FROM prices ORDER BY version, price_class, component")
     for row in rows:
         by_class = classes.setdefault(row["version"], {})
         prices = by_class.setdefault(row["price_class"], {})
-        prices[Component(row["component"])] = Price(row["amount_nanos"], row["per_units"])
+        key = (row["version"], row["price_class"], row["component"])
+        prices[Component(row["component"])] = Price(
+            row["amount_nanos"], row["per_units"], row["free_units"], tuple(tiers[key])
+        )
     return PriceBooks(_read_book(row, classes.get(row["version"], {})) for row in books)
 
 
 def _read_book(row: asyncpg.Record, classes: Mapping[str, Mapping[Component, Price]]) -> PriceBook:
+    until: datetime | None = row["effective_until"]
     return PriceBook(
         version=row["version"],
         currency=row["currency"],
@@ -81,6 +121,8 @@ def _read_book(row: asyncpg.Record, classes: Mapping[str, Mapping[Component, Pri
         quantum_nanos=row["charge_quantum_nanos"],
         classes=classes,
         note=row["note"],
+        tenant_id=row["tenant_id"],
+        effective_until_unix_ns=None if until is None else to_unix_ns(until),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -11,7 +12,9 @@ from busbar_errors import NotFound
 
 from busbar_billing.adapters.postgres.database import Database
 from busbar_billing.adapters.postgres.journal import TRANSFER_ROWS, read_transfers
+from busbar_billing.adapters.postgres.metering import read_before
 from busbar_billing.adapters.postgres.prices import to_unix_ns
+from busbar_billing.domain.prices import Component
 from busbar_billing.domain.usage import Outcome, UsageRecord
 from busbar_billing.usecases.tenants import PostedTransfer
 
@@ -54,6 +57,7 @@ class PostedUsage:
     trace_id: str
     price_version: int
     rated_class: str
+    before: Mapping[Component, int]
     amount_nanos: int
     currency: str
     transfer_id: UUID
@@ -113,12 +117,14 @@ def _read_usage(row: asyncpg.Record) -> PostedUsage:
         attempt=row["attempt"],
         gateway_id=row["gateway_id"],
         traceparent="",
+        cached_tokens=row["cached_tokens"],
     )
     return PostedUsage(
         record=record,
         trace_id=row["trace_id"],
         price_version=row["price_version"],
         rated_class=row["rated_class"],
+        before=read_before(row["consumed"]),
         amount_nanos=row["amount_nanos"],
         currency=row["currency"],
         transfer_id=row["transfer_id"],
