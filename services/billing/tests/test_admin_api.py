@@ -329,7 +329,7 @@ async def test_every_route_refuses_whoever_is_not_the_operator(
                 answer = await stranger.request(method.upper(), path, headers=headers)
 
                 refused(answer, 401)
-                assert answer.headers["www-authenticate"] == "Bearer"
+                assert answer.headers["www-authenticate"] == 'Bearer realm="busbar"'
 
 
 async def test_the_ops_listener_is_alive_ready_and_counts(billing: Service) -> None:

@@ -88,7 +88,7 @@ async def test_every_path_refuses_without_credentials(stranger: httpx.AsyncClien
     for path in (*PAGES, *PROGRAMS, "/nope", "/admin/v1/nope"):
         answer = await stranger.get(path)
         assert answer.status_code == 401, path
-        assert answer.json()["error"]["code"] == "unauthenticated"
+        assert answer.json()["error"]["code"] == "unauthorized"
     for token in ("wrong", "", "operator-token-of-the-test"):
         answer = await stranger.get("/admin/v1/fleet", headers={"authorization": f"Bearer {token}"})
         assert answer.status_code == 401

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from busbar_observability.operator_gate import OperatorGate, OperatorToken
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from busbar_billing.adapters.bus.events import Events
 from busbar_billing.adapters.bus.key_directory import KeyDirectoryBucket
 from busbar_billing.adapters.http import errors
-from busbar_billing.adapters.http.guard import Application, Guard
 from busbar_billing.adapters.http.keys import key_routes
 from busbar_billing.adapters.http.ledger import ledger_routes
 from busbar_billing.adapters.http.prices import price_routes
@@ -34,7 +35,7 @@ class Parts:
     events: Events
 
 
-def admin_application(parts: Parts, operator_token: str, hmac_secret: bytes) -> Application:
+def admin_application(parts: Parts, operator_token: str, hmac_secret: bytes) -> ASGIApp:
     """Every route, behind the operator's token; documented at /openapi.json."""
     app = FastAPI(
         title="Busbar billing",
@@ -53,4 +54,4 @@ def admin_application(parts: Parts, operator_token: str, hmac_secret: bytes) -> 
     )
     app.include_router(ledger_routes(parts.reader, parts.prices))
     app.include_router(price_routes(parts.prices, parts.tenants))
-    return Guard(app, operator_token)
+    return OperatorGate(app, OperatorToken(operator_token))

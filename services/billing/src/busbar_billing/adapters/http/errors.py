@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import structlog
@@ -88,9 +87,3 @@ async def _http(_: Request, error: Exception) -> JSONResponse:
 async def _bug(request: Request, error: Exception) -> JSONResponse:
     log.error("admin request failed", path=request.url.path, exc_info=error)
     return answer(500, "this is our fault; it was logged", "internal_error", "internal")
-
-
-def raw_body(message: str, code: str) -> bytes:
-    """An error's body, for answers made outside of the framework."""
-    body = {"error": {"message": message, "type": "invalid_request_error", "code": code}}
-    return json.dumps(body).encode()

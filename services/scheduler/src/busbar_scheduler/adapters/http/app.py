@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from busbar_errors import NotFound
 from busbar_messaging.topology import NAME_PATTERN
+from busbar_observability.operator_gate import OperatorGate, OperatorToken
 from fastapi import APIRouter, Depends, FastAPI, Path, Request, Response
 from fastapi.security import HTTPBearer
 from starlette.types import ASGIApp
@@ -18,7 +19,6 @@ from busbar_scheduler.adapters.declarations import Declarations
 from busbar_scheduler.adapters.fleet_view import FleetView
 from busbar_scheduler.adapters.http import schemas
 from busbar_scheduler.adapters.http.errors import ErrorBody, answer_failures
-from busbar_scheduler.adapters.http.gate import Gate
 from busbar_scheduler.adapters.http.uploads import Uploads
 from busbar_scheduler.adapters.leadership import Leadership
 from busbar_scheduler.adapters.model_store import ModelStore
@@ -28,7 +28,6 @@ from busbar_scheduler.usecases.declare_deployment import Wish, declare, withdraw
 from busbar_scheduler.usecases.push_bundle import push
 
 _BUNDLES_PATH = "/admin/v1/bundles"
-_BODY_MAX_BYTES = 1024 * 1024
 _FAILURES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody} for status in (400, 401, 404, 409, 413, 422, 503)
 }
@@ -61,7 +60,7 @@ class AdminApi:
         app.include_router(self._bundles())
         app.include_router(self._deployments())
         answer_failures(app)
-        return Gate(app, operator_token, _BODY_MAX_BYTES, frozenset({_BUNDLES_PATH}))
+        return OperatorGate(app, OperatorToken(operator_token), unbounded_paths={_BUNDLES_PATH})
 
     def _bundles(self) -> APIRouter:
         router = _router("bundles")

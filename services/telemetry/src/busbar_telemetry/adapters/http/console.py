@@ -131,7 +131,7 @@ class Console:
                 429, "Too many wrong tokens. Try again in a minute.", next_path
             )
         token = await _form_field(request, "token")
-        if not self._sessions.knows_token(token):
+        if not self._sessions.token.matches(token.encode()):
             self._failures.failed(time.monotonic())
             return self._login_failed(401, "That is not the operator token.", next_path)
         response = RedirectResponse(next_path, status_code=HTTPStatus.SEE_OTHER)

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import quote
 
+from busbar_observability.operator_gate import unauthorized
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from busbar_telemetry.adapters.http.sessions import COOKIE, Sessions
@@ -54,9 +55,8 @@ class OperatorOnly:
             await _refusal(scope, headers)(scope, receive, send_guarded)
 
     def _is_operator(self, headers: Headers) -> bool:
-        scheme, _, token = headers.get("authorization", "").partition(" ")
-        if scheme:
-            return scheme.lower() == "bearer" and self._sessions.knows_token(token.strip())
+        if "authorization" in headers:
+            return self._sessions.token.is_given_in(headers)
         cookies = SimpleCookie()
         try:
             cookies.load(headers.get("cookie", ""))
@@ -72,14 +72,7 @@ def _refusal(scope: Scope, headers: Headers) -> Response:
     if wants_page and not path.startswith(_PROGRAM_PREFIXES):
         back_to = f"?next={quote(path)}" if path != "/" else ""
         return RedirectResponse(f"/login{back_to}", status_code=303)
-    error = {
-        "message": "the operator token is missing or wrong: send it as a Bearer token",
-        "type": "authentication_error",
-        "code": "unauthenticated",
-    }
-    return JSONResponse(
-        {"error": error}, status_code=401, headers={"www-authenticate": 'Bearer realm="busbar"'}
-    )
+    return unauthorized()
 
 
 def _protect(headers: MutableHeaders, *, cacheable: bool) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from dataclasses import dataclass
+
+from busbar_observability.operator_gate import OperatorToken
 
 COOKIE = "busbar_console"
 LIFETIME_S = 12 * 3600
@@ -17,15 +18,12 @@ _FAILURES_MAX = 10
 _FAILURE_WINDOW_S = 60.0
 
 
-@dataclass(frozen=True, slots=True)
 class Sessions:
     """Checks operator tokens and console sessions; all comparisons take constant time."""
 
-    operator_token: str
-
-    def knows_token(self, presented: str) -> bool:
-        """Whether `presented` is the operator token."""
-        return hmac.compare_digest(presented.encode(), self.operator_token.encode())
+    def __init__(self, operator_token: str) -> None:
+        self.token = OperatorToken(operator_token)
+        self._signing_key = operator_token.encode()
 
     def issue(self, now_unix_s: float) -> str:
         """A cookie value, good for LIFETIME_S."""
@@ -41,7 +39,7 @@ class Sessions:
 
     def _signature(self, ends: str) -> str:
         message = f"busbar console session until {ends}"
-        return hmac.new(self.operator_token.encode(), message.encode(), hashlib.sha256).hexdigest()
+        return hmac.new(self._signing_key, message.encode(), hashlib.sha256).hexdigest()
 
 
 class FailureLimit:
