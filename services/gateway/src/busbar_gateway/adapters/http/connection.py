@@ -1,194 +1,267 @@
-"""Bounds that hold before there is a request: heads, idle connections, how many there are.
+"""HTTP/1.1 connections that give up on whatever takes too much or too long.
 
-uvicorn bounds none of these itself: a head may be endless and may take for
-ever, and what a refused client goes on sending is read for ever.
+httptools parses and uvicorn listens; between them a request goes to the edge
+without ASGI, which would cost it a third of its price. Bounded here are heads,
+idle connections, how many there are, and what refused clients go on sending.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any, cast
 
+import httptools
 import orjson
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from busbar_gateway.adapters.http.cycle import ConnectionCycle, render_head
 from busbar_gateway.adapters.http.identity import new_request_id, public_id
 from busbar_gateway.adapters.http.limits import HttpLimits
-
-WHEN_LOST = "busbar.when_lost"
-"""Where a request finds `when_lost` in its ASGI scope."""
-
-
-_HELD_BYTES_MAX = 64 * 1024
+from busbar_gateway.adapters.http.patience import Patience
 
 
 class _HeadTooLarge(Exception):
     pass
 
 
-class _AnswerTransport:
-    """The transport as one request's answer sees it.
-
-    What is written in one go leaves in one go, which saves a system call for
-    every answer. Closing lets the client finish sending first: a socket closed
-    with unread bytes is reset, and the reset takes the answer with it.
-    """
-
-    def __init__(self, protocol: _BoundedProtocol) -> None:
-        self._protocol = protocol
-        self._transport = protocol.transport
-        self._held: list[bytes] = []
-        self._held_bytes = 0
-        self.is_closing = protocol.transport.is_closing
-
-    def write(self, data: bytes) -> None:
-        """Write with whatever else is written before the event loop's next turn."""
-        if not self._held:
-            self._protocol.loop.call_soon(self._flush)
-        self._held.append(data)
-        self._held_bytes += len(data)
-        if self._held_bytes >= _HELD_BYTES_MAX:  # let the transport push back
-            self._flush()
-
-    def close(self) -> None:
-        """Close now when the request was read to its end, later otherwise."""
-        self._flush()
-        self._protocol.close_gently()
-
-    def _flush(self) -> None:
-        if self._held:
-            held, self._held, self._held_bytes = self._held, [], 0
-            self._transport.write(b"".join(held))
-
-
 def _refusal(status: int, reason: str) -> bytes:
     document = {"message": reason, "type": "invalid_request_error", "param": None, "code": None}
     body = orjson.dumps({"error": document})
-    head = (
-        f"x-request-id: {public_id(new_request_id())}\r\n"
-        "content-type: application/json\r\nconnection: close\r\n"
-        f"content-length: {len(body)}\r\n\r\n"
-    )
-    return STATUS_LINE[status] + head.encode() + body
+    headers = [
+        (b"x-request-id", public_id(new_request_id()).encode()),
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+        (b"connection", b"close"),
+    ]
+    return render_head(status, headers) + body
 
 
-def bounded_protocol(limits: HttpLimits) -> type[HttpToolsProtocol]:
-    """Return uvicorn's protocol with these limits, for its `http` option."""
+def bounded_protocol(limits: HttpLimits) -> type[HttpConnection]:
+    """Return the protocol with these limits, for uvicorn's `http` option."""
 
-    class Bounded(_BoundedProtocol):
+    class Bounded(HttpConnection):
         bounds = limits
 
     return Bounded
 
 
-class _BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's httptools protocol that gives up on what takes too much or too long."""
+class HttpConnection(asyncio.Protocol):
+    """One client's connection. The application gets a cycle for every request on it."""
 
     bounds: HttpLimits
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._in_head = True
-        self._head_bytes = 0
+    def __init__(self, config: Any, server_state: Any, app_state: Any, _loop: Any = None) -> None:
+        del app_state
+        self._application: Callable[[ConnectionCycle], Awaitable[None]] = config.loaded_app
+        self._server = server_state
+        """uvicorn's: `connections` and `tasks`, which it waits for when it stops."""
+        self._loop: asyncio.AbstractEventLoop = _loop or asyncio.get_running_loop()
+        self._parser: Any = httptools.HttpRequestParser(self)
+        self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        """A client that sends more after its last request still gets the answer to that."""
+        self._patience = Patience(self._loop)
+        self._url = b""
+        self._headers: dict[bytes, bytes] = {}
         self._header_count = 0
+        self._in_head = True
+        self._head_begun = False
+        """Whether a head began that is not complete; False before its first byte."""
+        self._head_bytes = 0
+        self._data_bytes = 0
         self._head_too_large = False
+        self._receiving: ConnectionCycle | None = None
+        """Whose body arrives, or arrived last."""
+        self._answering: ConnectionCycle | None = None
+        self._waiting: deque[ConnectionCycle] = deque()
+        """Requests that were sent ahead of the answer before them."""
         self._refused = False
+        self._lingering = False
         self._unread_bytes = 0
-        self._on_lost: Callable[[], object] | None = None
-        self._head_timer: asyncio.TimerHandle | None = None
-        self._linger_timer: asyncio.TimerHandle | None = None
+        self._reading_paused = False
+        self._writable = asyncio.Event()
+        self._writable.set()
 
     # --- what the transport says ---------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take a connection, or refuse it when there are too many."""
-        super().connection_made(transport)  # pyright: ignore[reportArgumentType]
-        if len(self.connections) > self.bounds.max_connections:
+        self.transport = cast("asyncio.Transport", transport)
+        self._server.connections.add(self)
+        if len(self._server.connections) > self.bounds.max_connections:
             self._refuse(503, "Too many connections are open; try again.")
             self.transport.close()
             return
-        self._start_head_timer()
+        self._patience.give(self.bounds.head_timeout_s, self._head_timed_out)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the timers with the connection."""
-        self._stop_head_timer()
-        self._stop_linger_timer()
-        self._unset_keepalive_if_required()
-        super().connection_lost(exc)
-        if self._on_lost is not None:
-            self._on_lost()
-
-    def when_lost(self, callback: Callable[[], object] | None) -> None:
-        """Call `callback` when the client goes away; None takes that back."""
-        self._on_lost = callback
+        """Tell whoever waits for this client, and forget the timer."""
+        del exc
+        self._server.connections.discard(self)
+        self._patience.close()
+        self._writable.set()
+        for cycle in {self._answering, self._receiving, *self._waiting}:
+            if cycle is not None:
+                cycle.lost()
+        self._waiting.clear()
+        self._parser = None
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser; give up on a head that has grown too large."""
         if self._refused or self.transport.is_closing():
             return
+        self._data_bytes = len(data)
         if self._in_head:
             self._head_bytes += len(data)
-            self._start_head_timer()
-        super().data_received(data)
-        if self._in_head and self._head_bytes > self.bounds.max_head_bytes:
-            self._head_too_large = True
-            self.send_400_response("")
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            pass  # not offered: the request was answered as any other
+        except httptools.HttpParserError:
+            self._refuse_head("Invalid HTTP request received.")
+            return
+        if self._in_head and (self._head_bytes or self._head_begun):
+            if self._head_bytes > self.bounds.max_head_bytes:
+                self._head_too_large = True
+                self._refuse_head("")
+            elif not self._patience.given(self._head_timed_out):
+                self._patience.give(self.bounds.head_timeout_s, self._head_timed_out)
+
+    def pause_writing(self) -> None:
+        """The client reads more slowly than it is answered."""
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        """The client has caught up."""
+        self._writable.set()
+
+    def shutdown(self) -> None:
+        """Close once the request in hand, if any, is answered; uvicorn calls this."""
+        if self._answering is None:
+            self.transport.close()
+        else:
+            self._answering.keep_alive = False
 
     # --- what the parser says ------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        """Start to count anew."""
-        super().on_message_begin()
+        """Start a head."""
+        self._url = b""
+        self._headers = {}
         self._header_count = 0
-        self._start_head_timer()
+        self._head_begun = True
+
+    def on_url(self, url: bytes) -> None:
+        """Take a part of the address."""
+        self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header unless there are too many."""
+        """Take a header unless there are too many; the first of a name counts."""
         self._header_count += 1
         if self._header_count > self.bounds.max_headers:
             self._head_too_large = True
             raise _HeadTooLarge
-        super().on_header(name, value)
+        self._headers.setdefault(name.lower(), value)
 
     def on_headers_complete(self) -> None:
         """Serve the request when its head is small enough."""
-        size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
-        if size > self.bounds.max_head_bytes:
-            self._head_too_large = True
-            raise _HeadTooLarge
-        self._in_head = False
-        self._stop_head_timer()
-        self.scope[WHEN_LOST] = self.when_lost  # pyright: ignore[reportGeneralTypeIssues]
-        super().on_headers_complete()
-        self.cycle.transport = _AnswerTransport(self)  # pyright: ignore[reportAttributeAccessIssue]
+        if max(self._head_bytes, self._data_bytes) > self.bounds.max_head_bytes:
+            self._require_small_head()
+        version = self._parser.get_http_version()
+        cycle = ConnectionCycle(
+            self,
+            self._parser.get_method().decode("ascii"),
+            self._url,
+            self._headers,
+            keep_alive=version != "1.0" and self._parser.should_keep_alive(),
+            understands_chunks=version != "1.0",
+        )
+        self._in_head = self._head_begun = False
+        self._patience.take_back()
+        self._receiving = cycle
+        if self._answering is None:
+            self._answer(cycle)
+        else:
+            self.pause_reading()
+            self._waiting.append(cycle)
+
+    def on_body(self, body: bytes) -> None:
+        """Hand a part of the body on, unless nobody will read it."""
+        if self._receiving is not None:
+            self._receiving.feed(body)
 
     def on_message_complete(self) -> None:
         """Expect another head from here on."""
         self._in_head = True
         self._head_bytes = 0
-        lingered = self._linger_timer is not None
-        self._stop_linger_timer()
-        super().on_message_complete()
-        if lingered:
-            self._arm_keep_alive()
+        if self._receiving is not None:
+            self._receiving.body_ended()
+        if self._lingering:
+            self._lingering = False
+            self._be_idle()
 
-    # --- what uvicorn says ---------------------------------------------------------------------
+    def _require_small_head(self) -> None:
+        size = len(self._url) + sum(len(n) + len(v) for n, v in self._headers.items())
+        if size > self.bounds.max_head_bytes:
+            self._head_too_large = True
+            raise _HeadTooLarge
 
-    def on_response_complete(self) -> None:
-        """Discard the rest of a body that nobody will read, for a bounded time."""
-        if self._refused:
-            self.flow.resume_reading()
-            return
-        unread = not self._in_head and self.cycle.response_complete
+    # --- serving -------------------------------------------------------------------------------
+
+    def _answer(self, cycle: ConnectionCycle) -> None:
+        self._answering = cycle
+        task = self._loop.create_task(self._run(cycle))
+        self._server.tasks.add(task)
+
+    async def _run(self, cycle: ConnectionCycle) -> None:
+        try:
+            await self._application(cycle)
+        finally:
+            task = asyncio.current_task()
+            self._server.tasks.discard(task)
+            if not cycle.answered:  # half an answer has left, or nothing ever will
+                self.transport.close()
+
+    def answered(self, cycle: ConnectionCycle) -> None:
+        """The last byte of an answer was written: go on with the next request."""
+        self._answering = None
         self._unread_bytes = sys.maxsize
-        super().on_response_complete()
-        if unread and not self.transport.is_closing():
-            self._unset_keepalive_if_required()
+        if not cycle.keep_alive:
+            self._close_gently()
+        self.resume_reading()
+        if self._refused or self.transport.is_closing():
+            return
+        if self._waiting:
+            self._answer(self._waiting.popleft())
+        elif not self._in_head:
+            self._lingering = True
             self._linger()
+        elif not self._head_begun:
+            self._be_idle()
 
-    def send_400_response(self, msg: str) -> None:
+    # --- flow ----------------------------------------------------------------------------------
+
+    def pause_reading(self) -> None:
+        """Let the client wait; nothing more arrives until `resume_reading`."""
+        if not self._reading_paused:
+            self._reading_paused = True
+            self.transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Undo `pause_reading`."""
+        if self._reading_paused:
+            self._reading_paused = False
+            self.transport.resume_reading()
+
+    async def writable(self) -> None:
+        """Wait until the client has read most of what was written, or is gone."""
+        if not self._writable.is_set():
+            await self._writable.wait()
+
+    # --- refusing and closing ------------------------------------------------------------------
+
+    def _refuse_head(self, reason: str) -> None:
         """Refuse what is not HTTP, or what has too large a head."""
         if self._head_too_large:
             self._refuse(
@@ -197,23 +270,25 @@ class _BoundedProtocol(HttpToolsProtocol):
                 f" or {self.bounds.max_head_bytes} bytes.",
             )
         else:
-            self._refuse(400, msg)
+            self._refuse(400, reason)
 
     def _refuse(self, status: int, reason: str) -> None:
         """Answer outside any request; close once the client has had time to read why."""
         if self._refused or self.transport.is_closing():
             return
         self._refused = True
-        self._stop_head_timer()
-        self._stop_linger_timer()
-        if self._busy():
+        self._patience.take_back()
+        if self._answering is not None:
             self.transport.close()  # an answer is being written: there is no room for another
             return
         self.transport.write(_refusal(status, reason))
         self._finish_writing()
 
-    def close_gently(self) -> None:
-        """Close, but read and discard what the client has yet to send, for a bounded time."""
+    def _close_gently(self) -> None:
+        """Close now when the request was read to its end, else let the client finish sending.
+
+        A socket closed with unread bytes is reset, and the reset takes the answer with it.
+        """
         if self._in_head or self.transport.is_closing():
             self.transport.close()
             return
@@ -224,53 +299,26 @@ class _BoundedProtocol(HttpToolsProtocol):
         self.transport.write_eof()
         self._linger()
 
-    def _busy(self) -> bool:
-        return self.cycle is not None and not self.cycle.response_complete  # pyright: ignore[reportUnnecessaryComparison]
-
-    # --- timers --------------------------------------------------------------------------------
-
     def _linger(self) -> None:
-        """Close after a while of reading and discarding."""
-        self._linger_timer = self.loop.call_later(
-            self.bounds.linger_timeout_s, self.transport.abort
-        )
+        """Read and discard for a while, then close."""
+        self._patience.give(self.bounds.linger_timeout_s, self.transport.abort)
 
-    def timeout_keep_alive_handler(self) -> None:
+    def _be_idle(self) -> None:
+        self._patience.give(self.bounds.keep_alive_s, self._idle_too_long)
+
+    def _idle_too_long(self) -> None:
         """Close an idle connection; give up on a client that has stopped reading its answer."""
         unread = self.transport.get_write_buffer_size()
         if unread and unread < self._unread_bytes:
             self._unread_bytes = unread
-            self._arm_keep_alive()
+            self._be_idle()
         elif unread:
             self.transport.abort()
         else:
             self.transport.close()
 
-    def _arm_keep_alive(self) -> None:
-        self._unset_keepalive_if_required()
-        self.timeout_keep_alive_task = self.loop.call_later(
-            self.timeout_keep_alive, self.timeout_keep_alive_handler
-        )
-
-    def _start_head_timer(self) -> None:
-        if self._head_timer is None:
-            self._head_timer = self.loop.call_later(
-                self.bounds.head_timeout_s, self._head_timed_out
-            )
-
     def _head_timed_out(self) -> None:
-        self._head_timer = None
-        if self._busy():
-            self._start_head_timer()  # a head sent ahead has time until the answer before it
+        if self._answering is not None:  # a head sent ahead has time until the answer before it
+            self._patience.give(self.bounds.head_timeout_s, self._head_timed_out)
             return
         self._refuse(408, f"No complete request arrived within {self.bounds.head_timeout_s:g} s.")
-
-    def _stop_head_timer(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
-
-    def _stop_linger_timer(self) -> None:
-        if self._linger_timer is not None:
-            self._linger_timer.cancel()
-            self._linger_timer = None

@@ -9,14 +9,20 @@ from functools import cache
 import structlog
 from busbar_errors import BusbarError
 from prometheus_client import Counter
-from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Receive, Scope, Send
 
-from busbar_gateway.adapters.http.errors import Family, RequestTimeout, family_of, render_error
-from busbar_gateway.adapters.http.exchange import EXCHANGE, Exchange
+from busbar_gateway.adapters.http.cycle import Cycle
+from busbar_gateway.adapters.http.errors import (
+    Family,
+    NoAddress,
+    RequestTimeout,
+    family_of,
+    render_error,
+)
+from busbar_gateway.adapters.http.exchange import Exchange
 from busbar_gateway.adapters.http.idempotency import takes_key
 from busbar_gateway.adapters.http.identity import new_request_id
 from busbar_gateway.adapters.http.limits import ClientGone
+from busbar_gateway.adapters.http.router import Router
 from busbar_gateway.adapters.http.services import Services
 from busbar_gateway.domain.routes import Caller
 
@@ -38,11 +44,11 @@ def _counted(family: Family, status: int) -> Counter:
 
 
 class Edge:
-    """ASGI application: gives each request an identity and a caller, then routes it."""
+    """The application: gives each request an identity and a caller, then routes it."""
 
     def __init__(
         self,
-        router: ASGIApp,
+        router: Router,
         services: Services,
         request_ids: Callable[[], bytes] = new_request_id,
     ) -> None:
@@ -52,14 +58,8 @@ class Edge:
         self._limits = services.limits
         self._request_ids = request_ids
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            raise RuntimeError(f"the gateway serves HTTP, not {scope['type']}")
-        exchange = Exchange(
-            scope, receive, send, family_of(scope["path"]), self._limits, self._request_ids()
-        )
-        scope[EXCHANGE] = exchange
-        scope["app"] = self  # makes Starlette's router raise instead of answering by itself
+    async def __call__(self, cycle: Cycle) -> None:
+        exchange = Exchange(cycle, family_of(cycle.path), self._limits, self._request_ids())
         try:
             await self._answer(exchange)
         finally:
@@ -67,12 +67,12 @@ class Edge:
 
     async def _answer(self, exchange: Exchange) -> None:
         try:
-            if exchange.scope["path"] not in PUBLIC_PATHS:
+            if exchange.cycle.path not in PUBLIC_PATHS:
                 exchange.caller = self._authenticate(exchange)
             if takes_key(exchange):
-                await self._idempotency.answer(exchange, self._route)
+                await self._idempotency.answer(exchange, self._recorded)
             else:
-                await self._router(exchange.scope, exchange.receive, exchange.send)
+                await self._serve(exchange)
         except ClientGone:
             exchange.status = _CLIENT_GONE_STATUS
         except asyncio.CancelledError:
@@ -82,10 +82,15 @@ class Edge:
         except Exception as error:  # noqa: BLE001
             await _answer_failure(exchange, error)
 
-    async def _route(self, exchange: Exchange) -> None:
+    async def _serve(self, exchange: Exchange) -> None:
+        cycle = exchange.cycle
+        endpoint, exchange.path_params = self._router.find(cycle.method, cycle.path)
+        await endpoint(exchange)
+
+    async def _recorded(self, exchange: Exchange) -> None:
         """Serve a request that no connection holds any more."""
         try:
-            await self._router(exchange.scope, exchange.receive, exchange.send)
+            await self._serve(exchange)
         except Exception as error:  # noqa: BLE001
             await _answer_failure(exchange, error)
 
@@ -95,13 +100,13 @@ class Edge:
 
 
 async def _answer_failure(exchange: Exchange, error: Exception) -> None:
-    if not isinstance(error, (BusbarError, HTTPException, RequestTimeout)):
+    if not isinstance(error, (BusbarError, NoAddress, RequestTimeout)):
         await _log.aerror(
             "unexpected failure at the HTTP edge",
             request_id=exchange.public_id,
-            path=exchange.scope["path"],
+            path=exchange.cycle.path,
             exc_info=error,
         )
     if exchange.started:
-        raise error  # half an answer has left: the server closes the connection
+        raise error  # half an answer has left: the connection is closed
     await exchange.respond(*render_error(exchange.family, error))

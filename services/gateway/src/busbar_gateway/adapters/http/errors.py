@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import orjson
-from starlette.exceptions import HTTPException
 
 from busbar_gateway.domain.failures import (
     Answered,
@@ -53,14 +52,17 @@ class RequestTimeout(Exception):
         self.reason = reason
 
 
+class NoAddress(Exception):
+    """There is nothing at an address, or not for the method; `allowed` names those that are."""
+
+    def __init__(self, allowed: Sequence[str]) -> None:
+        super().__init__()
+        self.allowed = allowed
+
+
 _INVALID = "invalid_request_error"
-_HTTP_ANSWERS: dict[int, tuple[Answered, str]] = {
-    404: (Answered(404, _INVALID, "unknown_url", ""), "There is nothing at this address."),
-    405: (
-        Answered(405, _INVALID, "method_not_allowed", ""),
-        "This address does not take that method.",
-    ),
-}
+_UNKNOWN_URL = Answered(404, _INVALID, "unknown_url", "")
+_METHOD_NOT_ALLOWED = Answered(405, _INVALID, "method_not_allowed", "")
 _REQUEST_TIMEOUT = Answered(408, _INVALID, "request_timeout", "")
 _NOT_WORTH_RETRYING = (
     ModelFailed,
@@ -80,8 +82,10 @@ def answered_as(error: BaseException) -> tuple[Answered, str]:
     """Return status and names of a failure, and what the customer may read about it."""
     if isinstance(error, RequestTimeout):
         return _REQUEST_TIMEOUT, error.reason
-    if isinstance(error, HTTPException) and error.status_code in _HTTP_ANSWERS:
-        return _HTTP_ANSWERS[error.status_code]
+    if isinstance(error, NoAddress):
+        if error.allowed:
+            return _METHOD_NOT_ALLOWED, "This address does not take that method."
+        return _UNKNOWN_URL, "There is nothing at this address."
     return answer_for(error), reason_for(error)
 
 
@@ -112,8 +116,8 @@ def render_error(family: Family, error: BaseException) -> tuple[int, Headers, by
         headers.append((b"x-should-retry", b"false"))
     if isinstance(error, RequestTimeout):
         headers.append((b"connection", b"close"))
-    if isinstance(error, HTTPException):
-        headers += [(k.lower().encode(), v.encode()) for k, v in (error.headers or {}).items()]
+    if isinstance(error, NoAddress) and error.allowed:
+        headers.append((b"allow", ", ".join(error.allowed).encode()))
     return answered.http_status, headers, orjson.dumps(error_document(family, error))
 
 

@@ -11,17 +11,11 @@ from typing import Self
 
 import orjson
 from busbar_messaging.topology import MAX_FRAME_PAYLOAD_BYTES
-from starlette.types import Receive, Scope, Send
 
-from busbar_gateway.adapters.http.connection import WHEN_LOST
+from busbar_gateway.adapters.http.cycle import Cycle
 from busbar_gateway.adapters.http.errors import Family, Headers
 from busbar_gateway.adapters.http.identity import public_id
-from busbar_gateway.adapters.http.limits import (
-    ClientGone,
-    HttpLimits,
-    decompress,
-    read_body,
-)
+from busbar_gateway.adapters.http.limits import ClientGone, HttpLimits, decompress
 from busbar_gateway.domain.failures import PayloadTooLarge
 from busbar_gateway.domain.routes import Caller, Route
 from busbar_gateway.usecases.calls import InferenceCall
@@ -35,25 +29,22 @@ _NOBODY = Caller(tenant_id="", key_id="")
 class Exchange:
     """A request with its identity, and the way to answer it."""
 
-    scope: Scope
-    receive: Receive
-    send: Send
+    cycle: Cycle
     family: Family
     limits: HttpLimits
     request_id: bytes
     """UUIDv7, 16 bytes."""
     caller: Caller = _NOBODY
+    path_params: dict[str, str] = field(default_factory=dict[str, str])
+    """What the address's placeholders matched."""
     received_unix_ns: int = field(default_factory=time.time_ns)
     received_monotonic: float = field(default_factory=time.monotonic)
-    started: bool = False
-    """Whether status and headers have left."""
     status: int = 0
     failed: bool = False
     """Whether an event stream ended in an error after it had begun."""
     recorded: bool = False
     """Whether the answer goes to a recording, and is charged only as a whole."""
     watch: CancelledWhenGone | None = None
-    _headers: dict[bytes, bytes] | None = None
 
     @property
     def public_id(self) -> str:
@@ -61,15 +52,13 @@ class Exchange:
         return public_id(self.request_id)
 
     @property
-    def path_params(self) -> dict[str, str]:
-        """What the route's placeholders matched."""
-        return self.scope["path_params"]
+    def started(self) -> bool:
+        """Whether status and headers have left."""
+        return self.cycle.started
 
     def header(self, name: bytes) -> bytes | None:
         """Return the first header of that lower-case name."""
-        if self._headers is None:
-            self._headers = dict(reversed(self.scope["headers"]))
-        return self._headers.get(name)
+        return self.cycle.headers.get(name)
 
     def text_header(self, name: bytes) -> str:
         """Return a header as lower-case text, "" when it is missing."""
@@ -77,35 +66,33 @@ class Exchange:
 
     async def body(self) -> bytes:
         """Return the body, whole, decompressed and within the limits."""
-        body = await read_body(self.receive, self.header(b"content-length"), self.limits)
+        body = await self.cycle.body(self.limits)
         encoding = self.text_header(b"content-encoding")
         if not encoding:
             return body
         return decompress(body, encoding, self.limits.max_body_bytes)
 
-    async def start(self, status: int, headers: Headers) -> None:
-        """Send status and headers, with the request's identity."""
-        self.started = True
+    def start(self, status: int, headers: Headers) -> None:
+        """Begin an answer; status and headers leave with its first part."""
         self.status = status
-        identity: Headers = [(b"x-request-id", self.public_id.encode())]
-        if self.family == "openai":
-            elapsed_ms = round((time.monotonic() - self.received_monotonic) * 1000)
-            identity.append((b"openai-processing-ms", str(elapsed_ms).encode()))
-        await self.send(
-            {"type": "http.response.start", "status": status, "headers": headers + identity}
-        )
+        self.cycle.start(status, [*headers, *self._identity()])
 
-    async def write(self, body: bytes, *, more: bool) -> None:
-        """Send a part of the body, the last one when not `more`."""
-        if not more and self.watch is not None:
-            self.watch.disarm()
-        await self.send({"type": "http.response.body", "body": body, "more_body": more})
+    async def write(self, part: bytes, *, more: bool) -> None:
+        """Send a part of a started answer, the last one when not `more`."""
+        await self.cycle.write(part, more=more)
 
     async def respond(self, status: int, headers: Headers, body: bytes) -> None:
         """Send a whole answer."""
-        length = (b"content-length", str(len(body)).encode())
-        await self.start(status, [*headers, length])
+        length = (b"content-length", b"%d" % len(body))
+        self.start(status, [*headers, length])
         await self.write(body, more=False)
+
+    def _identity(self) -> Headers:
+        identity: Headers = [(b"x-request-id", self.public_id.encode())]
+        if self.family == "openai":
+            elapsed_ms = round((time.monotonic() - self.received_monotonic) * 1000)
+            identity.append((b"openai-processing-ms", b"%d" % elapsed_ms))
+        return identity
 
     async def respond_json(self, document: object) -> None:
         """Send a document with status 200."""
@@ -137,7 +124,7 @@ class Exchange:
 
     def cancelled_when_gone(self) -> CancelledWhenGone:
         """Enter this once the body is read: the client's leaving then cancels what is inside."""
-        self.watch = CancelledWhenGone(self.scope[WHEN_LOST])
+        self.watch = CancelledWhenGone(self.cycle)
         return self.watch
 
     @property
@@ -153,15 +140,15 @@ class CancelledWhenGone:
     cost every request a twentieth of its price.
     """
 
-    def __init__(self, when_lost: Callable[[Callable[[], object] | None], None]) -> None:
-        self._when_lost = when_lost
+    def __init__(self, cycle: Cycle) -> None:
+        self._cycle = cycle
         self.gone = False
 
     async def __aenter__(self) -> Self:
         inside = asyncio.current_task()
         assert inside is not None
         self._inside = inside
-        self._when_lost(self._cancel)
+        self._cycle.when_lost = self._cancel
         return self
 
     async def __aexit__(
@@ -170,14 +157,10 @@ class CancelledWhenGone:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.disarm()
+        self._cycle.when_lost = None
         if self.gone:
             self._inside.uncancel()
             raise ClientGone from error
-
-    def disarm(self) -> None:
-        """Stop watching: the answer is complete."""
-        self._when_lost(None)
 
     def _cancel(self) -> None:
         self.gone = True
@@ -185,15 +168,3 @@ class CancelledWhenGone:
 
 
 Endpoint = Callable[[Exchange], Awaitable[None]]
-EXCHANGE = "busbar.exchange"
-"""Where the edge leaves the exchange in the ASGI scope."""
-
-
-class as_asgi:  # noqa: N801
-    """An endpoint as an ASGI application that Starlette's router calls without wrapping it."""
-
-    def __init__(self, endpoint: Endpoint) -> None:
-        self._endpoint = endpoint
-
-    async def __call__(self, scope: Scope, _receive: Receive, _send: Send) -> None:
-        await self._endpoint(scope[EXCHANGE])

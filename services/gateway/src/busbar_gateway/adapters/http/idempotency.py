@@ -18,12 +18,10 @@ from typing import Protocol
 
 import structlog
 from busbar_errors import BusbarError
-from starlette.types import Message
 
-from busbar_gateway.adapters.http.connection import WHEN_LOST
 from busbar_gateway.adapters.http.errors import Headers
-from busbar_gateway.adapters.http.exchange import EXCHANGE, Exchange
-from busbar_gateway.adapters.http.limits import ClientGone, HttpLimits, read_body
+from busbar_gateway.adapters.http.exchange import Exchange
+from busbar_gateway.adapters.http.limits import ClientGone, HttpLimits
 from busbar_gateway.adapters.idempotency_store import Found
 from busbar_gateway.domain.failures import (
     IdempotencyKeyReused,
@@ -53,6 +51,8 @@ _DEADLINE_MARGIN_S = 30.0
 _OK = range(200, 300)
 
 Serve = Callable[[Exchange], Awaitable[None]]
+Record = Callable[[int, Headers, bytes, bool], Awaitable[None]]
+"""Takes status, headers, a part of the answer, and whether more parts come."""
 _log = structlog.get_logger()
 
 
@@ -78,10 +78,9 @@ class Store(Protocol):
 
 def takes_key(exchange: Exchange) -> bool:
     """Whether this request costs money and asks to be served once."""
-    scope = exchange.scope
-    if scope["method"] != "POST" or exchange.header(b"idempotency-key") is None:
+    if exchange.header(b"idempotency-key") is None or exchange.cycle.method != "POST":
         return False
-    path: str = scope["path"]
+    path = exchange.cycle.path
     return path in _PATHS or (path.startswith("/v2/models/") and path.endswith("/infer"))
 
 
@@ -109,20 +108,15 @@ class Recording:
         headers = self.headers
         if self.replayed or not first:
             headers = [*headers, REPLAYED]
-        exchange.started, exchange.status = True, self.status
-        await _send(
-            exchange, {"type": "http.response.start", "status": self.status, "headers": headers}
-        )
+        exchange.status = self.status
+        exchange.cycle.start(self.status, headers)
         sent, more = 0, True
         while more:
             await self._until(lambda sent=sent: self.finished or len(self.parts) > sent)
             waiting = self.parts[sent:]
             sent += len(waiting)
             more = not self.finished or sent < len(self.parts)
-            if not more and exchange.watch is not None:
-                exchange.watch.disarm()
-            body = {"type": "http.response.body", "body": b"".join(waiting), "more_body": more}
-            await _send(exchange, body)
+            await _write(exchange, b"".join(waiting), more=more)
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         while not condition():
@@ -131,10 +125,10 @@ class Recording:
             await self._changed.wait()
 
 
-async def _send(exchange: Exchange, message: Message) -> None:
+async def _write(exchange: Exchange, part: bytes, *, more: bool) -> None:
     try:
         async with asyncio.timeout(exchange.limits.write_timeout_s):
-            await exchange.send(message)
+            await exchange.write(part, more=more)
     except TimeoutError as error:
         raise ClientGone from error
 
@@ -170,17 +164,15 @@ class Idempotency:
     async def answer(self, exchange: Exchange, serve: Serve) -> None:
         """Answer with what the key's request is or was answered with; serve it when it is new."""
         key = checked_key(exchange.header(b"idempotency-key") or b"")
-        body = await read_body(
-            exchange.receive, exchange.header(b"content-length"), exchange.limits
-        )
+        body = await exchange.cycle.body(exchange.limits)
         fingerprint = fingerprint_of(
             (
-                exchange.scope.get("query_string", b""),
+                exchange.cycle.query,
                 *(exchange.header(name) or b"" for name in _READ_WITH),
             ),
             body,
         )
-        name = entry_name(exchange.caller.tenant_id, exchange.scope["path"], key)
+        name = entry_name(exchange.caller.tenant_id, exchange.cycle.path, key)
         recording = self._running.get(name)
         first = recording is None
         if recording is None:
@@ -260,6 +252,34 @@ class Idempotency:
         )
 
 
+class RecordedCycle:
+    """The cycle of a request that was read already and that no connection holds any more."""
+
+    def __init__(self, exchange: Exchange, body: bytes, record: Record) -> None:
+        self.method, self.path = exchange.cycle.method, exchange.cycle.path
+        self.headers, self.query = exchange.cycle.headers, exchange.cycle.query
+        self.started = False
+        self.when_lost: Callable[[], object] | None = None  # nobody leaves a recording
+        self._body = body
+        self._record = record
+        self._status = 0
+        self._headers: Headers = []
+
+    async def body(self, limits: HttpLimits) -> bytes:
+        """As in Cycle; the limits held when it was read."""
+        del limits
+        return self._body
+
+    def start(self, status: int, headers: Headers) -> None:
+        """As in Cycle: until the first part the request may still fail as a whole."""
+        self.started = True
+        self._status, self._headers = status, headers
+
+    async def write(self, part: bytes, *, more: bool) -> None:
+        """As in Cycle."""
+        await self._record(self._status, self._headers, part, more)
+
+
 class _Serving:
     """Serves a claimed request into its recording, and keeps or frees the key."""
 
@@ -269,14 +289,9 @@ class _Serving:
         self._entry = entry
         self._revision = revision
         self._recording = request.recording
-        self._unread = [request.body]
         self._settled = False
-        outer = request.exchange
-        scope = {**outer.scope, WHEN_LOST: lambda _callback: None}  # pyright: ignore[reportUnknownLambdaType]
-        self._inner = replace(
-            outer, scope=scope, receive=self._receive, send=self._send, recorded=True
-        )
-        scope[EXCHANGE] = self._inner
+        cycle = RecordedCycle(request.exchange, request.body, self._record)
+        self._inner = replace(request.exchange, cycle=cycle, recorded=True)
 
     async def run(self, serve: Serve) -> None:
         """Serve; the key is free again unless the answer was kept."""
@@ -286,32 +301,23 @@ class _Serving:
             if not self._settled:
                 await self._store.forget(self._name, self._revision)
 
-    async def _receive(self) -> Message:
-        if self._unread:
-            return {"type": "http.request", "body": self._unread.pop(), "more_body": False}
-        return await asyncio.get_running_loop().create_future()  # nobody leaves a recording
-
-    async def _send(self, message: Message) -> None:
+    async def _record(self, status: int, headers: Headers, part: bytes, more: bool) -> None:  # noqa: FBT001
         recording = self._recording
-        if message["type"] == "http.response.start":
-            self._status = message["status"]
-            recording.headers = list(message["headers"])
-            return  # told with the body: until then the request may still fail as a whole
-        body, more = message.get("body", b""), message.get("more_body", False)
+        recording.headers = headers
         if not more:
-            await self._settle(body)
-        recording.parts.append(body)
-        recording.status, recording.finished = self._status, not more
+            await self._settle(status, part)
+        recording.parts.append(part)
+        recording.status, recording.finished = status, not more
         recording.changed()
 
-    async def _settle(self, last: bytes) -> None:
-        if self._status not in _OK or self._inner.failed:
+    async def _settle(self, status: int, last: bytes) -> None:
+        if status not in _OK or self._inner.failed:
             await self._store.forget(self._name, self._revision)
         else:
             recording = self._recording
             size = sum(map(len, recording.parts)) + len(last)
             body = b"".join([*recording.parts, last]) if size <= KEPT_BYTES_MAX else None
-            answer = KeptAnswer(self._status, tuple(recording.headers), body)
+            answer = KeptAnswer(status, tuple(recording.headers), body)
             await self._store.keep(self._name, replace(self._entry, answer=answer), self._revision)
         self._settled = True
 

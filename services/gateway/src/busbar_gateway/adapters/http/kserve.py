@@ -8,10 +8,9 @@ from typing import Any
 
 from google.protobuf import json_format
 from google.protobuf.descriptor import FieldDescriptor
-from starlette.routing import Route as Address
 from tritonclient.grpc import service_pb2
 
-from busbar_gateway.adapters.http.exchange import JSON, Exchange, as_asgi
+from busbar_gateway.adapters.http.exchange import JSON, Exchange
 from busbar_gateway.adapters.http.kserve_request import (
     InferRequest,
     header_length,
@@ -19,6 +18,7 @@ from busbar_gateway.adapters.http.kserve_request import (
 )
 from busbar_gateway.adapters.http.kserve_response import InferAnswer, render_infer_answer
 from busbar_gateway.adapters.http.limits import compress
+from busbar_gateway.adapters.http.router import Address
 from busbar_gateway.adapters.http.services import Services
 from busbar_gateway.adapters.token_counts import ask_for_counts
 from busbar_gateway.domain.failures import (
@@ -46,23 +46,23 @@ class KServe:
     def addresses(self) -> list[Address]:
         """The routes, the busiest first."""
         model, version = "/v2/models/{model}", "/v2/models/{model}/versions/{version}"
-        post, get = ["POST"], ["GET"]
         return [
-            Address(f"{model}/infer", as_asgi(self.infer), methods=post),
-            Address(f"{version}/infer", as_asgi(self.infer), methods=post),
+            Address(f"{model}/infer", self.infer, "POST"),
+            Address(f"{version}/infer", self.infer, "POST"),
             *[
-                Address(path, as_asgi(refuse_control), methods=methods)
+                Address(path, refuse_control, method)
                 for path, methods in CONTROL_PATHS.items()
+                for method in methods
             ],
-            Address("/v2/health/live", as_asgi(self.live), methods=get),
-            Address("/v2/health/ready", as_asgi(self.ready), methods=get),
-            Address("/v2", as_asgi(self.server_metadata), methods=get),
-            Address(model, as_asgi(self.model_metadata), methods=get),
-            Address(version, as_asgi(self.model_metadata), methods=get),
-            Address(f"{model}/ready", as_asgi(self.model_ready), methods=get),
-            Address(f"{version}/ready", as_asgi(self.model_ready), methods=get),
-            Address(f"{model}/config", as_asgi(self.model_config), methods=get),
-            Address(f"{version}/config", as_asgi(self.model_config), methods=get),
+            Address("/v2/health/live", self.live, "GET"),
+            Address("/v2/health/ready", self.ready, "GET"),
+            Address("/v2", self.server_metadata, "GET"),
+            Address(model, self.model_metadata, "GET"),
+            Address(version, self.model_metadata, "GET"),
+            Address(f"{model}/ready", self.model_ready, "GET"),
+            Address(f"{version}/ready", self.model_ready, "GET"),
+            Address(f"{model}/config", self.model_config, "GET"),
+            Address(f"{version}/config", self.model_config, "GET"),
         ]
 
     async def live(self, exchange: Exchange) -> None:
@@ -222,7 +222,7 @@ CONTROL_PATHS: dict[str, list[str]] = {
 async def refuse_control(exchange: Exchange) -> None:
     """Say why nobody may do this here."""
     raise Forbidden(
-        f"{exchange.scope['path']} controls a server that tenants share and is not offered;"
+        f"{exchange.cycle.path} controls a server that tenants share and is not offered;"
         " deployments are declared by the operator"
     )
 

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import zlib
 from dataclasses import dataclass
 
-from starlette.types import Receive
-
-from busbar_gateway.adapters.http.errors import RequestTimeout
 from busbar_gateway.domain.failures import InvalidInput, PayloadTooLarge
 
 _MIB = 1024 * 1024
@@ -42,36 +38,6 @@ class HttpLimits:
     """Longest silence on an event stream before a comment line is sent."""
     write_timeout_s: float = 30.0
     """How long a client may leave an event unread before the stream is given up."""
-
-
-async def read_body(receive: Receive, content_length: bytes | None, limits: HttpLimits) -> bytes:
-    """Return the whole body.
-
-    Raises PayloadTooLarge as soon as that is known, RequestTimeout when the
-    client takes too long, and ClientGone when it leaves before the end.
-    """
-    limit = limits.max_body_bytes
-    if content_length is not None and content_length.isdigit() and int(content_length) > limit:
-        raise body_too_large(limit)
-    parts: list[bytes] = []
-    size = 0
-    try:
-        async with asyncio.timeout(limits.body_timeout_s):
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientGone
-                part = message.get("body", b"")
-                size += len(part)
-                if size > limit:
-                    raise body_too_large(limit)
-                parts.append(part)
-                if not message.get("more_body", False):
-                    return parts[0] if len(parts) == 1 else b"".join(parts)
-    except TimeoutError as error:
-        raise RequestTimeout(
-            f"the body did not arrive within {limits.body_timeout_s:g} s"
-        ) from error
 
 
 class ClientGone(ConnectionError):

@@ -6,11 +6,10 @@ import base64
 from typing import Any
 
 import numpy as np
-from starlette.routing import Route as Address
 from tritonclient.grpc import service_pb2
 
 from busbar_gateway.adapters.http.errors import BadParameter, blamed_on
-from busbar_gateway.adapters.http.exchange import Exchange, as_asgi
+from busbar_gateway.adapters.http.exchange import Exchange
 from busbar_gateway.adapters.http.generation import (
     Sampling,
     checked_token_limit,
@@ -32,6 +31,7 @@ from busbar_gateway.adapters.http.openai_schemas import (
     parse_request,
 )
 from busbar_gateway.adapters.http.prompts import render_prompt
+from busbar_gateway.adapters.http.router import Address
 from busbar_gateway.adapters.http.services import Services
 from busbar_gateway.domain.failures import ModelFailed, Unavailable
 from busbar_gateway.domain.routes import Route
@@ -79,11 +79,11 @@ class OpenAI:
     def addresses(self) -> list[Address]:
         """The routes."""
         return [
-            Address("/v1/chat/completions", as_asgi(self.chat), methods=["POST"]),
-            Address("/v1/completions", as_asgi(self.completions), methods=["POST"]),
-            Address("/v1/embeddings", as_asgi(self.embeddings), methods=["POST"]),
-            Address("/v1/models", as_asgi(self.models), methods=["GET"]),
-            Address("/v1/models/{model}", as_asgi(self.model), methods=["GET"]),
+            Address("/v1/chat/completions", self.chat, "POST"),
+            Address("/v1/completions", self.completions, "POST"),
+            Address("/v1/embeddings", self.embeddings, "POST"),
+            Address("/v1/models", self.models, "GET"),
+            Address("/v1/models/{model}", self.model, "GET"),
         ]
 
     async def models(self, exchange: Exchange) -> None:

@@ -85,7 +85,7 @@ class EventStream:
             try:
                 async with asyncio.timeout(self._write_timeout_s):
                     if not self._exchange.started:
-                        await self._exchange.start(200, _HEADERS)
+                        self._exchange.start(200, _HEADERS)
                     await self._exchange.write(data, more=more)
             except TimeoutError as error:
                 raise ClientGone from error
