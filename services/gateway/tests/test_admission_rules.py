@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import pytest
-from busbar_gateway.domain.admission import Full, Lane, Ticket, share_of_slots
+from busbar_gateway.domain.admission import Full, Lane, Ticket, holdback, share_of_slots
+from busbar_gateway.domain.policies import Band
 from hypothesis import given
 from hypothesis import strategies as st
 
 
-def ticket(tenant: str = "a", deadline: float = 100.0, arrived: float = 0.0) -> Ticket:
-    return Ticket(tenant, deadline, arrived)
+def ticket(
+    tenant: str = "a",
+    deadline: float = 100.0,
+    arrived: float = 0.0,
+    band: Band = Band.STANDARD,
+) -> Ticket:
+    return Ticket(tenant, deadline, arrived, band)
 
 
 @pytest.mark.parametrize(
@@ -20,6 +26,14 @@ def test_a_gateway_takes_its_part_of_the_slots_and_a_little_more(
     ready_slots: int, gateways: int, share: int
 ) -> None:
     assert share_of_slots(ready_slots, gateways) == share
+
+
+@pytest.mark.parametrize(
+    ("service_s", "share"),
+    [(0.0, 6), (0.001, 6), (0.05, 5), (0.19, 5), (0.2, 4), (60.0, 4)],
+)
+def test_long_requests_do_not_queue_in_the_stream(service_s: float, share: int) -> None:
+    assert share_of_slots(4, 1, service_s) == share
 
 
 def test_nobody_overtakes_the_queue() -> None:
@@ -44,7 +58,7 @@ def test_tenants_take_turns_whoever_queued_more() -> None:
     order: list[str] = []
     while (started := lane.start_next(0)) is not None:
         order.append(started.tenant_id)
-        lane.release()
+        lane.finish(started, 0)
 
     assert order == ["flood", "small", "flood", "small", "flood", "flood", "flood"]
 
@@ -83,6 +97,56 @@ def test_a_restart_that_some_sat_through_refuses_nobody_afterwards() -> None:
         assert lane.enqueue(ticket(deadline=20.0), 0) is None
 
 
+def test_a_flood_does_not_make_the_wait_of_others_look_hopeless() -> None:
+    lane = Lane(queue_max=1000, limit=1, service_s=1.0)
+    for _ in range(100):
+        lane.enqueue(ticket("flood", deadline=1000), 0)
+
+    assert lane.enqueue(ticket("small", deadline=3), 0) is None
+    assert isinstance(lane.enqueue(ticket("flood", deadline=3), 0), Full)
+
+
+def test_a_full_lane_makes_room_for_a_higher_band_and_never_for_a_lower_one() -> None:
+    lane = Lane(queue_max=2, limit=1)
+    batch = [ticket(f"t{n}", band=Band.BATCH) for n in range(2)]
+    for waiting in batch:
+        lane.enqueue(waiting, 0)
+
+    assert lane.enqueue(ticket("people", band=Band.INTERACTIVE), 0) in batch
+    assert lane.enqueue(ticket("usual"), 0) in batch
+    assert isinstance(lane.enqueue(ticket("late", band=Band.BATCH), 0), Full)
+
+
+@pytest.mark.parametrize(
+    ("band", "limit", "kept"),
+    [
+        (Band.INTERACTIVE, 100, 0),
+        (Band.STANDARD, 100, 5),
+        (Band.STANDARD, 19, 0),
+        (Band.BATCH, 100, 10),
+        (Band.BATCH, 2, 1),
+        (Band.BATCH, 1, 0),
+        (Band.BATCH, 0, 0),
+    ],
+)
+def test_a_few_slots_are_held_back_for_the_bands_above(band: Band, limit: int, kept: int) -> None:
+    assert holdback(band, limit) == kept
+
+
+def test_a_band_borrows_what_the_others_leave_but_for_the_holdback() -> None:
+    lane = Lane(queue_max=100, limit=10)
+    for number in range(20):
+        lane.enqueue(ticket(f"t{number}", band=Band.BATCH), 0)
+    while lane.start_next(0) is not None:
+        pass
+    assert lane.in_flight == 9
+
+    person = ticket("people", band=Band.INTERACTIVE)
+    lane.enqueue(person, 0)
+
+    assert lane.start_next(0) is person
+
+
 def test_without_ready_slots_nobody_is_refused_for_the_deadline() -> None:
     lane = Lane(queue_max=100, limit=0, service_s=1.0)
 
@@ -103,9 +167,15 @@ def test_expired_and_old_tickets_are_found() -> None:
 
 
 operations = st.lists(
-    st.tuples(st.sampled_from(["arrive", "finish", "withdraw", "limit"]), st.integers(0, 4)),
+    st.tuples(st.sampled_from(["arrive", "finish", "withdraw", "limit"]), st.integers(0, 12)),
     max_size=80,
 )
+
+
+def could_start(lane: Lane, started: list[Ticket], band: Band) -> bool:
+    below = sum(1 for ticket in started if ticket.band >= band)
+    kept = holdback(band, lane.limit)
+    return lane.in_flight < lane.limit and (not kept or below < lane.limit - kept)
 
 
 @given(operations)
@@ -115,7 +185,7 @@ def test_counts_always_agree_and_the_limit_holds(steps: list[tuple[str, int]]) -
     started: list[Ticket] = []
     for now, (what, number) in enumerate(steps):
         if what == "arrive":
-            new = ticket(f"t{number}", deadline=1e9)
+            new = ticket(f"t{number % 4}", deadline=1e9, band=Band(number % 3))
             if lane.try_start(new, now):
                 started.append(new)
             else:
@@ -125,7 +195,7 @@ def test_counts_always_agree_and_the_limit_holds(steps: list[tuple[str, int]]) -
                 if isinstance(outcome, Ticket):
                     waiting.discard(outcome)
         elif what == "finish" and started:
-            lane.finish(started.pop(), now)
+            lane.finish(started.pop(), now, number * 1.5)
         elif what == "withdraw" and waiting:
             assert lane.withdraw(waiting.pop())
         elif what == "limit":
@@ -137,4 +207,4 @@ def test_counts_always_agree_and_the_limit_holds(steps: list[tuple[str, int]]) -
         assert lane.in_flight == len(started)
         assert lane.waiting == len(waiting) <= lane.queue_max
         assert lane.in_flight <= max(lane.limit, before)
-        assert not waiting or lane.in_flight >= lane.limit
+        assert not any(could_start(lane, started, ticket.band) for ticket in waiting)

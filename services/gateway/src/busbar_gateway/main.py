@@ -35,6 +35,7 @@ from busbar_gateway.adapters.http.services import Services
 from busbar_gateway.adapters.idempotency_store import IdempotencyStore
 from busbar_gateway.adapters.key_ring import KeyRing
 from busbar_gateway.adapters.metrics import Metrics
+from busbar_gateway.adapters.policy_table import PolicyTable
 from busbar_gateway.adapters.presence import Gateways, Heartbeat
 from busbar_gateway.adapters.route_table import RouteTable
 from busbar_gateway.adapters.usage_log import UsageLog
@@ -58,6 +59,7 @@ class Gateway:
 
     client: Client
     keys: KeyRing
+    policies: PolicyTable
     routes: RouteTable
     gateways: Gateways
     bus: WorkBus
@@ -78,6 +80,8 @@ class Gateway:
             reasons.append("the bus is away")
         if not self.keys.read_once:
             reasons.append("the keys were not read yet")
+        if not self.policies.read_once:
+            reasons.append("the tenants' policies were not read yet")
         if not self.routes.read_once:
             reasons.append("the routes were not read yet")
         return reasons
@@ -87,7 +91,7 @@ def build(settings: GatewaySettings, client: Client, metrics: Metrics) -> Gatewa
     """Put the parts together. Raises OSError when the state directory cannot be used."""
     gateway_id, region = settings.gateway_id, settings.region
     tracer = configure_tracing("gateway", settings.otlp_endpoint)
-    routes = RouteTable()
+    routes, policies = RouteTable(), PolicyTable()
     gateways = Gateways(region, gateway_id)
     bus = WorkBus(client, gateway_id)
     admissions = Admissions(
@@ -96,6 +100,7 @@ def build(settings: GatewaySettings, client: Client, metrics: Metrics) -> Gatewa
         remembered_ready_s=settings.remembered_ready.total_seconds(),
         current_route=routes.current,
         gateways=gateways.count,
+        policy=policies.current,
     )
     dispatcher = Dispatcher(
         bus,
@@ -129,6 +134,7 @@ def build(settings: GatewaySettings, client: Client, metrics: Metrics) -> Gatewa
     return Gateway(
         client=client,
         keys=KeyRing(settings.key_hmac_secret.get_secret_value().encode()),
+        policies=policies,
         routes=routes,
         gateways=gateways,
         bus=bus,
@@ -171,6 +177,7 @@ async def running(gateway: Gateway, region: str) -> AsyncIterator[None]:
     await gateway.bus.start(gateway.dispatcher.on_frame)
     work: list[Coroutine[Any, Any, None]] = [
         gateway.keys.follow(gateway.client),
+        gateway.policies.follow(gateway.client),
         routes.follow(gateway.client),
         gateway.gateways.follow(gateway.client),
         gateway.usage.run(),

@@ -1,33 +1,64 @@
 """Who may be dispatched now and who waits: one lane for each deployment.
 
 Only as many requests go out as the ready slots take, so queues stand here, in
-fair order, and not in the stream. Inside a lane tenants take turns; a full lane
-makes room for a tenant with little waiting at the cost of the one with most.
+fair order, and not in the stream. Bands share a lane by fixed weights and borrow
+what the others leave; inside a band tenants share by virtual counters (see
+`fair_queue`). A full lane makes room for a tenant with little waiting at the cost
+of the one with most, lower bands first.
 """
 
 from __future__ import annotations
 
 import math
-from collections import OrderedDict, deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+
+from busbar_gateway.domain.fair_queue import FairQueue, Flow
+from busbar_gateway.domain.policies import Band
 
 OVERCOMMIT_RATIO = 1.25
 OVERCOMMIT_EXTRA = 1
+TURNAROUND_S = 0.005
+"""How long a slot stands empty when the next request is only sent once it is free."""
+_TURNAROUND_RATIO_MAX = 0.025
+"""Up to this part of a request's time the empty slot costs less than a queue in the stream."""
+BAND_WEIGHTS = (16.0, 4.0, 1.0)
+"""What the bands get of a lane when all of them have more to do than they get."""
+STANDARD_HOLDBACK_RATIO, BATCH_HOLDBACK_RATIO = 0.05, 0.1
 _SLOWER_WEIGHT, _FASTER_WEIGHT = 0.02, 0.3
 """An average that believes bad news slowly: a request that sat through a restart says nothing
 about the next ones, and a wait that is overestimated refuses who could have been served."""
+_TYPICAL_WEIGHT = 0.2
+_FIRST_COST = 1.0
+"""What a request is charged at first in a lane that has seen none end."""
 
 
-def share_of_slots(ready_slots: int, gateways: int) -> int:
+def share_of_slots(ready_slots: int, gateways: int, service_s: float = 0.0) -> int:
     """Return how many requests one of `gateways` gateways may have in flight.
 
     A little more than its part of the slots, so that a slot that becomes free
-    finds work waiting; 0 when nothing is ready.
+    finds work waiting, unless requests take so long that the gap does not show:
+    what waits in the stream has left the fair order. 0 when nothing is ready.
+    `service_s` is what one request takes; 0 when that is not known.
     """
     if ready_slots <= 0:
         return 0
     part = ready_slots / max(1, gateways)
-    return math.ceil(part * OVERCOMMIT_RATIO) + OVERCOMMIT_EXTRA
+    most = math.ceil(part * OVERCOMMIT_RATIO) + OVERCOMMIT_EXTRA
+    if not service_s:
+        return most
+    gap_ratio = TURNAROUND_S / service_s
+    extra = 0 if gap_ratio <= _TURNAROUND_RATIO_MAX else math.ceil(part * gap_ratio)
+    return min(most, math.ceil(part) + extra)
+
+
+def holdback(band: Band, limit: int) -> int:
+    """How many of `limit` slots this band and those below it leave to the bands above."""
+    if band is Band.STANDARD:
+        return int(limit * STANDARD_HOLDBACK_RATIO)
+    if band is Band.BATCH and limit > 1:
+        return math.ceil(limit * BATCH_HOLDBACK_RATIO)
+    return 0
 
 
 @dataclass(slots=True, eq=False)
@@ -38,7 +69,16 @@ class Ticket:
     deadline: float
     """Seconds, on whatever clock the caller uses throughout."""
     arrived: float
+    band: Band = Band.STANDARD
+    weight: float = 1.0
+    """Its tenant's share inside the band."""
+    known_cost: float = 0.0
+    """What is known before it runs: the weighted input tokens, where a model counts tokens."""
     started: float = field(default=0.0)
+    charged: float = field(default=0.0)
+    """What its tenant was charged for it so far, in the lane's unit."""
+    flow: Flow[Ticket] | None = None
+    """Its tenant in the lane, from when it first meets the lane."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +86,21 @@ class Full:
     """Refused: too much is waiting. `retry_after_s` is when it may be better."""
 
     retry_after_s: float
+
+
+@dataclass(slots=True, eq=False)
+class _Band:
+    """One band of a lane."""
+
+    number: Band
+    weight: float
+    tenants: FairQueue[Ticket] = field(default_factory=FairQueue[Ticket])
+    counter: float = 0.0
+    in_flight: int = 0
+
+
+def _bands() -> tuple[_Band, ...]:
+    return tuple(_Band(band, BAND_WEIGHTS[band]) for band in Band)
 
 
 @dataclass(slots=True, eq=False)
@@ -59,50 +114,75 @@ class Lane:
     waiting: int = 0
     service_s: float = 0.0
     """Moving average of the time that a request in flight takes; 0 until one finished."""
-    _turns: OrderedDict[str, deque[Ticket]] = field(default_factory=OrderedDict[str, deque[Ticket]])
+    _typical: float = 0.0
+    bands: tuple[_Band, ...] = field(default_factory=_bands)
+    _last: _Band | None = None
 
     def try_start(self, ticket: Ticket, now: float) -> bool:
         """Start at once when a slot is free and nobody waits."""
         if self.waiting or self.in_flight >= self.limit:
             return False
-        self._start(ticket, now)
+        band = self.bands[ticket.band]
+        if not self._may_start(band):
+            return False
+        flow = _flow(band, ticket)
+        self._lift(band)
+        cost = self._predicted(flow, ticket)
+        band.tenants.start(flow, cost)
+        self._start(band, ticket, cost, now)
         return True
 
     def enqueue(self, ticket: Ticket, now: float) -> Full | Ticket | None:
         """Queue the ticket.
 
         Returns Full when it is refused, the ticket that it displaced when
-        there was one, or None.
+        there was one, or None. `start_next` may find that it can start at once.
         """
-        wait_s = self.expected_wait_s()
+        wait_s = self.expected_wait_s(ticket)
         if self.limit and wait_s > ticket.deadline - now:
-            return Full(self._retry_after_s())
+            return Full(_bounded_retry_s(wait_s))
         displaced = None
         if self.waiting >= self.queue_max:
-            displaced = self._make_room(ticket.tenant_id)
+            displaced = self._make_room(ticket)
             if displaced is None:
-                return Full(self._retry_after_s())
-        self._turns.setdefault(ticket.tenant_id, deque()).append(ticket)
+                return Full(_bounded_retry_s(wait_s))
+        band = self.bands[ticket.band]
+        if not band.tenants.waiting:
+            self._lift(band)
+        band.tenants.push(_flow(band, ticket), ticket)
         self.waiting += 1
         return displaced
 
     def start_next(self, now: float) -> Ticket | None:
-        """Take the next ticket whose turn it is; None when none waits or no slot is free."""
+        """Take the next ticket whose turn it is; None when none may start."""
         if not self.waiting or self.in_flight >= self.limit:
             return None
-        tenant_id, tickets = next(iter(self._turns.items()))
-        ticket = tickets.popleft()
+        band = self._next_band()
+        flow = band.tenants.next_flow() if band is not None else None
+        if band is None or flow is None:
+            return None
+        ticket = band.tenants.pop(flow)
         self.waiting -= 1
-        if tickets:
-            self._turns.move_to_end(tenant_id)
-        else:
-            del self._turns[tenant_id]
-        self._start(ticket, now)
+        cost = self._predicted(flow, ticket)
+        band.tenants.serve(flow, cost)
+        self._start(band, ticket, cost, now)
         return ticket
 
-    def finish(self, ticket: Ticket, now: float) -> None:
-        """Give back the slot of a ticket that was started."""
-        self.in_flight -= 1
+    def used(self, ticket: Ticket, cost: float) -> None:
+        """Charge what a ticket in flight has cost so far where that is more than was predicted."""
+        if cost > ticket.charged:
+            self._correct(ticket, cost)
+
+    def finish(self, ticket: Ticket, now: float, cost: float | None = None) -> None:
+        """Give back the slot of a ticket that was started.
+
+        `cost` is what it has cost in the end; None when that is not known, and
+        then the prediction stands.
+        """
+        if cost is not None:
+            self._correct(ticket, cost)
+            self._learn(ticket, max(0.0, cost - ticket.known_cost))
+        self._end(ticket)
         took_s = max(0.0, now - ticket.started)
         if self.service_s:
             weight = _SLOWER_WEIGHT if took_s > self.service_s else _FASTER_WEIGHT
@@ -110,48 +190,119 @@ class Lane:
         else:
             self.service_s = took_s
 
-    def release(self) -> None:
-        """Give back the slot of a ticket that was started but never served."""
-        self.in_flight -= 1
+    def release(self, ticket: Ticket) -> None:
+        """Give back the slot of a ticket that was started but never served; it costs nothing."""
+        self._correct(ticket, 0.0)
+        self._end(ticket)
 
     def withdraw(self, ticket: Ticket) -> bool:
         """Take a waiting ticket out of the queue; False when it does not wait."""
-        tickets = self._turns.get(ticket.tenant_id)
-        if tickets is None or ticket not in tickets:
+        band = self.bands[ticket.band]
+        if not band.tenants.remove(_flow(band, ticket), ticket):
             return False
-        tickets.remove(ticket)
         self.waiting -= 1
-        if not tickets:
-            del self._turns[ticket.tenant_id]
         return True
 
-    def expected_wait_s(self) -> float:
-        """How long a ticket queued now would wait, by the rate seen so far."""
+    def expected_wait_s(self, ticket: Ticket) -> float:
+        """How long this ticket, queued now, would wait, by the rate seen so far.
+
+        Its place is among its tenant's own and the turns of the others until then.
+        """
         if not self.limit:
             return 0.0
-        return (self.waiting + 1) * self.service_s / self.limit
+        band = self.bands[ticket.band]
+        own = len(_flow(band, ticket).waiting)
+        others = band.tenants.waiting_weight - (ticket.weight if own else 0.0)
+        in_band = min((own + 1) * (1 + others / ticket.weight), band.tenants.waiting + 1)
+        competing = sum(b.weight for b in self.bands if b.tenants.waiting and b is not band)
+        place = min(in_band * (1 + competing / band.weight), self.waiting + 1)
+        return place * self.service_s / self.limit
 
     def expired(self, now: float) -> list[Ticket]:
         """The waiting tickets whose deadline has passed."""
-        return [t for tickets in self._turns.values() for t in tickets if t.deadline <= now]
+        return [t for t in self._tickets() if t.deadline <= now]
 
     def waiting_since_before(self, moment: float) -> list[Ticket]:
         """The waiting tickets that arrived before `moment`."""
-        return [t for tickets in self._turns.values() for t in tickets if t.arrived < moment]
+        return [t for t in self._tickets() if t.arrived < moment]
 
-    def _start(self, ticket: Ticket, now: float) -> None:
-        ticket.started = now
+    def _tickets(self) -> Iterator[Ticket]:
+        for band in self.bands:
+            for flow in band.tenants.flows_waiting():
+                yield from flow.waiting
+
+    def _may_start(self, band: _Band) -> bool:
+        """Whether the holdback of the bands above leaves this one a slot."""
+        kept = holdback(band.number, self.limit)
+        if not kept:
+            return True
+        return sum(b.in_flight for b in self.bands[band.number :]) < self.limit - kept
+
+    def _next_band(self) -> _Band | None:
+        chosen = None
+        for band in self.bands:
+            if not band.tenants.waiting or not self._may_start(band):
+                continue
+            if chosen is None or band.counter < chosen.counter:
+                chosen = band
+        return chosen
+
+    def _lift(self, band: _Band) -> None:
+        """A band that did nothing for a while has earned nothing by that."""
+        lowest = self._next_band() if self.waiting else self._last
+        if lowest is not None and lowest.counter > band.counter:
+            band.counter = lowest.counter
+
+    def _predicted(self, flow: Flow[Ticket], ticket: Ticket) -> float:
+        return ticket.known_cost + (flow.typical or self._typical) or _FIRST_COST
+
+    def _start(self, band: _Band, ticket: Ticket, cost: float, now: float) -> None:
+        ticket.started, ticket.charged = now, cost
+        band.counter += cost / band.weight
+        band.in_flight += 1
+        self._last = band
         self.in_flight += 1
 
-    def _make_room(self, tenant_id: str) -> Ticket | None:
-        longest = max(self._turns, key=lambda tenant: len(self._turns[tenant]), default=None)
-        if longest is None:
-            return None
-        mine = len(self._turns.get(tenant_id, ()))
-        if len(self._turns[longest]) <= mine + 1:
-            return None
-        self.waiting -= 1
-        return self._turns[longest].pop()
+    def _correct(self, ticket: Ticket, cost: float) -> None:
+        difference, ticket.charged = cost - ticket.charged, cost
+        band = self.bands[ticket.band]
+        band.counter += difference / band.weight
+        band.tenants.correct(_flow(band, ticket), difference)
 
-    def _retry_after_s(self) -> float:
-        return min(30.0, max(0.5, self.expected_wait_s()))
+    def _learn(self, ticket: Ticket, beyond_known: float) -> None:
+        flow = _flow(self.bands[ticket.band], ticket)
+        weight = _TYPICAL_WEIGHT if flow.typical else 1.0
+        flow.typical += weight * (beyond_known - flow.typical)
+        weight = _TYPICAL_WEIGHT if self._typical else 1.0
+        self._typical += weight * (beyond_known - self._typical)
+
+    def _end(self, ticket: Ticket) -> None:
+        band = self.bands[ticket.band]
+        band.tenants.close(_flow(band, ticket))
+        band.in_flight -= 1
+        self.in_flight -= 1
+
+    def _make_room(self, ticket: Ticket) -> Ticket | None:
+        """Displace the newest of whoever has most waiting, below this band or fairly in it."""
+        for band in reversed(self.bands[ticket.band :]):
+            if not band.tenants.waiting:
+                continue
+            longest = max(band.tenants.flows_waiting(), key=lambda flow: len(flow.waiting))
+            mine = len(_flow(band, ticket).waiting) if band.number == ticket.band else -1
+            if mine >= 0 and len(longest.waiting) <= mine + 1:
+                return None
+            self.waiting -= 1
+            return band.tenants.pop_newest(longest)
+        return None
+
+
+def _flow(band: _Band, ticket: Ticket) -> Flow[Ticket]:
+    """The ticket's tenant; what is in flight keeps the one that it was charged to."""
+    flow = ticket.flow
+    if flow is None:
+        flow = ticket.flow = band.tenants.flow(ticket.tenant_id, ticket.weight)
+    return flow
+
+
+def _bounded_retry_s(wait_s: float) -> float:
+    return min(30.0, max(0.5, wait_s))

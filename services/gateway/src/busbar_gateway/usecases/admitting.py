@@ -7,7 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from busbar_gateway.domain.admission import Full, Lane, Ticket, share_of_slots
+from busbar_gateway.domain.costs import known_cost
 from busbar_gateway.domain.failures import DeadlineExceeded, RateLimited, Unavailable
+from busbar_gateway.domain.policies import Policy
 from busbar_gateway.domain.routes import Route
 from busbar_gateway.usecases.calls import InferenceCall
 
@@ -37,12 +39,14 @@ class Admissions:
         remembered_ready_s: float,
         current_route: Callable[[str], Route | None],
         gateways: Callable[[], int],
+        policy: Callable[[str], Policy],
     ) -> None:
         self._queue_max = queue_max
         self._unready_grace_s = unready_grace_s
         self._remembered_ready_s = remembered_ready_s
         self._current_route = current_route
         self._gateways = gateways
+        self._policy = policy
         self._admissions: dict[str, _Admission] = {}
 
     def lane(self, deployment: str) -> Lane | None:
@@ -61,19 +65,23 @@ class Admissions:
         """
         now = asyncio.get_running_loop().time()
         admission = self._admission(call.route, now)
-        ticket = Ticket(call.caller.tenant_id, call.deadline, now)
+        ticket = self._ticket(call, now)
         if admission.lane.try_start(ticket, now):
             return ticket
         self._refuse_unready(admission, now)
         self._queue(admission, ticket, now)
-        await self._turn(admission, ticket)
+        await self._turn(admission, ticket, now)
         return ticket
 
-    def leave(self, deployment: str, ticket: Ticket) -> None:
-        """Give the slot back and let the next one in."""
+    def used(self, deployment: str, ticket: Ticket, cost: float) -> None:
+        """Charge the tenant's share with what its request has cost so far."""
+        self._admissions[deployment].lane.used(ticket, cost)
+
+    def leave(self, deployment: str, ticket: Ticket, cost: float | None) -> None:
+        """Give the slot back and let the next one in; `cost` as in `Lane.finish`."""
         admission = self._admissions[deployment]
         now = asyncio.get_running_loop().time()
-        admission.lane.finish(ticket, now)
+        admission.lane.finish(ticket, now, cost)
         if admission.lane.waiting:
             self._pump(admission, now)
 
@@ -88,14 +96,22 @@ class Admissions:
 
     def expire(self, now: float) -> None:
         """Fail those who waited past their deadline, or too long for a replica."""
-        for admission in self._admissions.values():
+        for deployment, admission in self._admissions.items():
             lane = admission.lane
+            self._resize(admission, self._current_route(deployment))
             if not lane.waiting:
                 continue
+            self._pump(admission, now)
             for ticket in lane.expired(now):
                 self._fail(admission, ticket, DeadlineExceeded("the deadline passed in the queue"))
             if not lane.limit:
                 self._fail_unready(admission, now)
+
+    def _ticket(self, call: InferenceCall, now: float) -> Ticket:
+        tenant_id = call.caller.tenant_id
+        policy = self._policy(tenant_id)
+        known = known_cost(call.route.manifest, len(call.payload))
+        return Ticket(tenant_id, call.deadline, now, policy.band, policy.weight, known)
 
     def _fail_unready(self, admission: _Admission, now: float) -> None:
         grace_began = now - self._unready_grace_s
@@ -116,8 +132,14 @@ class Admissions:
         ready_slots = route.ready_slots if route else 0
         if admission.lane.limit or ready_slots:
             admission.ready_at = now
-        admission.lane.limit = share_of_slots(ready_slots, self._gateways())
+        self._resize(admission, route)
         self._pump(admission, now)
+
+    def _resize(self, admission: _Admission, route: Route | None) -> None:
+        """Let as many in flight as the slots take; more of them while requests are short."""
+        ready_slots = route.ready_slots if route else 0
+        lane = admission.lane
+        lane.limit = share_of_slots(ready_slots, self._gateways(), lane.service_s)
 
     def _refuse_unready(self, admission: _Admission, now: float) -> None:
         """A deployment that was ready a moment ago will likely be again: wait for it."""
@@ -134,17 +156,18 @@ class Admissions:
         if displaced is not None:
             turn = admission.turns.pop(displaced)
             if not turn.done():
-                turn.set_exception(_full(admission.lane.expected_wait_s()))
+                turn.set_exception(_full(admission.lane.expected_wait_s(displaced)))
 
-    async def _turn(self, admission: _Admission, ticket: Ticket) -> None:
+    async def _turn(self, admission: _Admission, ticket: Ticket, now: float) -> None:
         turn = asyncio.get_running_loop().create_future()
         admission.turns[ticket] = turn
+        self._pump(admission, now)  # who waits may be held back from slots that this one may take
         try:
             await turn
         except asyncio.CancelledError:
             started = turn.done() and not turn.cancelled() and turn.exception() is None
             if started:
-                admission.lane.release()
+                admission.lane.release(ticket)
                 self._pump(admission, ticket.started)
             else:
                 admission.lane.withdraw(ticket)
@@ -157,7 +180,7 @@ class Admissions:
         while (ticket := admission.lane.start_next(now)) is not None:
             turn = admission.turns.get(ticket)
             if turn is None or turn.done():
-                admission.lane.release()
+                admission.lane.release(ticket)
             else:
                 turn.set_result(None)
 

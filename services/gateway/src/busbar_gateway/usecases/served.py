@@ -10,6 +10,7 @@ from busbar_contracts.gateway.v1.usage_pb2 import UsageOutcome, UsageRecord
 from opentelemetry.trace import SpanKind
 
 from busbar_gateway.domain.admission import Ticket
+from busbar_gateway.domain.costs import cost_of
 from busbar_gateway.usecases.admitting import Admissions
 from busbar_gateway.usecases.calls import InferenceCall
 from busbar_gateway.usecases.charging import Delivered, UsageLog, commit_in_time, usage_record
@@ -55,6 +56,7 @@ class Served:
         self._admitted_unix_ns = 0
         self._ticket: Ticket | None = None
         self._dispatch: Dispatch | None = None
+        self._cost: float | None = None
 
     async def start(self, *, streamed: bool) -> Dispatch:
         """Wait for a turn, then send the request out."""
@@ -69,11 +71,17 @@ class Served:
             self._dispatch.send(publish, traceparent_of(publish))
         return self._dispatch
 
+    def used(self, input_tokens: int, output_tokens: int, compute_us: int = 0) -> None:
+        """Note what the model has done for this request so far."""
+        self._cost = cost_of(input_tokens, output_tokens, compute_us)
+        if self._ticket is not None and self._cost is not None:
+            self.collaborators.admissions.used(self.call.route.deployment, self._ticket, self._cost)
+
     def stop(self) -> None:
         """Give the slot back and end the work at the node if it goes on. Idempotent."""
         if self._ticket is not None:
             ticket, self._ticket = self._ticket, None
-            self.collaborators.admissions.leave(self.call.route.deployment, ticket)
+            self.collaborators.admissions.leave(self.call.route.deployment, ticket, self._cost)
         if self._dispatch is not None:
             dispatch, self._dispatch = self._dispatch, None
             dispatch.close()

@@ -66,6 +66,7 @@ class Streamed:
         if self._served.call.as_asked is not None:
             step = replace(step, payload=self._served.call.as_asked(step.payload))
         self._handed = self._after(step, self._dispatch)
+        self._served.used(step.input_tokens, step.output_tokens)
         return step
 
     async def settle(self) -> None:
@@ -131,3 +132,5 @@ class Streamed:
         self._handed = Delivered.of(
             finished, self._handed.response_bytes, dispatch.node, dispatch.attempt
         )
+        done = self._handed
+        self._served.used(done.input_tokens, done.output_tokens, done.compute_us)

@@ -57,7 +57,9 @@ class Unary:
             payload = finished.payload
             if served.call.as_asked is not None:
                 payload = served.call.as_asked(payload)
-            served.delivered = Delivered.of(finished, len(payload), dispatch.node, dispatch.attempt)
+            done = Delivered.of(finished, len(payload), dispatch.node, dispatch.attempt)
+            served.delivered = done
+            served.used(done.input_tokens, done.output_tokens, done.compute_us)
         finally:
             served.stop()
         usage = finished.usage

@@ -1,0 +1,172 @@
+"""Weighted Virtual Token Counters: who of several backlogged flows is served next.
+
+Sheng et al., "Fairness in Serving Large Language Models", OSDI'24. Every flow has
+a counter of the service it got, divided by its weight. The waiting flow with the
+smallest counter is served next and charged at once with the predicted cost, which
+is corrected as the real one shows. A flow that returns is lifted to the smallest
+counter of those that wait (to that of the last one served when none waits), so
+that idleness earns no credit.
+
+With L the largest charge at the start, K the largest later correction of one
+request and C the requests in flight, the counters of two waiting flows are never
+further apart than U = (L + C*K) / (smallest weight), so what two flows that wait
+throughout an interval are charged in it, each divided by its weight, differs by at
+most 2U; with exact predictions that is twice the largest request.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+ItemT = TypeVar("ItemT")
+
+IDLE_FLOWS_MAX = 10_000
+_STALE_ENTRIES_MAX = 64
+
+
+@dataclass(slots=True, eq=False)
+class Flow(Generic[ItemT]):
+    """One tenant: what it was charged, and what of it waits."""
+
+    key: str
+    weight: float
+    counter: float = 0.0
+    waiting: deque[ItemT] = field(default_factory=deque[ItemT])
+    open: int = 0
+    """Charges that may still be corrected."""
+    position: float = -1.0
+    """The counter with which it stands in the order; may lag behind a counter that grew."""
+    typical: float = 0.0
+    """Prediction of what a request costs beyond what is known when it starts."""
+
+
+class FairQueue(Generic[ItemT]):
+    """The flows of one band. Starting, charging and queueing cost O(log flows)."""
+
+    def __init__(self) -> None:
+        self._flows: dict[str, Flow[ItemT]] = {}
+        self._order: list[tuple[float, int, Flow[ItemT]]] = []
+        self._arrivals = itertools.count()
+        self._last: Flow[ItemT] | None = None
+        self._active: dict[str, Flow[ItemT]] = {}
+        self._forget_beyond = IDLE_FLOWS_MAX
+        self.waiting = 0
+        self.waiting_weight = 0.0
+        """Sum of the weights of the flows that wait."""
+
+    def flow(self, key: str, weight: float) -> Flow[ItemT]:
+        """The flow of that name, made if it is new, with that weight from now on."""
+        found = self._flows.get(key)
+        if found is None:
+            if len(self._flows) >= self._forget_beyond:
+                self._forget_idle()
+            found = self._flows[key] = Flow(key, weight)
+        elif found.weight != weight:
+            if found.waiting:
+                self.waiting_weight += weight - found.weight
+            found.weight = weight
+        return found
+
+    @property
+    def known(self) -> int:
+        """How many flows are remembered, idle ones among them."""
+        return len(self._flows)
+
+    def flows_waiting(self) -> Iterator[Flow[ItemT]]:
+        """The flows of which something waits."""
+        return iter(self._active.values())
+
+    def start(self, flow: Flow[ItemT], cost: float) -> None:
+        """Charge what starts without having waited."""
+        if not flow.waiting:
+            self._lift(flow)
+        self.serve(flow, cost)
+
+    def push(self, flow: Flow[ItemT], item: ItemT) -> None:
+        """Queue behind the flow's own."""
+        if not flow.waiting:
+            self._lift(flow)
+            self._active[flow.key] = flow
+            self.waiting_weight += flow.weight
+            self._place(flow)
+        flow.waiting.append(item)
+        self.waiting += 1
+
+    def next_flow(self) -> Flow[ItemT] | None:
+        """The flow whose turn it is; None when none waits."""
+        order = self._order
+        while order:
+            position, _, flow = order[0]
+            if position != flow.position or not flow.waiting:
+                heapq.heappop(order)
+            elif position < flow.counter:
+                flow.position = flow.counter
+                heapq.heapreplace(order, (flow.counter, next(self._arrivals), flow))
+            else:
+                return flow
+        return None
+
+    def pop(self, flow: Flow[ItemT]) -> ItemT:
+        """Take the flow's oldest item; charge it with `serve`."""
+        item = flow.waiting.popleft()
+        self._taken(flow)
+        return item
+
+    def serve(self, flow: Flow[ItemT], cost: float) -> None:
+        """Charge an item that was popped and starts now."""
+        flow.counter += cost / flow.weight
+        flow.open += 1
+        self._last = flow
+
+    def correct(self, flow: Flow[ItemT], difference: float) -> None:
+        """Add to an open charge what was found to be missing, or take back."""
+        flow.counter += difference / flow.weight
+        if difference < 0 and flow.waiting and flow.counter < flow.position:
+            self._place(flow)
+
+    def close(self, flow: Flow[ItemT]) -> None:
+        """A charge is final."""
+        flow.open -= 1
+
+    def remove(self, flow: Flow[ItemT], item: ItemT) -> bool:
+        """Take an item out from anywhere; False when it does not wait."""
+        if item not in flow.waiting:
+            return False
+        flow.waiting.remove(item)
+        self._taken(flow)
+        return True
+
+    def pop_newest(self, flow: Flow[ItemT]) -> ItemT:
+        """Take the flow's newest item."""
+        item = flow.waiting.pop()
+        self._taken(flow)
+        return item
+
+    def _lift(self, flow: Flow[ItemT]) -> None:
+        lowest = self.next_flow() if self._active else self._last
+        if lowest is not None and lowest.counter > flow.counter:
+            flow.counter = lowest.counter
+
+    def _place(self, flow: Flow[ItemT]) -> None:
+        if len(self._order) > 2 * len(self._active) + _STALE_ENTRIES_MAX:
+            self._order = [e for e in self._order if e[2].waiting and e[0] == e[2].position]
+            heapq.heapify(self._order)
+        flow.position = flow.counter
+        heapq.heappush(self._order, (flow.counter, next(self._arrivals), flow))
+
+    def _taken(self, flow: Flow[ItemT]) -> None:
+        self.waiting -= 1
+        if not flow.waiting:
+            del self._active[flow.key]
+            self.waiting_weight -= flow.weight
+            flow.position = -1.0
+
+    def _forget_idle(self) -> None:
+        """Drop the flows that are doing nothing; they would be lifted on their return anyway."""
+        self._flows = {k: flow for k, flow in self._flows.items() if flow.waiting or flow.open}
+        self._forget_beyond = 2 * len(self._flows) + IDLE_FLOWS_MAX
