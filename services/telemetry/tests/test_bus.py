@@ -203,7 +203,10 @@ async def test_events_are_shown_counted_or_dead_lettered(bus: Client, service: S
         topology.DLQ.name, topology.dead_letter_subject("telemetry", "telemetry-events")
     )
     assert dead.data == b"\xff\xff\xff"
-    assert "TritonLost" in (dead.headers or {})["Busbar-Reason"]
+    headers = dead.headers or {}
+    assert "TritonLost" in headers["Busbar-Reason"]
+    assert headers["Busbar-Stream"] == topology.EVENTS.name
+    assert int(headers["Busbar-Sequence"]) > 0
 
 
 async def test_an_entry_that_is_no_message_changes_nothing(bus: Client, service: Service) -> None:

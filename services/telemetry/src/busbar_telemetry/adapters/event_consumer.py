@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import timedelta
 
 import structlog
+from busbar_errors import Unavailable
 from busbar_messaging import topology
-from busbar_messaging.connection import publish_durably
+from busbar_messaging.dead_letters import put_aside
 from busbar_messaging.dispositions import DeadLetter, dispose
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -23,7 +23,7 @@ log = structlog.get_logger()
 _BATCH = 64
 _WAIT_S = 5.0  # also how long a pull that a restarted server forgot goes unnoticed
 _RETRY_S = 1.0
-_DEAD_LETTER_TIMEOUT = timedelta(seconds=5)
+_NAK_UNAVAILABLE_S = 1.0
 
 
 class EventConsumer:
@@ -79,20 +79,13 @@ class EventConsumer:
             log.error("event handler failed", subject=message.subject, exc_info=error)
             await message.nak(delay=decision.delay_s)
             return
-        metadata = message.metadata
-        origin = f"{metadata.stream}/{metadata.sequence.stream}"
-        await publish_durably(
-            self._jetstream,
-            topology.dead_letter_subject("telemetry", topology.TELEMETRY_EVENTS.durable),
-            message.data,
-            message_id=f"dlq-telemetry-{origin}",
-            give_up_after=_DEAD_LETTER_TIMEOUT,
-            headers={
-                "Busbar-Reason": decision.reason[:500],
-                "Busbar-Subject": message.subject,
-                "Busbar-Origin": origin,
-            },
-        )
+        spec = topology.TELEMETRY_EVENTS
+        try:
+            await put_aside(self._jetstream, "telemetry", spec, message, decision.reason)
+        except Unavailable as unavailable:
+            log.warning("dead letter not stored", reason=unavailable.reason)
+            await message.nak(delay=_NAK_UNAVAILABLE_S)
+            return
         await message.term()
         self.dead_letter_count += 1
         log.warning("event dead-lettered", subject=message.subject, reason=decision.reason)

@@ -16,9 +16,9 @@ from typing import Any
 
 import structlog
 from busbar_errors import Unavailable
-from busbar_messaging.connection import publish_durably
+from busbar_messaging.dead_letters import put_aside
 from busbar_messaging.dispositions import DeadLetter, dispose
-from busbar_messaging.topology import ConsumerSpec, dead_letter_subject
+from busbar_messaging.topology import ConsumerSpec
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
@@ -26,7 +26,6 @@ from nats.js.client import JetStreamContext
 from nats.js.errors import Error as JetStreamError
 
 from busbar_billing.adapters import metrics
-from busbar_billing.adapters.bus.dead_letters import DEAD_LETTER_TIMEOUT, headers_of, letter_id
 
 log = structlog.get_logger()
 
@@ -173,12 +172,5 @@ class Consumer:
 
     async def _dead_letter(self, message: Msg, payload: bytes, reason: str) -> None:
         log.error("dead letter", consumer=self._spec.durable, reason=reason)
-        await publish_durably(
-            self._jetstream,
-            dead_letter_subject("billing", self._spec.durable),
-            payload,
-            message_id=letter_id(message, payload),
-            give_up_after=DEAD_LETTER_TIMEOUT,
-            headers=headers_of(message, reason),
-        )
+        await put_aside(self._jetstream, "billing", self._spec, message, reason, payload=payload)
         metrics.DEAD_LETTERS.labels(self._spec.durable).inc()

@@ -1,0 +1,64 @@
+"""Putting aside what can never be handled, with enough beside it to replay it."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import timedelta
+
+from nats.aio.msg import Msg
+from nats.js.client import JetStreamContext
+
+from busbar_messaging.connection import publish_durably
+from busbar_messaging.topology import ConsumerSpec, dead_letter_subject
+
+_GIVE_UP_AFTER = timedelta(seconds=15)
+
+_REASON = "Busbar-Reason"
+_SUBJECT = "Busbar-Subject"
+_STREAM = "Busbar-Stream"
+_SEQUENCE = "Busbar-Sequence"
+_REASON_MAX = 500
+
+
+async def put_aside(
+    jetstream: JetStreamContext,
+    service: str,
+    consumer: ConsumerSpec,
+    message: Msg,
+    reason: str,
+    *,
+    payload: bytes | None = None,
+) -> None:
+    """Store a dead letter: the message, or that `payload` of it. Terminating it is the caller's.
+
+    The same part of the same message leaves one letter however often it is
+    delivered. Raises Unavailable when the letter may not be stored; then hand
+    the message back.
+    """
+    part = message.data if payload is None else payload
+    await publish_durably(
+        jetstream,
+        dead_letter_subject(service, consumer.durable),
+        part,
+        message_id=_letter_id(consumer, message, part),
+        give_up_after=_GIVE_UP_AFTER,
+        headers=_headers(message, reason),
+    )
+
+
+def _headers(message: Msg, reason: str) -> dict[str, str]:
+    """Reason and origin; a header holds one line of printable ASCII."""
+    line = reason.encode("ascii", "backslashreplace").decode()
+    printable = "".join(char if char.isprintable() else " " for char in line)
+    return {
+        _REASON: printable[:_REASON_MAX],
+        _SUBJECT: message.subject,
+        _STREAM: message.metadata.stream,
+        _SEQUENCE: str(message.metadata.sequence.stream),
+    }
+
+
+def _letter_id(consumer: ConsumerSpec, message: Msg, part: bytes) -> str:
+    """Two consumers of one stream may both give up on a message, for reasons of their own."""
+    digest = hashlib.sha256(part).hexdigest()[:16]
+    return f"{consumer.durable}-{message.metadata.sequence.stream}-{digest}"
