@@ -229,7 +229,7 @@ def show_tensors(answer: Any) -> None:
 
 
 def balance() -> int:
-    return int(Api("billing").get(f"/admin/v1/tenants/{TENANT}/balance")["available_nanos"])
+    return int(Api("billing").get(f"/admin/v1/tenants/{TENANT}/balance")["balance_nanos"])
 
 
 def receipt(call: Call) -> Receipt:

@@ -107,6 +107,6 @@ class Operator:
         return page["items"]
 
     async def balance(self, tenant_id: str) -> int:
-        """What a tenant has available, in nanos."""
+        """What a tenant has, held in leases or not, in nanos."""
         path = f"/admin/v1/tenants/{tenant_id}/balance"
-        return int((await self.json("billing", "GET", path))["available_nanos"])
+        return int((await self.json("billing", "GET", path))["balance_nanos"])

@@ -81,6 +81,9 @@ class Silent:
     def usage_posted(self, charged: object) -> None:
         del charged
 
+    def charges_uncovered(self, uncovered: object) -> None:
+        del uncovered
+
 
 async def test_a_sampled_posting_is_a_span_under_the_commit_that_billed_it(
     billing: Service, gateway: Gateway, database: Database, tenant: str

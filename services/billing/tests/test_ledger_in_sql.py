@@ -17,6 +17,7 @@ from busbar_billing.adapters.postgres.journal import Journal
 from busbar_billing.adapters.postgres.posting import Ledger
 from busbar_billing.adapters.postgres.prices import Prices
 from busbar_billing.domain import ledger
+from busbar_billing.domain.leases import Funding
 from busbar_billing.domain.usage import UsageVoid
 from busbar_billing.usecases.post_usage import charge_of, post_usage, rate_records
 from busbar_runtime.pytest_plugin import Database
@@ -209,7 +210,8 @@ async def test_a_void_posted_while_its_record_is_being_posted_waits_and_meets_it
             return await admin.fetchval(query)
 
         await eventually(waiting, within_s=10, what="the void waits")
-        await transaction.add_transfers([charge_of(one) for one in rated])
+        owed = [Funding(0, 0, one.rating.charge_nanos) for one in rated]
+        await transaction.add_transfers(list(map(charge_of, rated, owed)))
     report = await voiding
 
     assert len(report.voided) == 1

@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from busbar_billing.domain import ledger
+from busbar_billing.domain.leases import Funding
 from busbar_billing.domain.ledger import Account, AccountKind, Posting, Transfer, TransferKind
 from busbar_billing.domain.money import checked_currency, checked_top_up, round_half_even
 from busbar_billing.domain.prices import (
@@ -20,7 +21,7 @@ from busbar_billing.domain.prices import (
     PriceBooks,
     checked_classes,
 )
-from busbar_billing.domain.rating import SCALE, explain, rate
+from busbar_billing.domain.rating import SCALE, Rating, explain, rate
 from busbar_billing.domain.usage import (
     Outcome,
     UsageRecord,
@@ -32,6 +33,16 @@ from busbar_billing.usecases.post_usage import charge_of, rate_records
 from busbar_errors import NotFound, Rejected
 from hypothesis import given
 from hypothesis import strategies as st
+
+
+def from_balance(rating: Rating) -> Funding:
+    return Funding(0, rating.charge_nanos, 0)
+
+
+def charged_for(one: UsageRecord, listed: PriceBook) -> Transfer:
+    rating = rate(one, listed)
+    return ledger.charge(uuid4(), one.request_id, one.tenant_id, rating, from_balance(rating))
+
 
 ADMITTED_NS = 1_800_000_000 * 10**9
 FREE = {Component.REQUEST: Price(0, 1)}
@@ -129,7 +140,7 @@ def test_a_request_that_would_cost_more_than_a_million_is_refused() -> None:
 
 def test_a_charge_is_rounded_to_the_books_quantum_and_the_remainder_is_booked() -> None:
     rating = rate(record(input_tokens=1_499), book(1_000, input_token=Price(1, 1)))
-    charged = ledger.charge(UUID(int=2), UUID(int=1), "acme", rating)
+    charged = ledger.charge(UUID(int=2), UUID(int=1), "acme", rating, from_balance(rating))
 
     assert [line.amount_nanos for line in charged.postings] == [-1_000, 1_499, -499]
     assert charged.postings[2].account.kind is AccountKind.ROUNDING
@@ -174,8 +185,8 @@ def test_the_exact_amount_of_a_line_is_shown_as_a_decimal(
 
 @given(usages, books)
 def test_every_charge_and_every_void_sums_to_zero(usage: UsageRecord, listed: PriceBook) -> None:
-    charged = ledger.charge(uuid4(), usage.request_id, usage.tenant_id, rate(usage, listed))
-    taken_back = ledger.void(uuid4(), charged, "not delivered")
+    charged = charged_for(usage, listed)
+    taken_back = ledger.void(uuid4(), charged, "not delivered", lease_open=True)
 
     assert ledger.totals(charged.postings) == {"USD": 0}
     assert ledger.totals(taken_back.postings) == {"USD": 0}
@@ -196,9 +207,9 @@ class Book:
             self.voids.setdefault(message.request_id, message)
         else:
             rated, _ = rate_records([message], self.books, {"acme": "USD", "bolt": "USD"}, uuid4)
-            self.post([charge_of(one) for one in rated])
+            self.post([charge_of(one, from_balance(one.rating)) for one in rated])
         taken_back = [
-            ledger.void(uuid4(), charged, one.reason)
+            ledger.void(uuid4(), charged, one.reason, lease_open=True)
             for one in self.voids.values()
             if (charged := self.transfers.get(f"charge:{one.request_id}"))
         ]
@@ -221,9 +232,7 @@ def test_repeats_in_any_order_leave_one_charge_each_and_voids_net_to_zero(
         held.deliver(message)
 
     kept = [one for one in records if one not in voided]
-    expected = [
-        ledger.charge(uuid4(), one.request_id, one.tenant_id, rate(one, listed)) for one in kept
-    ]
+    expected = [charged_for(one, listed) for one in kept]
     assert len(held.transfers) == len(records) + len(voided)
     assert ledger.balances(held.transfers.values()) == ledger.balances(expected)
 

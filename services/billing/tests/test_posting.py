@@ -41,6 +41,23 @@ async def test_a_record_becomes_one_balanced_charge(
     assert await billing.balance(tenant) == 10**9 - COST_NANOS
 
 
+async def test_what_is_charged_without_being_there_is_owed_and_paid_from_the_next_top_up(
+    billing: Service, gateway: Gateway, tenant: str
+) -> None:
+    await gateway.publish(gateway.record(tenant))
+
+    [usage] = await billing.posted(tenant, 1)
+    [charge] = await billing.transfers(request_id=usage["request_id"])
+    assert {p["account"]: p["amount_nanos"] for p in charge["postings"]} == {
+        "tenant_receivable": -COST_NANOS,
+        "revenue": COST_NANOS,
+    }
+    balance = await billing.json("GET", f"/tenants/{tenant}/balance")
+    assert balance["owed_nanos"] == COST_NANOS
+    assert balance["available_nanos"] == 0
+    assert balance["balance_nanos"] == -COST_NANOS
+
+
 async def test_a_rating_is_explained_line_by_line(
     billing: Service, gateway: Gateway, tenant: str
 ) -> None:

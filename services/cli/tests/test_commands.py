@@ -100,7 +100,7 @@ def test_a_tenant_from_creation_to_its_revoked_key(busbar: Busbar) -> None:
 
     assert tenant["tenant_id"] == "acme"
     assert paid["transfer_id"] == again["transfer_id"]
-    assert held["available_nanos"] == 2_500_000_000
+    assert held["balance_nanos"] == 2_500_000_000
     assert key["key"].startswith("bb_")
     assert [(one["name"], one["deployments"]) for one in listed] == [("ci", ["m"])]
     assert revoked["revoked_at"]

@@ -312,6 +312,9 @@ def cancel_subject(node_key: str) -> str:
 CREDIT_LEASES = "busbar.rpc.billing.v1.credit_leases"
 """Core NATS request and reply: a gateway sends LeaseCall, one billing answers LeaseReply."""
 
+CREDIT_RECALLS = "busbar.recall.credit"
+"""Core NATS: billing asks all gateways for the credit that they do not use: CreditRecall."""
+
 
 def usage_subject(region: str, gateway_id: str) -> str:
     """Where a gateway commits UsageRecorded."""

@@ -22,14 +22,17 @@ from uuid_utils.compat import uuid7
 
 from busbar_billing.adapters import metrics
 from busbar_billing.adapters.bus.consuming import Consumer
+from busbar_billing.adapters.bus.credit_leases import LeaseDesk, Reclaimer
 from busbar_billing.adapters.bus.events import Events
 from busbar_billing.adapters.bus.key_directory import KeyDirectoryBucket
 from busbar_billing.adapters.bus.measured import MeasuredWriter
+from busbar_billing.adapters.bus.price_directory import PriceDirectoryBucket
 from busbar_billing.adapters.bus.usage import UsagePoster
 from busbar_billing.adapters.http.app import Parts, admin_application
 from busbar_billing.adapters.postgres.database import Database, open_database
 from busbar_billing.adapters.postgres.journal import Journal
 from busbar_billing.adapters.postgres.keys import Keys
+from busbar_billing.adapters.postgres.leases import Leases
 from busbar_billing.adapters.postgres.measured import MeasuredWork
 from busbar_billing.adapters.postgres.posting import Ledger
 from busbar_billing.adapters.postgres.prices import Prices
@@ -60,7 +63,12 @@ async def serve(settings: Settings, stop: Stop) -> None:
         await stack.enter_async_context(background(parts.events.run(), stop))
         stack.push_async_callback(parts.events.flush, _FLUSH_TIMEOUT)
         await stack.enter_async_context(background(parts.directory.run(), stop))
+        await stack.enter_async_context(background(parts.price_directory.run(), stop))
         await stack.enter_async_context(background(probe(database), stop))
+        leases = Leases(database, parts.journal)
+        desk, reclaimer = LeaseDesk(client, leases, uuid7), Reclaimer(client, leases, leases, uuid7)
+        await stack.enter_async_context(background(desk.run(), stop))
+        await stack.enter_async_context(background(reclaimer.run(), stop))
         await stack.enter_async_context(
             consuming(consumers(settings, client, database, parts, tracer), stop)
         )
@@ -89,6 +97,7 @@ def build(database: Database, client: Client) -> Parts:
         prices=prices,
         reader=Reader(database),
         directory=KeyDirectoryBucket(client, keys),
+        price_directory=PriceDirectoryBucket(client, prices),
         events=Events(client),
     )
 

@@ -79,8 +79,8 @@ class Service:
         return made["tenant_id"]
 
     async def balance(self, tenant_id: str) -> int:
-        """What the tenant has available."""
-        return (await self.json("GET", f"/tenants/{tenant_id}/balance"))["available_nanos"]
+        """What the tenant has, held in leases or not."""
+        return (await self.json("GET", f"/tenants/{tenant_id}/balance"))["balance_nanos"]
 
     async def usage(self, tenant_id: str) -> list[Json]:
         """Its usage, newest first."""

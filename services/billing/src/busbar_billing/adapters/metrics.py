@@ -29,3 +29,10 @@ KEYS_RECONCILED = Counter(
     "busbar_billing_keys_reconciled", "Entries of the keys bucket put right", ["change"]
 )
 DATABASE_UP = Gauge("busbar_billing_database_up", "1 when the database answered when last asked")
+UNCOVERED = Counter(
+    "busbar_billing_uncovered_nanos",
+    "Charges that their lease did not cover, in nanos, by where they were taken from instead",
+    ["source"],
+)
+LEASE_ASKS = Counter("busbar_billing_lease_asks", "Asks of gateways for credit", ["outcome"])
+LEASES_RECLAIMED = Counter("busbar_billing_leases_reclaimed", "Leases closed")

@@ -1,18 +1,20 @@
 """Double entry: transfers whose postings sum to zero.
 
 A posting's amount is added to its account. A tenant's money is what its
-`tenant_available` account holds; `payments_clearing` goes negative by what
-customers have paid in, `revenue` grows by what they have used.
+`tenant_available` account holds and, in leases of gateways, its `tenant_held`;
+`tenant_receivable` goes negative by what it owes. `payments_clearing` goes negative
+by what customers have paid in, `revenue` grows by what they have used.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from uuid import UUID
 
+from busbar_billing.domain.leases import Funding, Lease
 from busbar_billing.domain.rating import Rating
 
 
@@ -20,6 +22,8 @@ class AccountKind(StrEnum):
     """What an account is for. Those named tenant_… belong to one tenant, the others to us."""
 
     TENANT_AVAILABLE = "tenant_available"
+    TENANT_HELD = "tenant_held"
+    TENANT_RECEIVABLE = "tenant_receivable"
     REVENUE = "revenue"
     PAYMENTS_CLEARING = "payments_clearing"
     ROUNDING = "rounding"
@@ -49,6 +53,9 @@ class TransferKind(StrEnum):
     CHARGE = "charge"
     VOID = "void"
     CORRECTION = "correction"
+    LEASE_HOLD = "lease_hold"
+    LEASE_RELEASE = "lease_release"
+    RECEIVABLE_PAID = "receivable_paid"
 
 
 class Unbalanced(ValueError):
@@ -107,12 +114,13 @@ def top_up(
     )
 
 
-def charge(transfer_id: UUID, request_id: UUID, tenant_id: str, rating: Rating) -> Transfer:
+def charge(
+    transfer_id: UUID, request_id: UUID, tenant_id: str, rating: Rating, funding: Funding
+) -> Transfer:
     """A tenant used something. What rounding to the quantum took or gave goes to `rounding`."""
-    available = Account(AccountKind.TENANT_AVAILABLE, tenant_id, rating.currency)
     revenue = Account(AccountKind.REVENUE, None, rating.currency)
     postings = (
-        Posting(available, -rating.charge_nanos),
+        *_funded(tenant_id, rating.currency, funding),
         Posting(revenue, rating.earned_nanos),
     )
     remainder = rating.charge_nanos - rating.earned_nanos
@@ -129,13 +137,82 @@ def charge(transfer_id: UUID, request_id: UUID, tenant_id: str, rating: Rating) 
     )
 
 
-def void(transfer_id: UUID, charged: Transfer, reason: str) -> Transfer:
-    """Takes back a charge whose answer was not delivered, posting by posting."""
+def _funded(tenant_id: str, currency: str, funding: Funding) -> tuple[Posting, ...]:
+    sources = (
+        (AccountKind.TENANT_HELD, funding.held_nanos),
+        (AccountKind.TENANT_AVAILABLE, funding.available_nanos),
+        (AccountKind.TENANT_RECEIVABLE, funding.receivable_nanos),
+    )
+    taken = [(kind, amount) for kind, amount in sources if amount]
+    return tuple(
+        Posting(Account(kind, tenant_id, currency), -amount)
+        for kind, amount in taken or [(AccountKind.TENANT_AVAILABLE, 0)]
+    )
+
+
+def lease_hold(transfer_id: UUID, lease: Lease, amount_nanos: int) -> Transfer:
+    """Money moved from a tenant's balance into a lease; `lease` is as it is afterwards."""
+    return Transfer(
+        transfer_id=transfer_id,
+        kind=TransferKind.LEASE_HOLD,
+        idempotency_key=f"lease_hold:{lease.lease_id}:{lease.granted_nanos}",
+        postings=_into_lease(lease, amount_nanos),
+        tenant_id=lease.tenant_id,
+        reason=f"lease {lease.lease_id} at gateway {lease.gateway_id}",
+    )
+
+
+def lease_release(transfer_id: UUID, lease: Lease, amount_nanos: int) -> Transfer:
+    """Money moved from a lease back into the balance; `lease` is as it is afterwards."""
+    return Transfer(
+        transfer_id=transfer_id,
+        kind=TransferKind.LEASE_RELEASE,
+        idempotency_key=f"lease_release:{lease.lease_id}:{lease.returned_nanos}",
+        postings=_into_lease(lease, -amount_nanos),
+        tenant_id=lease.tenant_id,
+        reason=f"lease {lease.lease_id} at gateway {lease.gateway_id}",
+    )
+
+
+def _into_lease(lease: Lease, amount_nanos: int) -> tuple[Posting, Posting]:
+    available = Account(AccountKind.TENANT_AVAILABLE, lease.tenant_id, lease.currency)
+    held = Account(AccountKind.TENANT_HELD, lease.tenant_id, lease.currency)
+    return Posting(available, -amount_nanos), Posting(held, amount_nanos)
+
+
+def receivable_paid(
+    transfer_id: UUID, tenant_id: str, currency: str, amount_nanos: int
+) -> Transfer:
+    """What a tenant owed is taken from what it has paid in since."""
+    available = Account(AccountKind.TENANT_AVAILABLE, tenant_id, currency)
+    receivable = Account(AccountKind.TENANT_RECEIVABLE, tenant_id, currency)
+    return Transfer(
+        transfer_id=transfer_id,
+        kind=TransferKind.RECEIVABLE_PAID,
+        idempotency_key=f"receivable_paid:{transfer_id}",
+        postings=(Posting(available, -amount_nanos), Posting(receivable, amount_nanos)),
+        tenant_id=tenant_id,
+    )
+
+
+def void(transfer_id: UUID, charged: Transfer, reason: str, *, lease_open: bool) -> Transfer:
+    """Takes back a charge whose answer was not delivered, posting by posting.
+
+    What came from a lease goes back into it, or into the balance when it is closed.
+    """
+    postings = reversed_postings(charged)
+    if not lease_open:
+        postings = tuple(
+            Posting(replace(line.account, kind=AccountKind.TENANT_AVAILABLE), line.amount_nanos)
+            if line.account.kind is AccountKind.TENANT_HELD
+            else line
+            for line in postings
+        )
     return Transfer(
         transfer_id=transfer_id,
         kind=TransferKind.VOID,
         idempotency_key=f"void:{charged.request_id}",
-        postings=reversed_postings(charged),
+        postings=postings,
         tenant_id=charged.tenant_id,
         request_id=charged.request_id,
         reason=reason,

@@ -47,6 +47,7 @@ class UsageRecord:
     gateway_id: str
     traceparent: str
     cached_tokens: int = 0
+    lease_id: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True)

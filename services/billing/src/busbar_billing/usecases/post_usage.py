@@ -11,7 +11,8 @@ from uuid import UUID
 
 from busbar_errors import Rejected
 
-from busbar_billing.domain.ledger import Transfer, charge, void
+from busbar_billing.domain.leases import Due, Funding, Lease, fund, short_tenants
+from busbar_billing.domain.ledger import AccountKind, Transfer, charge, void
 from busbar_billing.domain.metering import Meter, consumed_by, meters_of
 from busbar_billing.domain.prices import PriceBook, PriceBooks
 from busbar_billing.domain.rating import Rating, rate
@@ -43,6 +44,17 @@ class TakenBack:
 
     charged: Transfer
     reason: str
+    lease_id: UUID | None
+
+
+@dataclass(frozen=True, slots=True)
+class Uncovered:
+    """Charges of a tenant that the leases they name did not cover, in nanos of the currency."""
+
+    tenant_id: str
+    currency: str
+    from_available_nanos: int
+    receivable_nanos: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +65,7 @@ class PostingReport:
     refused: Sequence[Refused] = field(default_factory=list[Refused])
     voided: Sequence[Transfer] = field(default_factory=list[Transfer])
     duplicates: int = 0
+    uncovered: Sequence[Uncovered] = field(default_factory=list[Uncovered])
 
 
 class PostingTransaction(Protocol):
@@ -94,6 +107,18 @@ class PostingTransaction(Protocol):
         """Append to the journal."""
         ...
 
+    async def leases(self, lease_ids: Collection[UUID]) -> Mapping[UUID, Lease]:
+        """Those of these leases that are not closed, kept from changing until the end."""
+        ...
+
+    async def available(self, tenant_ids: Collection[str]) -> Mapping[str, int]:
+        """The balances of these tenants outside of leases, kept from shrinking until the end."""
+        ...
+
+    async def spend(self, spent: Mapping[UUID, int]) -> None:
+        """Count charges against leases, or less than nothing for voids; renews them."""
+        ...
+
     async def taken_back(self, request_ids: Collection[UUID]) -> Sequence[TakenBack]:
         """Of these requests, those of which both the charge and a void are there."""
         ...
@@ -133,19 +158,84 @@ async def post_usage(
         # 2. Keep out what is there already.
         fresh = await transaction.add_records(rated)
         fresh_voids = await transaction.add_voids(voids) if voids else set[UUID]()
-        # 3. Charge.
+        # 3. Charge: the lease that served it, else the balance, else the tenant owes it.
         charged = [one for one in rated if one.record.request_id in fresh]
-        await transaction.add_transfers([charge_of(one) for one in charged])
+        fundings = await _fund(transaction, charged)
+        await transaction.add_transfers(
+            [charge_of(one, money) for one, money in zip(charged, fundings, strict=True)]
+        )
         if meters:
             await transaction.add_used(_total(charged))
         # 4. Take back what has now met its void.
-        pairs = await transaction.taken_back(fresh | fresh_voids)
-        voided = [void(new_id(), pair.charged, pair.reason) for pair in pairs]
-        await transaction.add_transfers(voided)
+        voided = await _take_back(transaction, fresh | fresh_voids, new_id)
         if voided:
             await transaction.give_back_used([one.request_id for one in voided if one.request_id])
     duplicates = len(records) - len(refused) - len(charged) + len(voids) - len(fresh_voids)
-    return PostingReport(charged, refused, voided, duplicates)
+    return PostingReport(charged, refused, voided, duplicates, uncovered_of(charged, fundings))
+
+
+async def _fund(
+    transaction: PostingTransaction, charged: Sequence[RatedRecord]
+) -> Sequence[Funding]:
+    dues = [
+        Due(one.record.tenant_id, one.record.lease_id, one.rating.charge_nanos) for one in charged
+    ]
+    named = {due.lease_id for due in dues if due.lease_id is not None}
+    leases = await transaction.leases(named) if named else dict[UUID, Lease]()
+    short = short_tenants(dues, leases)
+    available = await transaction.available(short) if short else dict[str, int]()
+    fundings = fund(dues, leases, available)
+    spent: dict[UUID, int] = {}
+    for due, money in zip(dues, fundings, strict=True):
+        if due.lease_id is not None and money.held_nanos:
+            spent[due.lease_id] = spent.get(due.lease_id, 0) + money.held_nanos
+    if spent:
+        await transaction.spend(spent)
+    return fundings
+
+
+async def _take_back(
+    transaction: PostingTransaction, request_ids: Collection[UUID], new_id: Callable[[], UUID]
+) -> list[Transfer]:
+    pairs = await transaction.taken_back(request_ids)
+    named = {pair.lease_id for pair in pairs if pair.lease_id is not None}
+    leases = await transaction.leases(named) if named else dict[UUID, Lease]()
+    voided: list[Transfer] = []
+    spent: dict[UUID, int] = {}
+    for pair in pairs:
+        lease_open = pair.lease_id in leases
+        voided.append(void(new_id(), pair.charged, pair.reason, lease_open=lease_open))
+        if pair.lease_id is not None and lease_open:
+            held = held_part(pair.charged)
+            spent[pair.lease_id] = spent.get(pair.lease_id, 0) - held
+    await transaction.add_transfers(voided)
+    if spent:
+        await transaction.spend(spent)
+    return voided
+
+
+def held_part(charged: Transfer) -> int:
+    """What of a charge came from a lease."""
+    held = AccountKind.TENANT_HELD
+    return -sum(line.amount_nanos for line in charged.postings if line.account.kind is held)
+
+
+def uncovered_of(charged: Sequence[RatedRecord], fundings: Sequence[Funding]) -> list[Uncovered]:
+    """What leases should have covered and did not, and what is owed now, by tenant."""
+    found: dict[str, Uncovered] = {}
+    for one, money in zip(charged, fundings, strict=True):
+        from_available = money.available_nanos if one.record.lease_id is not None else 0
+        if not from_available and not money.receivable_nanos:
+            continue
+        tenant_id = one.record.tenant_id
+        before = found.get(tenant_id) or Uncovered(tenant_id, one.rating.currency, 0, 0)
+        found[tenant_id] = Uncovered(
+            tenant_id,
+            one.rating.currency,
+            before.from_available_nanos + from_available,
+            before.receivable_nanos + money.receivable_nanos,
+        )
+    return list(found.values())
 
 
 def rate_records(
@@ -207,7 +297,7 @@ def _total(charged: Sequence[RatedRecord]) -> Mapping[Meter, int]:
     return sums
 
 
-def charge_of(rated: RatedRecord) -> Transfer:
+def charge_of(rated: RatedRecord, funding: Funding) -> Transfer:
     """The charge that a rated record becomes."""
     record = rated.record
-    return charge(rated.transfer_id, record.request_id, record.tenant_id, rated.rating)
+    return charge(rated.transfer_id, record.request_id, record.tenant_id, rated.rating, funding)

@@ -67,7 +67,7 @@ def balance(tenant: str, *, output: Output = DEFAULT) -> None:
         Id or name.
     """
     held = Api("billing").get(f"{TENANTS}/{find_tenant(tenant)['tenant_id']}/balance")
-    output.print(held, show_amount(held["available_nanos"], held["currency"]))
+    output.print(held, show_amount(held["balance_nanos"], held["currency"]))
 
 
 def ledger(

@@ -68,7 +68,7 @@ def show(tenant: str, *, output: Output = DEFAULT) -> None:
         ["id", found["tenant_id"]],
         ["name", found["name"]],
         ["created", show_moment(found["created_at"])],
-        ["available", show_amount(balance["available_nanos"], balance["currency"])],
+        ["balance", show_amount(balance["balance_nanos"], balance["currency"])],
     ]
     output.print({**found, "balance": balance}, table(["", ""], rows))
 

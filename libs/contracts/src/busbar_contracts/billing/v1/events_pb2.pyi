@@ -157,3 +157,63 @@ class ApiKeyRevoked(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ApiKeyRevoked: _TypeAlias = ApiKeyRevoked  # noqa: Y015
+
+@_typing.final
+class ChargesUncovered(_message.Message):
+    """Charges came for which the lease that they name had nothing left: it was reclaimed, or the
+    ledger charged more than the gateway had reserved.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tenants(self) -> _containers.RepeatedCompositeFieldContainer[Global___UncoveredCharges]:
+        """One for each tenant, of one transaction."""
+
+    def __init__(
+        self,
+        *,
+        tenants: _abc.Iterable[Global___UncoveredCharges] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tenants", b"tenants"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChargesUncovered: _TypeAlias = ChargesUncovered  # noqa: Y015
+
+@_typing.final
+class UncoveredCharges(_message.Message):
+    """What one tenant's leases did not cover."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    CURRENCY_FIELD_NUMBER: _builtins.int
+    FROM_AVAILABLE_NANOS_FIELD_NUMBER: _builtins.int
+    RECEIVABLE_NANOS_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """Tenant."""
+    currency: _builtins.str
+    """ISO 4217 code, such as "USD"."""
+    from_available_nanos: _builtins.int
+    """Taken from the balance instead, 1e-9 of the currency."""
+    receivable_nanos: _builtins.int
+    """Not there at all: owed to us now, 1e-9 of the currency."""
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        currency: _builtins.str = ...,
+        from_available_nanos: _builtins.int = ...,
+        receivable_nanos: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["currency", b"currency", "from_available_nanos", b"from_available_nanos", "receivable_nanos", b"receivable_nanos", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UncoveredCharges: _TypeAlias = UncoveredCharges  # noqa: Y015

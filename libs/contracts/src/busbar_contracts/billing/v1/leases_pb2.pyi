@@ -99,6 +99,8 @@ class LeaseAsk(_message.Message):
     SPENT_NANOS_FIELD_NUMBER: _builtins.int
     RESERVED_NANOS_FIELD_NUMBER: _builtins.int
     CLOSING_FIELD_NUMBER: _builtins.int
+    NEED_NANOS_FIELD_NUMBER: _builtins.int
+    RETURNED_NANOS_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     """Tenant."""
     lease_id: _builtins.bytes
@@ -111,6 +113,10 @@ class LeaseAsk(_message.Message):
     """Reserved by requests in flight."""
     closing: _builtins.bool
     """The gateway is done with the lease: billing takes back the rest once its usage is posted."""
+    need_nanos: _builtins.int
+    """Least that helps: somebody waits for it. Less is not granted; 0 means that nobody waits."""
+    returned_nanos: _builtins.int
+    """Given back from this lease so far, in total: out of the gateway's reach since before it asked."""
     def __init__(
         self,
         *,
@@ -120,10 +126,12 @@ class LeaseAsk(_message.Message):
         spent_nanos: _builtins.int = ...,
         reserved_nanos: _builtins.int = ...,
         closing: _builtins.bool = ...,
+        need_nanos: _builtins.int = ...,
+        returned_nanos: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["closing", b"closing", "lease_id", b"lease_id", "reserved_nanos", b"reserved_nanos", "spent_nanos", b"spent_nanos", "tenant_id", b"tenant_id", "want_nanos", b"want_nanos"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["closing", b"closing", "lease_id", b"lease_id", "need_nanos", b"need_nanos", "reserved_nanos", b"reserved_nanos", "returned_nanos", b"returned_nanos", "spent_nanos", b"spent_nanos", "tenant_id", b"tenant_id", "want_nanos", b"want_nanos"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -168,6 +176,8 @@ class LeaseGrant(_message.Message):
     REFUSAL_FIELD_NUMBER: _builtins.int
     AVAILABLE_NANOS_FIELD_NUMBER: _builtins.int
     RETRY_UNIX_MS_FIELD_NUMBER: _builtins.int
+    TTL_MS_FIELD_NUMBER: _builtins.int
+    HELD_ELSEWHERE_NANOS_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     """Tenant."""
     lease_id: _builtins.bytes
@@ -186,6 +196,14 @@ class LeaseGrant(_message.Message):
     """The tenant's balance outside any lease after this grant."""
     retry_unix_ms: _builtins.int
     """Unix time in milliseconds at which a refused tenant may be served again; 0 when nobody knows."""
+    ttl_ms: _builtins.int
+    """Milliseconds after which billing takes the lease for abandoned, counted from this grant;
+    for gateways whose clock is not billing's.
+    """
+    held_elsewhere_nanos: _builtins.int
+    """Not spent in the tenant's leases at other gateways, which have been asked to give back what
+    they do not use.
+    """
     def __init__(
         self,
         *,
@@ -198,11 +216,39 @@ class LeaseGrant(_message.Message):
         refusal: Global___LeaseRefusal.ValueType = ...,
         available_nanos: _builtins.int = ...,
         retry_unix_ms: _builtins.int = ...,
+        ttl_ms: _builtins.int = ...,
+        held_elsewhere_nanos: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_nanos", b"available_nanos", "currency", b"currency", "expires_unix_ms", b"expires_unix_ms", "granted_nanos", b"granted_nanos", "lease_id", b"lease_id", "posted_nanos", b"posted_nanos", "refusal", b"refusal", "retry_unix_ms", b"retry_unix_ms", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_nanos", b"available_nanos", "currency", b"currency", "expires_unix_ms", b"expires_unix_ms", "granted_nanos", b"granted_nanos", "held_elsewhere_nanos", b"held_elsewhere_nanos", "lease_id", b"lease_id", "posted_nanos", b"posted_nanos", "refusal", b"refusal", "retry_unix_ms", b"retry_unix_ms", "tenant_id", b"tenant_id", "ttl_ms", b"ttl_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LeaseGrant: _TypeAlias = LeaseGrant  # noqa: Y015
+
+@_typing.final
+class CreditRecall(_message.Message):
+    """Asks every gateway to give back what it does not use of these tenants' leases, because
+    another one is short: published on the recall subject, best effort.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tenant_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Tenants that are short."""
+
+    def __init__(
+        self,
+        *,
+        tenant_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tenant_ids", b"tenant_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreditRecall: _TypeAlias = CreditRecall  # noqa: Y015

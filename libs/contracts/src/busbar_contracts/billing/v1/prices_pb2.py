@@ -24,19 +24,19 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x62usbar/billing/v1/prices.proto\x12\x11\x62usbar.billing.v1\"q\n\x10\x43omponentCeiling\x12\x34\n\tcomponent\x18\x01 \x01(\x0e\x32!.busbar.billing.v1.PriceComponent\x12\x14\n\x0c\x61mount_nanos\x18\x02 \x01(\x03\x12\x11\n\tper_units\x18\x03 \x01(\x03\"\\\n\x0c\x43lassCeiling\x12\x13\n\x0bprice_class\x18\x01 \x01(\t\x12\x37\n\ncomponents\x18\x02 \x03(\x0b\x32#.busbar.billing.v1.ComponentCeiling\"\xb2\x01\n\nPriceSheet\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x10\n\x08\x63urrency\x18\x02 \x01(\t\x12\x1e\n\x16\x65\x66\x66\x65\x63tive_from_unix_ns\x18\x03 \x01(\x03\x12\x11\n\ttenant_id\x18\x04 \x01(\t\x12\x1c\n\x14\x63harge_quantum_nanos\x18\x05 \x01(\x03\x12\x30\n\x07\x63lasses\x18\x06 \x03(\x0b\x32\x1f.busbar.billing.v1.ClassCeiling*\xf5\x01\n\x0ePriceComponent\x12\x1f\n\x1bPRICE_COMPONENT_UNSPECIFIED\x10\x00\x12\x1f\n\x1bPRICE_COMPONENT_INPUT_TOKEN\x10\x01\x12 \n\x1cPRICE_COMPONENT_OUTPUT_TOKEN\x10\x02\x12 \n\x1cPRICE_COMPONENT_CACHED_TOKEN\x10\x03\x12\x1b\n\x17PRICE_COMPONENT_REQUEST\x10\x04\x12\"\n\x1ePRICE_COMPONENT_COMPUTE_SECOND\x10\x05\x12\x1c\n\x18PRICE_COMPONENT_MEGABYTE\x10\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x62usbar/billing/v1/prices.proto\x12\x11\x62usbar.billing.v1\"q\n\x10\x43omponentCeiling\x12\x34\n\tcomponent\x18\x01 \x01(\x0e\x32!.busbar.billing.v1.PriceComponent\x12\x14\n\x0c\x61mount_nanos\x18\x02 \x01(\x03\x12\x11\n\tper_units\x18\x03 \x01(\x03\"\\\n\x0c\x43lassCeiling\x12\x13\n\x0bprice_class\x18\x01 \x01(\t\x12\x37\n\ncomponents\x18\x02 \x03(\x0b\x32#.busbar.billing.v1.ComponentCeiling\"\xd3\x01\n\nPriceSheet\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x10\n\x08\x63urrency\x18\x02 \x01(\t\x12\x1e\n\x16\x65\x66\x66\x65\x63tive_from_unix_ns\x18\x03 \x01(\x03\x12\x11\n\ttenant_id\x18\x04 \x01(\t\x12\x1c\n\x14\x63harge_quantum_nanos\x18\x05 \x01(\x03\x12\x30\n\x07\x63lasses\x18\x06 \x03(\x0b\x32\x1f.busbar.billing.v1.ClassCeiling\x12\x1f\n\x17\x65\x66\x66\x65\x63tive_until_unix_ns\x18\x07 \x01(\x03*\xf5\x01\n\x0ePriceComponent\x12\x1f\n\x1bPRICE_COMPONENT_UNSPECIFIED\x10\x00\x12\x1f\n\x1bPRICE_COMPONENT_INPUT_TOKEN\x10\x01\x12 \n\x1cPRICE_COMPONENT_OUTPUT_TOKEN\x10\x02\x12 \n\x1cPRICE_COMPONENT_CACHED_TOKEN\x10\x03\x12\x1b\n\x17PRICE_COMPONENT_REQUEST\x10\x04\x12\"\n\x1ePRICE_COMPONENT_COMPUTE_SECOND\x10\x05\x12\x1c\n\x18PRICE_COMPONENT_MEGABYTE\x10\x06\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'busbar.billing.v1.prices_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PRICECOMPONENT']._serialized_start=444
-  _globals['_PRICECOMPONENT']._serialized_end=689
+  _globals['_PRICECOMPONENT']._serialized_start=477
+  _globals['_PRICECOMPONENT']._serialized_end=722
   _globals['_COMPONENTCEILING']._serialized_start=53
   _globals['_COMPONENTCEILING']._serialized_end=166
   _globals['_CLASSCEILING']._serialized_start=168
   _globals['_CLASSCEILING']._serialized_end=260
   _globals['_PRICESHEET']._serialized_start=263
-  _globals['_PRICESHEET']._serialized_end=441
+  _globals['_PRICESHEET']._serialized_end=474
 # @@protoc_insertion_point(module_scope)

@@ -132,6 +132,7 @@ class PriceSheet(_message.Message):
     TENANT_ID_FIELD_NUMBER: _builtins.int
     CHARGE_QUANTUM_NANOS_FIELD_NUMBER: _builtins.int
     CLASSES_FIELD_NUMBER: _builtins.int
+    EFFECTIVE_UNTIL_UNIX_NS_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """Version of the price book."""
     currency: _builtins.str
@@ -142,6 +143,8 @@ class PriceSheet(_message.Message):
     """Tenant that alone has these prices; empty means every tenant without its own."""
     charge_quantum_nanos: _builtins.int
     """Charges are rounded to multiples of this; at least 1."""
+    effective_until_unix_ns: _builtins.int
+    """Unix time in nanoseconds from which it is in force no more; 0 means until the next of its kind."""
     @_builtins.property
     def classes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClassCeiling]:
         """Classes, "default" among them."""
@@ -155,10 +158,11 @@ class PriceSheet(_message.Message):
         tenant_id: _builtins.str = ...,
         charge_quantum_nanos: _builtins.int = ...,
         classes: _abc.Iterable[Global___ClassCeiling] | None = ...,
+        effective_until_unix_ns: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["charge_quantum_nanos", b"charge_quantum_nanos", "classes", b"classes", "currency", b"currency", "effective_from_unix_ns", b"effective_from_unix_ns", "tenant_id", b"tenant_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["charge_quantum_nanos", b"charge_quantum_nanos", "classes", b"classes", "currency", b"currency", "effective_from_unix_ns", b"effective_from_unix_ns", "effective_until_unix_ns", b"effective_until_unix_ns", "tenant_id", b"tenant_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -18,7 +18,7 @@ from uuid_utils.compat import uuid7
 
 from busbar_billing.adapters import metrics
 from busbar_billing.domain.keys import ApiKey
-from busbar_billing.usecases.post_usage import RatedRecord
+from busbar_billing.usecases.post_usage import RatedRecord, Uncovered
 from busbar_billing.usecases.tenants import Tenant
 
 log = structlog.get_logger()
@@ -47,6 +47,19 @@ class Events:
             for one in charged
         ]
         self._enqueue("usage_posted", events_pb2.UsagePosted(charges=charges))
+
+    def charges_uncovered(self, uncovered: Sequence[Uncovered]) -> None:
+        """Charges came that no lease covered, in one transaction."""
+        tenants = [
+            events_pb2.UncoveredCharges(
+                tenant_id=one.tenant_id,
+                currency=one.currency,
+                from_available_nanos=one.from_available_nanos,
+                receivable_nanos=one.receivable_nanos,
+            )
+            for one in uncovered
+        ]
+        self._enqueue("charges_uncovered", events_pb2.ChargesUncovered(tenants=tenants))
 
     def tenant_created(self, tenant: Tenant) -> None:
         """A tenant was created."""

@@ -18,7 +18,13 @@ from opentelemetry.trace import SpanKind, Tracer
 from busbar_billing.adapters import metrics
 from busbar_billing.adapters.bus.consuming import Refusal
 from busbar_billing.domain.usage import Outcome, UsageRecord, UsageVoid
-from busbar_billing.usecases.post_usage import PostingReport, RatedRecord, UsageStore, post_usage
+from busbar_billing.usecases.post_usage import (
+    PostingReport,
+    RatedRecord,
+    Uncovered,
+    UsageStore,
+    post_usage,
+)
 
 log = structlog.get_logger()
 
@@ -36,6 +42,10 @@ class UsageEvents(Protocol):
 
     def usage_posted(self, charged: Sequence[RatedRecord]) -> None:
         """Charges were posted."""
+        ...
+
+    def charges_uncovered(self, uncovered: Sequence[Uncovered]) -> None:
+        """Charges came that no lease covered."""
         ...
 
 
@@ -80,7 +90,15 @@ class UsagePoster:
                 self._trace(one, start_ns, end_ns)
         if report.charged:
             self._events.usage_posted(report.charged)
+        if report.uncovered:
+            self._report_uncovered(report.uncovered)
         return report
+
+    def _report_uncovered(self, uncovered: Sequence[Uncovered]) -> None:
+        for one in uncovered:
+            metrics.UNCOVERED.labels("available").inc(one.from_available_nanos)
+            metrics.UNCOVERED.labels("receivable").inc(one.receivable_nanos)
+        self._events.charges_uncovered(uncovered)
 
     def _trace(self, posted: RatedRecord, start_ns: int, end_ns: int) -> None:
         record = posted.record
@@ -163,6 +181,7 @@ def read_record(message: usage_pb2.UsageRecord, gateway_id: str) -> UsageRecord:
         gateway_id=gateway_id,
         traceparent=message.traceparent,
         cached_tokens=message.cached_tokens,
+        lease_id=_lease_id(message.lease_id),
     )
 
 
@@ -179,6 +198,11 @@ def _request_id(raw: bytes) -> UUID:
     if len(raw) != _UUID_BYTES:
         raise Rejected(f"request_id has {len(raw)} bytes instead of {_UUID_BYTES}")
     return UUID(bytes=raw)
+
+
+def _lease_id(raw: bytes) -> UUID | None:
+    """None also for what is none: the answer was delivered, so the charge must be posted."""
+    return UUID(bytes=raw) if len(raw) == _UUID_BYTES else None
 
 
 def transactions(

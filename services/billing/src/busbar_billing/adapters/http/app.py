@@ -10,6 +10,7 @@ from starlette.types import ASGIApp
 
 from busbar_billing.adapters.bus.events import Events
 from busbar_billing.adapters.bus.key_directory import KeyDirectoryBucket
+from busbar_billing.adapters.bus.price_directory import PriceDirectoryBucket
 from busbar_billing.adapters.http import errors
 from busbar_billing.adapters.http.keys import key_routes
 from busbar_billing.adapters.http.ledger import ledger_routes
@@ -32,6 +33,7 @@ class Parts:
     prices: Prices
     reader: Reader
     directory: KeyDirectoryBucket
+    price_directory: PriceDirectoryBucket
     events: Events
 
 
@@ -53,5 +55,5 @@ def admin_application(parts: Parts, operator_token: str, hmac_secret: bytes) -> 
         key_routes(parts.keys, parts.tenants, parts.directory, parts.events, hmac_secret)
     )
     app.include_router(ledger_routes(parts.reader, parts.prices))
-    app.include_router(price_routes(parts.prices, parts.tenants))
+    app.include_router(price_routes(parts.prices, parts.tenants, parts.price_directory))
     return OperatorGate(app, OperatorToken(operator_token))

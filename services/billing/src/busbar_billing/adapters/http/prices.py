@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 from fastapi import APIRouter
 
+from busbar_billing.adapters.bus.price_directory import PriceDirectoryBucket
 from busbar_billing.adapters.http import schemas
 from busbar_billing.adapters.http.showing import show_book
 from busbar_billing.adapters.postgres.prices import Prices
@@ -17,7 +18,7 @@ from busbar_billing.usecases.prices import publish_prices
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def price_routes(prices: Prices, tenants: Tenants) -> APIRouter:
+def price_routes(prices: Prices, tenants: Tenants, directory: PriceDirectoryBucket) -> APIRouter:
     """GET, POST /prices."""
     router = APIRouter(prefix="/admin/v1/prices", tags=["prices"])
 
@@ -49,6 +50,7 @@ def price_routes(prices: Prices, tenants: Tenants) -> APIRouter:
             tenant_id=wanted.tenant_id,
             effective_until_unix_ns=None if until is None else _unix_ns(until, now_ns),
         )
+        directory.changed()
         return show_book(book, in_force=book.covers(time.time_ns()))
 
     return router

@@ -134,11 +134,18 @@ class TransferAnswer(BaseModel):
 
 
 class BalanceAnswer(BaseModel):
-    """What a tenant has left to spend."""
+    """What a tenant has left: balance = available + held - owed.
+
+    Held is what gateways may spend without asking, available what they may still
+    ask for, owed what was delivered without being covered.
+    """
 
     tenant_id: str
     currency: str
+    balance_nanos: int
     available_nanos: int
+    held_nanos: int
+    owed_nanos: int
 
 
 class RatingLine(BaseModel):

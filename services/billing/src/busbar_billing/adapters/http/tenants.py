@@ -46,7 +46,10 @@ def tenant_routes(tenants: Tenants, journal: Journal, events: Events) -> APIRout
         return schemas.BalanceAnswer(
             tenant_id=held.tenant_id,
             currency=held.currency,
+            balance_nanos=held.balance_nanos,
             available_nanos=held.available_nanos,
+            held_nanos=held.held_nanos,
+            owed_nanos=held.owed_nanos,
         )
 
     @router.post(

@@ -11,7 +11,9 @@ from busbar_observability.tracing import parse_traceparent
 from busbar_billing.adapters.postgres import metering
 from busbar_billing.adapters.postgres.database import Connection, Database
 from busbar_billing.adapters.postgres.journal import TRANSFER_ROWS, Journal, read_transfers
+from busbar_billing.adapters.postgres.leases import lock_balances, lock_leases, spend_leases
 from busbar_billing.adapters.postgres.prices import Prices, from_unix_ns
+from busbar_billing.domain.leases import Lease
 from busbar_billing.domain.ledger import Transfer
 from busbar_billing.domain.metering import Meter
 from busbar_billing.domain.prices import PriceBooks
@@ -26,13 +28,15 @@ _ADD_RECORDS = """
         request_id, tenant_id, key_id, deployment, price_class, api, outcome,
         admitted_at, finished_at, input_tokens, output_tokens, request_bytes, response_bytes,
         compute_us, node, attempt, gateway_id, trace_id,
-        price_version, rated_class, amount_nanos, currency, transfer_id, cached_tokens, consumed
+        price_version, rated_class, amount_nanos, currency, transfer_id, cached_tokens, consumed,
+        lease_id
     )
     SELECT * FROM unnest(
         $1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
         $8::timestamptz[], $9::timestamptz[], $10::int8[], $11::int8[], $12::int8[], $13::int8[],
         $14::int8[], $15::text[], $16::int4[], $17::text[], $18::text[],
-        $19::int8[], $20::text[], $21::int8[], $22::text[], $23::uuid[], $24::int8[], $25::jsonb[]
+        $19::int8[], $20::text[], $21::int8[], $22::text[], $23::uuid[], $24::int8[],
+        $25::jsonb[], $26::uuid[]
     )
     ON CONFLICT DO NOTHING
     RETURNING request_id
@@ -48,7 +52,12 @@ _CHARGES_OF = (
     TRANSFER_ROWS
     + "WHERE t.request_id = ANY($1::uuid[]) AND t.kind = 'charge' ORDER BY t.transfer_id, p.line"
 )
-_VOIDS_OF = "SELECT request_id, reason FROM usage_voids WHERE request_id = ANY($1::uuid[])"
+_VOIDS_OF = """
+    SELECT v.request_id, v.reason, u.lease_id
+    FROM usage_voids AS v
+    LEFT JOIN usage_records AS u USING (request_id)
+    WHERE v.request_id = ANY($1::uuid[])
+"""
 
 
 class Ledger:
@@ -141,6 +150,19 @@ class LedgerTransaction:
         """Append to the journal."""
         await self._journal.append(self._connection, transfers)
 
+    async def leases(self, lease_ids: Collection[UUID]) -> Mapping[UUID, Lease]:
+        """Those of these leases that are not closed, kept from changing until the end."""
+        return await lock_leases(self._connection, lease_ids)
+
+    async def available(self, tenant_ids: Collection[str]) -> Mapping[str, int]:
+        """The balances of these tenants outside of leases, kept from shrinking until the end."""
+        balances = await lock_balances(self._connection, tenant_ids)
+        return {tenant_id: one.balance_nanos for tenant_id, one in balances.items()}
+
+    async def spend(self, spent: Mapping[UUID, int]) -> None:
+        """Count charges against leases, or less than nothing for voids; renews them."""
+        await spend_leases(self._connection, spent)
+
     async def taken_back(self, request_ids: Collection[UUID]) -> Sequence[TakenBack]:
         """Of these requests, those of which both the charge and a void are there."""
         if not request_ids:
@@ -148,10 +170,10 @@ class LedgerTransaction:
         voids = await self._connection.fetch(_VOIDS_OF, list(request_ids))
         if not voids:
             return []
-        reasons = {row["request_id"]: row["reason"] for row in voids}
-        rows = await self._connection.fetch(_CHARGES_OF, list(reasons))
+        found = {row["request_id"]: (row["reason"], row["lease_id"]) for row in voids}
+        rows = await self._connection.fetch(_CHARGES_OF, list(found))
         return [
-            TakenBack(one.transfer, reasons[one.transfer.request_id])
+            TakenBack(one.transfer, *found[one.transfer.request_id])
             for one in read_transfers(rows)
             if one.transfer.request_id is not None
         ]
@@ -186,6 +208,7 @@ def _record_columns(rated: Sequence[RatedRecord]) -> list[list[object]]:
             one.transfer_id,
             record.cached_tokens,
             metering.consumed_column(one),
+            record.lease_id,
         )
         for one in rated
         for record, rating in ((one.record, one.rating),)

@@ -22,6 +22,16 @@ class Balance:
     tenant_id: str
     currency: str
     available_nanos: int
+    """Outside of leases."""
+    held_nanos: int
+    """In leases of gateways, not charged yet."""
+    owed_nanos: int
+    """Charged without having been there."""
+
+    @property
+    def balance_nanos(self) -> int:
+        """What is left to spend, less what is owed."""
+        return self.available_nanos + self.held_nanos - self.owed_nanos
 
 
 _NAME_INDEX = "tenants_called"
@@ -29,12 +39,16 @@ _CALLED = """
     SELECT * FROM tenants WHERE lower(name COLLATE pg_c_utf8) = lower($1 COLLATE pg_c_utf8)
 """
 _BALANCE = """
-    SELECT t.currency, coalesce(b.balance_nanos, 0) AS available_nanos
+    SELECT
+        t.currency,
+        coalesce(sum(b.balance_nanos) FILTER (WHERE a.kind = 'tenant_available'), 0) AS available,
+        coalesce(sum(b.balance_nanos) FILTER (WHERE a.kind = 'tenant_held'), 0) AS held,
+        coalesce(-sum(b.balance_nanos) FILTER (WHERE a.kind = 'tenant_receivable'), 0) AS owed
     FROM tenants AS t
-    LEFT JOIN accounts AS a
-    ON a.tenant_id = t.tenant_id AND a.kind = 'tenant_available' AND a.currency = t.currency
+    LEFT JOIN accounts AS a ON a.tenant_id = t.tenant_id AND a.currency = t.currency
     LEFT JOIN account_balances AS b USING (account_id)
     WHERE t.tenant_id = $1
+    GROUP BY t.currency
 """
 
 
@@ -96,7 +110,8 @@ class Tenants:
         async with self._database.connection() as connection:
             row = await connection.fetchrow(_BALANCE, tenant_id)
         assert row is not None
-        return Balance(tenant_id, row["currency"], int(row["available_nanos"]))
+        amounts = (int(row[name]) for name in ("available", "held", "owed"))
+        return Balance(tenant_id, row["currency"], *amounts)
 
     async def currencies(self) -> frozenset[str]:
         """Currencies with a price book."""
