@@ -133,6 +133,36 @@ def test_a_model_is_pushed_once_and_deployed(busbar: Busbar, model: Path, tmp_pa
     assert busbar("deploy", "list", "--json").json == {"items": []}
 
 
+def test_a_deployment_is_open_to_tenants_by_name_or_id_and_to_no_unknown_one(
+    busbar: Busbar, model: Path, tmp_path: Path
+) -> None:
+    made = busbar("tenant", "create", "Named One", "--json").json["tenant_id"]
+    file = tmp_path / "d.yaml"
+    file.write_text("- {name: open, path: small, replicas: 0, tenants: [Named One]}\n")
+    busbar("deploy", str(file))
+    by_name = busbar("deploy", "status", "open", "--json").json["tenants"]
+    file.write_text(file.read_text().replace("Named One", made))
+    busbar("deploy", str(file))
+    by_id = busbar("deploy", "status", "open", "--json").json["tenants"]
+    file.write_text(file.read_text().replace(made, "nobody"))
+    refused = busbar("deploy", str(file))
+    after = busbar("deploy", "status", "open", "--json").json["tenants"]
+    busbar("deploy", "rm", "open")
+
+    assert by_name == by_id == after == [made]
+    assert refused.status == 2
+    assert "no tenant is called 'nobody'" in refused.err.replace("\n", " ")
+
+
+def test_a_key_for_what_is_not_declared_is_made_with_a_warning(busbar: Busbar) -> None:
+    busbar("tenant", "create", "Early", "--tenant-id", "early")
+    made = busbar("key", "create", "early", "--deployment", "to-come", "--json")
+
+    assert made.status == 0
+    assert made.json["deployments"] == made.json["undeclared_deployments"] == ["to-come"]
+    assert "not declared now: to-come" in made.err.replace("\n", " ")
+
+
 def test_waiting_ends_when_there_is_no_hope(busbar: Busbar, model: Path, tmp_path: Path) -> None:
     file = tmp_path / "d.yaml"
     file.write_text("- {name: waits, path: small}\n")
@@ -159,11 +189,29 @@ def test_the_fleet_traces_and_the_bus(busbar: Busbar) -> None:
         (["deploy", "rm", "nope"], 3, "no deployment"),
         (["balance", "nobody"], 3, "busbar tenant list"),
         (["usage", "req_" + "0" * 32], 3, ""),
-        (["key", "revoke", "key_nope"], 3, ""),
+        (["key", "revoke", "key_" + "0" * 32], 3, ""),
+        (["key", "create", "nobody"], 3, "busbar tenant list"),
+        (["key", "list", "nobody"], 3, "busbar tenant list"),
+        (["tenant", "show", "nobody"], 3, "busbar tenant list"),
+        (["tenant", "topup", "nobody", "1"], 3, "busbar tenant list"),
+        (["usage", "--tenant", "nobody"], 3, "busbar tenant list"),
+        (["ledger", "--tenant", "nobody"], 3, "busbar tenant list"),
         (["trace", "req_" + "0" * 32], 3, "no trace"),
         (["trace", "0" * 32], 3, "no trace"),
-        (["usage", "not-an-id"], 1, "request id"),
-        (["model", "push", "/nowhere"], 1, "not a directory"),
+        (["usage", "not-an-id"], 2, "request id"),
+        (["usage", "--since", "yesterday"], 2, "since"),
+        (["usage", "--until", "2026-13-01"], 2, "until"),
+        (["usage", "--limit", "0"], 2, ""),
+        (["ledger", "--request", "not-an-id"], 2, "request id"),
+        (["trace", "not-an-id"], 2, "request id"),
+        (["key", "revoke", "key_nope"], 2, "key's id"),
+        (["deploy", "status", "Not A Name"], 2, "name"),
+        (["deploy", "rm", "Not A Name"], 2, "name"),
+        (["tenant", "create", "x", "--tenant-id", "not an id"], 2, "tenant_id"),
+        (["tenant", "create", "x", "--currency", "doubloons"], 2, "currency"),
+        (["tenant", "create", ""], 2, "name"),
+        (["tenant", "topup", "nobody", "ten"], 2, "not an amount"),
+        (["model", "push", "/nowhere"], 2, "not a directory"),
         (["deploy", "/nowhere.yaml"], 2, "there is no file"),
         (["tenant", "topup", "nobody"], 2, ""),
         (["no-such-command"], 2, ""),
@@ -185,7 +233,7 @@ def test_a_bundle_that_is_refused_says_why(busbar: Busbar, model: Path) -> None:
     (model / "busbar.yaml").write_text(MANIFEST + "colour: red\n")
     refused = busbar("model", "push", str(model))
 
-    assert refused.status == 1
+    assert refused.status == 2
     assert "colour" in refused.err
 
 

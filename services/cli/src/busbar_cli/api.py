@@ -17,6 +17,7 @@ Json = dict[str, Any]
 _CONNECT_S, _READ_S, _UPLOAD_S = 5.0, 30.0, 600.0
 _PAGE_MAX = 500
 _NOT_FOUND, _UNAUTHORIZED, _FIRST_FAILURE = 404, 401, 400
+_MALFORMED = {400, 422}
 _UNAVAILABLE = {408, 429, 502, 503, 504}
 
 
@@ -119,4 +120,6 @@ def _reason(service: str, response: httpx.Response) -> str:
 def _exit_of(status: int) -> Exit:
     if status == _NOT_FOUND:
         return Exit.NOT_FOUND
+    if status in _MALFORMED:
+        return Exit.USAGE
     return Exit.UNAVAILABLE if status in _UNAVAILABLE else Exit.FAILED

@@ -23,7 +23,7 @@ EXAMPLE = """\
   path: models/tiny-lm      # pushed first; or bundle: NAME or DIGEST of a pushed one
   replicas: 2               # default 1
   regions: [r1]             # default: all
-  tenants: [acme]           # default: all
+  tenants: [acme]           # ids or names; default: all
 """
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]

@@ -16,7 +16,7 @@ class Exit(IntEnum):
 
 
 EXIT_HELP = (
-    "Exit status: 0 done, 1 refused or failed, 2 wrong usage, 3 not found, "
+    "Exit status: 0 done, 1 refused or failed, 2 wrong usage or a malformed value, 3 not found, "
     "4 the platform cannot be reached or is not ready."
 )
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from busbar_cli.failures import CommandError
+from busbar_cli.failures import CommandError, Exit
 
 _READ_BYTES = 1024 * 1024
 _SKIPPED = {"__pycache__"}
@@ -29,9 +29,11 @@ def pack(directory: Path, into: BinaryIO) -> Packed:
     files and __pycache__ are skipped; links are refused.
     """
     if not directory.is_dir():
-        raise CommandError(f"{directory} is not a directory")
+        raise CommandError(f"{directory} is not a directory", Exit.USAGE)
     if not (directory / "busbar.yaml").is_file():
-        raise CommandError(f"{directory} has no busbar.yaml: it is not a model directory")
+        raise CommandError(
+            f"{directory} has no busbar.yaml: it is not a model directory", Exit.USAGE
+        )
     try:
         with tarfile.open(fileobj=into, mode="w", format=tarfile.USTAR_FORMAT) as tar:
             for path in _files(directory):
@@ -53,7 +55,7 @@ def _files(directory: Path) -> list[Path]:
         if any(part.startswith(".") or part in _SKIPPED for part in parts):
             continue
         if path.is_symlink():
-            raise CommandError(f"{path} is a link; a bundle holds plain files only")
+            raise CommandError(f"{path} is a link; a bundle holds plain files only", Exit.USAGE)
         if path.is_file():
             found.append(path)
     return sorted(found, key=lambda path: path.relative_to(directory).as_posix())

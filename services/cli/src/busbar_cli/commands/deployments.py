@@ -10,6 +10,7 @@ from cyclopts import App, Parameter
 
 from busbar_cli.api import Api, Json
 from busbar_cli.commands.models import push_directory
+from busbar_cli.commands.tenants import find_tenant
 from busbar_cli.deployment_file import Declared, read_deployments
 from busbar_cli.failures import CommandError, Exit
 from busbar_cli.output import DEFAULT, Output, show_digest, show_node, table
@@ -43,7 +44,9 @@ def deploy(
     timeout
         Longest wait, seconds.
     """
-    names = [_declare(one, show_progress=not output.json) for one in read_deployments(file)]
+    declared = read_deployments(file)
+    tenant_ids = _tenant_ids(file, declared)
+    names = [_declare(one, tenant_ids, show_progress=not output.json) for one in declared]
     if wait:
         patience = Patience(started_at=time.monotonic(), timeout_s=timeout)
         views = wait_until_ready(lambda: _views(names), patience)
@@ -82,7 +85,20 @@ def rm(name: str, *, output: Output = DEFAULT) -> None:
     output.print({"withdrawn": name}, f"{name} withdrawn")
 
 
-def _declare(one: Declared, *, show_progress: bool) -> str:
+def _tenant_ids(file: Path, declared: list[Declared]) -> dict[str, str]:
+    """The id of every tenant the file names, before anything is declared.
+
+    A deployment that is open to a tenant nobody knows would be open to nobody.
+    """
+    named = sorted({tenant for one in declared for tenant in one.tenants})
+    try:
+        return {tenant: find_tenant(tenant)["tenant_id"] for tenant in named}
+    except CommandError as error:
+        status = Exit.USAGE if error.exit_status is Exit.NOT_FOUND else error.exit_status
+        raise CommandError(f"{file}: {error.message}", status) from error
+
+
+def _declare(one: Declared, tenant_ids: dict[str, str], *, show_progress: bool) -> str:
     bundle = one.bundle
     if one.path is not None:
         bundle = push_directory(one.path, show_progress=show_progress)["digest"]
@@ -90,7 +106,7 @@ def _declare(one: Declared, *, show_progress: bool) -> str:
         "bundle": bundle,
         "replicas": one.replicas,
         "regions": one.regions,
-        "tenants": one.tenants,
+        "tenants": [tenant_ids[tenant] for tenant in one.tenants],
     }
     try:
         Api("scheduler").put(f"{_DEPLOYMENTS}/{one.name}", body)

@@ -88,8 +88,8 @@ def topup(
     reference
         Names the payment; the same reference again changes nothing. Made up when not given.
     """
-    found = find_tenant(tenant)
     amount_nanos = read_amount(amount)
+    found = find_tenant(tenant)
     body = {
         "amount_nanos": amount_nanos,
         "currency": found["currency"],
@@ -110,5 +110,7 @@ def find_tenant(named: str) -> Json:
         raise CommandError(f"no tenant is called {named!r}: busbar tenant list", Exit.NOT_FOUND)
     if len(found) > 1:
         ids = ", ".join(one["tenant_id"] for one in found)
-        raise CommandError(f"{len(found)} tenants are called {named!r}; give an id: {ids}")
+        raise CommandError(
+            f"{len(found)} tenants are called {named!r}; give an id: {ids}", Exit.USAGE
+        )
     return found[0]

@@ -15,6 +15,7 @@ _NONE_HELD = (
     "that ends in -01, or set BUSBAR_TRACE_SAMPLE_RATIO"
 )
 _TRACE_ID = re.compile(r"[0-9a-fA-F]{32}")
+_REQUEST_ID = re.compile(r"req_[0-9a-f]{32}")
 
 
 def trace(
@@ -73,6 +74,11 @@ def _list(deployment: str | None, errors: bool, limit: int, output: Output) -> N
 
 def _document(named: str) -> Json:
     """The trace of a trace id or of a request id, in Jaeger's shape."""
+    if not (_TRACE_ID.fullmatch(named) or _REQUEST_ID.fullmatch(named)):
+        raise CommandError(
+            f"{named!r} is neither a request id (req_ and 32 hex digits) nor a trace id (32)",
+            Exit.USAGE,
+        )
     api = Api("telemetry")
     if _TRACE_ID.fullmatch(named):
         try:
