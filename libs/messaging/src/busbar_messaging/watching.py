@@ -22,7 +22,7 @@ from nats.js.kv import KeyValue
 log = structlog.get_logger()
 
 _POLL_S = 1.0
-_VERIFY_EVERY_POLLS = 5
+_VERIFY_EVERY_POLLS = 15
 _RETRY_S = 0.5
 
 
@@ -76,7 +76,9 @@ async def _one_watch(client: Client, bucket: str, known: set[str]) -> AsyncGener
         reading_all = True
         while client.stats["reconnects"] == reconnects:
             try:
-                entry = await watcher.updates(timeout=_POLL_S)
+                # On the beat: all watches of a process that is idle wake it up once.
+                rest_s = _POLL_S - asyncio.get_running_loop().time() % _POLL_S
+                entry = await watcher.updates(timeout=rest_s)
             except (NatsError, TimeoutError):
                 _obey_cancellation()
                 polls += 1

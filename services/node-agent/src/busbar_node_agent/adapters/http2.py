@@ -102,6 +102,8 @@ class Http2Connection(asyncio.Protocol):
         self._window = _WINDOW_DEFAULT
         self._uncredited_bytes = 0
         self._unsent: deque[tuple[int, memoryview]] = deque()
+        """Waits for the server's permission."""
+        self._unwritten: list[bytes] = []
 
     # --- calls
 
@@ -120,21 +122,22 @@ class Http2Connection(asyncio.Protocol):
         data = _MESSAGE.pack(0, len(message)) + message
         if len(data) <= min(self._frame_bytes_max, self._window, call.window) and not self._unsent:
             self._window -= len(data)
-            self._transport.write(headers + _frame(_DATA, _END_STREAM, stream_id, data))
+            self._write(headers + _frame(_DATA, _END_STREAM, stream_id, data))
         else:
-            self._transport.write(headers)
+            self._write(headers)
             self._unsent.append((stream_id, memoryview(data)))
             self._send_unsent()
         return stream_id, answer
 
     def cancel(self, stream_id: int) -> None:
         """Tell the server that nobody waits for this stream any more."""
-        if self._calls.pop(stream_id, None) is not None and self._transport is not None:
-            self._transport.write(_frame(_RST_STREAM, 0, stream_id, _WORD.pack(_CANCEL)))
+        if self._calls.pop(stream_id, None) is not None:
+            self._write(_frame(_RST_STREAM, 0, stream_id, _WORD.pack(_CANCEL)))
 
     def close(self) -> None:
         """Disconnect; open calls fail."""
         if self._transport is not None:
+            self._flush()
             self._transport.close()
         self._fail_all("the connection to Triton was closed")
 
@@ -314,8 +317,15 @@ class Http2Connection(asyncio.Protocol):
             _fail(call, "UNAVAILABLE", reason)
 
     def _write(self, data: bytes) -> None:
-        if self._transport is not None:
-            self._transport.write(data)
+        """Send it with whatever else is written in this turn of the event loop."""
+        if not self._unwritten:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._unwritten.append(data)
+
+    def _flush(self) -> None:
+        unwritten, self._unwritten = self._unwritten, []
+        if unwritten and self._transport is not None:
+            self._transport.writelines(unwritten)
 
 
 def _frame(kind: int, flags: int, stream_id: int, body: bytes | bytearray | memoryview) -> bytes:

@@ -171,7 +171,9 @@ class WorkPuller:
 
     async def _check_for_ever(self) -> None:
         while True:
-            await asyncio.sleep(_CHECK_INTERVAL_S)
+            # On the beat: all the pullers of an idle node wake up at once.
+            now_s = asyncio.get_running_loop().time()
+            await asyncio.sleep(_CHECK_INTERVAL_S - now_s % _CHECK_INTERVAL_S)
             if self._client.stats["reconnects"] != self._reconnects:
                 self._break("reconnected")
             silent_s = asyncio.get_running_loop().time() - self._heard_s

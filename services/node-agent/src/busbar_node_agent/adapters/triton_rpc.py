@@ -38,43 +38,22 @@ class TritonRpc:
 
     def __init__(self, address: str) -> None:
         self.address = address
-        self._channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
         self._connection: Http2Connection | None = None
         self._connecting = asyncio.Lock()
-        self._infer_head = header_block(
-            {
-                ":method": "POST",
-                ":scheme": "http",
-                ":path": f"{_SERVICE}ModelInfer",
-                ":authority": address,
-                "te": "trailers",
-                "content-type": "application/grpc",
-                "user-agent": "busbar-node-agent",
-            }
-        )
-        self._stream = self._channel.stream_stream(f"{_SERVICE}ModelStreamInfer")
+        self._heads: dict[str, bytes] = {}
+        self._channel: grpc.aio.Channel | None = None
+        """Made for the first stream: its threads wake up even when there is nothing to do."""
 
     async def close(self) -> None:
         """Cancel what is being called and disconnect."""
         if self._connection is not None:
             self._connection.close()
-        await self._channel.close()
+        if self._channel is not None:
+            await self._channel.close()
 
     async def infer(self, request: bytes, timeout_s: float, traceparent: str) -> bytes:
         """See usecases.lane.Inference."""
-        loop, connection = asyncio.get_running_loop(), self._connection
-        if connection is None or connection.closed:
-            connection = await self._connect(timeout_s)
-        head = self._infer_head
-        if traceparent:
-            head += header_block({"traceparent": traceparent})
-        stream_id, answer = connection.start(head, request)
-        expiry = loop.call_later(timeout_s, _expire, answer)
-        try:
-            return await answer
-        finally:
-            expiry.cancel()
-            connection.cancel(stream_id)
+        return await self._call("ModelInfer", request, timeout_s, traceparent)
 
     async def stream(
         self, request: bytes, timeout_s: float, traceparent: str
@@ -83,7 +62,10 @@ class TritonRpc:
         metadata: list[tuple[str, str]] = [_STATUS_IN_STREAMS]
         if traceparent:
             metadata.append(("traceparent", traceparent))
-        call = self._stream(timeout=timeout_s, metadata=metadata)
+        if self._channel is None:
+            self._channel = grpc.aio.insecure_channel(self.address, options=_CHANNEL_OPTIONS)
+        method = self._channel.stream_stream(f"{_SERVICE}ModelStreamInfer")
+        call = method(timeout=timeout_s, metadata=metadata)
         try:
             with _translated():
                 await call.write(request)
@@ -102,43 +84,39 @@ class TritonRpc:
     async def live(self, timeout_s: float) -> bool:
         """Whether the server answers and calls itself live."""
         request = service_pb2.ServerLiveRequest()
-        answer = await self._call("ServerLive", request, timeout_s)
+        answer = await self._ask("ServerLive", request, timeout_s)
         return service_pb2.ServerLiveResponse.FromString(answer).live
 
     async def model_ready(self, model: str, timeout_s: float) -> bool:
         """Whether the model is loaded."""
-        answer = await self._call(
-            "ModelReady", service_pb2.ModelReadyRequest(name=model), timeout_s
-        )
+        answer = await self._ask("ModelReady", service_pb2.ModelReadyRequest(name=model), timeout_s)
         return service_pb2.ModelReadyResponse.FromString(answer).ready
 
     async def load(self, model: str, timeout_s: float) -> None:
         """Load (again) what the repository holds under this name."""
         request = service_pb2.RepositoryModelLoadRequest(model_name=model)
-        await self._call("RepositoryModelLoad", request, timeout_s)
+        await self._ask("RepositoryModelLoad", request, timeout_s)
 
     async def unload(self, model: str, timeout_s: float) -> None:
         """Ask to unload; Triton goes on unloading after it has answered."""
         request = service_pb2.RepositoryModelUnloadRequest(model_name=model)
-        await self._call("RepositoryModelUnload", request, timeout_s)
+        await self._ask("RepositoryModelUnload", request, timeout_s)
 
     async def states(self, timeout_s: float) -> dict[str, str]:
         """State of every model in the repository, such as "READY"; "" for never loaded."""
-        answer = await self._call(
-            "RepositoryIndex", service_pb2.RepositoryIndexRequest(), timeout_s
-        )
+        answer = await self._ask("RepositoryIndex", service_pb2.RepositoryIndexRequest(), timeout_s)
         index = service_pb2.RepositoryIndexResponse.FromString(answer)
         return {model.name: model.state for model in index.models}
 
     async def metadata(self, model: str, timeout_s: float) -> bytes:
         """Serialized ModelMetadataResponse."""
         request = service_pb2.ModelMetadataRequest(name=model)
-        return await self._call("ModelMetadata", request, timeout_s)
+        return await self._ask("ModelMetadata", request, timeout_s)
 
     async def config(self, model: str, timeout_s: float) -> bytes:
         """Serialized ModelConfigResponse."""
         request = service_pb2.ModelConfigRequest(name=model)
-        return await self._call("ModelConfig", request, timeout_s)
+        return await self._ask("ModelConfig", request, timeout_s)
 
     async def _connect(self, timeout_s: float) -> Http2Connection:
         """The connection that carries ModelInfer, made anew when it was lost or used up."""
@@ -154,12 +132,39 @@ class TritonRpc:
                     raise TritonRefused("UNAVAILABLE", f"no connection: {error!r}") from None
             return self._connection
 
-    async def _call(self, method: str, request: Message, timeout_s: float) -> bytes:
-        call = self._channel.unary_unary(f"{_SERVICE}{method}")
+    async def _ask(self, method: str, request: Message, timeout_s: float) -> bytes:
+        return await self._call(method, request.SerializeToString(), timeout_s)
+
+    async def _call(
+        self, method: str, request: bytes, timeout_s: float, traceparent: str = ""
+    ) -> bytes:
+        connection = self._connection
+        if connection is None or connection.closed:
+            connection = await self._connect(timeout_s)
+        head = self._heads.get(method) or self._head(method)
+        if traceparent:
+            head += header_block({"traceparent": traceparent})
+        stream_id, answer = connection.start(head, request)
+        expiry = asyncio.get_running_loop().call_later(timeout_s, _expire, answer)
         try:
-            return await call(request.SerializeToString(), timeout=timeout_s)
-        except (grpc.aio.AioRpcError, asyncio.CancelledError) as error:
-            raise _refused(error) from None
+            return await answer
+        finally:
+            expiry.cancel()
+            connection.cancel(stream_id)
+
+    def _head(self, method: str) -> bytes:
+        head = self._heads[method] = header_block(
+            {
+                ":method": "POST",
+                ":scheme": "http",
+                ":path": f"{_SERVICE}{method}",
+                ":authority": self.address,
+                "te": "trailers",
+                "content-type": "application/grpc",
+                "user-agent": "busbar-node-agent",
+            }
+        )
+        return head
 
 
 @contextlib.contextmanager

@@ -29,6 +29,7 @@ UNLOAD_TIMEOUT_S = 60.0
 CONTROL_TIMEOUT_S = 10.0
 DRAIN_TIMEOUT_S = 120.0
 _GUARD_INTERVAL_S = 5.0
+_GUARD_SOONEST_S = 1.7
 _POLL_S = 0.1
 _RETRY_FIRST_S, _RETRY_CAP_S = 1.0, 60.0
 _CRASH_RETRY_FIRST_S, _CRASH_RETRY_CAP_S = 5.0, 900.0
@@ -279,7 +280,7 @@ class Replica:
                 log.warning("model not checked", deployment=self.deployment, reason=error.reason)
             except _TritonGone:
                 break
-            await _either(session.lost, lane.suspected, within_s=_GUARD_INTERVAL_S)
+            await _look_again(session.lost, lane.suspected)
         return "Triton was lost"
 
     async def _unload(self) -> None:
@@ -346,13 +347,21 @@ async def _under(session: Session, work: Awaitable[T]) -> T:
             task.exception()
 
 
-async def _either(first: asyncio.Event, second: asyncio.Event, *, within_s: float) -> None:
-    """Wait for one of two events; `second` counts only from a third of the time on."""
-    waits = [asyncio.create_task(first.wait())]
+async def _look_again(lost: asyncio.Event, suspected: asyncio.Event) -> None:
+    """Wait for the next look at the model: at once when Triton is lost, soon under suspicion.
+
+    Otherwise on the beat, so that an idle node with many replicas wakes up once for all.
+    """
+    loop = asyncio.get_running_loop()
+    soonest_s = loop.time() + _GUARD_SOONEST_S
+    within_s = _GUARD_INTERVAL_S - loop.time() % _GUARD_INTERVAL_S
+    if within_s < _GUARD_SOONEST_S:
+        within_s += _GUARD_INTERVAL_S
+    waits = [asyncio.create_task(event.wait()) for event in (lost, suspected)]
     try:
-        await asyncio.wait(waits, timeout=within_s / 3)
-        waits.append(asyncio.create_task(second.wait()))
-        await asyncio.wait(waits, timeout=within_s * 2 / 3, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(waits, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
+        if suspected.is_set() and not lost.is_set() and (left_s := soonest_s - loop.time()) > 0.0:
+            await asyncio.wait(waits[:1], timeout=left_s)
     finally:
         for wait in waits:
             wait.cancel()

@@ -54,10 +54,8 @@ class Reporter:
         """Show signs of life, for ever."""
         interval_s = HEARTBEAT_INTERVAL.total_seconds()
         while True:
-            began_s = asyncio.get_running_loop().time()
             await self.write_lease()
-            took_s = asyncio.get_running_loop().time() - began_s
-            await asyncio.sleep(max(0.0, interval_s - took_s))
+            await asyncio.sleep(interval_s - asyncio.get_running_loop().time() % interval_s)
 
     async def report(self) -> None:
         """Write the status on every change and every 10 s, for ever."""

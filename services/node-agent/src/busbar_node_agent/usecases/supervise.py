@@ -217,9 +217,12 @@ async def _hang(run: Run) -> _Lost:
         began_s = loop.time()
         if await _live(run):
             history.succeeded()
+            # On the beat, with what else an idle agent does each second.
+            await asyncio.sleep(PROBE_INTERVAL_S - loop.time() % PROBE_INTERVAL_S)
         else:
-            history.failed(loop.time() - began_s)
-        await asyncio.sleep(max(0.0, PROBE_INTERVAL_S - (loop.time() - began_s)))
+            took_s = loop.time() - began_s
+            history.failed(took_s)
+            await asyncio.sleep(max(0.0, PROBE_INTERVAL_S - took_s))
     return _Lost(HUNG, f"no answer to {history.failures} probes of {PROBE_TIMEOUT_S} s")
 
 
