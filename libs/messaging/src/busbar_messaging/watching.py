@@ -2,7 +2,9 @@
 
 A plain watch dies silently when the server loses its ephemeral consumer. This
 one notices, watches anew, and reports what vanished meanwhile as deletions, so
-that whoever keeps a table from it stays right.
+that whoever keeps a table from it stays right. It makes the consumer itself,
+because each watch of nats-py wakes the process up four times a second, for a
+flow control that buckets of this size do not need.
 """
 
 from __future__ import annotations
@@ -11,19 +13,23 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from typing import Any
 
 import structlog
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from nats.js.errors import Error as JetStreamError
-from nats.js.kv import KeyValue
 
 log = structlog.get_logger()
 
-_POLL_S = 1.0
-_VERIFY_EVERY_POLLS = 15
+_LOOK_EVERY_S = 1.0
+_HEARTBEAT_S = 5.0
+_SILENCE_MAX_S = 11.0
 _RETRY_S = 0.5
+_OPERATION = "KV-Operation"
+_MARKER = "Nats-Marker-Reason"
+"""Left by the server in place of an entry that it removed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +66,9 @@ async def follow(client: Client, bucket: str) -> AsyncGenerator[Change]:
     known: set[str] = set()
     while True:
         try:
-            async for change in _one_watch(client, bucket, known):
-                yield change
+            if client.is_connected:
+                async for change in _one_watch(client, bucket, known):
+                    yield change
         except (NatsError, JetStreamError, TimeoutError, OSError) as error:
             _obey_cancellation()
             log.warning("bucket watch interrupted", bucket=bucket, error=repr(error))
@@ -69,33 +76,62 @@ async def follow(client: Client, bucket: str) -> AsyncGenerator[Change]:
 
 
 async def _one_watch(client: Client, bucket: str, known: set[str]) -> AsyncGenerator[Change]:
-    store = await client.jetstream(timeout=2).key_value(bucket)
-    watcher: Any = await store.watchall()  # nats-py's annotations of it are wrong
+    """Ends when a message was missed, nothing is heard any more, or after a reconnect."""
+    loop, reconnects = asyncio.get_running_loop(), client.stats["reconnects"]
+    messages: asyncio.Queue[Msg] = asyncio.Queue()  # bounded by the subscription's own limits
+    inbox = client.new_inbox()
+    subscription = await client.subscribe(inbox, cb=messages.put)
     try:
-        reconnects, polls, fresh = client.stats["reconnects"], 0, set[str]()
-        reading_all = True
+        config = _consumer(bucket, inbox)
+        info = await client.jetstream(timeout=2).add_consumer(f"KV_{bucket}", config)
+        reading_all, fresh, delivered, heard_s = True, set[str](), 0, loop.time()
+        pending = info.num_pending or 0
         while client.stats["reconnects"] == reconnects:
-            try:
-                # On the beat: all watches of a process that is idle wake it up once.
-                rest_s = _POLL_S - asyncio.get_running_loop().time() % _POLL_S
-                entry = await watcher.updates(timeout=rest_s)
-            except (NatsError, TimeoutError):
-                _obey_cancellation()
-                polls += 1
-                if polls % _VERIFY_EVERY_POLLS == 0 and not await _alive(watcher):
-                    return
-                continue
-            if entry is not None:
-                yield _record(entry, known, fresh)
-            elif reading_all:
+            if reading_all and pending == 0:
                 reading_all = False
                 for key in known - fresh:
                     yield Deleted(key)
                 known.intersection_update(fresh)
                 yield Current()
+            message = await _next(messages)
+            if message is None:
+                if loop.time() - heard_s > _SILENCE_MAX_S:
+                    return
+                continue
+            heard_s = loop.time()
+            if not message.reply:  # a heartbeat
+                continue
+            delivered += 1
+            if message.metadata.sequence.consumer != delivered:
+                return
+            pending = message.metadata.num_pending
+            yield _record(message, bucket, known, fresh)
     finally:
-        with contextlib.suppress(NatsError, JetStreamError, TimeoutError):
-            await watcher.stop()
+        with contextlib.suppress(NatsError, OSError):
+            await subscription.unsubscribe()
+
+
+def _consumer(bucket: str, inbox: str) -> ConsumerConfig:
+    return ConsumerConfig(
+        deliver_subject=inbox,
+        filter_subject=f"$KV.{bucket}.>",
+        deliver_policy=DeliverPolicy.LAST_PER_SUBJECT,
+        ack_policy=AckPolicy.NONE,
+        max_deliver=1,
+        idle_heartbeat=_HEARTBEAT_S,
+        mem_storage=True,
+        num_replicas=1,
+    )
+
+
+async def _next(messages: asyncio.Queue[Msg]) -> Msg | None:
+    """The next message, or None once a second: for all watches of a process at once."""
+    rest_s = _LOOK_EVERY_S - asyncio.get_running_loop().time() % _LOOK_EVERY_S
+    try:
+        async with asyncio.timeout(rest_s):
+            return await messages.get()
+    except TimeoutError:
+        return None
 
 
 def _obey_cancellation() -> None:
@@ -108,20 +144,13 @@ def _obey_cancellation() -> None:
         raise asyncio.CancelledError
 
 
-def _record(entry: KeyValue.Entry, known: set[str], fresh: set[str]) -> Change:
-    if entry.operation in {"DEL", "PURGE"}:
-        known.discard(entry.key)
-        fresh.discard(entry.key)
-        return Deleted(entry.key)
-    known.add(entry.key)
-    fresh.add(entry.key)
-    return Put(entry.key, entry.value or b"", entry.revision or 0)
-
-
-async def _alive(watcher: Any) -> bool:
-    """Whether the server still has the watch's consumer."""
-    try:
-        await watcher._sub.consumer_info()  # noqa: SLF001
-    except (NatsError, JetStreamError, TimeoutError):
-        return False
-    return True
+def _record(message: Msg, bucket: str, known: set[str], fresh: set[str]) -> Change:
+    key = message.subject.removeprefix(f"$KV.{bucket}.")
+    headers = message.headers or {}
+    if headers.get(_OPERATION) in {"DEL", "PURGE"} or _MARKER in headers:
+        known.discard(key)
+        fresh.discard(key)
+        return Deleted(key)
+    known.add(key)
+    fresh.add(key)
+    return Put(key, message.data, message.metadata.sequence.stream)
