@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import time
 from collections.abc import AsyncIterator, Coroutine
 from datetime import timedelta
 from typing import Any, TypeAlias
 
 import structlog
 import uvloop
+from busbar_errors import Unavailable
 from busbar_messaging.connection import close, connect
 from busbar_messaging.topology import BILLING_USAGE, billing_measured_consumer
 from busbar_observability.logs import configure_logging
@@ -29,6 +31,7 @@ from busbar_billing.adapters.bus.measured import MeasuredWriter
 from busbar_billing.adapters.bus.price_directory import PriceDirectoryBucket
 from busbar_billing.adapters.bus.usage import UsagePoster
 from busbar_billing.adapters.http.app import Parts, admin_application
+from busbar_billing.adapters.postgres.adjustments import Adjustments
 from busbar_billing.adapters.postgres.database import Database, open_database
 from busbar_billing.adapters.postgres.journal import Journal
 from busbar_billing.adapters.postgres.keys import Keys
@@ -36,13 +39,16 @@ from busbar_billing.adapters.postgres.leases import Leases
 from busbar_billing.adapters.postgres.measured import MeasuredWork
 from busbar_billing.adapters.postgres.posting import Ledger
 from busbar_billing.adapters.postgres.prices import Prices
+from busbar_billing.adapters.postgres.promotions import Credits
 from busbar_billing.adapters.postgres.reading import Reader
 from busbar_billing.adapters.postgres.tenants import Tenants
 from busbar_billing.settings import Settings
+from busbar_billing.usecases.adjustments import expire_credits
 
 log = structlog.get_logger()
 
 _PROBE_INTERVAL_S = 3.0
+_EXPIRE_INTERVAL_S = 15.0
 _STOP_GRACE_S = 10.0
 Stop: TypeAlias = "asyncio.Future[None]"
 """Done: told to stop. Failed: a part ended by a bug."""
@@ -69,6 +75,7 @@ async def serve(settings: Settings, stop: Stop) -> None:
         desk, reclaimer = LeaseDesk(client, leases, uuid7), Reclaimer(client, leases, leases, uuid7)
         await stack.enter_async_context(background(desk.run(), stop))
         await stack.enter_async_context(background(reclaimer.run(), stop))
+        await stack.enter_async_context(background(expire(parts.adjustments), stop))
         await stack.enter_async_context(
             consuming(consumers(settings, client, database, parts, tracer), stop)
         )
@@ -90,10 +97,13 @@ def build(database: Database, client: Client) -> Parts:
     """The leaves."""
     prices = Prices(database)
     keys = Keys(database)
+    journal = Journal(database)
     return Parts(
         tenants=Tenants(database, prices),
         keys=keys,
-        journal=Journal(database),
+        journal=journal,
+        adjustments=Adjustments(database, journal),
+        credits=Credits(database),
         prices=prices,
         reader=Reader(database),
         directory=KeyDirectoryBucket(client, keys),
@@ -132,6 +142,18 @@ async def probe(database: Database) -> None:
     while True:
         metrics.DATABASE_UP.set(await database.ping())
         await asyncio.sleep(_PROBE_INTERVAL_S)
+
+
+async def expire(adjustments: Adjustments) -> None:
+    """Keep taking expired promotional credit back."""
+    while True:
+        try:
+            expired = await expire_credits(adjustments, uuid7, time.time_ns())
+            if expired:
+                log.info("promotional credit expired", transfers=expired)
+        except Unavailable as error:
+            log.warning("promotional credit not expired", reason=error.reason)
+        await asyncio.sleep(_EXPIRE_INTERVAL_S)
 
 
 @contextlib.asynccontextmanager

@@ -25,6 +25,7 @@ class AccountKind(StrEnum):
     TENANT_HELD = "tenant_held"
     TENANT_RECEIVABLE = "tenant_receivable"
     REVENUE = "revenue"
+    PROMOTIONAL_CREDIT = "promotional_credit"
     PAYMENTS_CLEARING = "payments_clearing"
     ROUNDING = "rounding"
 
@@ -50,6 +51,9 @@ class TransferKind(StrEnum):
     """Why money moved."""
 
     TOP_UP = "top_up"
+    PROMOTIONAL_CREDIT = "promotional_credit"
+    PROMOTIONAL_EXPIRY = "promotional_expiry"
+    REFUND = "refund"
     CHARGE = "charge"
     VOID = "void"
     CORRECTION = "correction"

@@ -44,3 +44,10 @@ def checked_top_up(amount_nanos: int) -> int:
     if amount_nanos > TOP_UP_NANOS_MAX:
         raise Rejected(f"amount_nanos must be at most {TOP_UP_NANOS_MAX} (a million units)")
     return amount_nanos
+
+
+def checked_given(amount_nanos: int) -> int:
+    """Return an amount that we may give a tenant; raise Rejected otherwise."""
+    if not 0 < amount_nanos <= TOP_UP_NANOS_MAX:
+        raise Rejected(f"amount_nanos must be 1 to {TOP_UP_NANOS_MAX}, not {amount_nanos}")
+    return amount_nanos

@@ -15,8 +15,10 @@ from busbar_billing.domain.leases import Due, Funding, Lease, fund, short_tenant
 from busbar_billing.domain.ledger import AccountKind, Transfer, charge, void
 from busbar_billing.domain.metering import Meter, consumed_by, meters_of
 from busbar_billing.domain.prices import PriceBook, PriceBooks
+from busbar_billing.domain.promotions import Charged
 from busbar_billing.domain.rating import Rating, rate
 from busbar_billing.domain.usage import UsageRecord, UsageVoid, check_billable, first_of_each
+from busbar_billing.usecases.promotions import CreditTransaction, settle_credit
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ class PostingReport:
     uncovered: Sequence[Uncovered] = field(default_factory=list[Uncovered])
 
 
-class PostingTransaction(Protocol):
+class PostingTransaction(CreditTransaction, Protocol):
     """One database transaction: everything in it becomes visible together or not at all."""
 
     async def price_books(self) -> PriceBooks:
@@ -170,6 +172,8 @@ async def post_usage(
         voided = await _take_back(transaction, fresh | fresh_voids, new_id)
         if voided:
             await transaction.give_back_used([one.request_id for one in voided if one.request_id])
+        # 5. Promotional credit pays first.
+        await settle_credit(transaction, [_charged(one) for one in charged], voided, new_id)
     duplicates = len(records) - len(refused) - len(charged) + len(voids) - len(fresh_voids)
     return PostingReport(charged, refused, voided, duplicates, uncovered_of(charged, fundings))
 
@@ -288,6 +292,11 @@ def _meters(
             continue
         found.update(meters_of(record, book))
     return found
+
+
+def _charged(one: RatedRecord) -> Charged:
+    record = one.record
+    return Charged(one.transfer_id, record.tenant_id, record.request_id, one.rating.charge_nanos)
 
 
 def _total(charged: Sequence[RatedRecord]) -> Mapping[Meter, int]:

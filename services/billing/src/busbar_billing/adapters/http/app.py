@@ -12,13 +12,16 @@ from busbar_billing.adapters.bus.events import Events
 from busbar_billing.adapters.bus.key_directory import KeyDirectoryBucket
 from busbar_billing.adapters.bus.price_directory import PriceDirectoryBucket
 from busbar_billing.adapters.http import errors
+from busbar_billing.adapters.http.adjustments import adjustment_routes
 from busbar_billing.adapters.http.keys import key_routes
 from busbar_billing.adapters.http.ledger import ledger_routes
 from busbar_billing.adapters.http.prices import price_routes
 from busbar_billing.adapters.http.tenants import tenant_routes
+from busbar_billing.adapters.postgres.adjustments import Adjustments
 from busbar_billing.adapters.postgres.journal import Journal
 from busbar_billing.adapters.postgres.keys import Keys
 from busbar_billing.adapters.postgres.prices import Prices
+from busbar_billing.adapters.postgres.promotions import Credits
 from busbar_billing.adapters.postgres.reading import Reader
 from busbar_billing.adapters.postgres.tenants import Tenants
 
@@ -31,6 +34,8 @@ class Parts:
     keys: Keys
     journal: Journal
     prices: Prices
+    adjustments: Adjustments
+    credits: Credits
     reader: Reader
     directory: KeyDirectoryBucket
     price_directory: PriceDirectoryBucket
@@ -56,4 +61,5 @@ def admin_application(parts: Parts, operator_token: str, hmac_secret: bytes) -> 
     )
     app.include_router(ledger_routes(parts.reader, parts.prices))
     app.include_router(price_routes(parts.prices, parts.tenants, parts.price_directory))
+    app.include_router(adjustment_routes(parts.adjustments, parts.tenants, parts.credits))
     return OperatorGate(app, OperatorToken(operator_token))

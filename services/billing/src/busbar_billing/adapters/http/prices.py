@@ -39,7 +39,7 @@ def price_routes(prices: Prices, tenants: Tenants, directory: PriceDirectoryBuck
             prices,
             tenants,
             currency=wanted.currency,
-            effective_from_unix_ns=_unix_ns(wanted.effective_from, now_ns),
+            effective_from_unix_ns=unix_ns(wanted.effective_from, now_ns),
             quantum_nanos=wanted.charge_quantum_nanos,
             classes={
                 name: {component: _price(entry) for component, entry in entries.items()}
@@ -48,7 +48,7 @@ def price_routes(prices: Prices, tenants: Tenants, directory: PriceDirectoryBuck
             note=wanted.note,
             now_unix_ns=now_ns,
             tenant_id=wanted.tenant_id,
-            effective_until_unix_ns=None if until is None else _unix_ns(until, now_ns),
+            effective_until_unix_ns=None if until is None else unix_ns(until, now_ns),
         )
         directory.changed()
         return show_book(book, in_force=book.covers(time.time_ns()))
@@ -61,7 +61,7 @@ def _price(entry: schemas.PriceEntry) -> Price:
     return Price(entry.amount_nanos, entry.per_units, entry.free_units, tiers)
 
 
-def _unix_ns(moment: datetime | None, now_ns: int) -> int:
+def unix_ns(moment: datetime | None, now_ns: int) -> int:
     """The wanted moment; without one now, and to the microsecond, as it will be stored."""
     if moment is None:
         return -(-now_ns // 1000) * 1000

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from busbar_observability.tracing import parse_traceparent
 
-from busbar_billing.adapters.postgres import metering
+from busbar_billing.adapters.postgres import metering, promotions
 from busbar_billing.adapters.postgres.database import Connection, Database
 from busbar_billing.adapters.postgres.journal import TRANSFER_ROWS, Journal, read_transfers
 from busbar_billing.adapters.postgres.leases import lock_balances, lock_leases, spend_leases
@@ -17,6 +17,7 @@ from busbar_billing.domain.leases import Lease
 from busbar_billing.domain.ledger import Transfer
 from busbar_billing.domain.metering import Meter
 from busbar_billing.domain.prices import PriceBooks
+from busbar_billing.domain.promotions import Credit, Spending
 from busbar_billing.domain.usage import UsageRecord, UsageVoid
 from busbar_billing.usecases.post_usage import RatedRecord, TakenBack
 
@@ -60,6 +61,12 @@ _VOIDS_OF = """
 """
 
 
+async def lock_posting(connection: Connection, *, alone: bool) -> None:
+    """Until the transaction ends keep out whoever is `alone`, or everybody to be alone."""
+    lock = "pg_advisory_xact_lock" if alone else "pg_advisory_xact_lock_shared"
+    await connection.execute(f"SELECT {lock}({_LOCK})")
+
+
 class Ledger:
     """Where usage and the journal are kept."""
 
@@ -72,9 +79,8 @@ class Ledger:
     @contextlib.asynccontextmanager
     async def posting(self, *, with_voids: bool) -> AsyncIterator[LedgerTransaction]:
         """Begin a transaction; one with voids waits until it runs beside no other."""
-        lock = "pg_advisory_xact_lock" if with_voids else "pg_advisory_xact_lock_shared"
         async with self._database.transaction() as connection:
-            await connection.execute(f"SELECT {lock}({_LOCK})")
+            await lock_posting(connection, alone=with_voids)
             yield LedgerTransaction(connection, self._journal, self._prices, self._currencies)
 
 
@@ -162,6 +168,24 @@ class LedgerTransaction:
     async def spend(self, spent: Mapping[UUID, int]) -> None:
         """Count charges against leases, or less than nothing for voids; renews them."""
         await spend_leases(self._connection, spent)
+
+    async def refunds_of(self, request_ids: Collection[UUID]) -> Sequence[Transfer]:
+        """Refunds of these requests that nobody corrected."""
+        return await promotions.refunds_of(self._connection, request_ids)
+
+    async def lock_credits(self, tenant_ids: Collection[str]) -> Sequence[Credit]:
+        """Credits with something left, first to expire first, kept from changing until the end."""
+        return await promotions.lock_credits(self._connection, tenant_ids)
+
+    async def credit_spent(
+        self, request_ids: Collection[UUID]
+    ) -> Mapping[UUID, Sequence[tuple[UUID, int]]]:
+        """What the charges of these requests still have from credits, in the order of spending."""
+        return await promotions.credit_spent(self._connection, request_ids)
+
+    async def add_spending(self, spending: Sequence[Spending]) -> None:
+        """What was spent of credits, or came back."""
+        await promotions.add_spending(self._connection, spending)
 
     async def taken_back(self, request_ids: Collection[UUID]) -> Sequence[TakenBack]:
         """Of these requests, those of which both the charge and a void are there."""

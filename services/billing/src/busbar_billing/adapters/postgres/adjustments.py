@@ -1,0 +1,144 @@
+"""The transactions in which people, or time, change what tenants have."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Collection, Sequence
+from uuid import UUID
+
+from busbar_billing.adapters.postgres import promotions
+from busbar_billing.adapters.postgres.database import Connection, Database
+from busbar_billing.adapters.postgres.journal import TRANSFER_ROWS, Journal, read_transfers
+from busbar_billing.adapters.postgres.posting import lock_posting
+from busbar_billing.adapters.postgres.prices import from_unix_ns
+from busbar_billing.domain.ledger import Transfer
+from busbar_billing.domain.promotions import Credit, Spending
+from busbar_billing.usecases.adjustments import ChargeState
+from busbar_billing.usecases.tenants import PostedTransfer
+
+_LOCK_KEY = "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))"
+_BY_KEY = TRANSFER_ROWS + "WHERE t.idempotency_key = $1 ORDER BY p.line"
+_BY_ID = TRANSFER_ROWS + "WHERE t.transfer_id = $1 ORDER BY p.line"
+_CHARGE = """
+    SELECT
+        u.currency, u.amount_nanos, u.transfer_id,
+        EXISTS (SELECT FROM usage_voids AS v WHERE v.request_id = u.request_id) AS voided,
+        (
+            SELECT coalesce(-sum(p.amount_nanos), 0)::bigint
+            FROM transfers AS t
+            INNER JOIN postings AS p USING (transfer_id)
+            INNER JOIN accounts AS a USING (account_id)
+            WHERE t.request_id = u.request_id AND t.kind IN ('refund', 'correction')
+            AND a.kind = 'revenue'
+        ) AS refunded_nanos,
+        (
+            SELECT coalesce(sum(s.amount_nanos), 0)::bigint
+            FROM promotional_spending AS s
+            WHERE s.request_id = u.request_id AND s.transfer_id = u.transfer_id
+        ) AS credit_first_nanos
+    FROM usage_records AS u
+    WHERE u.request_id = $1
+"""
+_ADD_CREDIT = """
+    INSERT INTO promotional_credits (credit_id, tenant_id, currency, amount_nanos, expires_at)
+    VALUES ($1, $2, $3, $4, $5)
+"""
+_EXPIRED = """
+    SELECT u.credit_id, u.tenant_id, c.currency
+    FROM promotional_unspent AS u
+    INNER JOIN promotional_credits AS c USING (credit_id)
+    WHERE u.unspent_nanos > 0 AND u.expires_at <= $1 AND u.credit_id > $2
+    ORDER BY u.credit_id
+    LIMIT 1
+"""
+
+
+class Adjustments:
+    """Where the journal is kept."""
+
+    def __init__(self, database: Database, journal: Journal) -> None:
+        self._database = database
+        self._journal = journal
+
+    @contextlib.asynccontextmanager
+    async def adjusting(self) -> AsyncIterator[AdjustmentRows]:
+        """Begin a transaction; it runs beside no posting that takes charges back."""
+        async with self._database.transaction() as connection:
+            await lock_posting(connection, alone=False)
+            yield AdjustmentRows(connection, self._journal)
+
+
+class AdjustmentRows:
+    """One transaction."""
+
+    def __init__(self, connection: Connection, journal: Journal) -> None:
+        self._connection = connection
+        self._journal = journal
+
+    async def lock_key(self, key: str) -> None:
+        """Wait for whoever does something under the same idempotency key."""
+        await self._connection.execute(_LOCK_KEY, key)
+
+    async def posted(self, key: str) -> PostedTransfer | None:
+        """What was posted under an idempotency key."""
+        rows = await self._connection.fetch(_BY_KEY, key)
+        return read_transfers(rows, repeated=True)[0] if rows else None
+
+    async def transfer(self, transfer_id: UUID) -> Transfer | None:
+        """A posted transfer."""
+        rows = await self._connection.fetch(_BY_ID, transfer_id)
+        return read_transfers(rows)[0].transfer if rows else None
+
+    async def charge_of(self, request_id: UUID) -> ChargeState | None:
+        """The charge of a request, kept from changing until the end."""
+        await self._connection.execute(_LOCK_KEY, f"charge:{request_id}")
+        row = await self._connection.fetchrow(_CHARGE, request_id)
+        if row is None:
+            return None
+        charge = await self.transfer(row["transfer_id"])
+        spent = await promotions.credit_spent(self._connection, [request_id])
+        assert charge is not None
+        return ChargeState(
+            charge=charge,
+            currency=row["currency"],
+            amount_nanos=row["amount_nanos"],
+            voided=row["voided"],
+            refunded_nanos=row["refunded_nanos"],
+            credit_spent=spent.get(request_id, []),
+            credit_first_nanos=row["credit_first_nanos"],
+        )
+
+    async def post(self, transfer: Transfer) -> PostedTransfer:
+        """Append to the journal."""
+        await self._journal.append(self._connection, [transfer])
+        rows = await self._connection.fetch(_BY_ID, transfer.transfer_id)
+        return read_transfers(rows)[0]
+
+    async def lock_available(self, tenant_id: str, currency: str) -> int:
+        """What the tenant has outside of leases, kept from changing until the end."""
+        held = await self._connection.fetchval("SELECT lock_available($1, $2)", tenant_id, currency)
+        return int(held or 0)
+
+    async def lock_credits(self, tenant_ids: Collection[str]) -> Sequence[Credit]:
+        """Credits with something left, first to expire first, kept from changing until the end."""
+        return await promotions.lock_credits(self._connection, tenant_ids)
+
+    async def add_credit(self, credit: Credit, currency: str, expires_unix_ns: int) -> None:
+        """A credit that was given."""
+        await self._connection.execute(
+            _ADD_CREDIT,
+            credit.credit_id,
+            credit.tenant_id,
+            currency,
+            credit.unspent_nanos,
+            from_unix_ns(expires_unix_ns),
+        )
+
+    async def add_spending(self, spending: Sequence[Spending]) -> None:
+        """What was spent of credits, or came back."""
+        await promotions.add_spending(self._connection, spending)
+
+    async def expired_credit(self, now_unix_ns: int, after: UUID) -> tuple[UUID, str, str] | None:
+        """The next expired credit that has something left: id, tenant, currency."""
+        row = await self._connection.fetchrow(_EXPIRED, from_unix_ns(now_unix_ns), after)
+        return None if row is None else (row["credit_id"], row["tenant_id"], row["currency"])

@@ -1,0 +1,257 @@
+"""What people do to a tenant's money: give, refund, correct; and how credit expires."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Protocol
+from uuid import UUID
+
+from busbar_errors import Conflict, NotFound, Rejected
+
+from busbar_billing.domain import ledger, promotions
+from busbar_billing.domain.ledger import Transfer, TransferKind
+from busbar_billing.domain.money import checked_currency, checked_given
+from busbar_billing.domain.names import checked_reference, checked_text
+from busbar_billing.domain.promotions import Credit, Spending
+from busbar_billing.domain.usage import UNIX_NS_MAX
+from busbar_billing.usecases.tenants import PostedTransfer, Tenant
+
+REASON_MAX = 200
+CORRECTABLE = frozenset({TransferKind.TOP_UP, TransferKind.REFUND})
+
+
+@dataclass(frozen=True, slots=True)
+class ChargeState:
+    """A posted charge and what became of it, in nanos of `currency`."""
+
+    charge: Transfer
+    currency: str
+    amount_nanos: int
+    voided: bool
+    refunded_nanos: int
+    """Net of corrected refunds."""
+    credit_spent: Sequence[tuple[UUID, int]]
+    """What it still has from each credit, in the order of spending."""
+    credit_first_nanos: int
+    """What it took from credits when it was posted."""
+
+
+class AdjustmentTransaction(Protocol):
+    """One transaction on the journal and on credits, beside no posting that takes charges back."""
+
+    async def lock_key(self, key: str) -> None:
+        """Wait for whoever does something under the same idempotency key."""
+        ...
+
+    async def posted(self, key: str) -> PostedTransfer | None:
+        """What was posted under an idempotency key."""
+        ...
+
+    async def transfer(self, transfer_id: UUID) -> Transfer | None:
+        """A posted transfer."""
+        ...
+
+    async def charge_of(self, request_id: UUID) -> ChargeState | None:
+        """The charge of a request, kept from changing until the end."""
+        ...
+
+    async def post(self, transfer: Transfer) -> PostedTransfer:
+        """Append to the journal."""
+        ...
+
+    async def lock_available(self, tenant_id: str, currency: str) -> int:
+        """What the tenant has outside of leases, kept from changing until the end."""
+        ...
+
+    async def lock_credits(self, tenant_ids: Collection[str]) -> Sequence[Credit]:
+        """Credits with something left, first to expire first, kept from changing until the end."""
+        ...
+
+    async def add_credit(self, credit: Credit, currency: str, expires_unix_ns: int) -> None:
+        """A credit that was given."""
+        ...
+
+    async def add_spending(self, spending: Sequence[Spending]) -> None:
+        """What was spent of credits, or came back."""
+        ...
+
+    async def expired_credit(self, now_unix_ns: int, after: UUID) -> tuple[UUID, str, str] | None:
+        """The next expired credit that has something left: id, tenant, currency."""
+        ...
+
+
+class Adjustments(Protocol):
+    """Where the journal is kept."""
+
+    def adjusting(self) -> AbstractAsyncContextManager[AdjustmentTransaction]:
+        """Begin a transaction."""
+        ...
+
+
+class Tenants(Protocol):
+    """Who pays."""
+
+    async def get(self, tenant_id: str) -> Tenant:
+        """Raise NotFound when there is none."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class WantedCredit:
+    """A promotional credit to give."""
+
+    tenant_id: str
+    amount_nanos: int
+    currency: str
+    reference: str
+    expires_unix_ns: int
+
+
+async def grant_credit(
+    store: Adjustments,
+    tenants: Tenants,
+    wanted: WantedCredit,
+    transfer_id: UUID,
+    now_unix_ns: int,
+) -> PostedTransfer:
+    """Give a tenant money to spend until it expires; the same `reference` again changes nothing.
+
+    Raises Conflict when the reference was used for another amount.
+    """
+    tenant = await tenants.get(wanted.tenant_id)
+    if checked_currency(wanted.currency) != tenant.currency:
+        raise Rejected(f"tenant {tenant.tenant_id} pays in {tenant.currency}")
+    amount = checked_given(wanted.amount_nanos)
+    given = promotions.promotional_credit(
+        transfer_id,
+        tenant.tenant_id,
+        amount,
+        tenant.currency,
+        checked_reference(wanted.reference),
+    )
+    async with store.adjusting() as transaction:
+        before = await _posted_before(transaction, given)
+        if before is not None:
+            return before
+        if not now_unix_ns < wanted.expires_unix_ns <= UNIX_NS_MAX:
+            raise Rejected("expires_at must be in the future and before the year 2100")
+        posted = await transaction.post(given)
+        credit = Credit(transfer_id, tenant.tenant_id, amount)
+        await transaction.add_credit(credit, tenant.currency, wanted.expires_unix_ns)
+    return posted
+
+
+async def refund_charge(
+    store: Adjustments,
+    *,
+    request_id: UUID,
+    amount_nanos: int | None,
+    reference: str,
+    reason: str,
+    transfer_id: UUID,
+) -> PostedTransfer:
+    """Give back part of a charge, or what is left of it; never more than was charged.
+
+    Promotional credit that it had spent comes back after the tenant's own money,
+    and is gone when the credit has expired.
+    """
+    reference, reason = checked_reference(reference), checked_text("reason", reason, REASON_MAX)
+    name = f"req_{request_id.hex}"
+    async with store.adjusting() as transaction:
+        state = await transaction.charge_of(request_id)
+        if state is None:
+            raise NotFound(f"no charge is posted for request {name}")
+        left = 0 if state.voided else state.amount_nanos - state.refunded_nanos
+        amount = left if amount_nanos is None else amount_nanos
+        wanted = promotions.refund(
+            transfer_id, state.charge, amount, state.currency, reference=reference, reason=reason
+        )
+        before = await _posted_before(transaction, wanted, any_amount=amount_nanos is None)
+        if before is not None:
+            return before
+        if state.voided:
+            raise Conflict(f"the charge of {name} was taken back: nothing is left to refund")
+        if not 0 < amount <= left:
+            raise Rejected(f"of the charge of {name} {left} nanos are left, not {amount}")
+        posted = await transaction.post(wanted)
+        promotional = promotions.credit_in_refund(
+            state.amount_nanos, state.credit_first_nanos, state.refunded_nanos, amount
+        )
+        given = promotions.give_back(transfer_id, request_id, state.credit_spent, promotional)
+        await transaction.add_spending(given)
+    return posted
+
+
+async def correct_transfer(
+    store: Adjustments, *, wrong_id: UUID, reason: str, new_id: UUID
+) -> PostedTransfer:
+    """Undo a top-up or a refund that should not have been, if the tenant still has the money."""
+    reason = checked_text("reason", reason, REASON_MAX)
+    async with store.adjusting() as transaction:
+        wrong = await transaction.transfer(wrong_id)
+        if wrong is None:
+            raise NotFound(f"there is no transfer {wrong_id}")
+        if wrong.kind not in CORRECTABLE or wrong.tenant_id is None:
+            raise Rejected(f"a {wrong.kind} cannot be corrected, only a top_up or a refund")
+        undone = ledger.correction(new_id, wrong, reason)
+        before = await _posted_before(transaction, undone)
+        if before is not None:
+            return before
+        if wrong.request_id is not None:
+            await _check_correctable(transaction, wrong.request_id)
+        taken = next(one for one in undone.postings if one.account.tenant_id is not None)
+        available = await transaction.lock_available(wrong.tenant_id, taken.account.currency)
+        if available < -taken.amount_nanos:
+            raise Conflict(
+                f"tenant {wrong.tenant_id} has {available} nanos outside of leases, "
+                f"not the {-taken.amount_nanos} to be taken back"
+            )
+        return await transaction.post(undone)
+
+
+async def _check_correctable(transaction: AdjustmentTransaction, request_id: UUID) -> None:
+    state = await transaction.charge_of(request_id)
+    if state is not None and state.credit_first_nanos:
+        raise Rejected("the refund gave promotional credit back: it cannot be corrected")
+
+
+async def _posted_before(
+    transaction: AdjustmentTransaction, wanted: Transfer, *, any_amount: bool = False
+) -> PostedTransfer | None:
+    await transaction.lock_key(wanted.idempotency_key)
+    before = await transaction.posted(wanted.idempotency_key)
+    if before is not None and not any_amount and before.transfer.postings != wanted.postings:
+        raise Conflict(
+            "the reference was already used for another amount: "
+            "use a new reference, or repeat the amount"
+        )
+    return before
+
+
+async def expire_credits(
+    store: Adjustments, new_id: Callable[[], UUID], now_unix_ns: int, limit: int = 1_000
+) -> int:
+    """Take back the unspent rest of expired credits; returns how many transfers it took.
+
+    What is in a lease is taken when it comes back, unless it is spent by then.
+    """
+    expired, last = 0, UUID(int=0)
+    for _ in range(limit):
+        async with store.adjusting() as transaction:
+            found = await transaction.expired_credit(now_unix_ns, last)
+            if found is None:
+                break
+            last, tenant_id, currency = found
+            available = await transaction.lock_available(tenant_id, currency)
+            unspent = await transaction.lock_credits([tenant_id])
+            credit = next((one for one in unspent if one.credit_id == last), None)
+            amount = min(available, credit.unspent_nanos) if credit else 0
+            if credit is not None and amount > 0:
+                taken = promotions.promotional_expiry(new_id(), credit, amount, currency)
+                await transaction.post(taken)
+                spent = Spending(taken.transfer_id, credit.credit_id, None, amount)
+                await transaction.add_spending([spent])
+                expired += 1
+    return expired

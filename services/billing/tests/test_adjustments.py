@@ -1,0 +1,406 @@
+"""Promotional credit, refunds and corrections: what people do to a tenant's money."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+from billing_parts import Gateway, Json, Service
+from busbar_billing.adapters.postgres.adjustments import Adjustments
+from busbar_billing.adapters.postgres.database import open_database
+from busbar_billing.adapters.postgres.journal import Journal
+from busbar_billing.domain import ledger, promotions
+from busbar_billing.domain.promotions import Charged, Credit
+from busbar_billing.usecases.adjustments import expire_credits
+from busbar_runtime.pytest_plugin import Database
+from harness.polling import eventually
+from hypothesis import given
+from hypothesis import strategies as st
+from uuid_utils.compat import uuid7
+
+COST_NANOS = 100_000
+A, B = UUID(int=10), UUID(int=11)
+
+
+def in_days(days: float) -> str:
+    return (datetime.now(UTC) + timedelta(days=days)).isoformat()
+
+
+def far_ns(days: float) -> int:
+    return int((datetime.now(UTC) + timedelta(days=days)).timestamp() * 1e9)
+
+
+# --- rules ---------------------------------------------------------------------------------------
+
+
+def test_the_credit_that_expires_first_is_spent_first_and_own_money_last() -> None:
+    unspent = [Credit(A, "acme", 50), Credit(B, "acme", 30)]
+    charges = [Charged(UUID(int=n), "acme", UUID(int=100 + n), 40) for n in range(3)]
+    spent = promotions.spend(unspent, [*charges, Charged(B, "bolt", B, 7)])
+
+    assert [(one.transfer_id.int, one.credit_id, one.amount_nanos) for one in spent] == [
+        (0, A, 40),
+        (1, A, 10),
+        (1, B, 30),
+    ]
+
+
+amounts = st.integers(0, 1_000)
+
+
+@given(st.lists(amounts, max_size=5), st.lists(amounts, max_size=8))
+def test_spending_never_exceeds_a_credit_or_a_charge(given_: list[int], due: list[int]) -> None:
+    unspent = [Credit(UUID(int=n), "acme", amount) for n, amount in enumerate(given_) if amount]
+    charges = [Charged(UUID(int=n), "acme", UUID(int=n), amount) for n, amount in enumerate(due)]
+    spent = promotions.spend(unspent, charges)
+
+    assert sum(one.amount_nanos for one in spent) == min(sum(given_), sum(due))
+    for credit in unspent:
+        of_it = [one.amount_nanos for one in spent if one.credit_id == credit.credit_id]
+        assert sum(of_it) <= credit.unspent_nanos
+        assert all(amount > 0 for amount in of_it)
+    for charge in charges:
+        by_it = [one.amount_nanos for one in spent if one.transfer_id == charge.transfer_id]
+        assert sum(by_it) <= charge.amount_nanos
+
+
+@given(st.integers(1, 1_000), st.integers(0, 1_000), st.lists(st.integers(1, 400)))
+def test_refunds_give_own_money_back_first_and_all_credit_in_the_end(
+    charged: int, spent: int, refunds: list[int]
+) -> None:
+    spent, before, given_back = min(spent, charged), 0, 0
+    for wanted in [*refunds, charged]:
+        part = min(wanted, charged - before)
+        credit = promotions.credit_in_refund(charged, spent, before, part)
+        before, given_back = before + part, given_back + credit
+
+        assert 0 <= credit <= part
+        assert given_back == max(0, before - (charged - spent))
+    assert given_back == spent
+
+
+@given(st.lists(st.integers(1, 100), min_size=1, max_size=4), st.integers(0, 500))
+def test_what_is_given_back_goes_to_the_credit_spent_last(parts: list[int], amount: int) -> None:
+    spent = [(UUID(int=n), part) for n, part in enumerate(parts)]
+    given_back = promotions.give_back(A, B, spent, amount)
+
+    assert -sum(one.amount_nanos for one in given_back) == min(amount, sum(parts))
+    assert [one.credit_id.int for one in given_back] == sorted(
+        (one.credit_id.int for one in given_back), reverse=True
+    )
+    for one in given_back:
+        assert 0 < -one.amount_nanos <= parts[one.credit_id.int]
+
+
+@given(st.integers(1, 10**15), st.uuids())
+def test_adjustments_sum_to_zero(amount: int, charge_id: UUID) -> None:
+    credit = promotions.promotional_credit(A, "acme", amount, "USD", "r")
+    expiry = promotions.promotional_expiry(B, Credit(A, "acme", amount), amount, "USD")
+    charge = ledger.top_up(charge_id, "acme", amount, "USD", "r")
+    refund = promotions.refund(B, charge, amount, "USD", reference="r", reason="x")
+
+    assert ledger.balances([credit, expiry]) == {}
+    assert ledger.totals(refund.postings) == {"USD": 0}
+
+
+# --- on a real database --------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def adjustments(database: Database) -> AsyncIterator[Adjustments]:
+    async with open_database(database.billing_dsn) as opened:
+        yield Adjustments(opened, Journal(opened))
+
+
+async def give(billing: Service, tenant: str, nanos: int, days: float, reference: str) -> Json:
+    body = {
+        "amount_nanos": nanos,
+        "currency": "USD",
+        "reference": reference,
+        "expires_at": in_days(days),
+    }
+    return await billing.json("POST", f"/tenants/{tenant}/credits", json=body)
+
+
+async def unspent(billing: Service, tenant: str) -> dict[str, int]:
+    page = await billing.json("GET", f"/tenants/{tenant}/credits")
+    return {one["reference"]: one["unspent_nanos"] for one in page["items"]}
+
+
+async def use(billing: Service, gateway: Gateway, tenant: str, count: int = 1) -> list[str]:
+    """Requests of 100,000 nanos each, posted."""
+    records = [gateway.record(tenant) for _ in range(count)]
+    posted = len(await billing.usage(tenant))
+    await gateway.publish(*records)
+    await billing.posted(tenant, posted + count)
+    return [f"req_{one.request_id.hex()}" for one in records]
+
+
+async def test_a_credit_is_given_once_for_each_reference(billing: Service, tenant: str) -> None:
+    body: Json = {
+        "amount_nanos": 7,
+        "currency": "USD",
+        "reference": "welcome",
+        "expires_at": in_days(3),
+    }
+    path = f"/tenants/{tenant}/credits"
+    answers = await asyncio.gather(*(billing.call("POST", path, json=body) for _ in range(5)))
+    other = await billing.call("POST", path, json={**body, "amount_nanos": 8})
+
+    assert sorted(answer.status_code for answer in answers) == [200, 200, 200, 200, 201]
+    assert other.status_code == 409
+    assert await billing.balance(tenant) == 7
+    assert await unspent(billing, tenant) == {"welcome": 7}
+
+
+async def test_credit_is_spent_first_given_back_by_voids_and_expires(
+    billing: Service, gateway: Gateway, tenant: str, adjustments: Adjustments
+) -> None:
+    body = {"amount_nanos": 10**6, "currency": "USD", "reference": "paid"}
+    await billing.json("POST", f"/tenants/{tenant}/topups", json=body)
+    await give(billing, tenant, 150_000, 20, "later")
+    await give(billing, tenant, 150_000, 10, "sooner")
+    await use(billing, gateway, tenant, 2)
+    assert await unspent(billing, tenant) == {"later": 100_000, "sooner": 0}
+
+    voided = gateway.record(tenant)
+    await gateway.publish(voided, voids=(gateway.void(voided),))
+    await billing.posted(tenant, 3)
+    assert await unspent(billing, tenant) == {"later": 100_000, "sooner": 0}
+    held = await billing.balance(tenant)
+
+    await expire_credits(adjustments, uuid7, far_ns(15))
+    assert await billing.balance(tenant) == held
+    await expire_credits(adjustments, uuid7, far_ns(25))
+    await expire_credits(adjustments, uuid7, far_ns(25))
+    assert await unspent(billing, tenant) == {"later": 0, "sooner": 0}
+    assert await billing.balance(tenant) == held - 100_000 == 10**6 - 0
+
+
+async def test_only_the_unspent_rest_of_a_credit_expires(
+    billing: Service, gateway: Gateway, tenant: str, adjustments: Adjustments
+) -> None:
+    await give(billing, tenant, 250_000, 10, "gift")
+    await use(billing, gateway, tenant, 1)
+    [journal] = [
+        one for one in await billing.transfers(tenant_id=tenant) if one["kind"] == "charge"
+    ]
+    assert journal["kind"] == "charge"
+
+    await expire_credits(adjustments, uuid7, far_ns(11))
+    assert await billing.balance(tenant) == 0
+    kinds = [one["kind"] for one in await billing.transfers(tenant_id=tenant)]
+    assert kinds.count("promotional_expiry") == 1
+
+
+async def test_the_service_expires_credit_by_itself(billing: Service, tenant: str) -> None:
+    await give(billing, tenant, 5, 1 / 86_400, "short")  # one second
+
+    await eventually(
+        lambda: billing.balance(tenant),
+        within_s=40,
+        what="the credit is gone",
+        until=lambda held: held == 0,
+    )
+
+
+async def refund(billing: Service, request: str, **body: Any) -> Any:
+    plain = {"reference": uuid4().hex, "reason": "our fault"}
+    return await billing.call("POST", f"/usage/{request}/refunds", json={**plain, **body})
+
+
+async def test_a_charge_is_refunded_in_parts_and_never_beyond(
+    billing: Service, gateway: Gateway, tenant: str
+) -> None:
+    [request] = await use(billing, gateway, tenant)
+    answers = await asyncio.gather(
+        *(refund(billing, request, amount_nanos=30_000) for _ in range(6))
+    )
+    assert sorted(answer.status_code for answer in answers) == [201, 201, 201, 422, 422, 422]
+
+    rest = await refund(billing, request, reference="rest")
+    again = await refund(billing, request, reference="rest")
+    beyond = await refund(billing, request, reference="beyond")
+    assert (rest.status_code, again.status_code, beyond.status_code) == (201, 200, 422)
+    assert rest.json()["transfer_id"] == again.json()["transfer_id"]
+    assert await billing.balance(tenant) == 0
+    changed = await refund(billing, request, reference="rest", amount_nanos=1)
+    assert changed.status_code == 409
+
+
+async def test_a_refund_gives_own_money_back_before_credit(
+    billing: Service, gateway: Gateway, tenant: str
+) -> None:
+    await give(billing, tenant, 40_000, 10, "gift")
+    [request] = await use(billing, gateway, tenant)
+    assert await unspent(billing, tenant) == {"gift": 0}
+
+    await refund(billing, request, amount_nanos=60_000)
+    assert await unspent(billing, tenant) == {"gift": 0}
+    await refund(billing, request, amount_nanos=10_000)
+    assert await unspent(billing, tenant) == {"gift": 10_000}
+    await refund(billing, request)
+    assert await unspent(billing, tenant) == {"gift": 40_000}
+
+
+async def test_a_void_after_a_refund_takes_nothing_back_twice(
+    billing: Service, gateway: Gateway, tenant: str
+) -> None:
+    await give(billing, tenant, 40_000, 10, "gift")
+    record = gateway.record(tenant)
+    await gateway.publish(record)
+    await billing.posted(tenant, 1)
+    request = f"req_{record.request_id.hex()}"
+    await refund(billing, request, amount_nanos=80_000)
+    await gateway.publish(voids=(gateway.void(record),))
+
+    await eventually(
+        lambda: billing.balance(tenant),
+        within_s=20,
+        what="the void is posted",
+        until=lambda held: held == 40_000,
+    )
+    assert await unspent(billing, tenant) == {"gift": 40_000}
+    late = await refund(billing, request)
+    assert late.status_code == 409
+    assert "taken back" in late.json()["error"]["message"]
+
+
+async def test_a_wrong_top_up_is_undone_once_and_only_while_the_money_is_there(
+    billing: Service, gateway: Gateway, tenant: str
+) -> None:
+    body = {"amount_nanos": 500_000, "currency": "USD", "reference": "typo"}
+    wrong = await billing.json("POST", f"/tenants/{tenant}/topups", json=body)
+    path = f"/transfers/{wrong['transfer_id']}/corrections"
+    await use(billing, gateway, tenant, 1)
+    short = await billing.call("POST", path, json={"reason": "typo"})
+    assert short.status_code == 409
+    assert "400000" in short.json()["error"]["message"]
+
+    more = {"amount_nanos": 200_000, "currency": "USD", "reference": "more"}
+    await billing.json("POST", f"/tenants/{tenant}/topups", json=more)
+    calls = (billing.call("POST", path, json={"reason": "typo"}) for _ in range(4))
+    answers = await asyncio.gather(*calls)
+    assert sorted(answer.status_code for answer in answers) == [200, 200, 200, 201]
+    assert await billing.balance(tenant) == 100_000
+    undone = answers[0].json()["transfer_id"]
+    twice = await billing.call("POST", f"/transfers/{undone}/corrections", json={"reason": "x"})
+    assert twice.status_code == 422
+
+
+async def test_credits_equal_their_spending_replayed(
+    billing: Service, gateway: Gateway, tenant: str, admin: asyncpg.Connection
+) -> None:
+    chance = random.Random(5)
+    for number in range(4):
+        await give(billing, tenant, chance.randrange(1, 300_000), 10 - number, f"gift {number}")
+    requests = await use(billing, gateway, tenant, 6)
+    for request in requests:
+        await refund(billing, request, amount_nanos=chance.randrange(1, COST_NANOS))
+
+    rows = await admin.fetch(
+        "SELECT c.amount_nanos - coalesce(sum(s.amount_nanos), 0) AS left, u.unspent_nanos"
+        " FROM promotional_credits AS c JOIN promotional_unspent AS u USING (credit_id)"
+        " LEFT JOIN promotional_spending AS s USING (credit_id)"
+        " WHERE c.tenant_id = $1 GROUP BY c.credit_id, u.unspent_nanos",
+        tenant,
+    )
+    assert len(rows) == 4
+    assert all(row["left"] == row["unspent_nanos"] for row in rows)
+
+
+GIFT: Json = {"amount_nanos": 1, "currency": "USD", "reference": "r", "expires_at": in_days(1)}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"amount_nanos": 0},
+        {"amount_nanos": -1},
+        {"amount_nanos": 10**15 + 1},
+        {"amount_nanos": 2**63},
+        {"amount_nanos": 2**200},
+        {"amount_nanos": 1.5},
+        {"amount_nanos": "1"},
+        {"amount_nanos": True},
+        {"currency": "EUR"},
+        {"currency": "XXX"},
+        {"currency": "usd"},
+        {"currency": "'; DROP TABLE postings; --"},
+        {"reference": ""},
+        {"reference": "a\u0000b"},
+        {"reference": "\u202egnp.exe"},
+        {"reference": "\u200f"},
+        {"reference": "tab\there"},
+        {"reference": "x" * 201},
+        {"expires_at": "2020-01-01T00:00:00Z"},
+        {"expires_at": "9999-01-01T00:00:00Z"},
+        {"expires_at": "2030-01-01T00:00:00"},
+        {"expires_at": "soon"},
+        {"unknown": 1},
+    ],
+)
+async def test_a_bad_credit_is_refused_and_moves_nothing(
+    billing: Service, tenant: str, change: Json
+) -> None:
+    answer = await billing.call("POST", f"/tenants/{tenant}/credits", json={**GIFT, **change})
+
+    assert answer.status_code == 422, answer.text
+    assert answer.json()["error"]["message"]
+    assert await billing.balance(tenant) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "status"),
+    [
+        ({"amount_nanos": 0}, 422),
+        ({"amount_nanos": -5}, 422),
+        ({"amount_nanos": COST_NANOS + 1}, 422),
+        ({"amount_nanos": 2**63}, 422),
+        ({"amount_nanos": 0.5}, 422),
+        ({"reference": "\u202e"}, 422),
+        ({"reason": ""}, 422),
+        ({"reason": "\u0007"}, 422),
+        ({"reason": "x" * 201}, 422),
+        ({"currency": "USD"}, 422),
+    ],
+)
+async def test_a_bad_refund_is_refused_and_moves_nothing(
+    billing: Service, gateway: Gateway, tenant: str, change: Json, status: int
+) -> None:
+    [request] = await use(billing, gateway, tenant)
+    answer = await refund(billing, request, **change)
+
+    assert answer.status_code == status, answer.text
+    assert await billing.balance(tenant) == -COST_NANOS
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        (f"/usage/req_{'0' * 32}/refunds", 404),
+        ("/usage/'; DROP TABLE postings; --/refunds", 422),
+        ("/usage/%00/refunds", 422),
+    ],
+)
+async def test_what_was_not_charged_is_not_refunded(
+    billing: Service, path: str, status: int
+) -> None:
+    answer = await billing.call("POST", path, json={"reference": "r", "reason": "x"})
+
+    assert answer.status_code == status, answer.text
+
+
+@pytest.mark.parametrize(
+    "name", [str(uuid4()), "nothing", "%00", "'; DROP TABLE transfers; --", "x" * 300]
+)
+async def test_what_was_not_posted_is_not_corrected(billing: Service, name: str) -> None:
+    answer = await billing.call("POST", f"/transfers/{name}/corrections", json={"reason": "x"})
+
+    assert answer.status_code == 404, answer.text
