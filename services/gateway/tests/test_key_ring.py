@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import time
+from threading import Event
 
 import pytest
 from busbar_contracts.billing.v1.keys_pb2 import ApiKey
@@ -61,9 +62,28 @@ def test_anything_else_is_refused(header: str | None) -> None:
 
 def test_a_revoked_key_is_refused_at_once() -> None:
     keys = ring()
+    keys.authenticate(f"Bearer {KEY}")
     keys.apply(Deleted(name_of(KEY)))
 
     with pytest.raises(Unauthenticated):
+        keys.authenticate(f"Bearer {KEY}")
+
+
+def test_what_a_key_may_use_changes_at_once() -> None:
+    keys = ring()
+    keys.authenticate(f"Bearer {KEY}")
+    keys.apply(Put(name_of(KEY), ApiKey(key_id="k", tenant_id="other").SerializeToString(), 2))
+
+    assert keys.authenticate(f"Bearer {KEY}").tenant_id == "other"
+
+
+def test_a_key_that_expires_while_in_use_is_refused() -> None:
+    moment = Event()
+    keys = ring(round(time.time() * 1000) + 200)
+    keys.authenticate(f"Bearer {KEY}")
+    moment.wait(0.25)
+
+    with pytest.raises(Unauthenticated, match="expired"):
         keys.authenticate(f"Bearer {KEY}")
 
 

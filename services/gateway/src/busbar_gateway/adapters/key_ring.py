@@ -20,6 +20,8 @@ log = structlog.get_logger()
 
 _KEY_LENGTH_MAX = 256
 _SCHEME = "bearer "
+_RECENT_MAX = 4096
+"""Headers whose key was found lately; the HMAC of a key costs more than looking it up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +37,19 @@ class KeyRing:
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
         self._known: dict[bytes, _Known] = {}
+        self._recent: dict[str, _Known] = {}
         self.read_once = False
 
     def authenticate(self, authorization: str | None) -> Caller:
         """Return whose key an `Authorization: Bearer` header holds; raise Unauthenticated."""
+        known = self._recent.get(authorization or "")
+        if known is None:
+            known = self._look_up(authorization)
+        if known.expires_unix_s and time.time() >= known.expires_unix_s:
+            raise Unauthenticated("this API key has expired")
+        return known.caller
+
+    def _look_up(self, authorization: str | None) -> _Known:
         if not authorization:
             raise Unauthenticated("no API key: send the header 'Authorization: Bearer <key>'")
         if authorization[: len(_SCHEME)].lower() != _SCHEME:
@@ -50,12 +61,14 @@ class KeyRing:
         known = self._known.get(digest)
         if known is None:
             raise Unauthenticated("this API key is unknown or was revoked")
-        if known.expires_unix_s and time.time() >= known.expires_unix_s:
-            raise Unauthenticated("this API key has expired")
-        return known.caller
+        if len(self._recent) >= _RECENT_MAX:
+            self._recent.clear()
+        self._recent[authorization] = known
+        return known
 
     def apply(self, change: Change) -> None:
         """Take one change of the bucket."""
+        self._recent.clear()
         if isinstance(change, Current):
             self.read_once = True
             return
