@@ -28,6 +28,7 @@ from busbar_gateway.adapters.http.prompts import render_prompt
 from busbar_gateway.domain.failures import InvalidInput, ModelFailed, PayloadTooLarge
 from hypothesis import given
 from hypothesis import strategies as st
+from tritonclient.grpc import service_pb2
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**65), 2**65) | st.floats(width=32) | st.text(),
@@ -73,7 +74,9 @@ def test_any_inference_body_is_translated_or_refused(
     length = str(len(text)).encode() if length is None else length
     with contextlib.suppress(InvalidInput):
         request = parse_infer_request(body, header_length(length, len(body)), model="m")
-        assert len(request.inputs) <= len(request.message.inputs)
+        message = service_pb2.ModelInferRequest.FromString(request.payload())
+        assert len(request.inputs) <= len(message.inputs)
+        assert list(message.raw_input_contents) == [bytes(t.raw or b"") for t in request.inputs]
 
 
 @given(body=st.binary(max_size=200))

@@ -23,6 +23,7 @@ from busbar_gateway.adapters.grpc.statuses import (
     text_of,
 )
 from busbar_gateway.adapters.key_ring import KeyRing
+from busbar_gateway.adapters.protobuf_wire import varint
 from busbar_gateway.adapters.route_table import RouteTable
 from busbar_gateway.adapters.token_counts import ask_for_counts
 from busbar_gateway.domain.failures import Unauthenticated, Unsupported, reason_for
@@ -42,7 +43,6 @@ _FINAL_RESPONSE = b"triton_final_response\x12\x02\x08\x01"
 """Parameter of the last response: key and value (bool_param true) as they are serialized."""
 _NO_DEADLINE_S = 10 * 365 * 86_400
 """Servers say some huge number, or nothing, when the client set no deadline."""
-_VARINT_LOW_BITS, _VARINT_MORE = 0x7F, 0x80
 
 
 class ClientGone(ConnectionError):
@@ -199,16 +199,7 @@ def _refuse_decoupled(route: Route) -> None:
 
 def _stream_response(payload: bytes) -> bytes:
     """Wrap a serialized ModelInferResponse as a ModelStreamInferResponse."""
-    return _INFER_RESPONSE_TAG + _varint(len(payload)) + payload
-
-
-def _varint(number: int) -> bytes:
-    encoded = bytearray()
-    while number > _VARINT_LOW_BITS:
-        encoded.append(number & _VARINT_LOW_BITS | _VARINT_MORE)
-        number >>= 7
-    encoded.append(number)
-    return bytes(encoded)
+    return _INFER_RESPONSE_TAG + varint(len(payload)) + payload
 
 
 def _stream_error(error: Exception) -> bytes:

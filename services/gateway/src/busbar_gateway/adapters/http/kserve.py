@@ -120,14 +120,16 @@ class KServe:
             version=exchange.path_params.get("version", ""),
         )
         check_request(route, request)
-        given = request.message.SerializeToString()
-        call = exchange.call(route, given, "kserve.http.infer", self._limits.request_timeout_s)
-        call.as_asked = ask_for_counts(route, request.message)
-        if call.as_asked is not None:
-            call.payload, call.request_bytes = request.message.SerializeToString(), len(given)
+        payload = request.payload()
+        call = exchange.call(route, payload, "kserve.http.infer", self._limits.request_timeout_s)
+        if route.manifest.token_outputs:
+            message = service_pb2.ModelInferRequest.FromString(payload)
+            call.as_asked = ask_for_counts(route, message)
+            if call.as_asked is not None:
+                call.payload, call.request_bytes = message.SerializeToString(), len(payload)
         async with exchange.cancelled_when_gone(), self._services.serving.infer(call) as answer:
             response = service_pb2.ModelInferResponse.FromString(answer.payload)
-            await _respond(exchange, render_infer_answer(response, request.forms))
+            await _respond(exchange, render_infer_answer(response, request.head.forms))
 
     def _find(self, exchange: Exchange) -> Route:
         """The route named in the path; versions are checked where they are known."""
@@ -141,11 +143,9 @@ class KServe:
 
 def check_request(route: Route, request: InferRequest) -> None:
     """Raise the failure that the request would meet at the model, before it costs a slot."""
-    message = request.message
-    tensors = (*message.inputs, *message.outputs)
-    if message.parameters or any(tensor.parameters for tensor in tensors):
-        named = [name for tensor in tensors for name in tensor.parameters]
-        check_parameters(message.parameters, named)
+    head = request.head
+    if head.request_parameters or head.tensor_parameters:
+        check_parameters(head.request_parameters, head.tensor_parameters)
     signature = route.signature
     if signature is None:
         raise Unavailable(unready(route))
@@ -154,8 +154,7 @@ def check_request(route: Route, request: InferRequest) -> None:
             f"the model '{route.deployment}' answers with many responses; call it with gRPC"
             " ModelStreamInfer or under /v1"
         )
-    outputs = [output.name for output in message.outputs]
-    check_inference(signature, message.model_version, request.inputs, outputs)
+    check_inference(signature, head.version, request.inputs, head.outputs)
 
 
 def restore_integers(document: dict[str, Any], descriptor: Any) -> dict[str, Any]:

@@ -9,12 +9,14 @@ here; whether tensors fit the model is decided in domain/tensors.py for both edg
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, cast
 
 import orjson
 from tritonclient.grpc import service_pb2
 
 from busbar_gateway.adapters.http.kserve_elements import encode_elements
+from busbar_gateway.adapters.protobuf_wire import varint
 from busbar_gateway.domain.failures import InvalidInput
 from busbar_gateway.domain.tensors import GivenTensor
 
@@ -22,6 +24,11 @@ _INT64_MAX = 2**63 - 1
 _INT64_MIN = -(2**63)
 _UINT64_MAX = 2**64 - 1
 
+_REMEMBERED_MAX = 1024
+_REMEMBERED_BYTES_MAX = 4096
+"""Longer JSON parts are not remembered."""
+_RAW_CONTENTS_TAG = b"\x3a"
+"""Field 7, length-delimited: ModelInferRequest.raw_input_contents."""
 _HTTP_PARAMETERS = frozenset({"binary_data", "binary_data_size", "binary_data_output"})
 
 
@@ -38,12 +45,47 @@ class OutputForms:
 
 
 @dataclass(frozen=True, slots=True)
+class HeadTensor:
+    """An input as the JSON part describes it."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    inline: bytes | None
+    """Its data as Triton takes it, where the JSON part holds it."""
+    size: int
+    """Of its data behind the JSON part."""
+
+
+@dataclass(frozen=True, slots=True)
+class InferHead:
+    """The JSON part of a request."""
+
+    described: bytes
+    """A serialized ModelInferRequest with everything but raw_input_contents."""
+    version: str
+    tensors: tuple[HeadTensor, ...]
+    outputs: tuple[str, ...]
+    request_parameters: tuple[str, ...]
+    tensor_parameters: tuple[str, ...]
+    """Names of the parameters of all inputs and outputs."""
+    forms: OutputForms
+
+
+@dataclass(frozen=True, slots=True)
 class InferRequest:
     """A request as Triton's gRPC takes it, and the form its answer is to have."""
 
-    message: service_pb2.ModelInferRequest
+    head: InferHead
     inputs: list[GivenTensor]
-    forms: OutputForms
+
+    def payload(self) -> bytes:
+        """The serialized ModelInferRequest."""
+        parts: list[bytes | memoryview] = [self.head.described]
+        for tensor in self.inputs:
+            raw = tensor.raw or b""
+            parts += (_RAW_CONTENTS_TAG, varint(len(raw)), raw)
+        return b"".join(parts)
 
 
 def header_length(value: bytes | None, body_length: int) -> int:
@@ -72,19 +114,59 @@ def parse_infer_request(
 
     Raises InvalidInput with the reason when it is not a KServe v2 inference request.
     """
-    view = memoryview(body)
-    document = parse_json_object(view[:json_length])
+    if json_length < len(body) and json_length <= _REMEMBERED_BYTES_MAX:
+        head = _remembered(body[:json_length], model, version)
+    else:
+        head = _read_head(memoryview(body)[:json_length], model, version)
+    return InferRequest(head, _given(head, memoryview(body)[json_length:]))
+
+
+def _read_head(text: bytes | memoryview, model: str, version: str) -> InferHead:
+    document = parse_json_object(text)
     parameters = _optional(document, "parameters", dict, "the request")
     message = service_pb2.ModelInferRequest(
         model_name=model, model_version=version, id=_optional(document, "id", str, "the request")
     )
     _set_parameters(message.parameters, parameters, "the request")
-    inputs = _add_inputs(message, document, view[json_length:])
+    tensors = _add_inputs(message, document)
     forms = OutputForms(
         default_binary=_flag(parameters, "binary_data_output", "the request"),
         by_name=_add_outputs(message, document),
     )
-    return InferRequest(message, inputs, forms)
+    return InferHead(
+        described=message.SerializeToString(),
+        version=version,
+        tensors=tensors,
+        outputs=tuple(output.name for output in message.outputs),
+        request_parameters=tuple(message.parameters),
+        tensor_parameters=tuple(
+            name for tensor in (*message.inputs, *message.outputs) for name in tensor.parameters
+        ),
+        forms=forms,
+    )
+
+
+_remembered = lru_cache(maxsize=_REMEMBERED_MAX)(_read_head)
+"""Clients repeat themselves: with the data behind it, the JSON part of their requests is the
+same as long as the shapes are."""
+
+
+def _given(head: InferHead, tail: memoryview) -> list[GivenTensor]:
+    position = 0
+    given: list[GivenTensor] = []
+    for tensor in head.tensors:
+        raw: bytes | memoryview
+        if tensor.inline is not None:
+            raw = tensor.inline
+        else:
+            raw = _take(tail, position, tensor)
+            position += tensor.size
+        given.append(GivenTensor(tensor.name, tensor.datatype, tensor.shape, raw))
+    if position != len(tail):
+        raise InvalidInput(
+            f"{len(tail) - position} bytes follow the binary data that the inputs describe"
+        )
+    return given
 
 
 def parse_json_object(text: bytes | memoryview) -> dict[str, Any]:
@@ -99,10 +181,9 @@ def parse_json_object(text: bytes | memoryview) -> dict[str, Any]:
 
 
 def _add_inputs(
-    message: service_pb2.ModelInferRequest, document: dict[str, Any], tail: memoryview
-) -> list[GivenTensor]:
-    position = 0
-    given: list[GivenTensor] = []
+    message: service_pb2.ModelInferRequest, document: dict[str, Any]
+) -> tuple[HeadTensor, ...]:
+    tensors: list[HeadTensor] = []
     for entry in _tensors(document, "inputs"):
         name = _required(entry, "name", str, "an input")
         where = f"input '{name}'"
@@ -113,21 +194,13 @@ def _add_inputs(
         _set_parameters(tensor.parameters, parameters, where)
         if "shared_memory_region" in parameters:
             continue  # refused, with its reason, by the rules both edges share
-        size = _binary_size(parameters, where)
+        size, inline = _binary_size(parameters, where), None
         if size is None:
-            raw = encode_elements(name, datatype, shape, entry.get("data"))
+            inline = encode_elements(name, datatype, shape, entry.get("data"))
         elif "data" in entry:
             raise InvalidInput(f"{where} has both data and binary_data_size")
-        else:
-            raw = bytes(_take(tail, position, size, where))
-            position += size
-        message.raw_input_contents.append(raw)
-        given.append(GivenTensor(name, datatype, shape, raw))
-    if position != len(tail):
-        raise InvalidInput(
-            f"{len(tail) - position} bytes follow the binary data that the inputs describe"
-        )
-    return given
+        tensors.append(HeadTensor(name, datatype, tuple(shape), inline, size or 0))
+    return tuple(tensors)
 
 
 def _add_outputs(
@@ -173,12 +246,13 @@ def _binary_size(parameters: dict[str, Any], where: str) -> int | None:
     return size
 
 
-def _take(tail: memoryview, position: int, size: int, where: str) -> memoryview:
-    if position + size > len(tail):
+def _take(tail: memoryview, position: int, tensor: HeadTensor) -> memoryview:
+    if position + tensor.size > len(tail):
         raise InvalidInput(
-            f"{where}: binary_data_size is {size} but only {len(tail) - position} bytes are left"
+            f"input '{tensor.name}': binary_data_size is {tensor.size}"
+            f" but only {len(tail) - position} bytes are left"
         )
-    return tail[position : position + size]
+    return tail[position : position + tensor.size]
 
 
 def _set_parameters(target: Any, parameters: dict[str, Any], where: str) -> None:
