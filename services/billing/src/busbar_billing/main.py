@@ -41,6 +41,7 @@ from busbar_billing.adapters.postgres.posting import Ledger
 from busbar_billing.adapters.postgres.prices import Prices
 from busbar_billing.adapters.postgres.promotions import Credits
 from busbar_billing.adapters.postgres.reading import Reader
+from busbar_billing.adapters.postgres.rollups import Rollups
 from busbar_billing.adapters.postgres.tenants import Tenants
 from busbar_billing.settings import Settings
 from busbar_billing.usecases.adjustments import expire_credits
@@ -106,6 +107,7 @@ def build(database: Database, client: Client) -> Parts:
         credits=Credits(database),
         prices=prices,
         reader=Reader(database),
+        rollups=Rollups(database),
         directory=KeyDirectoryBucket(client, keys),
         price_directory=PriceDirectoryBucket(client, prices),
         events=Events(client),

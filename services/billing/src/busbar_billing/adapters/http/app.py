@@ -17,12 +17,14 @@ from busbar_billing.adapters.http.keys import key_routes
 from busbar_billing.adapters.http.ledger import ledger_routes
 from busbar_billing.adapters.http.prices import price_routes
 from busbar_billing.adapters.http.tenants import tenant_routes
+from busbar_billing.adapters.http.usage import usage_routes
 from busbar_billing.adapters.postgres.adjustments import Adjustments
 from busbar_billing.adapters.postgres.journal import Journal
 from busbar_billing.adapters.postgres.keys import Keys
 from busbar_billing.adapters.postgres.prices import Prices
 from busbar_billing.adapters.postgres.promotions import Credits
 from busbar_billing.adapters.postgres.reading import Reader
+from busbar_billing.adapters.postgres.rollups import Rollups
 from busbar_billing.adapters.postgres.tenants import Tenants
 
 
@@ -37,6 +39,7 @@ class Parts:
     adjustments: Adjustments
     credits: Credits
     reader: Reader
+    rollups: Rollups
     directory: KeyDirectoryBucket
     price_directory: PriceDirectoryBucket
     events: Events
@@ -59,6 +62,7 @@ def admin_application(parts: Parts, operator_token: str, hmac_secret: bytes) -> 
     app.include_router(
         key_routes(parts.keys, parts.tenants, parts.directory, parts.events, hmac_secret)
     )
+    app.include_router(usage_routes(parts.rollups, parts.tenants))
     app.include_router(ledger_routes(parts.reader, parts.prices))
     app.include_router(price_routes(parts.prices, parts.tenants, parts.price_directory))
     app.include_router(adjustment_routes(parts.adjustments, parts.tenants, parts.credits))
