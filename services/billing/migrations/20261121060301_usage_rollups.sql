@@ -17,6 +17,7 @@ CREATE TABLE usage_rollups (
     requests bigint NOT NULL,
     voided_requests bigint NOT NULL DEFAULT 0,
     input_tokens bigint NOT NULL,
+    cached_tokens bigint NOT NULL,
     output_tokens bigint NOT NULL,
     request_bytes numeric(38, 0) NOT NULL,
     response_bytes numeric(38, 0) NOT NULL,
@@ -30,13 +31,15 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 BEGIN
     INSERT INTO usage_rollups AS held (
         tenant_id, bucket_s, bucket_at, key_id, project_id, deployment, requests,
-        input_tokens, output_tokens, request_bytes, response_bytes, compute_us, amount_nanos
+        input_tokens, cached_tokens, output_tokens, request_bytes, response_bytes, compute_us,
+        amount_nanos
     )
     WITH minutes AS (
         SELECT
             i.tenant_id, date_bin('1 minute', i.admitted_at, 'epoch') AS minute_at,
             i.key_id, i.project_id, i.deployment, count(*) AS requests,
-            sum(i.input_tokens) AS input_tokens, sum(i.output_tokens) AS output_tokens,
+            sum(i.input_tokens) AS input_tokens, sum(i.cached_tokens) AS cached_tokens,
+            sum(i.output_tokens) AS output_tokens,
             sum(i.request_bytes) AS request_bytes, sum(i.response_bytes) AS response_bytes,
             sum(i.compute_us) AS compute_us, sum(i.amount_nanos) AS amount_nanos
         FROM inserted AS i
@@ -46,14 +49,15 @@ BEGIN
         m.tenant_id, g.bucket_s,
         date_bin(make_interval(secs => g.bucket_s), m.minute_at, 'epoch') AS bucket_at,
         m.key_id, m.project_id, m.deployment, sum(m.requests),
-        sum(m.input_tokens), sum(m.output_tokens), sum(m.request_bytes), sum(m.response_bytes),
-        sum(m.compute_us), sum(m.amount_nanos)
+        sum(m.input_tokens), sum(m.cached_tokens), sum(m.output_tokens), sum(m.request_bytes),
+        sum(m.response_bytes), sum(m.compute_us), sum(m.amount_nanos)
     FROM minutes AS m CROSS JOIN (VALUES (60), (3600), (86400)) AS g (bucket_s)
     GROUP BY 1, 2, 3, 4, 5, 6
     ORDER BY 1, 2, 3, 4, 5, 6 -- one order for everybody: no deadlocks
     ON CONFLICT (tenant_id, bucket_s, bucket_at, key_id, project_id, deployment) DO UPDATE SET
         requests = held.requests + excluded.requests,
         input_tokens = held.input_tokens + excluded.input_tokens,
+        cached_tokens = held.cached_tokens + excluded.cached_tokens,
         output_tokens = held.output_tokens + excluded.output_tokens,
         request_bytes = held.request_bytes + excluded.request_bytes,
         response_bytes = held.response_bytes + excluded.response_bytes,
@@ -79,6 +83,7 @@ BEGIN
         requests = held.requests - taken.requests,
         voided_requests = held.voided_requests + taken.requests,
         input_tokens = held.input_tokens - taken.input_tokens,
+        cached_tokens = held.cached_tokens - taken.cached_tokens,
         output_tokens = held.output_tokens - taken.output_tokens,
         request_bytes = held.request_bytes - taken.request_bytes,
         response_bytes = held.response_bytes - taken.response_bytes,
@@ -89,7 +94,8 @@ BEGIN
             u.tenant_id, g.bucket_s,
             date_bin(make_interval(secs => g.bucket_s), u.admitted_at, 'epoch') AS bucket_at,
             u.key_id, u.project_id, u.deployment, count(*) AS requests,
-            sum(u.input_tokens) AS input_tokens, sum(u.output_tokens) AS output_tokens,
+            sum(u.input_tokens) AS input_tokens, sum(u.cached_tokens) AS cached_tokens,
+            sum(u.output_tokens) AS output_tokens,
             sum(u.request_bytes) AS request_bytes, sum(u.response_bytes) AS response_bytes,
             sum(u.compute_us) AS compute_us, sum(u.amount_nanos) AS amount_nanos
         FROM inserted AS i
@@ -115,7 +121,7 @@ FOR EACH STATEMENT EXECUTE FUNCTION take_voids_off_rollups();
 -- says which records do not count.
 INSERT INTO usage_rollups (
     tenant_id, bucket_s, bucket_at, key_id, project_id, deployment, requests, voided_requests,
-    input_tokens, output_tokens, request_bytes, response_bytes, compute_us, amount_nanos
+    input_tokens, cached_tokens, output_tokens, request_bytes, response_bytes, compute_us, amount_nanos
 )
 SELECT
     u.tenant_id,
@@ -127,6 +133,7 @@ SELECT
     count(*) FILTER (WHERE t.transfer_id IS NULL),
     count(*) FILTER (WHERE t.transfer_id IS NOT NULL),
     coalesce(sum(u.input_tokens) FILTER (WHERE t.transfer_id IS NULL), 0),
+    coalesce(sum(u.cached_tokens) FILTER (WHERE t.transfer_id IS NULL), 0),
     coalesce(sum(u.output_tokens) FILTER (WHERE t.transfer_id IS NULL), 0),
     coalesce(sum(u.request_bytes) FILTER (WHERE t.transfer_id IS NULL), 0),
     coalesce(sum(u.response_bytes) FILTER (WHERE t.transfer_id IS NULL), 0),

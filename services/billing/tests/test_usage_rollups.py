@@ -35,9 +35,10 @@ FILL_A_YEAR = """
         transfer_id, project_id
     )
     SELECT
-        lpad(to_hex(n), 32, '0')::uuid, 'busy', 'key_' || n % 6, 'model-' || n % 3, 'chat-small', 'openai.chat',
-        'completed', made.at, made.at, 10, 5, 100, 200, 1000, 'r1.s1.n1', 1, 'g1', '', 1,
-        'chat-small', 7, 'USD', lpad(to_hex(n), 32, '0')::uuid, 'prj_' || n % 2
+        lpad(to_hex(n), 32, '0')::uuid, 'busy', 'key_' || n % 6, 'model-' || n % 3,
+        'chat-small', 'openai.chat', 'completed', made.at, made.at,
+        10, 5, 100, 200, 1000, 'r1.s1.n1', 1, 'g1', '', 1, 'chat-small', 7, 'USD',
+        lpad(to_hex(n), 32, '0')::uuid, 'prj_' || n % 2
     FROM generate_series($2::int, $3::int) AS n,
     LATERAL (
         SELECT date_bin('1 hour', $1::timestamptz + interval '366 days' * (n::float8 / $4), $1)
@@ -109,7 +110,11 @@ async def test_buckets_say_what_was_posted_and_not_taken_back(
 ) -> None:
     records = [
         gateway.record(
-            tenant, key_id=f"key_{n % 3}", deployment=f"m-{n % 2}", input_tokens=1_000 * (n + 1)
+            tenant,
+            key_id=f"key_{n % 3}",
+            project_id="prj_a" if n < 4 else "",
+            deployment=f"m-{n % 2}",
+            input_tokens=1_000 * (n + 1),
         )
         for n in range(12)
     ]
@@ -136,6 +141,8 @@ async def test_buckets_say_what_was_posted_and_not_taken_back(
         by_key[record.key_id] += record.input_tokens
     paged = await buckets(billing, tenant, bucket="minute", group_by="key", limit=1)
     assert {one["group"]: one["input_tokens"] for one in paged} == by_key
+    projects = await buckets(billing, tenant, group_by="project")
+    assert {one["group"]: one["requests"] for one in projects} == {"": 8, "prj_a": 4}
     [only] = await buckets(billing, tenant, group_by="model", model="m-1", key_id="key_1")
     assert (only["group"], only["requests"]) == ("m-1", 2)
 

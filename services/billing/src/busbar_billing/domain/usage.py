@@ -47,6 +47,7 @@ class UsageRecord:
     gateway_id: str
     traceparent: str
     cached_tokens: int = 0
+    project_id: str = ""
     lease_id: UUID | None = None
 
 
@@ -96,6 +97,7 @@ def _check_texts(record: UsageRecord) -> None:
         record.api,
         record.node,
         record.gateway_id,
+        record.project_id,
     ):
         if len(text) > TEXT_MAX or "\x00" in text:
             raise Rejected(f"a name is longer than {TEXT_MAX} or holds NUL: {text[:40]!r}")

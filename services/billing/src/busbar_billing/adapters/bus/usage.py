@@ -181,6 +181,7 @@ def read_record(message: usage_pb2.UsageRecord, gateway_id: str) -> UsageRecord:
         gateway_id=gateway_id,
         traceparent=message.traceparent,
         cached_tokens=message.cached_tokens,
+        project_id=message.project_id,
         lease_id=_lease_id(message.lease_id),
     )
 

@@ -34,6 +34,7 @@ class UsageBucketAnswer(BaseModel):
     requests: int
     voided_requests: int
     input_tokens: int
+    cached_tokens: int
     output_tokens: int
     request_bytes: int
     response_bytes: int
@@ -96,6 +97,7 @@ def _show(row: UsageBucket, group_by: GroupBy, currency: str) -> UsageBucketAnsw
         requests=row.requests,
         voided_requests=row.voided_requests,
         input_tokens=row.input_tokens,
+        cached_tokens=row.cached_tokens,
         output_tokens=row.output_tokens,
         request_bytes=row.request_bytes,
         response_bytes=row.response_bytes,

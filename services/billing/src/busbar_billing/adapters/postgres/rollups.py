@@ -20,7 +20,8 @@ _PAGE = """
     SELECT
         bucket_at, {group} AS name,
         sum(requests)::bigint AS requests, sum(voided_requests)::bigint AS voided_requests,
-        sum(input_tokens) AS input_tokens, sum(output_tokens) AS output_tokens,
+        sum(input_tokens) AS input_tokens, sum(cached_tokens) AS cached_tokens,
+        sum(output_tokens) AS output_tokens,
         sum(request_bytes) AS request_bytes, sum(response_bytes) AS response_bytes,
         sum(compute_us) AS compute_us, sum(amount_nanos) AS amount_nanos
     FROM usage_rollups
@@ -44,6 +45,7 @@ class UsageBucket:
     requests: int
     voided_requests: int
     input_tokens: int
+    cached_tokens: int
     output_tokens: int
     request_bytes: int
     response_bytes: int
@@ -122,6 +124,7 @@ def _read_bucket(row: asyncpg.Record) -> UsageBucket:
         requests=row["requests"],
         voided_requests=row["voided_requests"],
         input_tokens=int(row["input_tokens"]),
+        cached_tokens=int(row["cached_tokens"]),
         output_tokens=int(row["output_tokens"]),
         request_bytes=int(row["request_bytes"]),
         response_bytes=int(row["response_bytes"]),
