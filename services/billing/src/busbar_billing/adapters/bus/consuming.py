@@ -29,12 +29,14 @@ from busbar_billing.adapters import metrics
 
 log = structlog.get_logger()
 
-MESSAGES_MAX = 256
-# A pull is never cancelled, since what it was given would wait for the ack wait; so it is short.
-_FIRST_MESSAGE_TIMEOUT_S = 1.0
+MESSAGES_MAX = 1_000
+_FIRST_MESSAGE_TIMEOUT_S = 5.0
 _REST_TIMEOUT_S = 0.05
-# Posting a hundred records costs little more than posting one, and nobody waits for it.
-_GATHER_S = 0.2
+# Posting a hundred records costs little more than posting one, and nobody waits for it; but a
+# tenant who sends one request wants to see its cost.
+_GATHER_S = 0.1
+_GATHER_BUSY_S = 0.8
+_BUSY_MESSAGES = 10
 _RETRY_PAUSE_S = 0.5
 _NAK_UNAVAILABLE_S = 0.25
 
@@ -68,6 +70,7 @@ class Consumer:
         self._handle = handle
         self._wait_until_able = wait_until_able
         self._stopping = asyncio.Event()
+        self._gather_s = _GATHER_S
 
     def stop(self) -> None:
         """Take no more messages; `run` returns when those in hand are done."""
@@ -111,16 +114,35 @@ class Consumer:
 
     async def _fetch(self, subscription: JetStreamContext.PullSubscription) -> list[Msg]:
         """One message when it comes, and what comes right after it; [] when none came."""
-        try:
-            messages = await subscription.fetch(1, timeout=_FIRST_MESSAGE_TIMEOUT_S)
-        except TimeoutError:
+        messages = await self._first(subscription)
+        if not messages:
             return []
-        await asyncio.sleep(_GATHER_S)
+        await asyncio.sleep(self._gather_s)
         # Fewer come when another instance takes them.
         with contextlib.suppress(TimeoutError):
             messages += await subscription.fetch(MESSAGES_MAX - 1, timeout=_REST_TIMEOUT_S)
+        self._gather_s = _GATHER_BUSY_S if len(messages) >= _BUSY_MESSAGES else _GATHER_S
         self._observe(messages[0], messages[-1].metadata.num_pending)
         return messages
+
+    async def _first(self, subscription: JetStreamContext.PullSubscription) -> list[Msg]:
+        """At most one message; [] when none came, or when told to stop."""
+        fetching = asyncio.create_task(subscription.fetch(1, timeout=_FIRST_MESSAGE_TIMEOUT_S))
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait({fetching, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not fetching.done():
+                fetching.cancel()  # what it may have been given is handed back
+            return await fetching
+        except TimeoutError:
+            return []
+        except asyncio.CancelledError:
+            if not self._stopping.is_set():
+                raise
+            return []
+        finally:
+            fetching.cancel()
+            stopping.cancel()
 
     def _observe(self, oldest: Msg, waiting: int) -> None:
         age_s = max(0.0, time.time() - oldest.metadata.timestamp.timestamp())

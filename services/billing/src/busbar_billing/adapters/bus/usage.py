@@ -127,19 +127,18 @@ class Inbox:
         self.records: list[UsageRecord] = []
         self.voids: list[UsageVoid] = []
         self.refusals: list[Refusal] = []
-        self._origins: dict[UUID, tuple[Msg, usage_pb2.UsageRecorded]] = {}
+        self._origins: dict[UUID, tuple[Msg, str, usage_pb2.UsageRecord]] = {}
 
     def add(self, message: Msg, batch: usage_pb2.UsageRecorded) -> None:
         """Take what can be read of a message."""
         for record in batch.records:
-            only = usage_pb2.UsageRecorded(gateway_id=batch.gateway_id, records=[record])
             try:
                 read = read_record(record, batch.gateway_id)
             except Rejected as error:
-                self._refuse(message, only, error.reason)
+                self._refuse(message, _alone(batch.gateway_id, record), error.reason)
             else:
                 self.records.append(read)
-                self._origins.setdefault(read.request_id, (message, only))
+                self._origins.setdefault(read.request_id, (message, batch.gateway_id, record))
         for void in batch.voids:
             try:
                 self.voids.append(read_void(void))
@@ -149,11 +148,16 @@ class Inbox:
 
     def refuse_record(self, request_id: UUID, reason: str) -> None:
         """Leave out a record that was read but cannot be billed."""
-        self._refuse(*self._origins[request_id], reason)
+        message, gateway_id, record = self._origins[request_id]
+        self._refuse(message, _alone(gateway_id, record), reason)
 
     def _refuse(self, message: Msg, only: usage_pb2.UsageRecorded, reason: str) -> None:
         """What is left out travels alone, as a UsageRecorded that can be replayed."""
         self.refusals.append(Refusal(message, only.SerializeToString(), reason))
+
+
+def _alone(gateway_id: str, record: usage_pb2.UsageRecord) -> usage_pb2.UsageRecorded:
+    return usage_pb2.UsageRecorded(gateway_id=gateway_id, records=[record])
 
 
 def read_record(message: usage_pb2.UsageRecord, gateway_id: str) -> UsageRecord:
