@@ -12,13 +12,20 @@ from datetime import timedelta
 import pytest
 from busbar_errors import Unavailable
 from busbar_messaging import provision, topology, watching
-from busbar_messaging.connection import BusSettings, close, connect, publish_durably
+from busbar_messaging.connection import (
+    BusSettings,
+    ConnectionLog,
+    close,
+    connect,
+    publish_durably,
+)
 from busbar_messaging.watching import Change, Current, Deleted, Put
 from busbar_runtime.pytest_plugin import NatsServer
 from harness.polling import eventually
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 from nats.js.errors import Error as JetStreamError
+from structlog.testing import capture_logs
 
 DEADLINE_S = 15
 
@@ -213,3 +220,21 @@ async def test_a_service_cannot_write_anothers_bucket(
 
     store = await client.jetstream().key_value(topology.KEYS.name)
     assert "forged" not in await store.keys()
+
+
+async def test_an_error_that_comes_again_and_again_is_said_once_until_something_changes() -> None:
+    says = ConnectionLog()
+    with capture_logs() as said:
+        for _ in range(100):
+            await says.error(ConnectionRefusedError("nobody there"))
+        await says.error(TimeoutError())
+        await says.reconnected()
+        await says.error(TimeoutError())
+
+    assert [each["event"] for each in said] == [
+        "bus error",
+        "bus error",
+        "bus reconnected",
+        "bus error",
+    ]
+    assert said[1]["repeats_unsaid"] == 99

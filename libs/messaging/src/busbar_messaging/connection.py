@@ -20,6 +20,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 log = structlog.get_logger()
 
+_SAY_AGAIN_AFTER_S = 30.0
 _RETRYABLE_API_CODES = frozenset({500, 503})
 
 
@@ -34,21 +35,44 @@ class BusSettings(BaseSettings):
     bus_connect_timeout: timedelta = timedelta(seconds=30)
 
 
+class ConnectionLog:
+    """Says what becomes of the connection: each change at once, a repeated error now and then.
+
+    While a server is away nats-py reports the same failure four times a second.
+    """
+
+    def __init__(self) -> None:
+        self._said = ""
+        self._said_at_s = 0.0
+        self._unsaid = 0
+
+    async def disconnected(self) -> None:
+        """nats-py's callback."""
+        log.warning("bus disconnected")
+        self._said = ""
+
+    async def reconnected(self) -> None:
+        """nats-py's callback."""
+        log.info("bus reconnected")
+        self._said = ""
+
+    async def error(self, error: Exception) -> None:
+        """nats-py's callback."""
+        now_s = asyncio.get_running_loop().time()
+        if repr(error) == self._said and now_s - self._said_at_s < _SAY_AGAIN_AFTER_S:
+            self._unsaid += 1
+            return
+        log.warning("bus error", error=repr(error), repeats_unsaid=self._unsaid)
+        self._said, self._said_at_s, self._unsaid = repr(error), now_s, 0
+
+
 async def connect(settings: BusSettings, client_name: str) -> Client:
     """Connect, waiting up to `bus_connect_timeout` for the server; reconnect for ever after.
 
     Raises Unavailable when there is no server in time.
     """
 
-    async def on_disconnect() -> None:
-        log.warning("bus disconnected")
-
-    async def on_reconnect() -> None:
-        log.info("bus reconnected")
-
-    async def on_error(error: Exception) -> None:
-        log.warning("bus error", error=repr(error))
-
+    reports = ConnectionLog()
     options: dict[str, Any] = {
         "servers": settings.nats_url,
         "user": settings.nats_user,
@@ -59,9 +83,9 @@ async def connect(settings: BusSettings, client_name: str) -> Client:
         "ping_interval": 5,
         "max_outstanding_pings": 2,
         "pending_size": 64 * 1024 * 1024,
-        "disconnected_cb": on_disconnect,
-        "reconnected_cb": on_reconnect,
-        "error_cb": on_error,
+        "disconnected_cb": reports.disconnected,
+        "reconnected_cb": reports.reconnected,
+        "error_cb": reports.error,
     }
     try:
         async with asyncio.timeout(settings.bus_connect_timeout.total_seconds()):
