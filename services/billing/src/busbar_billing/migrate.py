@@ -1,8 +1,9 @@
 """Bring the ledger's database to this release: `python -m busbar_billing.migrate`.
 
-Runs the plain SQL files in order with dbmate, one runner at a time, then makes
-sure that the service can log in: the user of BUSBAR_POSTGRES_DSN is created or
-given that password, and the role that the migrations grant rights to.
+Runs the plain SQL files in order with dbmate, one runner at a time, then sees
+that every table keeps tenants apart and that the service can log in: the user of
+BUSBAR_POSTGRES_DSN is created or given that password, and the role that the
+migrations grant rights to.
 Exit status: 0 done, 1 refused, 2 no database.
 """
 
@@ -53,6 +54,17 @@ def apply_migrations(dsn: str, wait: timedelta = timedelta(minutes=1)) -> None:
     subprocess.run(command, check=True, env=environment, stdin=subprocess.DEVNULL)  # noqa: S603
 
 
+async def isolate_tenants(admin_dsn: str) -> None:
+    """Let row-level security hold for whatever tables there are now."""
+    connection = await asyncpg.connect(admin_dsn, timeout=_CONNECT_TIMEOUT_S)
+    try:
+        async with connection.transaction():
+            await connection.execute(f"SELECT pg_advisory_xact_lock({_LOGIN_LOCK})")
+            await connection.execute("SELECT isolate_tenants()")
+    finally:
+        await connection.close()
+
+
 async def admit_service(admin_dsn: str, service_dsn: str) -> None:
     """Let the user of `service_dsn` log in with its password, as the service."""
     parts = urlsplit(service_dsn)
@@ -93,6 +105,7 @@ def main() -> int:
     admin_dsn = settings.postgres_admin_dsn.get_secret_value()
     try:
         apply_migrations(admin_dsn, settings.postgres_wait)
+        asyncio.run(isolate_tenants(admin_dsn))
         if settings.postgres_dsn is not None:
             asyncio.run(admit_service(admin_dsn, settings.postgres_dsn.get_secret_value()))
     except subprocess.CalledProcessError as error:

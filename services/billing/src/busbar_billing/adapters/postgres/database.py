@@ -76,6 +76,17 @@ class Database:
         async with self.connection() as connection, connection.transaction():
             yield connection
 
+    @contextlib.asynccontextmanager
+    async def as_tenant(self, tenant_id: str) -> AsyncIterator[Connection]:
+        """A connection that sees the rows of one tenant and no others, and changes nothing.
+
+        The database says so by row-level security, whatever is asked. Raises Unavailable.
+        """
+        async with self.connection() as connection, connection.transaction(readonly=True):
+            await connection.execute("SET LOCAL ROLE busbar_billing_tenant")
+            await connection.execute("SELECT set_config('busbar.tenant_id', $1, true)", tenant_id)
+            yield connection
+
     async def ping(self) -> bool:
         """Whether the database answers and has our tables; kept in `reachable`."""
         try:
