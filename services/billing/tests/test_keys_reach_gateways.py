@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from billing_parts import HMAC_SECRET, Json, Service
 from busbar_billing.domain.keys import key_digest
-from busbar_contracts.billing.v1.keys_pb2 import ApiKey
+from busbar_contracts.billing.v1.keys_pb2 import KEY_SCOPE_SERVE, ApiKey
 from harness.polling import eventually
 from nats.js.errors import KeyNotFoundError
 from nats.js.kv import KeyValue
@@ -49,6 +49,7 @@ async def test_a_key_is_there_when_it_is_shown_and_gone_when_it_is_revoked(
         deployments=["echo-fp32", "simple"],
         expires_unix_ms=int(expires.timestamp()) * 1000,
         name="n",
+        scopes=[KEY_SCOPE_SERVE],
     )
     started = time.monotonic()
     revoked = await billing.json("DELETE", f"/keys/{made['key_id']}")
@@ -80,7 +81,8 @@ async def test_the_key_itself_is_nowhere_but_in_the_first_answer(
         {"deployments": ["Not A Name"]},
         {"deployments": "simple"},
         {"deployments": ["a"] * 1_001},
-        {"scopes": ["serve"]},
+        {"scopes": []},
+        {"scopes": ["everything"]},
     ],
 )
 async def test_a_bad_key_is_refused(billing: Service, tenant: str, options: Json) -> None:

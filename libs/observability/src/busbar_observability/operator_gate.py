@@ -41,6 +41,7 @@ class OperatorGate:
         self, app: ASGIApp, token: OperatorToken, *, unbounded_paths: Collection[str] = ()
     ) -> None:
         self._app = app
+        self._bounded = BoundedBodies(app)
         self._token = token
         self._unbounded_paths = frozenset(unbounded_paths)
 
@@ -53,12 +54,21 @@ class OperatorGate:
             await unauthorized()(scope, receive, send)
         elif scope["path"] in self._unbounded_paths:
             await self._app(scope, receive, send)
-        elif _announced_bytes(headers) > BODY_BYTES_MAX:
-            await _too_large()(scope, receive, send)
         else:
             await self._bounded(scope, receive, send)
 
-    async def _bounded(self, scope: Scope, receive: Receive, send: Send) -> None:
+
+class BoundedBodies:
+    """ASGI: reads the whole body first, and refuses one above BODY_BYTES_MAX."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on what is small enough."""
+        if _announced_bytes(Headers(scope=scope)) > BODY_BYTES_MAX:
+            await _too_large()(scope, receive, send)
+            return
         body, more = bytearray(), True
         while more:
             message = await receive()

@@ -197,6 +197,8 @@ class Daemon:
         if "gateway" in self._names:
             found["http"] = ports.url("http")
             found["grpc"] = ports.url("grpc").removeprefix("http://")
+        if "billing" in self._names:
+            found["account"] = ports.url("account")
         if "telemetry" in self._names:
             found["console"] = ports.url("telemetry")
         return found

@@ -35,8 +35,8 @@ class Ports:
     by_name: Mapping[str, int]
 
     NAMES = (
-        "nats", "nats-monitor", "postgres", "http", "grpc", "billing", "scheduler", "telemetry",
-        "otlp-http", "otlp-grpc", *(f"{service}-ops" for service in SERVICES),
+        "nats", "nats-monitor", "postgres", "http", "grpc", "account", "billing", "scheduler",
+        "telemetry", "otlp-http", "otlp-grpc", *(f"{service}-ops" for service in SERVICES),
     )  # fmt: skip
 
     @classmethod
@@ -126,6 +126,7 @@ def _for_one(service: str, wiring: Wiring) -> dict[str, str]:
         case "billing":
             return {
                 "BUSBAR_HTTP_PORT": str(ports["billing"]),
+                "BUSBAR_ACCOUNT_PORT": str(ports["account"]),
                 "BUSBAR_POSTGRES_DSN": wiring.postgres.billing_dsn,
                 "BUSBAR_KEY_HMAC_SECRET": secrets.key_hmac,
             }

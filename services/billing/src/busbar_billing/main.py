@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeAlias
 
@@ -19,32 +20,39 @@ from busbar_observability.logs import configure_logging
 from busbar_observability.ops import ops_application, serve_http
 from busbar_observability.tracing import configure_tracing, flush_tracing
 from nats.aio.client import Client
-from opentelemetry.trace import Tracer
 from uuid_utils.compat import uuid7
 
 from busbar_billing.adapters import metrics
+from busbar_billing.adapters.budget_watch import watch_budgets
 from busbar_billing.adapters.bus.consuming import Consumer
 from busbar_billing.adapters.bus.credit_leases import LeaseDesk, Reclaimer
 from busbar_billing.adapters.bus.events import Events
-from busbar_billing.adapters.bus.key_directory import KeyDirectoryBucket
+from busbar_billing.adapters.bus.key_directory import KeyDirectory
 from busbar_billing.adapters.bus.measured import MeasuredWriter
+from busbar_billing.adapters.bus.mirrored_bucket import keep_equal
+from busbar_billing.adapters.bus.policy_directory import PolicyDirectory
 from busbar_billing.adapters.bus.price_directory import PriceDirectoryBucket
 from busbar_billing.adapters.bus.usage import UsagePoster
-from busbar_billing.adapters.http.app import Parts, admin_application
+from busbar_billing.adapters.http.app import Parts, account_application, admin_application
+from busbar_billing.adapters.key_use import KeyUse
 from busbar_billing.adapters.postgres.adjustments import Adjustments
+from busbar_billing.adapters.postgres.budgets import Budgets
 from busbar_billing.adapters.postgres.database import Database, open_database
 from busbar_billing.adapters.postgres.journal import Journal
 from busbar_billing.adapters.postgres.keys import Keys
 from busbar_billing.adapters.postgres.leases import Leases
 from busbar_billing.adapters.postgres.measured import MeasuredWork
+from busbar_billing.adapters.postgres.plans import Plans
 from busbar_billing.adapters.postgres.posting import Ledger
 from busbar_billing.adapters.postgres.prices import Prices
+from busbar_billing.adapters.postgres.projects import Projects
 from busbar_billing.adapters.postgres.promotions import Credits
 from busbar_billing.adapters.postgres.reading import Reader
 from busbar_billing.adapters.postgres.rollups import Rollups
 from busbar_billing.adapters.postgres.tenants import Tenants
 from busbar_billing.settings import Settings
 from busbar_billing.usecases.adjustments import expire_credits
+from busbar_billing.usecases.post_usage import RatedRecord, Uncovered
 
 log = structlog.get_logger()
 
@@ -66,67 +74,99 @@ async def serve(settings: Settings, stop: Stop) -> None:
         database = await stack.enter_async_context(open_database(dsn))
         client = await connect(settings, "billing")
         stack.push_async_callback(close, client)
-        parts = build(database, client)
+        wanted = asyncio.Event()
+        parts = build(database, client, wanted)
         await stack.enter_async_context(background(parts.events.run(), stop))
         stack.push_async_callback(parts.events.flush, _FLUSH_TIMEOUT)
-        await stack.enter_async_context(background(parts.directory.run(), stop))
-        await stack.enter_async_context(background(parts.price_directory.run(), stop))
-        await stack.enter_async_context(background(probe(database), stop))
+        key_use = KeyUse(parts.keys)
+        ledger = Ledger(database, parts.journal, parts.prices)
+        poster = UsagePoster(ledger, Listeners(parts.events, key_use), tracer, uuid7)
         leases = Leases(database, parts.journal)
-        desk, reclaimer = LeaseDesk(client, leases, uuid7), Reclaimer(client, leases, leases, uuid7)
-        await stack.enter_async_context(background(desk.run(), stop))
-        await stack.enter_async_context(background(reclaimer.run(), stop))
-        await stack.enter_async_context(background(expire(parts.adjustments), stop))
+        for work in (
+            keep_equal([parts.policies.bucket, parts.directory.bucket], wanted),
+            parts.price_directory.run(),
+            probe(database),
+            LeaseDesk(client, leases, uuid7).run(),
+            Reclaimer(client, leases, leases, uuid7).run(),
+            expire(parts.adjustments),
+            key_use.run(),
+            watch_budgets(parts.budgets, parts.events),
+        ):
+            await stack.enter_async_context(background(work, stop))
         await stack.enter_async_context(
-            consuming(consumers(settings, client, database, parts, tracer), stop)
+            consuming(consumers(settings, client, database, poster), stop)
         )
-        admin = admin_application(
-            parts,
-            settings.operator_token.get_secret_value(),
-            settings.key_hmac_secret.get_secret_value().encode(),
-        )
+        hmac_secret = settings.key_hmac_secret.get_secret_value().encode()
+        token = settings.operator_token.get_secret_value()
+        admin = admin_application(parts, token, hmac_secret)
+        account = account_application(parts, hmac_secret)
         ops = ops_application(lambda: not_ready(database, client))
         host = settings.http_host
         await stack.enter_async_context(serve_http(admin, host, settings.http_port))
+        await stack.enter_async_context(serve_http(account, host, settings.account_port))
         await stack.enter_async_context(serve_http(ops, host, settings.ops_port))
         log.info("billing serves", http_port=settings.http_port, ops_port=settings.ops_port)
         await stop
         log.info("billing stops")
 
 
-def build(database: Database, client: Client) -> Parts:
-    """The leaves."""
+def build(database: Database, client: Client, wanted: asyncio.Event) -> Parts:
+    """The leaves. `wanted` is set when the buckets should be compared with the database."""
     prices = Prices(database)
     keys = Keys(database)
     journal = Journal(database)
+    plans = Plans(database)
+    policies = PolicyDirectory(client, plans, wanted)
     return Parts(
         tenants=Tenants(database, prices),
+        projects=Projects(database),
         keys=keys,
+        plans=plans,
+        budgets=Budgets(database),
         journal=journal,
         adjustments=Adjustments(database, journal),
         credits=Credits(database),
         prices=prices,
         reader=Reader(database),
         rollups=Rollups(database),
-        directory=KeyDirectoryBucket(client, keys),
+        policies=policies,
+        directory=KeyDirectory(client, keys, policies, wanted),
         price_directory=PriceDirectoryBucket(client, prices),
         events=Events(client),
     )
 
 
 def consumers(
-    settings: Settings, client: Client, database: Database, parts: Parts, tracer: Tracer
+    settings: Settings,
+    client: Client,
+    database: Database,
+    poster: UsagePoster,
 ) -> list[Consumer]:
     """Usage, and the measured work of every site."""
     able = database.wait_until_reachable
-    ledger = Ledger(database, parts.journal, parts.prices)
-    poster = UsagePoster(ledger, parts.events, tracer, uuid7)
     writer = MeasuredWriter(MeasuredWork(database))
     measured = [billing_measured_consumer(*site) for site in settings.site_pairs]
     return [
         Consumer(client, BILLING_USAGE, poster.handle, able),
         *[Consumer(client, spec, writer.handle, able) for spec in measured],
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class Listeners:
+    """Everybody who is told of charges."""
+
+    events: Events
+    key_use: KeyUse
+
+    def usage_posted(self, charged: Sequence[RatedRecord]) -> None:
+        """Charges were posted."""
+        self.events.usage_posted(charged)
+        self.key_use.usage_posted(charged)
+
+    def charges_uncovered(self, uncovered: Sequence[Uncovered]) -> None:
+        """Charges came that no lease covered."""
+        self.events.charges_uncovered(uncovered)
 
 
 def not_ready(database: Database, client: Client) -> list[str]:

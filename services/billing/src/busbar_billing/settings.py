@@ -20,7 +20,8 @@ class Settings(BusSettings):
     key_hmac_secret: SecretStr
     operator_token: SecretStr
     http_host: str = "127.0.0.1"
-    http_port: int = Field(ge=0, le=65535)
+    http_port: int = Field(ge=0, le=65535, description="the operator's API")
+    account_port: int = Field(ge=0, le=65535, description="the customers' API")
     ops_port: int = Field(ge=0, le=65535)
     sites: list[str] = Field(default=["r1/s1"], description="region/site pairs, as JSON")
     log_level: str = "info"

@@ -35,6 +35,7 @@ class Service:
 
     environment: Mapping[str, str]
     http_url: str
+    account_url: str
     ops_url: str
     client: httpx.AsyncClient
     process: asyncio.subprocess.Process | None = None
@@ -111,7 +112,7 @@ class Service:
 @asynccontextmanager
 async def running(environment: Mapping[str, str], ports: PortPool) -> AsyncIterator[Service]:
     """The service with this environment, until the end of the block."""
-    http_port, ops_port = ports.take(), ports.take()
+    http_port, account_port, ops_port = ports.take(), ports.take(), ports.take()
     headers = {"authorization": f"Bearer {TOKEN}"}
     async with httpx.AsyncClient(headers=headers, timeout=10, trust_env=False) as client:
         service = Service(
@@ -121,9 +122,11 @@ async def running(environment: Mapping[str, str], ports: PortPool) -> AsyncItera
                 "BUSBAR_KEY_HMAC_SECRET": HMAC_SECRET,
                 "BUSBAR_LOG_LEVEL": "warning",
                 "BUSBAR_HTTP_PORT": str(http_port),
+                "BUSBAR_ACCOUNT_PORT": str(account_port),
                 "BUSBAR_OPS_PORT": str(ops_port),
             },
             f"http://{LOOPBACK}:{http_port}",
+            f"http://{LOOPBACK}:{account_port}",
             f"http://{LOOPBACK}:{ops_port}",
             client,
         )

@@ -25,8 +25,8 @@ LAG_SECONDS = Gauge(
     "busbar_billing_lag_seconds", "Age of the oldest message when it was last taken", ["consumer"]
 )
 EVENTS_DROPPED = Counter("busbar_billing_events_dropped", "Events that could not be published")
-KEYS_RECONCILED = Counter(
-    "busbar_billing_keys_reconciled", "Entries of the keys bucket put right", ["change"]
+BUCKET_WRITES = Counter(
+    "busbar_billing_bucket_writes", "Entries written for gateways", ["bucket", "change"]
 )
 DATABASE_UP = Gauge("busbar_billing_database_up", "1 when the database answered when last asked")
 UNCOVERED = Counter(

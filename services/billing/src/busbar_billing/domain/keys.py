@@ -5,10 +5,40 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import re
 from dataclasses import dataclass
+from datetime import timedelta
+from enum import StrEnum
+
+from busbar_errors import Rejected
 
 SECRET_BYTES = 32
-_PREFIX_CHARACTERS = 9
+PREFIX_CHARACTERS = 9
+KEYS_PER_TENANT_MAX = 10_000
+"""Keys that are not revoked."""
+OVERLAP_MAX = timedelta(days=7)
+"""For how long the old secret of a rotated key may be accepted."""
+
+_TEXT = re.compile(r"bb_[A-Za-z0-9_-]{43}")
+_DAY_MS = 86_400_000
+
+
+class Scope(StrEnum):
+    """What a key may be used for."""
+
+    SERVE = "serve"
+    READ_USAGE = "read_usage"
+    ADMINISTER = "administer"
+
+
+@dataclass(frozen=True, slots=True)
+class PreviousSecret:
+    """What a key's secret was before it was rotated."""
+
+    digest: bytes
+    prefix: str
+    until_unix_ms: int
+    """Accepted until then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,11 +52,48 @@ class ApiKey:
     prefix: str
     deployments: tuple[str, ...]
     expires_unix_ms: int | None
+    scopes: tuple[Scope, ...] = (Scope.SERVE,)
+    project_id: str | None = None
+    """None: the tenant's default project."""
+    previous: PreviousSecret | None = None
 
     @property
-    def bucket_key(self) -> str:
-        """Its key in the `keys` bucket: lower-case hex of the digest."""
-        return self.digest.hex()
+    def digests(self) -> list[bytes]:
+        """Of its secret, and of the one before."""
+        return [self.digest] + ([self.previous.digest] if self.previous else [])
+
+    def secrets_at(self, unix_ms: int) -> dict[bytes, int | None]:
+        """Digests accepted then, each with the Unix time in ms until which it is; None: always."""
+        if self.expires_unix_ms is not None and self.expires_unix_ms <= unix_ms:
+            return {}
+        accepted = {self.digest: self.expires_unix_ms}
+        if self.previous is not None and self.previous.until_unix_ms > unix_ms:
+            until = self.previous.until_unix_ms
+            accepted[self.previous.digest] = min(until, self.expires_unix_ms or until)
+        return accepted
+
+
+def is_key_text(text: str) -> bool:
+    """Whether a key of ours could look like this."""
+    return _TEXT.fullmatch(text) is not None
+
+
+def checked_scopes(scopes: list[Scope]) -> tuple[Scope, ...]:
+    """Scopes in their order and without repeats; raise Rejected when there are none."""
+    if not scopes:
+        raise Rejected("a key without scopes could do nothing: give it one at least")
+    return tuple(scope for scope in Scope if scope in scopes)
+
+
+def checked_overlap(until_unix_ms: int | None, now_unix_ms: int) -> int:
+    """Until when the old secret is accepted, None: no longer. Raise Rejected beyond OVERLAP_MAX."""
+    if until_unix_ms is None:
+        return now_unix_ms
+    if until_unix_ms < now_unix_ms:
+        raise Rejected("old_valid_until has passed already: leave it out to end the old secret now")
+    if until_unix_ms - now_unix_ms > OVERLAP_MAX.days * _DAY_MS:
+        raise Rejected(f"the old secret may be accepted for at most {OVERLAP_MAX.days} days more")
+    return until_unix_ms
 
 
 def key_text(secret: bytes) -> str:
@@ -41,4 +108,4 @@ def key_digest(hmac_secret: bytes, text: str) -> bytes:
 
 def key_prefix(text: str) -> str:
     """First characters of a key, by which people recognise it; too few to help guessing."""
-    return text[:_PREFIX_CHARACTERS]
+    return text[:PREFIX_CHARACTERS]

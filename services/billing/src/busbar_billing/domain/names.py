@@ -10,10 +10,12 @@ from busbar_errors import Rejected
 NAME_MAX = 100
 REFERENCE_MAX = 200
 SUSPENSION_MAX = 200
+PROJECTS_PER_TENANT_MAX = 1_000
 DEPLOYMENTS_MAX = 1_000
 
 _TENANT_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _DEPLOYMENT = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+_PROJECT_ID = re.compile(r"prj_[0-9a-f]{32}")
 _PLAN_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 """Unicode categories that hide or reorder text: control, format (bidi marks), surrogates, …"""
@@ -65,6 +67,11 @@ def checked_plan_id(text: str) -> str:
 def is_plan_id(text: str) -> bool:
     """Whether a plan could be called this at all."""
     return _PLAN_ID.fullmatch(text) is not None
+
+
+def is_project_id(text: str) -> bool:
+    """Whether a project could have this id at all."""
+    return _PROJECT_ID.fullmatch(text) is not None
 
 
 def checked_suspension(text: str) -> str:

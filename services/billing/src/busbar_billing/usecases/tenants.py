@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -66,8 +67,22 @@ class TenantEvents(Protocol):
         ...
 
 
+class Policies(Protocol):
+    """What the gateways know of tenants."""
+
+    async def refresh(self, tenant_ids: Collection[str]) -> bool:
+        """Tell them what the database says of these; False when the bus is away."""
+        ...
+
+
 async def create_tenant(
-    tenants: Tenants, events: TenantEvents, *, tenant_id: str, name: str, currency: str
+    tenants: Tenants,
+    policies: Policies,
+    events: TenantEvents,
+    *,
+    tenant_id: str,
+    name: str,
+    currency: str,
 ) -> Tenant:
     """Create a tenant that pays in `currency`; raise Rejected when that has no prices."""
     checked_tenant_id(tenant_id)
@@ -77,6 +92,8 @@ async def create_tenant(
         known = ", ".join(sorted(priced))
         raise Rejected(f"there are no prices in {currency}; there are in: {known}")
     tenant = await tenants.add(tenant_id, name, currency)
+    # Should the bus be away, it is written before the tenant's first key.
+    await policies.refresh([tenant_id])
     events.tenant_created(tenant)
     return tenant
 

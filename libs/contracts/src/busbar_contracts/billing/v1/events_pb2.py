@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x62usbar/billing/v1/events.proto\x12\x11\x62usbar.billing.v1\"?\n\x0bUsagePosted\x12\x30\n\x07\x63harges\x18\x01 \x03(\x0b\x32\x1f.busbar.billing.v1.PostedCharge\"r\n\x0cPostedCharge\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x14\n\x0c\x61mount_nanos\x18\x03 \x01(\x03\x12\x10\n\x08\x63urrency\x18\x04 \x01(\t\x12\x13\n\x0btransfer_id\x18\x05 \x01(\t\"0\n\rTenantCreated\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"2\n\rApiKeyCreated\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\"2\n\rApiKeyRevoked\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\"H\n\x10\x43hargesUncovered\x12\x34\n\x07tenants\x18\x01 \x03(\x0b\x32#.busbar.billing.v1.UncoveredCharges\"o\n\x10UncoveredCharges\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x10\n\x08\x63urrency\x18\x02 \x01(\t\x12\x1c\n\x14\x66rom_available_nanos\x18\x03 \x01(\x03\x12\x18\n\x10receivable_nanos\x18\x04 \x01(\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x62usbar/billing/v1/events.proto\x12\x11\x62usbar.billing.v1\"?\n\x0bUsagePosted\x12\x30\n\x07\x63harges\x18\x01 \x03(\x0b\x32\x1f.busbar.billing.v1.PostedCharge\"r\n\x0cPostedCharge\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x14\n\x0c\x61mount_nanos\x18\x03 \x01(\x03\x12\x10\n\x08\x63urrency\x18\x04 \x01(\t\x12\x13\n\x0btransfer_id\x18\x05 \x01(\t\"0\n\rTenantCreated\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"2\n\rApiKeyCreated\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\"2\n\rApiKeyRevoked\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\"H\n\x10\x43hargesUncovered\x12\x34\n\x07tenants\x18\x01 \x03(\x0b\x32#.busbar.billing.v1.UncoveredCharges\"o\n\x10UncoveredCharges\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x10\n\x08\x63urrency\x18\x02 \x01(\t\x12\x1c\n\x14\x66rom_available_nanos\x18\x03 \x01(\x03\x12\x18\n\x10receivable_nanos\x18\x04 \x01(\x03\"S\n\rApiKeyRotated\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x1f\n\x17old_valid_until_unix_ms\x18\x03 \x01(\x03\"4\n\x0fTenantSuspended\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\"\n\rTenantResumed\x12\x11\n\ttenant_id\x18\x01 \x01(\t\"~\n\rBudgetReached\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x0f\n\x07percent\x18\x02 \x01(\r\x12\x14\n\x0c\x62udget_nanos\x18\x03 \x01(\x03\x12\x13\n\x0bspent_nanos\x18\x04 \x01(\x03\x12\x10\n\x08\x63urrency\x18\x05 \x01(\t\x12\x0c\n\x04hard\x18\x06 \x01(\x08\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,4 +45,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHARGESUNCOVERED']._serialized_end=460
   _globals['_UNCOVEREDCHARGES']._serialized_start=462
   _globals['_UNCOVEREDCHARGES']._serialized_end=573
+  _globals['_APIKEYROTATED']._serialized_start=575
+  _globals['_APIKEYROTATED']._serialized_end=658
+  _globals['_TENANTSUSPENDED']._serialized_start=660
+  _globals['_TENANTSUSPENDED']._serialized_end=712
+  _globals['_TENANTRESUMED']._serialized_start=714
+  _globals['_TENANTRESUMED']._serialized_end=748
+  _globals['_BUDGETREACHED']._serialized_start=750
+  _globals['_BUDGETREACHED']._serialized_end=876
 # @@protoc_insertion_point(module_scope)

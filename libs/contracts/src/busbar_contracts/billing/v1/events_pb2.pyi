@@ -217,3 +217,123 @@ class UncoveredCharges(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UncoveredCharges: _TypeAlias = UncoveredCharges  # noqa: Y015
+
+@_typing.final
+class ApiKeyRotated(_message.Message):
+    """An API key was given a new secret."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    OLD_VALID_UNTIL_UNIX_MS_FIELD_NUMBER: _builtins.int
+    key_id: _builtins.str
+    """Key."""
+    tenant_id: _builtins.str
+    """Tenant."""
+    old_valid_until_unix_ms: _builtins.int
+    """Unix time in milliseconds until which the secret before is accepted."""
+    def __init__(
+        self,
+        *,
+        key_id: _builtins.str = ...,
+        tenant_id: _builtins.str = ...,
+        old_valid_until_unix_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key_id", b"key_id", "old_valid_until_unix_ms", b"old_valid_until_unix_ms", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApiKeyRotated: _TypeAlias = ApiKeyRotated  # noqa: Y015
+
+@_typing.final
+class TenantSuspended(_message.Message):
+    """Nothing of a tenant is served any more."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """Tenant."""
+    reason: _builtins.str
+    """Why, in words for the tenant."""
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TenantSuspended: _TypeAlias = TenantSuspended  # noqa: Y015
+
+@_typing.final
+class TenantResumed(_message.Message):
+    """A tenant is served again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """Tenant."""
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TenantResumed: _TypeAlias = TenantResumed  # noqa: Y015
+
+@_typing.final
+class BudgetReached(_message.Message):
+    """A tenant has spent a share of its monthly budget: of each month, share and budget told once."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    PERCENT_FIELD_NUMBER: _builtins.int
+    BUDGET_NANOS_FIELD_NUMBER: _builtins.int
+    SPENT_NANOS_FIELD_NUMBER: _builtins.int
+    CURRENCY_FIELD_NUMBER: _builtins.int
+    HARD_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """Tenant."""
+    percent: _builtins.int
+    """Share that was reached, in percent of the budget."""
+    budget_nanos: _builtins.int
+    """Budget of a calendar month in UTC, 1e-9 of the currency."""
+    spent_nanos: _builtins.int
+    """Spent when it was noticed, 1e-9 of the currency."""
+    currency: _builtins.str
+    """ISO 4217 code, such as "USD"."""
+    hard: _builtins.bool
+    """Whether the tenant is stopped at 100 %."""
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        percent: _builtins.int = ...,
+        budget_nanos: _builtins.int = ...,
+        spent_nanos: _builtins.int = ...,
+        currency: _builtins.str = ...,
+        hard: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_nanos", b"budget_nanos", "currency", b"currency", "hard", b"hard", "percent", b"percent", "spent_nanos", b"spent_nanos", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BudgetReached: _TypeAlias = BudgetReached  # noqa: Y015

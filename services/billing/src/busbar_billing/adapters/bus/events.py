@@ -17,6 +17,7 @@ from nats.aio.client import Client
 from uuid_utils.compat import uuid7
 
 from busbar_billing.adapters import metrics
+from busbar_billing.adapters.postgres.budgets import BudgetAlert
 from busbar_billing.domain.keys import ApiKey
 from busbar_billing.usecases.post_usage import RatedRecord, Uncovered
 from busbar_billing.usecases.tenants import Tenant
@@ -75,6 +76,36 @@ class Events:
         """A key was revoked."""
         event = events_pb2.ApiKeyRevoked(key_id=key.key_id, tenant_id=key.tenant_id)
         self._enqueue("api_key_revoked", event)
+
+    def key_rotated(self, key: ApiKey) -> None:
+        """A key was given a new secret."""
+        event = events_pb2.ApiKeyRotated(
+            key_id=key.key_id,
+            tenant_id=key.tenant_id,
+            old_valid_until_unix_ms=key.previous.until_unix_ms if key.previous else 0,
+        )
+        self._enqueue("api_key_rotated", event)
+
+    def tenant_suspended(self, tenant_id: str, reason: str) -> None:
+        """Nothing of the tenant is served any more."""
+        event = events_pb2.TenantSuspended(tenant_id=tenant_id, reason=reason)
+        self._enqueue("tenant_suspended", event)
+
+    def tenant_resumed(self, tenant_id: str) -> None:
+        """The tenant is served again."""
+        self._enqueue("tenant_resumed", events_pb2.TenantResumed(tenant_id=tenant_id))
+
+    def budget_reached(self, alert: BudgetAlert) -> None:
+        """A tenant has spent a share of its budget."""
+        event = events_pb2.BudgetReached(
+            tenant_id=alert.tenant_id,
+            percent=alert.percent,
+            budget_nanos=alert.budget_nanos,
+            spent_nanos=alert.spent_nanos,
+            currency=alert.currency,
+            hard=alert.hard,
+        )
+        self._enqueue("budget_reached", event)
 
     def _enqueue(self, fact: str, event: Message) -> None:
         try:

@@ -1,4 +1,4 @@
-"""The admin API as an application."""
+"""The operator's and the customers' API as applications."""
 
 from __future__ import annotations
 
@@ -9,23 +9,31 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from busbar_billing.adapters.bus.events import Events
-from busbar_billing.adapters.bus.key_directory import KeyDirectoryBucket
+from busbar_billing.adapters.bus.key_directory import KeyDirectory
+from busbar_billing.adapters.bus.policy_directory import PolicyDirectory
 from busbar_billing.adapters.bus.price_directory import PriceDirectoryBucket
-from busbar_billing.adapters.http import errors
+from busbar_billing.adapters.http import account, errors
+from busbar_billing.adapters.http.account_gate import AccountGate
 from busbar_billing.adapters.http.adjustments import adjustment_routes
 from busbar_billing.adapters.http.keys import key_routes
 from busbar_billing.adapters.http.ledger import ledger_routes
+from busbar_billing.adapters.http.plans import plan_routes, terms_routes
 from busbar_billing.adapters.http.prices import price_routes
+from busbar_billing.adapters.http.projects import project_routes
 from busbar_billing.adapters.http.tenants import tenant_routes
 from busbar_billing.adapters.http.usage import usage_routes
 from busbar_billing.adapters.postgres.adjustments import Adjustments
+from busbar_billing.adapters.postgres.budgets import Budgets
 from busbar_billing.adapters.postgres.journal import Journal
 from busbar_billing.adapters.postgres.keys import Keys
+from busbar_billing.adapters.postgres.plans import Plans
 from busbar_billing.adapters.postgres.prices import Prices
+from busbar_billing.adapters.postgres.projects import Projects
 from busbar_billing.adapters.postgres.promotions import Credits
 from busbar_billing.adapters.postgres.reading import Reader
 from busbar_billing.adapters.postgres.rollups import Rollups
 from busbar_billing.adapters.postgres.tenants import Tenants
+from busbar_billing.usecases.keys import KeyDesk
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,24 +41,62 @@ class Parts:
     """What the routes work with."""
 
     tenants: Tenants
+    projects: Projects
     keys: Keys
+    plans: Plans
+    budgets: Budgets
     journal: Journal
     prices: Prices
     adjustments: Adjustments
     credits: Credits
     reader: Reader
     rollups: Rollups
-    directory: KeyDirectoryBucket
+    policies: PolicyDirectory
+    directory: KeyDirectory
     price_directory: PriceDirectoryBucket
     events: Events
 
 
 def admin_application(parts: Parts, operator_token: str, hmac_secret: bytes) -> ASGIApp:
-    """Every route, behind the operator's token; documented at /openapi.json."""
+    """Every route of operators, behind their token; documented at /openapi.json."""
+    desk = KeyDesk(parts.keys, parts.directory, parts.events, hmac_secret)
+    app = _application(
+        "Busbar billing",
+        "Tenants, projects, API keys, plans, prices, usage and the ledger. Operators only.",
+    )
+    app.include_router(tenant_routes(parts.tenants, parts.journal, parts.policies, parts.events))
+    app.include_router(project_routes(parts.projects, parts.tenants))
+    app.include_router(key_routes(parts.keys, parts.tenants, desk))
+    app.include_router(plan_routes(parts.plans, parts.policies))
+    app.include_router(terms_routes(parts.plans, parts.budgets, parts.policies, parts.events))
+    app.include_router(usage_routes(parts.rollups, parts.tenants))
+    app.include_router(ledger_routes(parts.reader, parts.prices))
+    app.include_router(price_routes(parts.prices, parts.tenants, parts.price_directory))
+    app.include_router(adjustment_routes(parts.adjustments, parts.tenants, parts.credits))
+    return OperatorGate(app, OperatorToken(operator_token))
+
+
+def account_application(parts: Parts, hmac_secret: bytes) -> ASGIApp:
+    """Every route of customers, behind their own keys; documented at /openapi.json."""
+    desk = KeyDesk(parts.keys, parts.directory, parts.events, hmac_secret)
+    app = _application(
+        "Busbar account",
+        "A tenant's own usage, balance, ledger, projects and API keys. Send an API key as a Bearer "
+        "token: with scope read_usage or administer to read, with administer to change anything. "
+        "Amounts are whole nanos (1e-9 of the currency).",
+    )
+    app.include_router(account.tenant_routes(parts.tenants, parts.plans, parts.budgets))
+    app.include_router(account.money_routes(parts.reader))
+    app.include_router(account.project_routes(parts.projects))
+    app.include_router(account.key_routes(parts.keys, parts.projects, desk))
+    return AccountGate(app, parts.keys, hmac_secret)
+
+
+def _application(title: str, description: str) -> FastAPI:
     app = FastAPI(
-        title="Busbar billing",
+        title=title,
         version="1",
-        description="Tenants, API keys, prices, usage and the ledger. Operators only.",
+        description=description,
         docs_url=None,
         redoc_url=None,
         responses=errors.DOCUMENTED,
@@ -58,12 +104,4 @@ def admin_application(parts: Parts, operator_token: str, hmac_secret: bytes) -> 
         telemetry={"tracing": False, "metrics": False, "logs": False, "operation_spans": False},
     )
     errors.install(app)
-    app.include_router(tenant_routes(parts.tenants, parts.journal, parts.events))
-    app.include_router(
-        key_routes(parts.keys, parts.tenants, parts.directory, parts.events, hmac_secret)
-    )
-    app.include_router(usage_routes(parts.rollups, parts.tenants))
-    app.include_router(ledger_routes(parts.reader, parts.prices))
-    app.include_router(price_routes(parts.prices, parts.tenants, parts.price_directory))
-    app.include_router(adjustment_routes(parts.adjustments, parts.tenants, parts.credits))
-    return OperatorGate(app, OperatorToken(operator_token))
+    return app

@@ -29,6 +29,7 @@ DOCUMENTED: dict[int | str, dict[str, Any]] = {
     for status, description in {
         400: "The body or the query cannot be read.",
         401: "No operator token, or a wrong one.",
+        403: "The API key lacks the scope for this.",
         404: "There is no such thing.",
         405: "Not with this method.",
         409: "In conflict with what is there.",

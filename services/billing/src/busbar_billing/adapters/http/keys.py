@@ -1,63 +1,120 @@
-"""Routes of API keys."""
+"""Routes of API keys, for operators."""
 
 from __future__ import annotations
 
 import secrets
 import time
 from datetime import UTC, datetime, timedelta
+from typing import Annotated
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from uuid_utils.compat import uuid7
 
-from busbar_billing.adapters.bus.events import Events
-from busbar_billing.adapters.bus.key_directory import KeyDirectoryBucket
 from busbar_billing.adapters.http import schemas
 from busbar_billing.adapters.http.paging import PAGE_DEFAULT, Cursor, Limit, decode_cursor, page
 from busbar_billing.adapters.http.showing import show_key
 from busbar_billing.adapters.postgres.keys import Keys
 from busbar_billing.adapters.postgres.tenants import Tenants
 from busbar_billing.domain.keys import SECRET_BYTES
-from busbar_billing.usecases.keys import NewKey, create_key, revoke_key
+from busbar_billing.usecases.keys import (
+    Change,
+    KeyDesk,
+    NewKey,
+    create_key,
+    revoke_key,
+    rotate_key,
+)
+
+ProjectFilter = Annotated[str | None, Query(max_length=80)]
+Prefix = Annotated[str, Query(min_length=1, max_length=80, examples=["bb_abc123"])]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def key_routes(
-    keys: Keys, tenants: Tenants, directory: KeyDirectoryBucket, events: Events, hmac_secret: bytes
-) -> APIRouter:
-    """POST, GET /tenants/{id}/keys; DELETE /keys/{id}."""
+def key_routes(keys: Keys, tenants: Tenants, desk: KeyDesk) -> APIRouter:
+    """POST, GET /tenants/{id}/keys; GET /keys by prefix; GET, DELETE /keys/{id}; its rotation."""
     router = APIRouter(prefix="/admin/v1", tags=["keys"])
 
     @router.post("/tenants/{tenant_id}/keys", status_code=201)
     async def create(tenant_id: str, wanted: schemas.WantedKey) -> schemas.NewKeyAnswer:
-        text, change = await create_key(
-            keys,
-            directory,
-            events,
-            NewKey(tenant_id, wanted.name, wanted.deployments, _unix_ms(wanted.expires_at)),
-            key_id=f"key_{uuid7().hex}",
-            secret=secrets.token_bytes(SECRET_BYTES),
-            hmac_secret=hmac_secret,
-            now_unix_ms=time.time_ns() // 1_000_000,
-        )
-        shown = show_key(change.stored).model_dump()
-        return schemas.NewKeyAnswer(**shown, propagated=change.propagated, key=text)
+        return await create_for(desk, tenant_id, wanted)
 
     @router.get("/tenants/{tenant_id}/keys")
     async def list_of_tenant(
-        tenant_id: str, limit: Limit = PAGE_DEFAULT, cursor: Cursor = None
+        tenant_id: str,
+        project_id: ProjectFilter = None,
+        limit: Limit = PAGE_DEFAULT,
+        cursor: Cursor = None,
     ) -> schemas.Page[schemas.KeyAnswer]:
         await tenants.get(tenant_id)
-        rows = await keys.of_tenant(tenant_id, limit + 1, decode_cursor(cursor, ""))
+        after = decode_cursor(cursor, "")
+        rows = await keys.of_tenant(tenant_id, limit + 1, after, project_id)
         return page(rows, limit, lambda row: row.key.key_id, show_key)
+
+    @router.get("/keys")
+    async def find(prefix: Prefix) -> schemas.Page[schemas.KeyAnswer]:
+        rows = await keys.by_prefix(prefix, None)
+        return schemas.Page(items=[show_key(row) for row in rows], next_cursor=None)
+
+    @router.get("/keys/{key_id}")
+    async def get(key_id: str) -> schemas.KeyAnswer:
+        return show_key(await keys.get(key_id, None))
+
+    @router.post("/keys/{key_id}/rotate")
+    async def rotate(key_id: str, wanted: schemas.WantedRotation) -> schemas.NewKeyAnswer:
+        return await rotate_for(desk, key_id, None, wanted)
 
     @router.delete("/keys/{key_id}")
     async def revoke(key_id: str) -> schemas.ChangedKeyAnswer:
-        change = await revoke_key(keys, directory, events, key_id)
-        shown = show_key(change.stored).model_dump()
-        return schemas.ChangedKeyAnswer(**shown, propagated=change.propagated)
+        return show_change(await revoke_key(desk, key_id, tenant_id=None))
 
     return router
+
+
+async def create_for(
+    desk: KeyDesk, tenant_id: str, wanted: schemas.WantedKey
+) -> schemas.NewKeyAnswer:
+    """Create a key of a tenant."""
+    text, change = await create_key(
+        desk,
+        NewKey(
+            tenant_id=tenant_id,
+            name=wanted.name,
+            deployments=wanted.deployments,
+            expires_unix_ms=_unix_ms(wanted.expires_at),
+            scopes=wanted.scopes,
+            project_id=wanted.project_id,
+        ),
+        key_id=f"key_{uuid7().hex}",
+        secret=secrets.token_bytes(SECRET_BYTES),
+        now_unix_ms=_now_ms(),
+    )
+    return schemas.NewKeyAnswer(**show_change(change).model_dump(), key=text)
+
+
+async def rotate_for(
+    desk: KeyDesk, key_id: str, tenant_id: str | None, wanted: schemas.WantedRotation
+) -> schemas.NewKeyAnswer:
+    """Give a key a new secret; `tenant_id` None: whosever it is."""
+    text, change = await rotate_key(
+        desk,
+        key_id,
+        tenant_id=tenant_id,
+        secret=secrets.token_bytes(SECRET_BYTES),
+        old_until_unix_ms=_unix_ms(wanted.old_valid_until),
+        now_unix_ms=_now_ms(),
+    )
+    return schemas.NewKeyAnswer(**show_change(change).model_dump(), key=text)
+
+
+def show_change(change: Change) -> schemas.ChangedKeyAnswer:
+    """A key after a change."""
+    shown = show_key(change.stored).model_dump()
+    return schemas.ChangedKeyAnswer(**shown, propagated=change.propagated)
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def _unix_ms(moment: datetime | None) -> int | None:

@@ -7,6 +7,7 @@ from typing import Annotated, Generic, Literal, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StrictInt, StrictStr
 
+from busbar_billing.domain.keys import Scope
 from busbar_billing.domain.ledger import AccountKind, TransferKind
 from busbar_billing.domain.money import TOP_UP_NANOS_MAX
 from busbar_billing.domain.names import DEPLOYMENTS_MAX, NAME_MAX, REFERENCE_MAX
@@ -71,12 +72,31 @@ class TenantAnswer(BaseModel):
     created_at: datetime
 
 
+ProjectId = Annotated[StrictStr, Field(max_length=80, examples=["prj_" + "0" * 32])]
+
+
 class WantedKey(Wanted):
-    """A key to create. No deployments: every one open to the tenant."""
+    """A key to create. No deployments: every one open to the tenant. No project: its default."""
 
     name: Annotated[StrictStr, Field(min_length=1, max_length=NAME_MAX)]
     deployments: Annotated[list[Slug], Field(max_length=DEPLOYMENTS_MAX)] = []
     expires_at: AwareDatetime | None = None
+    scopes: Annotated[list[Scope], Field(min_length=1, max_length=len(Scope))] = [Scope.SERVE]
+    project_id: ProjectId | None = None
+
+
+class WantedRotation(Wanted):
+    """A new secret for a key. The old one is accepted until `old_valid_until`, at most 7 days from
+    now, or no longer when that is left out."""
+
+    old_valid_until: AwareDatetime | None = None
+
+
+class PreviousSecretAnswer(BaseModel):
+    """The secret before the last rotation, and until when it is accepted."""
+
+    prefix: str
+    valid_until: datetime
 
 
 class KeyAnswer(BaseModel):
@@ -84,12 +104,16 @@ class KeyAnswer(BaseModel):
 
     key_id: str
     tenant_id: str
+    project_id: str | None
     name: str
     prefix: str
+    scopes: list[Scope]
     deployments: list[str]
     expires_at: datetime | None
     created_at: datetime
     revoked_at: datetime | None
+    last_used_at: datetime | None
+    previous_secret: PreviousSecretAnswer | None
 
 
 class ChangedKeyAnswer(KeyAnswer):
@@ -99,7 +123,7 @@ class ChangedKeyAnswer(KeyAnswer):
 
 
 class NewKeyAnswer(ChangedKeyAnswer):
-    """A new key; `key` is shown this once and stored nowhere."""
+    """A new or rotated key; `key` is shown this once and stored nowhere."""
 
     key: str
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 from busbar_billing.adapters.http import schemas
 from busbar_billing.adapters.postgres.reading import PostedUsage
+from busbar_billing.adapters.postgres.tenants import Balance
 from busbar_billing.domain.prices import Price, PriceBook
 from busbar_billing.domain.rating import Line
 from busbar_billing.usecases.keys import StoredKey
@@ -30,19 +31,39 @@ def show_tenant(tenant: Tenant) -> schemas.TenantAnswer:
     )
 
 
+def show_balance(held: Balance) -> schemas.BalanceAnswer:
+    """What a tenant holds."""
+    return schemas.BalanceAnswer(
+        tenant_id=held.tenant_id,
+        currency=held.currency,
+        balance_nanos=held.balance_nanos,
+        available_nanos=held.available_nanos,
+        held_nanos=held.held_nanos,
+        owed_nanos=held.owed_nanos,
+    )
+
+
 def show_key(stored: StoredKey) -> schemas.KeyAnswer:
     """A key, without the key itself."""
     key = stored.key
-    expires = key.expires_unix_ms
+    expires, previous = key.expires_unix_ms, key.previous
     return schemas.KeyAnswer(
         key_id=key.key_id,
         tenant_id=key.tenant_id,
+        project_id=key.project_id,
         name=key.name,
         prefix=key.prefix,
+        scopes=list(key.scopes),
         deployments=list(key.deployments),
         expires_at=None if expires is None else moment(expires * 1_000_000),
         created_at=stored.created_at,
         revoked_at=stored.revoked_at,
+        last_used_at=stored.last_used_at,
+        previous_secret=None
+        if previous is None
+        else schemas.PreviousSecretAnswer(
+            prefix=previous.prefix, valid_until=moment(previous.until_unix_ms * 1_000_000)
+        ),
     )
 
 

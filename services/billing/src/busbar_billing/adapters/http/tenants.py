@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response
 from uuid_utils.compat import uuid7
 
 from busbar_billing.adapters.bus.events import Events
+from busbar_billing.adapters.bus.policy_directory import PolicyDirectory
 from busbar_billing.adapters.http import schemas
 from busbar_billing.adapters.http.paging import PAGE_DEFAULT, Cursor, Limit, decode_cursor, page
-from busbar_billing.adapters.http.showing import show_tenant, show_transfer
+from busbar_billing.adapters.http.showing import show_balance, show_tenant, show_transfer
 from busbar_billing.adapters.postgres.journal import Journal
 from busbar_billing.adapters.postgres.tenants import Tenants
+from busbar_billing.domain.names import NAME_MAX
 from busbar_billing.usecases.tenants import create_tenant, top_up
 
+NameFilter = Annotated[str | None, Query(max_length=NAME_MAX)]
 
-def tenant_routes(tenants: Tenants, journal: Journal, events: Events) -> APIRouter:
+
+def tenant_routes(
+    tenants: Tenants, journal: Journal, policies: PolicyDirectory, events: Events
+) -> APIRouter:
     """POST, GET /tenants; GET /tenants/{id}; its balance and top-ups."""
     router = APIRouter(prefix="/admin/v1/tenants", tags=["tenants"])
 
@@ -22,6 +30,7 @@ def tenant_routes(tenants: Tenants, journal: Journal, events: Events) -> APIRout
     async def create(wanted: schemas.WantedTenant) -> schemas.TenantAnswer:
         tenant = await create_tenant(
             tenants,
+            policies,
             events,
             tenant_id=wanted.tenant_id or f"ten_{uuid7().hex}",
             name=wanted.name,
@@ -31,8 +40,11 @@ def tenant_routes(tenants: Tenants, journal: Journal, events: Events) -> APIRout
 
     @router.get("")
     async def list_all(
-        limit: Limit = PAGE_DEFAULT, cursor: Cursor = None
+        name: NameFilter = None, limit: Limit = PAGE_DEFAULT, cursor: Cursor = None
     ) -> schemas.Page[schemas.TenantAnswer]:
+        if name is not None:
+            called = await tenants.called(name)
+            return schemas.Page(items=[show_tenant(one) for one in called], next_cursor=None)
         rows = await tenants.page(limit + 1, decode_cursor(cursor, ""))
         return page(rows, limit, lambda row: row.tenant_id, show_tenant)
 
@@ -42,15 +54,7 @@ def tenant_routes(tenants: Tenants, journal: Journal, events: Events) -> APIRout
 
     @router.get("/{tenant_id}/balance")
     async def balance(tenant_id: str) -> schemas.BalanceAnswer:
-        held = await tenants.balance(tenant_id)
-        return schemas.BalanceAnswer(
-            tenant_id=held.tenant_id,
-            currency=held.currency,
-            balance_nanos=held.balance_nanos,
-            available_nanos=held.available_nanos,
-            held_nanos=held.held_nanos,
-            owed_nanos=held.owed_nanos,
-        )
+        return show_balance(await tenants.balance(tenant_id))
 
     @router.post(
         "/{tenant_id}/topups",

@@ -23,7 +23,8 @@ _NOW_MS = "SELECT (extract(EPOCH FROM now()) * 1000)::bigint"
 _NEAR_BUDGET = """
     SELECT
         t.tenant_id, t.currency, m.month, m.spent_nanos,
-        coalesce(o.monthly_budget_nanos, p.monthly_budget_nanos) AS budget_nanos
+        coalesce(o.monthly_budget_nanos, p.monthly_budget_nanos) AS budget_nanos,
+        coalesce(o.budget_kind, p.budget_kind, 'hard') = 'hard' AS hard
     FROM tenant_terms AS o
     INNER JOIN tenants AS t USING (tenant_id)
     LEFT JOIN plans AS p ON p.plan_id = o.plan_id
@@ -49,6 +50,7 @@ class BudgetAlert:
     budget_nanos: int
     spent_nanos: int
     currency: str
+    hard: bool
 
 
 async def budgets(connection: Connection, tenant_ids: Collection[str]) -> Mapping[str, Budget]:
@@ -100,6 +102,7 @@ class Budgets:
                     budget_nanos=row["budget_nanos"],
                     spent_nanos=int(row["spent_nanos"]),
                     currency=row["currency"],
+                    hard=row["hard"],
                 )
                 for row in rows
                 for percent in percents_reached(int(row["spent_nanos"]), row["budget_nanos"])
