@@ -25,11 +25,15 @@ from busbar_billing.domain.plans import (
     end_of_month_unix_ms,
     percents_reached,
 )
+from busbar_contracts.billing.v1.events_pb2 import BudgetReached
 from busbar_errors import Conflict, NotFound, Rejected
+from busbar_messaging.topology import event_subject
 from busbar_runtime.pytest_plugin import Database as DatabaseAddress
 from harness.polling import eventually
 from hypothesis import given
 from hypothesis import strategies as st
+from nats.aio.client import Client
+from nats.aio.msg import Msg
 
 CHARGE_NANOS = 100_000
 LIMITS = Limits(60, 100_000, 8, 10 * CHARGE_NANOS, BudgetKind.HARD, Band.INTERACTIVE, 3)
@@ -139,25 +143,27 @@ async def test_the_months_spending_is_what_was_charged_less_what_was_taken_back(
 
 
 async def test_each_share_of_a_budget_is_told_once(
-    billing: Service, gateway: Gateway, opened: Database, plan: Plan, tenant: str
+    gateway: Gateway, bus: Client, opened: Database, plan: Plan, tenant: str
 ) -> None:
     await Plans(opened).set_terms(tenant, plan.plan_id, Overrides())
-    watch = Budgets(opened)
     told: list[tuple[int, int]] = []
 
-    async def ask() -> list[tuple[int, int]]:
-        alerts = await watch.new_alerts()
-        told.extend((one.percent, one.spent_nanos) for one in alerts if one.tenant_id == tenant)
+    async def note(message: Msg) -> None:
+        event = BudgetReached.FromString(message.data)
+        if event.tenant_id == tenant:
+            told.append((event.percent, event.spent_nanos))
+
+    async def so_far() -> list[tuple[int, int]]:
         return told
 
+    await bus.subscribe(event_subject("billing", "budget_reached"), cb=note)
     await gateway.publish(*[gateway.record(tenant) for _ in range(8)])
-    await billing.posted(tenant, 8)
-    await ask()
-    await ask()
+    first = [(80, 8 * CHARGE_NANOS)]
+    await eventually(so_far, within_s=30, what="80 % are told", until=lambda them: them == first)
     await gateway.publish(*[gateway.record(tenant) for _ in range(2)])
-    await billing.posted(tenant, 10)
-    await ask()
+    both = [*first, (100, 10 * CHARGE_NANOS)]
+    await eventually(so_far, within_s=30, what="100 % are told", until=lambda them: them == both)
 
-    assert told == [(80, 8 * CHARGE_NANOS), (100, 10 * CHARGE_NANOS)]
+    assert await Budgets(opened).new_alerts() == []
     async with opened.transaction() as connection:
         assert await budget_left(connection, tenant) == 0
