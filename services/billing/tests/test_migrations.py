@@ -30,8 +30,6 @@ NOT_FOR_US = [
     "ban-drop-constraint",
     "ban-drop-table",
     "ban-drop-function",
-    "ban-drop-column",
-    "ban-drop-constraint",
     "require-concurrent-index-deletion",
     # attempt is an int32 in the proto, line and shard are tiny.
     "prefer-bigint-over-int",
