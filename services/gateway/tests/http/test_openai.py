@@ -36,7 +36,7 @@ def test_models_are_those_the_key_may_use(client: openai.OpenAI) -> None:
     assert client.models.retrieve("chatty").owned_by == "busbar"
     with pytest.raises(openai.NotFoundError) as unknown:
         client.models.retrieve("secret")
-    assert unknown.value.code == "model_not_found"
+    assert (unknown.value.code, unknown.value.param) == ("model_not_found", "model")
 
 
 def test_a_chat_is_answered_with_the_models_own_counts(client: openai.OpenAI, edge: Any) -> None:
@@ -244,12 +244,39 @@ def test_dimensions_are_refused_unless_native(client: openai.OpenAI) -> None:
     assert refused.value.param == "dimensions"
 
 
+def test_an_embedding_error_of_the_model_is_said_in_the_words_of_the_request(
+    client: openai.OpenAI, edge: Any
+) -> None:
+    edge.serving.failure = InvalidInput(
+        "text[2] has 300 tokens, the model takes 256: shorten it, split it, or set truncate to true"
+    )
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.embeddings.create(model="embedder", input=["a", "b", "c"])
+
+    said = str(refused.value)
+    assert refused.value.param == "input[2]"
+    assert "input[2] has 300 tokens, the model takes 256: shorten it or split it" in said
+    assert "truncate" not in said
+
+
 BAD_CHATS: list[tuple[str, dict[str, Any], str | None]] = [
     ("no messages", {"messages": []}, "messages"),
     ("messages of the wrong type", {"messages": "hi"}, "messages"),
     ("unknown role", {"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
     ("no content", {"messages": [{"role": "user"}]}, "messages[0].content"),
-    ("an image", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, None),
+    (
+        "an image",
+        {
+            "messages": [
+                *USER,
+                {
+                    "role": "user",
+                    "content": [{"type": "text", "text": "what is it?"}, {"type": "image_url"}],
+                },
+            ]
+        },
+        "messages[1].content[1].type",
+    ),
     ("refused by the template", {"messages": [{"role": "assistant", "content": "x"}]}, "messages"),
     ("several choices", {"n": 2}, "n"),
     ("logprobs", {"logprobs": True}, "logprobs"),

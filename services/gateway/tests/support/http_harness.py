@@ -36,7 +36,7 @@ from busbar_gateway.domain.routes import (
     Task,
     TensorSpec,
 )
-from busbar_gateway.usecases.calls import Answer, Chunk, InferenceCall
+from busbar_gateway.usecases.calls import Answer, Chunk, InferenceCall, RefusedCall
 from busbar_observability.ops import serve_http
 from memory_store import MemoryStore
 from raw_http import read_answer
@@ -202,6 +202,7 @@ class StandInServing:
     calls: list[InferenceCall] = field(default_factory=list)
     requests: list[service_pb2.ModelInferRequest] = field(default_factory=list)
     ended: dict[str, str] = field(default_factory=dict)
+    refusals: list[RefusedCall] = field(default_factory=list)
     failure: Exception | None = None
     """Raised by the next request instead of an answer."""
     settle_failure: Exception | None = None
@@ -214,6 +215,9 @@ class StandInServing:
         self.calls.append(call)
         self.requests.append(request)
         return request
+
+    def refused(self, call: RefusedCall, error: Exception) -> None:
+        self.refusals.append(call)
 
     def fail_if_told(self) -> None:
         if self.failure is not None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from busbar_gateway.domain.routes import Caller, Route
@@ -36,6 +36,23 @@ class InferenceCall:
     """Size of what the customer sent where `payload` is not that; 0 where it is."""
     as_asked: Callable[[bytes], bytes] | None = None
     """Makes a response what the customer asked for, where `payload` asks for more."""
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedCall:
+    """An authenticated request that was refused before it became an InferenceCall."""
+
+    request_id: bytes
+    """UUIDv7, 16 bytes."""
+    caller: Caller
+    api: str
+    """As in UsageRecord.api, as far as that was known."""
+    received_unix_ns: int
+    http_status: int
+    """What the refusal is over HTTP, also where it was not HTTP."""
+    traceparent: str = ""
+    attributes: Mapping[str, str | int] = field(default_factory=dict[str, str | int])
+    """What else its span says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,4 +113,8 @@ class ServesRequests(Protocol):
         in any other way means that the customer went away and charges what was
         delivered. Leaving always ends the work at the node.
         """
+        ...
+
+    def refused(self, call: RefusedCall, error: Exception) -> None:
+        """Keep the trace of a request that is not going to be served, if it is to have one."""
         ...

@@ -19,7 +19,7 @@ from opentelemetry.trace import (
 
 from busbar_gateway.domain.failures import answer_for, reason_for
 from busbar_gateway.domain.sampling import Verdict, decide, worth_keeping
-from busbar_gateway.usecases.calls import InferenceCall
+from busbar_gateway.usecases.calls import InferenceCall, RefusedCall
 
 _SERVER_ERROR = 500
 _NS_PER_S = 1_000_000_000
@@ -53,11 +53,26 @@ class RequestTracing:
     def begin(self, call: InferenceCall) -> RequestTrace | None:
         """Start the root span if the request is sampled; None if it is not."""
         parent = parse_traceparent(call.traceparent) if call.traceparent else None
-        sampled = parent is not None and parent.trace_flags.sampled
-        verdict = decide(self._ratio, random.random(), parent_sampled=sampled)  # noqa: S311
-        if verdict is Verdict.UNTRACED:
+        if not self._chooses(parent):
             return None
         return RequestTrace(self._root(call, parent), self._tracer)
+
+    def refused(self, call: RefusedCall, error: Exception) -> None:
+        """Make the only span of a request that was refused before it was served."""
+        parent = parse_traceparent(call.traceparent) if call.traceparent else None
+        ours_failed = call.http_status >= _SERVER_ERROR
+        if not (self._chooses(parent) or ours_failed):
+            return
+        root = self._root(call, parent)
+        root.set_attributes({**call.attributes, "error.type": type(error).__name__})
+        if ours_failed:
+            root.set_status(StatusCode.ERROR, reason_for(error))
+        root.end()
+
+    def _chooses(self, parent: SpanContext | None) -> bool:
+        sampled = parent is not None and parent.trace_flags.sampled
+        verdict = decide(self._ratio, random.random(), parent_sampled=sampled)  # noqa: S311
+        return verdict is not Verdict.UNTRACED
 
     def end(
         self,
@@ -96,8 +111,9 @@ class RequestTracing:
                 root.set_status(StatusCode.ERROR, reason_for(error))
         root.end()
 
-    def _root(self, call: InferenceCall, parent: SpanContext | None) -> Span:
+    def _root(self, call: InferenceCall | RefusedCall, parent: SpanContext | None) -> Span:
         context = set_span_in_context(NonRecordingSpan(parent)) if parent is not None else None
+        deployment = call.route.deployment if isinstance(call, InferenceCall) else ""
         return self._tracer.start_span(
             f"gateway {call.api}",
             context=context,
@@ -107,7 +123,7 @@ class RequestTracing:
                 "busbar.request_id": f"req_{call.request_id.hex()}",
                 "busbar.tenant": call.caller.tenant_id,
                 "busbar.key_id": call.caller.key_id,
-                "busbar.deployment": call.route.deployment,
+                "busbar.deployment": deployment,
                 "busbar.api": call.api,
             },
         )

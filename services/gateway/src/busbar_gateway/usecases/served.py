@@ -11,6 +11,7 @@ from opentelemetry.trace import SpanKind
 
 from busbar_gateway.domain.admission import Ticket
 from busbar_gateway.domain.costs import cost_of
+from busbar_gateway.domain.failures import answer_for
 from busbar_gateway.usecases.admitting import Admissions
 from busbar_gateway.usecases.calls import InferenceCall
 from busbar_gateway.usecases.charging import Delivered, UsageLog, commit_in_time, usage_record
@@ -18,6 +19,7 @@ from busbar_gateway.usecases.dispatch import Dispatch, Dispatcher
 from busbar_gateway.usecases.request_trace import RequestTracing, traceparent_of
 
 _NS_PER_S = 1_000_000_000
+_OK, _CLIENT_GONE = 200, 499
 _COMPLETED = UsageOutcome.USAGE_OUTCOME_COMPLETED
 
 
@@ -56,11 +58,13 @@ class Served:
         self._admitted_unix_ns = 0
         self._ticket: Ticket | None = None
         self._dispatch: Dispatch | None = None
+        self._streamed = False
         self._cost: float | None = None
 
     async def start(self, *, streamed: bool) -> Dispatch:
         """Wait for a turn, then send the request out."""
         with_ = self.collaborators
+        self._streamed = streamed
         self._ticket = await self._admit()
         self._admitted_unix_ns = time.time_ns()
         self._dispatch = with_.dispatcher.open(self.call, streamed=streamed)
@@ -125,8 +129,22 @@ class Served:
                 "busbar.attempt": delivered.attempt,
                 "busbar.tokens.input": delivered.input_tokens,
                 "busbar.tokens.output": delivered.output_tokens,
+                **self._http_status(error),
             },
         )
+
+    def _http_status(self, error: BaseException | None) -> dict[str, int]:
+        """The status that left over HTTP, by OpenTelemetry's name for it."""
+        if self.call.api.startswith("kserve.grpc"):
+            return {}
+        begun = self._streamed and not self.call.whole and self.first_byte_unix_ns is not None
+        if error is None or begun:
+            status = _OK
+        elif isinstance(error, Exception) and not isinstance(error, OSError):
+            status = answer_for(error).http_status
+        else:
+            status = _CLIENT_GONE
+        return {"http.response.status_code": status}
 
     async def _admit(self) -> Ticket:
         if self._trace is None:

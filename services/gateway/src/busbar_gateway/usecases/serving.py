@@ -6,7 +6,14 @@ The edges translate a protocol into an `InferenceCall`, use `Serving.infer` or
 
 from __future__ import annotations
 
-from busbar_gateway.usecases.calls import Answer, AnswerStream, Chunk, InferenceCall, ServesRequests
+from busbar_gateway.usecases.calls import (
+    Answer,
+    AnswerStream,
+    Chunk,
+    InferenceCall,
+    RefusedCall,
+    ServesRequests,
+)
 from busbar_gateway.usecases.served import Collaborators, Served
 from busbar_gateway.usecases.streamed import Streamed
 from busbar_gateway.usecases.unary import Unary
@@ -27,3 +34,7 @@ class Serving:
     def stream(self, call: InferenceCall) -> Streamed:
         """Answer with many responses."""
         return Streamed(Served(self._with, call))
+
+    def refused(self, call: RefusedCall, error: Exception) -> None:
+        """Keep the trace of a request that is not going to be served, if it is to have one."""
+        self._with.tracing.refused(call, error)

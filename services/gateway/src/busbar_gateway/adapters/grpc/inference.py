@@ -26,9 +26,14 @@ from busbar_gateway.adapters.key_ring import KeyRing
 from busbar_gateway.adapters.protobuf_wire import varint
 from busbar_gateway.adapters.route_table import RouteTable
 from busbar_gateway.adapters.token_counts import ask_for_counts
-from busbar_gateway.domain.failures import Unauthenticated, Unsupported, reason_for
+from busbar_gateway.domain.failures import (
+    Unauthenticated,
+    Unsupported,
+    answer_for,
+    reason_for,
+)
 from busbar_gateway.domain.routes import Caller, Route
-from busbar_gateway.usecases.calls import InferenceCall
+from busbar_gateway.usecases.calls import InferenceCall, RefusedCall
 from busbar_gateway.usecases.serving import Serving
 
 log = structlog.get_logger()
@@ -81,7 +86,6 @@ class Inference:
                 request_id=request_id,
                 api="infer",
             )
-            _refuse_decoupled(inference.route)
             async with self._serving.infer(inference) as answer:
                 _deliver(call, answer.payload, trailing)
         except ClientGone:
@@ -160,11 +164,20 @@ class Inference:
         api: str,
     ) -> InferenceCall:
         now = time.time_ns()
-        request = read_request(payload)
-        route = self._routes.find(caller, request.model_name)
-        check_size(route, len(payload))
-        check_request(route, request)
-        as_asked = ask_for_counts(route, request)
+        try:
+            request, route = self._checked(payload, caller, api)
+            as_asked = ask_for_counts(route, request)
+        except BusbarError as error:
+            refused = RefusedCall(
+                request_id=request_id,
+                caller=caller,
+                api=f"kserve.grpc.{api}",
+                received_unix_ns=now,
+                http_status=answer_for(error).http_status,
+                traceparent=text_of(metadata, "traceparent") or "",
+            )
+            self._serving.refused(refused, error)
+            raise
         timeout_s = self._timeout_s(remaining_s)
         return InferenceCall(
             request_id=request_id,
@@ -179,6 +192,15 @@ class Inference:
             request_bytes=len(payload),
             as_asked=as_asked,
         )
+
+    def _checked(self, payload: bytes, caller: Caller, api: str) -> tuple[Any, Route]:
+        request = read_request(payload)
+        route = self._routes.find(caller, request.model_name)
+        check_size(route, len(payload))
+        check_request(route, request)
+        if api == "infer":
+            _refuse_decoupled(route)
+        return request, route
 
     def _timeout_s(self, remaining_s: float | None) -> float:
         """The client's deadline, bounded; clients without one get the default."""

@@ -15,6 +15,7 @@ from busbar_gateway.adapters.http.errors import (
     Family,
     NoAddress,
     RequestTimeout,
+    answered_as,
     family_of,
     render_error,
 )
@@ -25,11 +26,13 @@ from busbar_gateway.adapters.http.limits import ClientGone
 from busbar_gateway.adapters.http.router import Router
 from busbar_gateway.adapters.http.services import Services
 from busbar_gateway.domain.routes import Caller
+from busbar_gateway.usecases.calls import RefusedCall
 
 PUBLIC_PATHS = frozenset({"/v2/health/live", "/v2/health/ready", "/openapi.json"})
 """Everything else, existing or not, takes an API key."""
 
 _CLIENT_GONE_STATUS = 499
+_PATH_SHOWN_MAX = 256
 _log = structlog.get_logger()
 _responses = Counter(
     "busbar_gateway_http_responses_total",
@@ -54,6 +57,7 @@ class Edge:
     ) -> None:
         self._router = router
         self._keys = services.keys
+        self._serving = services.serving
         self._idempotency = services.idempotency
         self._limits = services.limits
         self._request_ids = request_ids
@@ -80,7 +84,7 @@ class Edge:
                 raise
             exchange.status = _CLIENT_GONE_STATUS
         except Exception as error:  # noqa: BLE001
-            await _answer_failure(exchange, error)
+            await self._answer_failure(exchange, error)
 
     async def _serve(self, exchange: Exchange) -> None:
         cycle = exchange.cycle
@@ -92,11 +96,33 @@ class Edge:
         try:
             await self._serve(exchange)
         except Exception as error:  # noqa: BLE001
-            await _answer_failure(exchange, error)
+            await self._answer_failure(exchange, error)
 
     def _authenticate(self, exchange: Exchange) -> Caller:
         header = exchange.header(b"authorization")
         return self._keys.authenticate(None if header is None else header.decode("latin-1"))
+
+    async def _answer_failure(self, exchange: Exchange, error: Exception) -> None:
+        if exchange.caller.tenant_id and not exchange.called:
+            self._serving.refused(_refused(exchange, error), error)
+        await _answer_failure(exchange, error)
+
+
+def _refused(exchange: Exchange, error: Exception) -> RefusedCall:
+    status = answered_as(error)[0].http_status
+    return RefusedCall(
+        request_id=exchange.request_id,
+        caller=exchange.caller,
+        api="openai" if exchange.family == "openai" else "kserve.http",
+        received_unix_ns=exchange.received_unix_ns,
+        http_status=status,
+        traceparent=exchange.traceparent,
+        attributes={
+            "http.request.method": exchange.cycle.method,
+            "url.path": exchange.cycle.path[:_PATH_SHOWN_MAX],
+            "http.response.status_code": status,
+        },
+    )
 
 
 async def _answer_failure(exchange: Exchange, error: Exception) -> None:

@@ -18,6 +18,7 @@ from busbar_gateway.domain.failures import (
     ModelFailed,
     Unauthenticated,
     Unavailable,
+    UnknownDeployment,
     answer_for,
     reason_for,
 )
@@ -98,10 +99,14 @@ def error_document(family: Family, error: BaseException) -> dict[str, Any]:
         "error": {
             "message": reason,
             "type": answered.openai_type,
-            "param": getattr(error, "param", None),
+            "param": _param_of(error),
             "code": getattr(error, "code", None) or answered.openai_code,
         }
     }
+
+
+def _param_of(error: BaseException) -> str | None:
+    return "model" if isinstance(error, UnknownDeployment) else getattr(error, "param", None)
 
 
 def render_error(family: Family, error: BaseException) -> tuple[int, Headers, bytes]:

@@ -42,9 +42,16 @@ class Exchange:
     status: int = 0
     failed: bool = False
     """Whether an event stream ended in an error after it had begun."""
+    called: bool = False
+    """Whether it became an InferenceCall, whose trace says how it ended."""
     recorded: bool = False
     """Whether the answer goes to a recording, and is charged only as a whole."""
     watch: CancelledWhenGone | None = None
+
+    @property
+    def traceparent(self) -> str:
+        """As the customer sent it; "" when there was none."""
+        return (self.header(b"traceparent") or b"").decode("latin-1")
 
     @property
     def public_id(self) -> str:
@@ -108,6 +115,7 @@ class Exchange:
         most = route.manifest.max_payload_bytes or MAX_FRAME_PAYLOAD_BYTES
         if len(payload) > min(most, MAX_FRAME_PAYLOAD_BYTES):
             raise PayloadTooLarge(f"the model takes requests of at most {most} bytes")
+        self.called = True
         left_s = timeout_s - (time.monotonic() - self.received_monotonic)
         return InferenceCall(
             request_id=self.request_id,
@@ -118,7 +126,7 @@ class Exchange:
             received_unix_ns=self.received_unix_ns,
             deadline=asyncio.get_running_loop().time() + left_s,
             deadline_unix_ms=self.received_unix_ns // 1_000_000 + round(timeout_s * 1000),
-            traceparent=(self.header(b"traceparent") or b"").decode("latin-1"),
+            traceparent=self.traceparent,
             whole=whole or self.recorded,
         )
 

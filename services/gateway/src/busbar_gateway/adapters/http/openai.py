@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import base64
+import re
 from typing import Any
 
 import numpy as np
 from tritonclient.grpc import service_pb2
 
-from busbar_gateway.adapters.http.errors import BadParameter, blamed_on
+from busbar_gateway.adapters.http.errors import BadParameter
 from busbar_gateway.adapters.http.exchange import Exchange
 from busbar_gateway.adapters.http.generation import (
     Sampling,
@@ -33,9 +34,11 @@ from busbar_gateway.adapters.http.openai_schemas import (
 from busbar_gateway.adapters.http.prompts import render_prompt
 from busbar_gateway.adapters.http.router import Address
 from busbar_gateway.adapters.http.services import Services
-from busbar_gateway.domain.failures import ModelFailed, Unavailable
+from busbar_gateway.domain.failures import InvalidInput, ModelFailed, Unavailable
 from busbar_gateway.domain.routes import Route
 from busbar_gateway.usecases.calls import InferenceCall
+
+_TEXT_INDEX = re.compile(r"\btext\[(\d{1,9})\]")
 
 CHAT = AnswerShape(
     api="openai.chat",
@@ -147,8 +150,10 @@ class OpenAI:
         _require_embeddings(route, request.dimensions)
         payload = _embedding_payload(route, request.texts())
         call = exchange.call(route, payload, "openai.embeddings", self._limits.request_timeout_s)
-        with blamed_on("input"):
+        try:
             await self._embed(exchange, request, call)
+        except InvalidInput as error:
+            raise _said_of_inputs(error) from error
 
     async def _embed(
         self, exchange: Exchange, request: EmbeddingRequest, call: InferenceCall
@@ -165,6 +170,17 @@ class OpenAI:
                     "usage": usage,
                 }
             )
+
+
+def _said_of_inputs(error: InvalidInput) -> InvalidInput:
+    """What the model refuses, which knows its tensors, in the words of /v1/embeddings."""
+    if error.param:
+        return error
+    named = _TEXT_INDEX.search(error.reason)
+    index = f"[{named[1]}]" if named else ""
+    reason = _TEXT_INDEX.sub(r"input[\1]", error.reason)
+    reason = reason.replace(", or set truncate to true", "").replace("it, split", "it or split")
+    return InvalidInput(reason, f"input{index}")
 
 
 def _model(route: Route) -> dict[str, Any]:

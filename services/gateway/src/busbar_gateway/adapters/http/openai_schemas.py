@@ -265,6 +265,10 @@ def _bad_parameter(
     elif field == "prompt" and _is_several(document.get(field)):
         reason = "Several prompts in one request are not supported; send one request for each."
         code = "unsupported_value"
+    elif (part := _other_part(field, first["loc"], document)) is not None:
+        field, kind_of_part = part
+        reason = f"'{field}' is {kind_of_part!r}; this service takes parts of type 'text' only."
+        code = "unsupported_value"
     else:
         reasons = dict.fromkeys(
             detail["msg"] for detail in details if detail["loc"][:1] == (field,)
@@ -272,6 +276,21 @@ def _bad_parameter(
         field = _param(first["loc"])
         reason, code = f"Invalid '{field}': {'; or '.join(reasons)}.", "invalid_value"
     return BadParameter(reason, field, code)
+
+
+def _other_part(
+    field: str, location: tuple[int | str, ...], document: dict[str, Any]
+) -> tuple[str, str] | None:
+    """Where a message has a part that is no text, such as an image, and what it is."""
+    if field != "messages" or len(location) < 2 or not isinstance(location[1], int):  # noqa: PLR2004
+        return None
+    message = document["messages"][location[1]]
+    parts = message.get("content") if isinstance(message, dict) else None
+    for index, part in enumerate(cast("list[object]", parts) if isinstance(parts, list) else []):
+        kind = cast("dict[str, object]", part).get("type") if isinstance(part, dict) else None
+        if isinstance(kind, str) and kind != "text":
+            return f"messages[{location[1]}].content[{index}].type", kind[:64]
+    return None
 
 
 def _is_several(value: object) -> bool:
