@@ -112,6 +112,38 @@ def test_a_tenant_from_creation_to_its_revoked_key(busbar: Busbar) -> None:
     assert busbar("usage", "--tenant", "acme", "--json").json == {"items": []}
 
 
+def test_credit_prices_and_a_corrected_top_up(busbar: Busbar, tmp_path: Path) -> None:
+    busbar("tenant", "create", "Priced", "--tenant-id", "priced")
+    wrong = busbar("tenant", "topup", "priced", "5", "--json").json
+    given = ("credit", "give", "priced", "1.25", "--expires", "2090-01-01T00:00:00Z")
+    gift = busbar(*given, "--reference", "welcome", "--json").json
+    again = busbar(*given, "--reference", "welcome", "--json").json
+    corrected = busbar("correct", wrong["transfer_id"], "--reason", "typo", "--json").json
+    file = tmp_path / "prices.yaml"
+    file.write_text(
+        "classes:\n"
+        "  default: {request: {amount_nanos: 7}}\n"
+        "  chat-small:\n"
+        "    input_token: {amount_nanos: 100, free_units: 1000,\n"
+        "                  tiers: [{above_units: 5000, amount_nanos: 50}]}\n"
+    )
+    book = busbar("price", "publish", str(file), "--tenant", "priced", "--note", "trial").out
+    listed = busbar("price", "list", "--tenant", "priced", "--json").json["items"]
+    shown = busbar("price", "show", str(listed[0]["version"])).out
+
+    assert gift["transfer_id"] == again["transfer_id"]
+    assert "$1.25" in busbar("credit", "list", "priced").out
+    assert corrected["kind"] == "correction"
+    assert busbar("balance", "priced").out == "$1.25\n"
+    assert "for priced" in book
+    assert [(one["tenant_id"], one["in_force"]) for one in listed] == [("priced", True)]
+    assert [line.split()[2] for line in shown.splitlines() if "input_token" in line] == [
+        "0",
+        "1,000",
+        "5,000",
+    ]
+
+
 def test_a_model_is_pushed_once_and_deployed(busbar: Busbar, model: Path, tmp_path: Path) -> None:
     pushed = busbar("model", "push", str(model), "--json").json
     again = busbar("model", "push", str(model), "--json").json
@@ -189,6 +221,14 @@ def test_the_fleet_traces_and_the_bus(busbar: Busbar) -> None:
         (["deploy", "rm", "nope"], 3, "no deployment"),
         (["balance", "nobody"], 3, "busbar tenant list"),
         (["usage", "req_" + "0" * 32], 3, ""),
+        (["usage", "explain", "req_" + "0" * 32], 3, "no usage is posted"),
+        (["refund", "req_" + "0" * 32, "--reason", "x"], 3, "no charge is posted"),
+        (["correct", "0" * 32, "--reason", "x"], 3, "no transfer"),
+        (["credit", "give", "nobody", "1", "--expires", "2090-01-01T00:00:00Z"], 3, "tenant list"),
+        (["credit", "give", "nobody", "a lot", "--expires", "2090-01-01T00:00:00Z"], 3, ""),
+        (["price", "show", "999999"], 3, "busbar price list"),
+        (["price", "publish", "/nowhere.yaml"], 2, "there is no file"),
+        (["refund", "req_" + "0" * 32], 2, ""),
         (["key", "revoke", "key_" + "0" * 32], 3, ""),
         (["key", "create", "nobody"], 3, "busbar tenant list"),
         (["key", "list", "nobody"], 3, "busbar tenant list"),

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from cyclopts import App, CycloptsError
 
-from busbar_cli.commands import deployments, keys, models, tenants
+from busbar_cli.commands import adjustments, deployments, keys, models, prices, tenants
 from busbar_cli.commands.fleet import fleet
-from busbar_cli.commands.money import balance, ledger, usage
+from busbar_cli.commands.money import balance, ledger, usage_app
 from busbar_cli.commands.traces import trace
 from busbar_cli.failures import EXIT_HELP, CommandError, Exit
 from busbar_cli.output import err
@@ -23,7 +23,7 @@ app = App(
     help_epilogue=EXIT_HELP,
     version_flags=[],
 )
-for _noun in (tenants, keys, models, deployments):
+for _noun in (tenants, keys, models, deployments, prices):
     app.command(_noun.app)
 # Loaded when it is asked for: the bus client doubles the time to start.
 app.command(
@@ -31,7 +31,9 @@ app.command(
     name="bus",
     help="The bus: bring it to the topology, or compare it.",
 )
-for _command in (fleet, usage, balance, ledger, trace):
+for _group in (usage_app, adjustments.credit):
+    app.command(_group)
+for _command in (fleet, balance, ledger, adjustments.refund, adjustments.correct, trace):
     app.command(_command)
 
 

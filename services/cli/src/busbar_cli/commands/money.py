@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from cyclopts import App
+
 from busbar_cli.amounts import show_amount
 from busbar_cli.api import Api, Json
 from busbar_cli.commands.tenants import TENANTS, find_tenant
 from busbar_cli.output import DEFAULT, HowMany, Output, show_moment, show_node, table
 
+usage_app = App(name="usage", help="Billed requests: list them, explain the charge of one.")
 
+
+@usage_app.default
 def usage(
     request_id: str | None = None,
     *,
@@ -35,7 +40,7 @@ def usage(
         How many at most.
     """
     if request_id is not None:
-        _explain(request_id, output)
+        explain(request_id, output=output)
         return
     tenant_id = find_tenant(tenant)["tenant_id"] if tenant else None
     query = {"tenant_id": tenant_id, "since": since, "until": until}
@@ -112,11 +117,20 @@ def posting_rows(transfer: Json) -> Iterator[list[object]]:
         head = ["", "", "", ""]
 
 
-def _explain(request_id: str, output: Output) -> None:
+@usage_app.command
+def explain(request_id: str, *, output: Output = DEFAULT) -> None:
+    """Explain the charge of one request line by line.
+
+    Parameters
+    ----------
+    request_id
+        As its x-request-id header said.
+    """
     found = Api("billing").get(f"/admin/v1/usage/{request_id}")
     rows = [
         [
             line["component"],
+            "" if line["used_before"] is None else f"{line['used_before']:,}",
             f"{line['quantity']:,}",
             f"{show_amount(line['amount_nanos'], found['currency'])} / {line['per_units']:,}",
             line["exact_nanos"],
@@ -131,7 +145,7 @@ def _explain(request_id: str, output: Output) -> None:
     )
     if not output.json:
         output.print(found, said)
-    columns = ["COMPONENT", "QUANTITY>", "PRICE>", "NANOS>"]
+    columns = ["COMPONENT", "USED BEFORE>", "QUANTITY>", "PRICE>", "NANOS>"]
     output.print(found, table(columns, rows))
     if not output.json:
         taken_back = f"  (taken back: {found['void_reason']})" if found["voided"] else ""

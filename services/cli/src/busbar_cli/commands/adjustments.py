@@ -1,0 +1,125 @@
+"""busbar credit, refund and correct: what people do to a tenant's money."""
+
+from __future__ import annotations
+
+import uuid
+
+from cyclopts import App
+
+from busbar_cli.amounts import read_amount, show_amount
+from busbar_cli.api import Api, Json
+from busbar_cli.commands.tenants import TENANTS, find_tenant
+from busbar_cli.output import DEFAULT, HowMany, Output, show_moment, table
+
+credit = App(name="credit", help="Promotional credit: give it, see what is left of it.")
+
+
+@credit.command
+def give(
+    tenant: str,
+    amount: str,
+    *,
+    expires: str,
+    reference: str | None = None,
+    output: Output = DEFAULT,
+) -> None:
+    """Give a tenant money that it spends before its own, until it expires.
+
+    Parameters
+    ----------
+    tenant
+        Id or name.
+    amount
+        In the tenant's currency, such as 10 or 0.25.
+    expires
+        RFC 3339 time with zone; what is unspent then comes back to us.
+    reference
+        Names the gift; the same reference again changes nothing. Made up when not given.
+    """
+    found = find_tenant(tenant)
+    body: Json = {
+        "amount_nanos": read_amount(amount),
+        "currency": found["currency"],
+        "reference": reference or f"cli-{uuid.uuid4().hex}",
+        "expires_at": expires,
+    }
+    transfer = Api("billing").post(f"{TENANTS}/{found['tenant_id']}/credits", body)
+    shown = show_amount(body["amount_nanos"], found["currency"])
+    output.print(transfer, f"{found['name']} was given {shown} until {expires}")
+
+
+@credit.command(name="list")
+def list_(tenant: str, *, limit: HowMany = 100, output: Output = DEFAULT) -> None:
+    """List what a tenant was given, newest first.
+
+    Parameters
+    ----------
+    tenant
+        Id or name.
+    limit
+        How many at most.
+    """
+    path = f"{TENANTS}/{find_tenant(tenant)['tenant_id']}/credits"
+    credits_ = list(Api("billing").pages(path, limit))
+    rows = [
+        [
+            show_moment(one["given_at"]),
+            one["reference"],
+            show_moment(one["expires_at"]),
+            show_amount(one["amount_nanos"], one["currency"]),
+            show_amount(one["unspent_nanos"], one["currency"]),
+        ]
+        for one in credits_
+    ]
+    columns = ["GIVEN", "REFERENCE", "EXPIRES", "AMOUNT>", "UNSPENT>"]
+    output.print({"items": credits_}, table(columns, rows, empty="no credit was given"))
+
+
+def refund(
+    request_id: str,
+    amount: str | None = None,
+    *,
+    reason: str,
+    reference: str | None = None,
+    output: Output = DEFAULT,
+) -> None:
+    """Give a charge back, or part of it; never more than was charged.
+
+    Parameters
+    ----------
+    request_id
+        As its x-request-id header said.
+    amount
+        In the tenant's currency; what is left of the charge when not given.
+    reason
+        Why, for the ledger.
+    reference
+        Names the refund; the same reference again changes nothing. Made up when not given.
+    """
+    body: Json = {"reason": reason, "reference": reference or f"cli-{uuid.uuid4().hex}"}
+    if amount is not None:
+        body["amount_nanos"] = read_amount(amount)
+    transfer = Api("billing").post(f"/admin/v1/usage/{request_id}/refunds", body)
+    output.print(transfer, f"refunded {_to_tenant(transfer)}")
+
+
+def correct(transfer_id: str, *, reason: str, output: Output = DEFAULT) -> None:
+    """Undo a top-up or a refund that should not have been, while the tenant has the money.
+
+    Parameters
+    ----------
+    transfer_id
+        As `busbar ledger` shows it.
+    reason
+        Why, for the ledger.
+    """
+    path = f"/admin/v1/transfers/{transfer_id}/corrections"
+    transfer = Api("billing").post(path, {"reason": reason})
+    output.print(transfer, f"corrected {_to_tenant(transfer)} (transfer {transfer['transfer_id']})")
+
+
+def _to_tenant(transfer: Json) -> str:
+    """What a transfer gave to its tenant, and to whom."""
+    posting = next(one for one in transfer["postings"] if one["tenant_id"])
+    amount = show_amount(posting["amount_nanos"], posting["currency"])
+    return f"{amount} to {posting['tenant_id']}"

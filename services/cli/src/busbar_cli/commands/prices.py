@@ -1,0 +1,148 @@
+"""busbar price: versions of the price book."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from cyclopts import App
+
+from busbar_cli.amounts import show_amount
+from busbar_cli.api import Api, Json
+from busbar_cli.commands.tenants import find_tenant
+from busbar_cli.failures import CommandError, Exit
+from busbar_cli.output import DEFAULT, Output, show_moment, table
+
+app = App(name="price", help="The price book: list versions, show one, publish the next.")
+
+_PRICES = "/admin/v1/prices"
+_FILE_BYTES_MAX = 1024 * 1024
+
+
+@app.command(name="list")
+def list_(*, tenant: str | None = None, output: Output = DEFAULT) -> None:
+    """List the versions, newest first.
+
+    Parameters
+    ----------
+    tenant
+        Id or name; only prices that are this tenant's alone.
+    """
+    books = Api("billing").get(_PRICES)["items"]
+    if tenant is not None:
+        tenant_id = find_tenant(tenant)["tenant_id"]
+        books = [one for one in books if one["tenant_id"] == tenant_id]
+    rows = [
+        [
+            one["version"],
+            one["tenant_id"] or "everybody",
+            one["currency"],
+            show_moment(one["effective_from"]),
+            show_moment(one["effective_until"]),
+            "active" if one["in_force"] else "",
+            len(one["classes"]),
+            one["note"],
+        ]
+        for one in books
+    ]
+    columns = ["VERSION>", "FOR", "CURRENCY", "FROM", "UNTIL", "", "CLASSES>", "NOTE"]
+    output.print({"items": books}, table(columns, rows))
+
+
+@app.command
+def show(version: int, *, output: Output = DEFAULT) -> None:
+    """Show every price of a version.
+
+    Parameters
+    ----------
+    version
+        Its number.
+    """
+    books = Api("billing").get(_PRICES)["items"]
+    book = next((one for one in books if one["version"] == version), None)
+    if book is None:
+        raise CommandError(f"there is no price book {version}: busbar price list", Exit.NOT_FOUND)
+    rows = [
+        row
+        for name, prices in sorted(book["classes"].items())
+        for component, price in sorted(prices.items())
+        for row in _price_rows(name, component, price, book["currency"])
+    ]
+    output.print(book, table(["CLASS", "COMPONENT", "ABOVE>", "PRICE>", "UNITS>"], rows))
+
+
+def _price_rows(name: str, component: str, price: Json, currency: str) -> list[list[object]]:
+    """A row for each step of a price, by the month's quantity."""
+    steps = [{**price, "above_units": price["free_units"]}, *price["tiers"]]
+    if price["free_units"]:
+        steps.insert(0, {**price, "above_units": 0, "amount_nanos": 0})
+    return [
+        [
+            name,
+            component,
+            f"{step['above_units']:,}",
+            show_amount(step["amount_nanos"], currency),
+            f"{step['per_units']:,}",
+        ]
+        for step in steps
+    ]
+
+
+@app.command
+def publish(
+    file: Path,
+    *,
+    tenant: str | None = None,
+    since: str | None = None,
+    until: str | None = None,
+    note: str | None = None,
+    output: Output = DEFAULT,
+) -> None:
+    """Publish the next version of everybody's prices, or of one tenant's.
+
+    Parameters
+    ----------
+    file
+        YAML or JSON: `classes`, and if wanted `currency` and `charge_quantum_nanos`, as in
+        `busbar price show VERSION --json`.
+    tenant
+        Id or name; these prices are this tenant's alone.
+    since
+        RFC 3339 time with zone from which they hold; now when not given.
+    until
+        RFC 3339 time with zone at which a tenant's own prices end.
+    note
+        Why, for people.
+    """
+    content = _read(file)
+    body: Json = {
+        key: content[key]
+        for key in ("classes", "currency", "charge_quantum_nanos")
+        if key in content
+    }
+    given = {
+        "tenant_id": find_tenant(tenant)["tenant_id"] if tenant else None,
+        "effective_from": since,
+        "effective_until": until,
+        "note": note,
+    }
+    body |= {key: value for key, value in given.items() if value is not None}
+    book = Api("billing").post(_PRICES, body)
+    whose = book["tenant_id"] or "everybody"
+    said = f"price book {book['version']} for {whose} from {show_moment(book['effective_from'])}"
+    output.print(book, said)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        if file.stat().st_size > _FILE_BYTES_MAX:
+            raise CommandError(f"{file} is larger than {_FILE_BYTES_MAX} bytes", Exit.USAGE)
+        content: Any = yaml.safe_load(file.read_text())
+    except FileNotFoundError as error:
+        raise CommandError(f"there is no file {file}", Exit.USAGE) from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise CommandError(f"{file} cannot be read: {error}", Exit.USAGE) from error
+    if not isinstance(content, dict) or "classes" not in content:
+        raise CommandError(f"{file} is not a price book: it has no `classes`", Exit.USAGE)
+    return content
