@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import gc
 import signal
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from importlib.metadata import version
+from time import monotonic
 from typing import Any
 
 import structlog
@@ -45,7 +46,7 @@ from busbar_gateway.usecases.dispatch import Dispatcher
 from busbar_gateway.usecases.request_trace import RequestTracing
 from busbar_gateway.usecases.served import Collaborators
 from busbar_gateway.usecases.serving import Serving
-from busbar_gateway.usecases.watchdog import Watchdog
+from busbar_gateway.usecases.watchdog import TICK_S, Watchdog
 
 log = structlog.get_logger()
 
@@ -169,6 +170,8 @@ async def running(gateway: Gateway, region: str) -> AsyncIterator[None]:
             sharing = count
             admissions.capacity_changed()
         admissions.expire(now)
+        gateway.dispatcher.expire(now)
+        gateway.usage.expire(now)
         for deployment in admissions.deployments():
             lane = admissions.lane(deployment)
             if lane is not None:
@@ -182,7 +185,8 @@ async def running(gateway: Gateway, region: str) -> AsyncIterator[None]:
         gateway.gateways.follow(gateway.client),
         gateway.usage.run(),
         gateway.heartbeat.run(),
-        watchdog.run(every_tick),
+        watchdog.run(),
+        _keep_time(every_tick),
     ]
     tasks = [asyncio.create_task(job) for job in work]
     for task in tasks:
@@ -192,6 +196,16 @@ async def running(gateway: Gateway, region: str) -> AsyncIterator[None]:
     finally:
         await _end(tasks)
         await gateway.heartbeat.withdraw()
+
+
+async def _keep_time(every_tick: Callable[[float], None]) -> None:
+    """One timer for everything that expires; arming one for each request is dearer."""
+    while True:
+        await asyncio.sleep(TICK_S)
+        try:
+            every_tick(monotonic())
+        except Exception:
+            log.exception("tick failed")
 
 
 async def _end(tasks: list[asyncio.Task[None]]) -> None:

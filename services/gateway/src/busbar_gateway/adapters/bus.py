@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from time import monotonic
 from typing import Any
 
 import orjson
@@ -75,7 +75,7 @@ class WorkBus:
         self, region: str, deployment: str, work: bytes, acknowledged: Acknowledged
     ) -> None:
         """Publish once; `acknowledged` gets the stream sequence, Unavailable or RateLimited."""
-        now = asyncio.get_running_loop().time()
+        now = monotonic()
         self._forget_old(now)
         self._token += 1
         token = b"%x" % self._token

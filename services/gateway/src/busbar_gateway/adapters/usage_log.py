@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum, auto
+from time import monotonic
 
 import structlog
 import uuid_utils
@@ -28,11 +30,6 @@ A lone customer never waits."""
 _DRAIN_POLL_S = 0.02
 
 
-def _time_out(durable: asyncio.Future[None]) -> None:
-    if not durable.done():
-        durable.set_exception(TimeoutError())
-
-
 class _State(Enum):
     QUEUED = auto()
     SENT = auto()
@@ -49,6 +46,8 @@ class Charge:
     void: UsageVoid | None = None
     durable: asyncio.Future[None] | None = None
     """Whoever waits; None when nobody does, then it is tried until it succeeds."""
+    deadline: float = math.inf
+    """When whoever waits gives up, on the event loop's clock."""
     state: _State = _State.QUEUED
 
 
@@ -71,9 +70,10 @@ class UsageLog:
         self._gateway_id = gateway_id
         self._give_up_after = give_up_after
         self._committed = committed
+        self._loop = asyncio.get_running_loop()
         self._queue: deque[Charge] = deque()
+        self._sent: list[Charge] = []
         self._wake = asyncio.Event()
-        self._publishing = False
         self._crowded = False
         for slot in table.left_over:
             self._void(slot, "gateway stopped before delivery")
@@ -89,18 +89,14 @@ class UsageLog:
         `deadline` on the event loop's clock; then and on cancellation the
         charge has been taken back already.
         """
-        loop = asyncio.get_running_loop()
-        durable: asyncio.Future[None] = loop.create_future()
-        charge = Charge(slot, record, durable=durable)
-        timer = loop.call_at(deadline, _time_out, durable)
+        durable = self._loop.create_future()
+        charge = Charge(slot, record, durable=durable, deadline=deadline)
         self._enqueue(charge)
         try:
             await durable
         except BaseException:
             self.take_back(charge, "not durable in time")
             raise
-        finally:
-            timer.cancel()
         return charge
 
     def commit_later(self, slot: Slot, record: UsageRecord) -> None:
@@ -121,6 +117,12 @@ class UsageLog:
         else:
             self._void(charge.slot, reason)
 
+    def expire(self, now: float) -> None:
+        """Fail those who have waited past their deadline."""
+        for charge in (*self._queue, *self._sent):
+            if charge.deadline <= now and charge.durable is not None and not charge.durable.done():
+                charge.durable.set_exception(TimeoutError())
+
     def release(self, slot: Slot) -> None:
         """Free a slot for which nothing was enqueued."""
         self._table.clear(slot)
@@ -135,22 +137,22 @@ class UsageLog:
                     await asyncio.sleep(_GATHER_S)
                 size = min(BATCH_MAX, len(self._queue))
                 self._crowded = size > 1
-                self._publishing = True
+                self._sent = [self._queue.popleft() for _ in range(size)]
                 try:
-                    await self._publish([self._queue.popleft() for _ in range(size)])
+                    await self._publish(self._sent)
                 finally:
-                    self._publishing = False
+                    self._sent = []
 
     @property
     def idle(self) -> bool:
         """Whether nothing is under way."""
-        return not self._queue and not self._publishing and not self._table.occupied_count
+        return not self._queue and not self._sent and not self._table.occupied_count
 
     async def drain(self, grace: timedelta) -> None:
         """Wait until nothing is under way, at most `grace`."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace.total_seconds()):
-                while self._queue or self._publishing:
+                while self._queue or self._sent:
                     await asyncio.sleep(_DRAIN_POLL_S)
 
     def _enqueue(self, charge: Charge) -> None:
@@ -169,7 +171,7 @@ class UsageLog:
                 message.records.append(charge.record)
             if charge.void is not None:
                 message.voids.append(charge.void)
-        began = asyncio.get_running_loop().time()
+        began = monotonic()
         try:
             await publish_durably(
                 self._jetstream,
@@ -183,7 +185,7 @@ class UsageLog:
             for charge in batch:
                 self._failed(charge, error)
             return
-        self._committed(len(batch), asyncio.get_running_loop().time() - began)
+        self._committed(len(batch), monotonic() - began)
         for charge in batch:
             self._succeeded(charge)
 

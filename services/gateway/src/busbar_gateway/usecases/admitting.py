@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from time import monotonic
 
 from busbar_gateway.domain.admission import Full, Lane, Ticket, share_of_slots
 from busbar_gateway.domain.costs import known_cost
@@ -63,7 +64,7 @@ class Admissions:
 
         Raises RateLimited, Unavailable or DeadlineExceeded.
         """
-        now = asyncio.get_running_loop().time()
+        now = monotonic()
         admission = self._admission(call.route, now)
         ticket = self._ticket(call, now)
         if admission.lane.try_start(ticket, now):
@@ -80,14 +81,14 @@ class Admissions:
     def leave(self, deployment: str, ticket: Ticket, cost: float | None) -> None:
         """Give the slot back and let the next one in; `cost` as in `Lane.finish`."""
         admission = self._admissions[deployment]
-        now = asyncio.get_running_loop().time()
+        now = monotonic()
         admission.lane.finish(ticket, now, cost)
         if admission.lane.waiting:
             self._pump(admission, now)
 
     def capacity_changed(self) -> None:
         """Apply new routes or a new number of gateways to every lane."""
-        now = asyncio.get_running_loop().time()
+        now = monotonic()
         for deployment, admission in list(self._admissions.items()):
             route = self._current_route(deployment)
             self._apply(admission, route, now)

@@ -25,7 +25,7 @@ class InferenceCall:
     received_unix_ns: int
     """When the edge had the request; the root span starts here."""
     deadline: float
-    """On the event loop's clock, seconds."""
+    """On the event loop's clock, which is time.monotonic; it may be noticed a tick late."""
     deadline_unix_ms: int
     traceparent: str = ""
     """As the customer sent it; empty when there was none."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from time import monotonic
 from typing import Protocol
 
 import structlog
@@ -81,13 +82,14 @@ class Dispatcher:
         self._region = region
         self._current_route = current_route
         self._redispatched = redispatched
+        self._loop = asyncio.get_running_loop()
         self._in_flight: dict[str, int] = {}
         self._recent_cancels: dict[tuple[bytes, int], float] = {}
         self.pending: dict[bytes, Pending] = {}
 
     def open(self, call: InferenceCall, *, streamed: bool) -> Dispatch:
         """Start to track a request; the caller must close what this returns."""
-        pending = Pending(call, streamed)
+        pending = Pending(call, streamed, self._loop)
         self.pending[call.request_id] = pending
         return Dispatch(self, pending)
 
@@ -97,7 +99,7 @@ class Dispatcher:
         if kind is None:
             log.error("frame without content", node=frame.node)
             return
-        now = asyncio.get_running_loop().time()
+        now = monotonic()
         pending = self.pending.get(frame.request_id)
         if pending is not None and pending.take(frame, kind, now) is not Frame.OBSOLETE:
             return
@@ -111,7 +113,7 @@ class Dispatcher:
 
     def publish(self, pending: Pending, traceparent: str) -> None:
         """Publish the next attempt; its outcome says if that failed."""
-        call, now = pending.call, asyncio.get_running_loop().time()
+        call, now = pending.call, monotonic()
         if not self._bus.connected:
             pending.end(NotPublished("the bus is away"))
             return
@@ -154,6 +156,12 @@ class Dispatcher:
         if not isinstance(pending.outcome, WorkFrame) and attempts.node:
             self.cancel(attempts.node, pending.call.request_id, attempts.current)
 
+    def expire(self, now: float) -> None:
+        """End what has passed its deadline."""
+        for pending in list(self.pending.values()):
+            if pending.call.deadline <= now:
+                pending.expire()
+
     def note_redispatch(self, pending: Pending, cause: str) -> None:
         """Count that a request goes out again."""
         self._redispatched(pending.call.route.deployment, cause)
@@ -185,8 +193,6 @@ class Dispatch:
         self._pending = pending
         self._traceparent = ""
         self._publishes_failed = 0
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_at(pending.call.deadline, pending.expire)
 
     @property
     def node(self) -> str:
@@ -235,7 +241,6 @@ class Dispatch:
 
     def close(self) -> None:
         """Stop; ends the work at the node when it goes on."""
-        self._timer.cancel()
         self._pending.published()
         self._dispatcher.close(self._pending)
 
@@ -294,8 +299,9 @@ class Dispatch:
 
     async def _again(self, pause_s: float, cause: str) -> None:
         pending = self._pending
-        loop = asyncio.get_running_loop()
-        await asyncio.sleep(max(0.0, min(pause_s, pending.call.deadline - loop.time())))
+        await asyncio.sleep(max(0.0, min(pause_s, pending.call.deadline - monotonic())))
+        if monotonic() >= pending.call.deadline:
+            pending.expire()
         if pending.expired:
             return
         self._dispatcher.note_redispatch(pending, cause)

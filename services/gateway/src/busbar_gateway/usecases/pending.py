@@ -41,6 +41,7 @@ class Pending:
 
     call: InferenceCall
     streamed: bool
+    loop: asyncio.AbstractEventLoop
     attempts: Attempts = field(default_factory=Attempts)
     region: str = ""
     sequence: int = 0
@@ -108,7 +109,7 @@ class Pending:
         """Wait until there is a chunk or the attempt has ended."""
         if self.outcome is not None or self.chunks:
             return
-        self._waiter = asyncio.get_running_loop().create_future()
+        self._waiter = self.loop.create_future()
         try:
             await self._waiter
         finally:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from time import monotonic
 from typing import Protocol
 
 import structlog
@@ -52,14 +53,12 @@ class Watchdog:
         self._away = False
         self._looked_at_stream = False
 
-    async def run(self, every_tick: Callable[[float], None]) -> None:
-        """Tick for ever; `every_tick` is called with the time, for what else expires."""
-        loop = asyncio.get_running_loop()
+    async def run(self) -> None:
+        """Tick for ever."""
         while True:
             await asyncio.sleep(TICK_S)
             try:
-                await self.tick(loop.time())
-                every_tick(loop.time())
+                await self.tick(monotonic())
             except Exception:
                 log.exception("watchdog tick failed")
 
@@ -111,7 +110,7 @@ class Watchdog:
         gone = await self._bus.taken(region, frozenset(work.sequence for work in works))
         if gone is None:
             return
-        epoch, now = self._bus.epoch(region), asyncio.get_running_loop().time()
+        epoch, now = self._bus.epoch(region), monotonic()
         for work, attempt in attempts.items():
             if work.attempts.current != attempt or work.attempts.last_sign:
                 continue

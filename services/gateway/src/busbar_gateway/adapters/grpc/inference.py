@@ -186,7 +186,7 @@ class Inference:
             payload=payload if as_asked is None else request.SerializeToString(),
             api=f"kserve.grpc.{api}",
             received_unix_ns=now,
-            deadline=asyncio.get_running_loop().time() + timeout_s,
+            deadline=time.monotonic() + timeout_s,
             deadline_unix_ms=now // 1_000_000 + round(timeout_s * 1000),
             traceparent=text_of(metadata, "traceparent") or "",
             request_bytes=len(payload),

@@ -211,15 +211,14 @@ class HttpConnection(asyncio.Protocol):
 
     def _answer(self, cycle: ConnectionCycle) -> None:
         self._answering = cycle
-        task = self._loop.create_task(self._run(cycle))
-        self._server.tasks.add(task)
+        cycle.task = self._loop.create_task(self._run(cycle))
+        self._server.tasks.add(cycle.task)
 
     async def _run(self, cycle: ConnectionCycle) -> None:
         try:
             await self._application(cycle)
         finally:
-            task = asyncio.current_task()
-            self._server.tasks.discard(task)
+            self._server.tasks.discard(cycle.task)
             if not cycle.answered:  # half an answer has left, or nothing ever will
                 self.transport.close()
 

@@ -34,6 +34,8 @@ class Cycle(Protocol):
     """By lower-case name, the first value of each."""
     started: bool
     """Whether status and headers were written, or are about to be."""
+    task: asyncio.Task[None] | None
+    """Who serves it; None where no client can go away."""
     when_lost: Callable[[], object] | None
     """Called when the client goes away before its answer is complete."""
 
@@ -101,6 +103,7 @@ class ConnectionCycle:
         "method",
         "path",
         "started",
+        "task",
         "when_lost",
     )
 
@@ -123,6 +126,7 @@ class ConnectionCycle:
         self.started = False
         self.answered = False
         self.gone = False
+        self.task: asyncio.Task[None] | None = None
         self.when_lost: Callable[[], object] | None = None
         self._understands_chunks = understands_chunks
         """Otherwise an answer of unknown length ends with the connection."""

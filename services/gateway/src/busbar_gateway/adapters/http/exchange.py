@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -116,7 +115,6 @@ class Exchange:
         if len(payload) > min(most, MAX_FRAME_PAYLOAD_BYTES):
             raise PayloadTooLarge(f"the model takes requests of at most {most} bytes")
         self.called = True
-        left_s = timeout_s - (time.monotonic() - self.received_monotonic)
         return InferenceCall(
             request_id=self.request_id,
             caller=self.caller,
@@ -124,7 +122,7 @@ class Exchange:
             payload=payload,
             api=api,
             received_unix_ns=self.received_unix_ns,
-            deadline=asyncio.get_running_loop().time() + left_s,
+            deadline=self.received_monotonic + timeout_s,
             deadline_unix_ms=self.received_unix_ns // 1_000_000 + round(timeout_s * 1000),
             traceparent=self.traceparent,
             whole=whole or self.recorded,
@@ -153,9 +151,6 @@ class CancelledWhenGone:
         self.gone = False
 
     async def __aenter__(self) -> Self:
-        inside = asyncio.current_task()
-        assert inside is not None
-        self._inside = inside
         self._cycle.when_lost = self._cancel
         return self
 
@@ -167,12 +162,16 @@ class CancelledWhenGone:
     ) -> None:
         self._cycle.when_lost = None
         if self.gone:
-            self._inside.uncancel()
+            inside = self._cycle.task
+            assert inside is not None
+            inside.uncancel()
             raise ClientGone from error
 
     def _cancel(self) -> None:
-        self.gone = True
-        self._inside.cancel()
+        inside = self._cycle.task
+        if inside is not None:
+            self.gone = True
+            inside.cancel()
 
 
 Endpoint = Callable[[Exchange], Awaitable[None]]

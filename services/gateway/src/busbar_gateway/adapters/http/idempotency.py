@@ -259,6 +259,7 @@ class RecordedCycle:
         self.method, self.path = exchange.cycle.method, exchange.cycle.path
         self.headers, self.query = exchange.cycle.headers, exchange.cycle.query
         self.started = False
+        self.task: asyncio.Task[None] | None = None
         self.when_lost: Callable[[], object] | None = None  # nobody leaves a recording
         self._body = body
         self._record = record
