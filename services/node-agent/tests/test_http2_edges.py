@@ -20,6 +20,7 @@ from .scripted_http2 import (
     HEAD,
     HEADERS,
     INITIAL_WINDOW,
+    MAX_CONCURRENT_STREAMS,
     OK,
     PADDED,
     PING,
@@ -300,7 +301,10 @@ async def test_an_answer_with_padding_longer_than_its_frame_is_not_taken_for_an_
     [
         (answer(1, b"x")[::2], "INTERNAL"),
         ([answer(1, b"")[0], Frame(DATA, END_STREAM, 1, message(b"no trailers"))], "UNKNOWN"),
-        ([Frame(HEADERS, END_HEADERS | END_STREAM, 1, block(((":status", "404"),)))], "UNKNOWN"),
+        (
+            [Frame(HEADERS, END_HEADERS | END_STREAM, 1, block(((":status", "404"),)))],
+            "UNIMPLEMENTED",
+        ),
     ],
     ids=["OK without a message", "no trailers", "not gRPC"],
 )
@@ -309,3 +313,94 @@ async def test_an_answer_without_what_makes_it_one_is_an_error(
 ) -> None:
     async with scripted(_instead_of_the_head(*frames)) as address:
         assert _codes(await _infer(address, b"x")) == [code]
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (":400", "INTERNAL"),
+        (":401", "UNAUTHENTICATED"),
+        (":403", "PERMISSION_DENIED"),
+        (":404", "UNIMPLEMENTED"),
+        (":429", "UNAVAILABLE"),
+        (":502", "UNAVAILABLE"),
+        (":503", "UNAVAILABLE"),
+        (":504", "UNAVAILABLE"),
+        (":500", "UNKNOWN"),
+        (":200", "UNKNOWN"),
+    ],
+)
+async def test_an_answer_without_a_grpc_status_means_what_its_http_status_does(
+    status: str, code: str
+) -> None:
+    async def script(wire: Wire) -> None:
+        await wire.open()
+        stream = await wire.request()
+        head = block([(":status", status[1:])])
+        wire.send(Frame(HEADERS, END_HEADERS | END_STREAM, stream, head))
+
+    async with scripted(script) as address:
+        [refused] = await _infer(address, b"x")
+
+    assert isinstance(refused, TritonRefused)
+    assert refused.code == code
+    assert refused.reason == f"HTTP status {status[1:]}"
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [Frame(CONTINUATION, END_HEADERS, 1, block(HEAD))],
+        [Frame(HEADERS, 0, 1, block(HEAD)), Frame(CONTINUATION, END_HEADERS, 3, b"")],
+        [Frame(HEADERS, 0, 1, block(HEAD)), Frame(DATA, 0, 1, message(b"too early"))],
+        [Frame(HEADERS, 0, 1, block(HEAD)), Frame(PING, 0, 0, b"12345678")],
+    ],
+    ids=["of nothing", "on another stream", "cut by data", "cut by a ping"],
+)
+async def test_a_header_block_that_is_interrupted_ends_the_connection(frames: list[Frame]) -> None:
+    async def script(wire: Wire) -> None:
+        await wire.open()
+        await wire.request()
+        wire.send(*frames)
+        await wire.until(PING)  # the connection ends instead
+
+    async with scripted(script) as address:
+        [refused] = await _infer(address, b"x")
+
+    assert isinstance(refused, TritonRefused)
+    assert refused.code == "UNAVAILABLE"
+    assert "broke the protocol" in refused.reason
+
+
+async def test_no_more_calls_are_open_than_the_server_takes() -> None:
+    async def script(wire: Wire) -> None:
+        await wire.open((MAX_CONCURRENT_STREAMS, 1))
+        while True:
+            wire.send(*answer(await wire.request(), b"ok"))
+
+    async with scripted(script) as address:
+        rpc = TritonRpc(address)
+        try:
+            first = await rpc.infer(b"x", WITHIN_S, "")  # brings the settings too
+            together = (rpc.infer(b"x", WITHIN_S, "") for _ in range(2))
+            outcomes = await asyncio.gather(*together, return_exceptions=True)
+            later = await rpc.infer(b"x", WITHIN_S, "")
+        finally:
+            await rpc.close()
+
+    assert first == later == outcomes[0] == b"ok"
+    assert _codes(outcomes[1:]) == ["UNAVAILABLE"]
+
+
+async def test_what_was_closed_does_not_connect_again() -> None:
+    async with scripted(_plain, _plain) as address:
+        rpc = TritonRpc(address)
+        assert await rpc.infer(b"x", WITHIN_S, "") == b"plain"
+        await rpc.close()
+        [refused] = await asyncio.gather(rpc.infer(b"x", WITHIN_S, ""), return_exceptions=True)
+
+    assert isinstance(refused, TritonRefused)
+    assert (refused.code, refused.reason) == (
+        "UNAVAILABLE",
+        "the connection to Triton was closed",
+    )

@@ -31,7 +31,7 @@ _HEAD_BYTES, _MESSAGE_HEAD_BYTES = 9, 5
 _DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PING, _GOAWAY = 0, 1, 3, 4, 6, 7
 _WINDOW_UPDATE, _CONTINUATION = 8, 9
 _END_STREAM, _ACK, _END_HEADERS, _PADDED, _PRIORITY = 0x1, 0x1, 0x4, 0x8, 0x20
-_TABLE_SIZE, _PUSH, _INITIAL_WINDOW, _FRAME_SIZE = 1, 2, 4, 5
+_TABLE_SIZE, _PUSH, _CALLS_MAX, _INITIAL_WINDOW, _FRAME_SIZE = 1, 2, 3, 4, 5
 _CANCEL = 8
 
 _WINDOW_MAX = 2**31 - 1
@@ -61,6 +61,18 @@ _CODES = {
     "15": "DATA_LOSS",
     "16": "UNAUTHENTICATED",
 }
+
+_CODES_OF_HTTP = {
+    "400": "INTERNAL",
+    "401": "UNAUTHENTICATED",
+    "403": "PERMISSION_DENIED",
+    "404": "UNIMPLEMENTED",
+    "429": "UNAVAILABLE",
+    "502": "UNAVAILABLE",
+    "503": "UNAVAILABLE",
+    "504": "UNAVAILABLE",
+}
+"""What an answer without a gRPC status means, by the specification's http-grpc-status-mapping."""
 
 
 def header_block(headers: Mapping[str, str]) -> bytes:
@@ -93,12 +105,15 @@ class Http2Connection(asyncio.Protocol):
         self._next_id = 1
         self._buffer = bytearray()
         self._block = bytearray()
+        self._block_of: int | None = None
+        """The stream whose header block goes on in the next frame."""
         self._blocks: dict[bytes, Mapping[str, str]] = {}
         self._decoder = Decoder()
         self._decoder.max_allowed_table_size = 0
         self._decoder.header_table_size = 0
         self._frame_bytes_max = _FRAME_BYTES_DEFAULT
         self._stream_window = _WINDOW_DEFAULT
+        self._calls_max = _STREAM_ID_MAX
         self._window = _WINDOW_DEFAULT
         self._uncredited_bytes = 0
         self._unsent: deque[tuple[int, memoryview]] = deque()
@@ -113,6 +128,9 @@ class Http2Connection(asyncio.Protocol):
         """
         if self.closed or self._transport is None:
             raise TritonRefused("UNAVAILABLE", "not connected")
+        if len(self._calls) >= self._calls_max:
+            reason = f"Triton takes {self._calls_max} calls at once on a connection"
+            raise TritonRefused("UNAVAILABLE", reason)
         stream_id, self._next_id = self._next_id, self._next_id + 2
         if self._next_id > _STREAM_ID_MAX:
             self.closed = True
@@ -181,6 +199,8 @@ class Http2Connection(asyncio.Protocol):
     # --- frames
 
     def _take_frame(self, kind: int, flags: int, stream_id: int, body: bytearray) -> None:
+        if self._block_of is not None or kind == _CONTINUATION:
+            self._check_continued(kind, stream_id)
         match kind:
             case 0:
                 self._take_data(flags, stream_id, body)
@@ -200,6 +220,13 @@ class Http2Connection(asyncio.Protocol):
                 self._take_credit(stream_id, _WORD.unpack(body)[0])
             case _:
                 pass  # unknown kinds are to be ignored
+
+    def _check_continued(self, kind: int, stream_id: int) -> None:
+        """RFC 9113, 6.10: nothing comes between the parts of a header block."""
+        if self._block_of is None:
+            raise ValueError("CONTINUATION of no header block")
+        if (kind, stream_id) != (_CONTINUATION, self._block_of):
+            raise ValueError("a header block was interrupted")
 
     def _take_data(self, flags: int, stream_id: int, body: bytearray) -> None:
         self._uncredited_bytes += len(body)
@@ -225,7 +252,9 @@ class Http2Connection(asyncio.Protocol):
         if flags & _END_STREAM and call is not None:
             call.ended = True  # after the CONTINUATIONs that may carry the rest
         if not flags & _END_HEADERS:
+            self._block_of = stream_id
             return
+        self._block_of = None
         headers = self._decoded(bytes(self._block))
         self._block.clear()
         if call is None:
@@ -256,6 +285,8 @@ class Http2Connection(asyncio.Protocol):
                 for call in self._calls.values():
                     call.window += value - self._stream_window
                 self._stream_window = value
+            elif name == _CALLS_MAX:
+                self._calls_max = value
             elif name == _FRAME_SIZE:
                 self._frame_bytes_max = value
         self._write(_frame(_SETTINGS, _ACK, 0, b""))
@@ -297,8 +328,9 @@ class Http2Connection(asyncio.Protocol):
         status = trailers.get("grpc-status") or call.headers.get("grpc-status")
         if status != "0":
             text = trailers.get("grpc-message") or call.headers.get("grpc-message", "")
-            fallback = f"HTTP status {call.headers.get(':status', trailers.get(':status', '?'))}"
-            _fail(call, _CODES.get(status or "", "UNKNOWN"), unquote(text) or fallback)
+            http = call.headers.get(":status") or trailers.get(":status", "?")
+            code = _CODES_OF_HTTP.get(http) if status is None else _CODES.get(status)
+            _fail(call, code or "UNKNOWN", unquote(text) or f"HTTP status {http}")
             return
         if len(call.body) < _MESSAGE_HEAD_BYTES:
             _fail(call, "INTERNAL", "Triton answered OK without a message")

@@ -40,12 +40,14 @@ class TritonRpc:
         self.address = address
         self._connection: Http2Connection | None = None
         self._connecting = asyncio.Lock()
+        self._closed = False
         self._heads: dict[str, bytes] = {}
         self._channel: grpc.aio.Channel | None = None
         """Made for the first stream: its threads wake up even when there is nothing to do."""
 
     async def close(self) -> None:
         """Cancel what is being called and disconnect."""
+        self._closed = True
         if self._connection is not None:
             self._connection.close()
         if self._channel is not None:
@@ -122,14 +124,19 @@ class TritonRpc:
         """The connection that carries ModelInfer, made anew when it was lost or used up."""
         host, _, port = self.address.rpartition(":")
         async with self._connecting:
+            if self._closed:
+                raise TritonRefused("UNAVAILABLE", "the connection to Triton was closed")
             if self._connection is None or self._connection.closed:
                 connecting = asyncio.get_running_loop().create_connection(
                     lambda: Http2Connection(_RECEIVE_BYTES_MAX), host, int(port)
                 )
                 try:
-                    _, self._connection = await asyncio.wait_for(connecting, timeout_s)
+                    _, connection = await asyncio.wait_for(connecting, timeout_s)
                 except (OSError, TimeoutError) as error:
                     raise TritonRefused("UNAVAILABLE", f"no connection: {error!r}") from None
+                self._connection = connection
+                if self._closed:  # meanwhile; the call that asked for it fails as it starts
+                    connection.close()
             return self._connection
 
     async def _ask(self, method: str, request: Message, timeout_s: float) -> bytes:
