@@ -36,22 +36,22 @@ _Taker = Callable[[bytes, bytes, bytes, bytes], None]
 class Deliveries:
     """An inbox whose messages are being handed over, until `drain` or `leave`."""
 
-    def __init__(self, subscription: Subscription, takers: dict[int, _Taker]) -> None:
+    def __init__(self, hot: HotConnection, subscription: Subscription) -> None:
+        self._hot = hot
         self._subscription: Any = subscription
-        self._takers = takers
 
     async def drain(self) -> None:
-        """Give the inbox up; what the server has sent to it by now is handed over before."""
-        await self._subscription.drain()
-        self._forget()
+        """Give the inbox up; what the server has sent to it by now is handed over before.
+
+        nats-py's own drain may ask for the server's last word before it has told it to stop.
+        """
+        await self._hot.unsubscribe(self._subscription._id)  # noqa: SLF001
+        await self.leave()
 
     async def leave(self) -> None:
         """Give the inbox up at once."""
-        self._forget()
+        self._hot.forget(self._subscription._id)  # noqa: SLF001
         await self._subscription.unsubscribe()
-
-    def _forget(self) -> None:
-        self._takers.pop(self._subscription._id, None)  # noqa: SLF001
 
 
 class HotConnection:
@@ -59,6 +59,7 @@ class HotConnection:
 
     def __init__(self, client: Client) -> None:
         self._client: Any = client
+        self._loop = asyncio.get_running_loop()
         self._takers: dict[int, _Taker] = {}
         self._process: _ProcessMessage = self._client._process_msg  # noqa: SLF001
         self._client._process_msg = self._process_message  # noqa: SLF001
@@ -75,7 +76,7 @@ class HotConnection:
         subscription = await self._take(
             inbox, lambda _, reply, data, headers: handler(reply, data, headers)
         )
-        return Deliveries(subscription, self._takers)
+        return Deliveries(self, subscription)
 
     def publish(
         self, subject: bytes, payload: bytes, reply: bytes = b"", *, keep: bool = False
@@ -97,7 +98,17 @@ class HotConnection:
         client._pending_data_size += len(line) + len(payload) + 2  # noqa: SLF001
         if not self._flush_scheduled:
             self._flush_scheduled = True
-            asyncio.get_running_loop().call_soon(self._flush)
+            self._loop.call_soon(self._flush)
+
+    async def unsubscribe(self, number: int) -> None:
+        """Return when the server sends nothing more, and what it has sent is handed over."""
+        await self._client._send_unsubscribe(number)  # noqa: SLF001
+        self._flush()
+        await self._client.flush()
+
+    def forget(self, number: int) -> None:
+        """Hand over no more of a subscription's messages."""
+        self._takers.pop(number, None)
 
     async def _take(self, subject: str, taker: _Taker) -> Subscription:
         subscription = await self._client.subscribe(subject)

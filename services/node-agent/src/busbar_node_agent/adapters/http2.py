@@ -100,6 +100,7 @@ class Http2Connection(asyncio.Protocol):
     def __init__(self, answer_bytes_max: int) -> None:
         self.closed = False
         self._answer_bytes_max = answer_bytes_max
+        self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._calls: dict[int, _Call] = {}
         self._next_id = 1
@@ -134,7 +135,7 @@ class Http2Connection(asyncio.Protocol):
         stream_id, self._next_id = self._next_id, self._next_id + 2
         if self._next_id > _STREAM_ID_MAX:
             self.closed = True
-        answer = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[bytes] = self._loop.create_future()
         call = self._calls[stream_id] = _Call(answer, self._stream_window)
         headers = _frame(_HEADERS, _END_HEADERS, stream_id, head)
         data = _MESSAGE.pack(0, len(message)) + message
@@ -351,7 +352,7 @@ class Http2Connection(asyncio.Protocol):
     def _write(self, data: bytes) -> None:
         """Send it with whatever else is written in this turn of the event loop."""
         if not self._unwritten:
-            asyncio.get_running_loop().call_soon(self._flush)
+            self._loop.call_soon(self._flush)
         self._unwritten.append(data)
 
     def _flush(self) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import time
 from collections.abc import Callable
 
 import structlog
@@ -112,7 +113,7 @@ class WorkPuller:
         if count == 0 or self._broken or self._deliveries is None:
             return
         if self._lane.credits.outstanding == 0:
-            self._heard_s = asyncio.get_running_loop().time()
+            self._heard_s = time.monotonic()
         try:
             self._hot.publish(self._subject, _REQUEST % count, self._inbox)
         except NatsError as error:
@@ -125,7 +126,7 @@ class WorkPuller:
         self._broken = ""
         self._broke.clear()
         self._reconnects = self._client.stats["reconnects"]
-        self._heard_s = asyncio.get_running_loop().time()
+        self._heard_s = time.monotonic()
         inbox = self._client.new_inbox()
         self._inbox = inbox.encode()
         self._deliveries = await self._hot.receive(inbox, self._on_delivery)
@@ -143,7 +144,7 @@ class WorkPuller:
                 await deliveries.leave()
 
     def _on_delivery(self, reply: bytes, data: bytes, headers: bytes) -> None:
-        self._heard_s = asyncio.get_running_loop().time()
+        self._heard_s = time.monotonic()
         if not reply:
             self._on_status(headers)
             return
@@ -176,6 +177,6 @@ class WorkPuller:
             await asyncio.sleep(_CHECK_INTERVAL_S - now_s % _CHECK_INTERVAL_S)
             if self._client.stats["reconnects"] != self._reconnects:
                 self._break("reconnected")
-            silent_s = asyncio.get_running_loop().time() - self._heard_s
+            silent_s = time.monotonic() - self._heard_s
             if self._lane.credits.outstanding and silent_s > SILENCE_MAX_S:
                 self._break(f"nothing heard for {silent_s:.0f} s")

@@ -152,7 +152,7 @@ class TritonRpc:
         if traceparent:
             head += header_block({"traceparent": traceparent})
         stream_id, answer = connection.start(head, request)
-        expiry = asyncio.get_running_loop().call_later(timeout_s, _expire, answer)
+        expiry = answer.get_loop().call_later(timeout_s, _expire, answer)
         try:
             return await answer
         finally:

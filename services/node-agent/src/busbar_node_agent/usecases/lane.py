@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -70,7 +71,7 @@ class Lane:
 
     def failed(self) -> None:
         """The model did not answer, or broke down answering: it may need a check."""
-        self.suspect_since_s = self.suspect_since_s or asyncio.get_running_loop().time()
+        self.suspect_since_s = self.suspect_since_s or time.monotonic()
         self.suspected.set()
 
     def freed(self) -> None:

@@ -59,7 +59,7 @@ class AttemptTrace(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Attempt:
-    """One attempt in hand. Times are the event loop's, seconds."""
+    """One attempt in hand. Times are time.monotonic(); uvloop's clock counts milliseconds."""
 
     work: work_pb2.InferenceWork
     lane: Lane
@@ -123,7 +123,7 @@ class WorkInHand:
                 lane.freed()
                 return
             known.give_up(Failure(FailureKind.CANCELLED, "a newer attempt has begun"))
-        attempt = Attempt(work, lane, asyncio.get_running_loop().time())
+        attempt = Attempt(work, lane, time.monotonic())
         self._attempts[work.request_id] = attempt
         self._busy.set()
         attempt.task = asyncio.create_task(self._carry_out(attempt))
@@ -142,7 +142,7 @@ class WorkInHand:
         return len(mine)
 
     def longest_in_hand(self, lane: Lane) -> float:
-        """When the oldest work of `lane` was taken, in the loop's time; infinite for none."""
+        """When the oldest work of `lane` was taken, by time.monotonic(); infinite for none."""
         mine = (each.picked_s for each in self._attempts.values() if each.lane is lane)
         return min(mine, default=math.inf)
 
@@ -153,7 +153,7 @@ class WorkInHand:
                 self._busy.clear()
             await self._busy.wait()
             await asyncio.sleep(_TICK_S)
-            now_s = asyncio.get_running_loop().time()
+            now_s = time.monotonic()
             for attempt in list(self._attempts.values()):
                 if _due(attempt, now_s):
                     attempt.last_sign_s = now_s
@@ -250,7 +250,7 @@ class WorkInHand:
         )
         attempt.chunk_count += 1
         attempt.lane.answered()
-        attempt.last_sign_s = asyncio.get_running_loop().time()
+        attempt.last_sign_s = time.monotonic()
         self._say(attempt.work, frame)
 
     def _finish(self, attempt: Attempt, payload: bytes) -> None:
@@ -269,14 +269,14 @@ class WorkInHand:
         self._say(attempt.work, frames.finished(attempt.work, self.node, outcome))
 
     def _begin_call(self, attempt: Attempt) -> None:
-        attempt.called_s = asyncio.get_running_loop().time()
+        attempt.called_s = time.monotonic()
         attempt.energy_level = self.energy.began()
 
     def _end_call(self, attempt: Attempt) -> None:
         """Take the timings; only the first call of an attempt's end counts."""
         if attempt.compute_us:
             return
-        now_s = asyncio.get_running_loop().time()
+        now_s = time.monotonic()
         attempt.compute_us = max(1, _microseconds(now_s - attempt.called_s))
         attempt.energy_mj = self.energy.ended(attempt.energy_level)
 
