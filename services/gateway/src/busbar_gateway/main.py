@@ -43,6 +43,7 @@ from busbar_gateway.adapters.usage_log import UsageLog
 from busbar_gateway.settings import GatewaySettings
 from busbar_gateway.usecases.admitting import Admissions
 from busbar_gateway.usecases.dispatch import Dispatcher
+from busbar_gateway.usecases.limiting import Limiting
 from busbar_gateway.usecases.request_trace import RequestTracing
 from busbar_gateway.usecases.served import Collaborators
 from busbar_gateway.usecases.serving import Serving
@@ -93,7 +94,8 @@ def build(settings: GatewaySettings, client: Client, metrics: Metrics) -> Gatewa
     gateway_id, region = settings.gateway_id, settings.region
     tracer = configure_tracing("gateway", settings.otlp_endpoint)
     routes, policies = RouteTable(), PolicyTable()
-    gateways = Gateways(region, gateway_id)
+    limiting = Limiting(policies.current)
+    gateways = Gateways(region, gateway_id, limiting)
     bus = WorkBus(client, gateway_id)
     admissions = Admissions(
         queue_max=settings.queue_max,
@@ -130,6 +132,7 @@ def build(settings: GatewaySettings, client: Client, metrics: Metrics) -> Gatewa
         gateway_id=gateway_id,
         run_id=run_id,
         admissions=admissions,
+        limiting=limiting,
         loads=metrics.loads,
     )
     return Gateway(
@@ -150,7 +153,7 @@ def build(settings: GatewaySettings, client: Client, metrics: Metrics) -> Gatewa
             run_id=run_id,
             is_gone=gateways.is_gone,
         ),
-        collaborators=Collaborators(admissions, dispatcher, usage, tracing, metrics),
+        collaborators=Collaborators(limiting, admissions, dispatcher, usage, tracing, metrics),
         tracer=tracer,
     )
 
@@ -264,7 +267,13 @@ async def _serve_edges(settings: GatewaySettings, gateway: Gateway, stop: asynci
     )
     limits = HttpLimits()
     services = Services(
-        serving, gateway.keys, gateway.routes, gateway.idempotency, limits, gateway.readiness
+        serving,
+        gateway.keys,
+        gateway.routes,
+        gateway.idempotency,
+        limits,
+        gateway.readiness,
+        gateway.collaborators.limiting.standings,
     )
     async with contextlib.AsyncExitStack() as stack:
         ops = ops_application(gateway.readiness)

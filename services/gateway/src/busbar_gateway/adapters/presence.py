@@ -6,14 +6,16 @@ import asyncio
 import time
 
 import structlog
-from busbar_contracts.gateway.v1.status_pb2 import DeploymentLoad, GatewayStatus
+from busbar_contracts.gateway.v1.status_pb2 import DeploymentLoad, GatewayStatus, TenantDemand
 from busbar_messaging import topology
 from busbar_messaging.watching import Deleted, Put, follow
 from google.protobuf.message import DecodeError
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
+from busbar_gateway.domain.limits import Demand
 from busbar_gateway.usecases.admitting import Admissions
+from busbar_gateway.usecases.limiting import Limiting
 from busbar_gateway.usecases.loads import Load
 
 log = structlog.get_logger()
@@ -25,7 +27,8 @@ _CLOCKS_APART_S = 30.0
 class Gateways:
     """The gateways of this region, by their heartbeats."""
 
-    def __init__(self, region: str, gateway_id: str) -> None:
+    def __init__(self, region: str, gateway_id: str, limiting: Limiting) -> None:
+        self._limiting = limiting
         self._region = region
         self._own = gateway_id
         self._heard: dict[str, float] = {}
@@ -53,6 +56,7 @@ class Gateways:
                 self._put(change)
             elif isinstance(change, Deleted):
                 self._heard.pop(change.key, None)
+                self._limiting.gone(change.key)
             else:
                 self._reading_since = time.monotonic()
 
@@ -67,6 +71,8 @@ class Gateways:
             self._runs[put.key] = (status.run_id, time.monotonic())
         if put.key == self._own:
             return
+        if age_s < _CLOCKS_APART_S:
+            self._limiting.heard(put.key, _demands(status))
         if status.region == self._region and age_s < _CLOCKS_APART_S:
             self._heard[put.key] = time.monotonic()
 
@@ -82,6 +88,7 @@ class Heartbeat:
         gateway_id: str,
         run_id: str,
         admissions: Admissions,
+        limiting: Limiting,
         loads: dict[str, Load],
     ) -> None:
         self._client = client
@@ -89,6 +96,7 @@ class Heartbeat:
         self._gateway_id = gateway_id
         self._run_id = run_id
         self._admissions = admissions
+        self._limiting = limiting
         self._loads = loads
         self._subject = f"$KV.{topology.GATEWAYS.name}.{gateway_id}"
 
@@ -117,7 +125,20 @@ class Heartbeat:
             run_id=self._run_id,
             reported_unix_ms=time.time_ns() // 1_000_000,
             loads=[self._load(name) for name in sorted(self._names())],
+            demands=self._demands(),
         )
+
+    def _demands(self) -> list[TenantDemand]:
+        self._limiting.forget_silent(topology.SUSPECT_AFTER.total_seconds())
+        return [
+            TenantDemand(
+                tenant_id=tenant_id,
+                requests_per_minute=demand.requests_per_minute,
+                tokens_per_minute=demand.tokens_per_minute,
+                in_flight=demand.in_flight,
+            )
+            for tenant_id, demand in self._limiting.measure().items()
+        ]
 
     def _names(self) -> set[str]:
         return {*self._loads, *self._admissions.deployments()}
@@ -135,3 +156,10 @@ class Heartbeat:
             input_tokens=load.input_tokens,
             output_tokens=load.output_tokens,
         )
+
+
+def _demands(status: GatewayStatus) -> dict[str, Demand]:
+    return {
+        said.tenant_id: Demand(said.requests_per_minute, said.tokens_per_minute, said.in_flight)
+        for said in status.demands
+    }

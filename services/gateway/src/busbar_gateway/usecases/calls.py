@@ -27,6 +27,8 @@ class InferenceCall:
     deadline: float
     """On the event loop's clock, which is time.monotonic; it may be noticed a tick late."""
     deadline_unix_ms: int
+    output_tokens_max: int = 0
+    """The most tokens that the customer lets the model make; 0 when it did not say."""
     traceparent: str = ""
     """As the customer sent it; empty when there was none."""
     whole: bool = False

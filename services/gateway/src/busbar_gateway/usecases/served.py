@@ -12,10 +12,12 @@ from opentelemetry.trace import SpanKind
 from busbar_gateway.domain.admission import Ticket
 from busbar_gateway.domain.costs import cost_of
 from busbar_gateway.domain.failures import answer_for
+from busbar_gateway.domain.limits import Grant
 from busbar_gateway.usecases.admitting import Admissions
 from busbar_gateway.usecases.calls import InferenceCall
 from busbar_gateway.usecases.charging import Delivered, UsageLog, commit_in_time, usage_record
 from busbar_gateway.usecases.dispatch import Dispatch, Dispatcher
+from busbar_gateway.usecases.limiting import Limiting
 from busbar_gateway.usecases.request_trace import RequestTracing, traceparent_of
 
 _NS_PER_S = 1_000_000_000
@@ -37,6 +39,7 @@ class Observer(Protocol):
 class Collaborators:
     """What serving takes; the same for all requests."""
 
+    limiting: Limiting
     admissions: Admissions
     dispatcher: Dispatcher
     usage: UsageLog[Any, Any]
@@ -56,6 +59,7 @@ class Served:
         self.first_byte_unix_ns: int | None = None
         self._trace = collaborators.tracing.begin(call)
         self._admitted_unix_ns = 0
+        self._grant: Grant | None = None
         self._ticket: Ticket | None = None
         self._dispatch: Dispatch | None = None
         self._streamed = False
@@ -65,6 +69,7 @@ class Served:
         """Wait for a turn, then send the request out."""
         with_ = self.collaborators
         self._streamed = streamed
+        self._grant = with_.limiting.enter(self.call)
         self._ticket = await self._admit()
         self._admitted_unix_ns = time.time_ns()
         self._dispatch = with_.dispatcher.open(self.call, streamed=streamed)
@@ -117,6 +122,10 @@ class Served:
     def end(self, error: BaseException | None) -> None:
         """Count it and close its trace."""
         delivered, with_ = self.delivered, self.collaborators
+        if self._grant is not None:
+            grant, self._grant = self._grant, None
+            used = delivered.input_tokens, delivered.output_tokens
+            with_.limiting.leave(self.call.caller.tenant_id, grant, *used)
         total_s = (time.time_ns() - self.call.received_unix_ns) / _NS_PER_S
         with_.observer.ended(self.call, error, delivered, total_s)
         with_.tracing.end(

@@ -10,6 +10,7 @@ import grpc
 import structlog
 from busbar_errors import BusbarError, Unavailable
 
+from busbar_gateway.adapters.grpc.status_details import details, retry_info
 from busbar_gateway.domain.failures import answer_for, reason_for
 
 log = structlog.get_logger()
@@ -33,10 +34,15 @@ def status_of(error: Exception) -> Status:
     """Return the status of a failure; a bug is logged and its reason kept back."""
     if not isinstance(error, BusbarError):
         log.error("request failed by a bug", exc_info=error)
+    code, reason = grpc.StatusCode[answer_for(error).grpc_code], reason_for(error)
     trailing: Metadata = ()
     if isinstance(error, Unavailable):
-        trailing = (("retry-after", f"{error.retry_after_s:.3f}"),)
-    return Status(grpc.StatusCode[answer_for(error).grpc_code], reason_for(error), trailing)
+        number: int = code.value[0]
+        trailing = (
+            ("retry-after", f"{error.retry_after_s:.3f}"),
+            details(number, reason, retry_info(error.retry_after_s)),
+        )
+    return Status(code, reason, trailing)
 
 
 async def abort(context: Context, error: Exception) -> NoReturn:

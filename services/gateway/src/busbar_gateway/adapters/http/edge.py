@@ -60,10 +60,17 @@ class Edge:
         self._serving = services.serving
         self._idempotency = services.idempotency
         self._limits = services.limits
+        self._standings = services.standings
         self._request_ids = request_ids
 
     async def __call__(self, cycle: Cycle) -> None:
-        exchange = Exchange(cycle, family_of(cycle.path), self._limits, self._request_ids())
+        exchange = Exchange(
+            cycle,
+            family_of(cycle.path),
+            self._limits,
+            self._request_ids(),
+            standings=self._standings,
+        )
         try:
             await self._answer(exchange)
         finally:

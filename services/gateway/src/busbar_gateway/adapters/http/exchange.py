@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
@@ -15,7 +15,9 @@ from busbar_gateway.adapters.http.cycle import Cycle
 from busbar_gateway.adapters.http.errors import Family, Headers
 from busbar_gateway.adapters.http.identity import public_id
 from busbar_gateway.adapters.http.limits import ClientGone, HttpLimits, decompress
+from busbar_gateway.adapters.http.rate_limits import rate_limit_headers
 from busbar_gateway.domain.failures import PayloadTooLarge
+from busbar_gateway.domain.limits import Standing
 from busbar_gateway.domain.routes import Caller, Route
 from busbar_gateway.usecases.calls import InferenceCall
 
@@ -46,6 +48,8 @@ class Exchange:
     recorded: bool = False
     """Whether the answer goes to a recording, and is charged only as a whole."""
     watch: CancelledWhenGone | None = None
+    standings: Callable[[str], Iterable[Standing]] | None = None
+    """What a tenant has left of its limits."""
 
     @property
     def traceparent(self) -> str:
@@ -95,17 +99,31 @@ class Exchange:
 
     def _identity(self) -> Headers:
         identity: Headers = [(b"x-request-id", self.public_id.encode())]
+        identity += self.rate_limits()
         if self.family == "openai":
             elapsed_ms = round((time.monotonic() - self.received_monotonic) * 1000)
             identity.append((b"openai-processing-ms", b"%d" % elapsed_ms))
         return identity
+
+    def rate_limits(self) -> Headers:
+        """What the caller has left of its limits, as it is now; nothing before it is known."""
+        if self.standings is None or self.caller is _NOBODY or self.family != "openai":
+            return []
+        return rate_limit_headers(self.standings(self.caller.tenant_id))
 
     async def respond_json(self, document: object) -> None:
         """Send a document with status 200."""
         await self.respond(200, JSON, orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY))
 
     def call(
-        self, route: Route, payload: bytes, api: str, timeout_s: float, *, whole: bool = False
+        self,
+        route: Route,
+        payload: bytes,
+        api: str,
+        timeout_s: float,
+        *,
+        whole: bool = False,
+        output_tokens_max: int = 0,
     ) -> InferenceCall:
         """Return the call to serve; its deadline counts from when the request was received.
 
@@ -126,6 +144,7 @@ class Exchange:
             deadline_unix_ms=self.received_unix_ns // 1_000_000 + round(timeout_s * 1000),
             traceparent=self.traceparent,
             whole=whole or self.recorded,
+            output_tokens_max=output_tokens_max,
         )
 
     def cancelled_when_gone(self) -> CancelledWhenGone:

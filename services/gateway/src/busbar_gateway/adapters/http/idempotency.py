@@ -22,6 +22,7 @@ from busbar_errors import BusbarError
 from busbar_gateway.adapters.http.errors import Headers
 from busbar_gateway.adapters.http.exchange import Exchange
 from busbar_gateway.adapters.http.limits import ClientGone, HttpLimits
+from busbar_gateway.adapters.http.rate_limits import RATE_LIMIT_PREFIX
 from busbar_gateway.adapters.idempotency_store import Found
 from busbar_gateway.domain.failures import (
     IdempotencyKeyReused,
@@ -107,7 +108,8 @@ class Recording:
         await self._until(lambda: self.status > 0)
         headers = self.headers
         if self.replayed or not first:
-            headers = [*headers, REPLAYED]
+            kept = [pair for pair in headers if not pair[0].startswith(RATE_LIMIT_PREFIX)]
+            headers = [*kept, *exchange.rate_limits(), REPLAYED]
         exchange.status = self.status
         exchange.cycle.start(self.status, headers)
         sent, more = 0, True

@@ -34,7 +34,7 @@ class HttpLimits:
     """Deadline of tensor and embedding requests."""
     generation_timeout_s: float = 600.0
     """Deadline of chat and text completions, streamed or not."""
-    heartbeat_s: float = 10.0
+    heartbeat_s: float = 5.0
     """Longest silence on an event stream before a comment line is sent."""
     write_timeout_s: float = 30.0
     """How long a client may leave an event unread before the stream is given up."""

@@ -72,7 +72,10 @@ async def answer_whole(
     """Generate, charge, then answer with one document."""
     payload = generation_payload(job.route, job.prompt, job.sampling, stream=False)
     timeout_s = exchange.limits.generation_timeout_s
-    call = exchange.call(job.route, payload, shape.api, timeout_s, whole=True)
+    most = job.sampling.max_tokens or 0
+    call = exchange.call(
+        job.route, payload, shape.api, timeout_s, whole=True, output_tokens_max=most
+    )
     generation = Generation()
     async with exchange.cancelled_when_gone(), services.serving.stream(call) as answer:
         with blamed_on(shape.prompt_param):
@@ -90,7 +93,9 @@ async def answer_stream(
 ) -> None:
     """Send events as text comes; the last ones only when the charge is durable."""
     payload = generation_payload(job.route, job.prompt, job.sampling, stream=True)
-    call = exchange.call(job.route, payload, shape.api, exchange.limits.generation_timeout_s)
+    timeout_s = exchange.limits.generation_timeout_s
+    most = job.sampling.max_tokens or 0
+    call = exchange.call(job.route, payload, shape.api, timeout_s, output_tokens_max=most)
     generation = Generation()
     head = _head(exchange, job, shape, shape.chunk_object)
 

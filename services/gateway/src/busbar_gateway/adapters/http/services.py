@@ -8,6 +8,7 @@ from typing import Protocol
 
 from busbar_gateway.adapters.http.idempotency import Idempotency
 from busbar_gateway.adapters.http.limits import HttpLimits
+from busbar_gateway.domain.limits import Standing
 from busbar_gateway.domain.routes import Caller, Route
 from busbar_gateway.usecases.calls import ServesRequests
 
@@ -36,6 +37,10 @@ def _always_ready() -> list[str]:
     return []
 
 
+def _without_limits(tenant_id: str) -> Iterable[Standing]:  # noqa: ARG001
+    return ()
+
+
 @dataclass(frozen=True, slots=True)
 class Services:
     """The gateway behind its HTTP edge."""
@@ -47,3 +52,5 @@ class Services:
     limits: HttpLimits = field(default_factory=HttpLimits)
     readiness: Callable[[], list[str]] = _always_ready
     """Why the gateway is not ready; empty when it is."""
+    standings: Callable[[str], Iterable[Standing]] = _without_limits
+    """What a tenant has left of its limits."""

@@ -1,0 +1,28 @@
+"""google.rpc.Status in grpc-status-details-bin: when to try again, for clients that can read it.
+
+Source: https://grpc.io/docs/guides/error/ (richer error model).
+"""
+
+from __future__ import annotations
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.rpc.error_details_pb2 import RetryInfo
+from google.rpc.status_pb2 import Status
+
+DETAILS = "grpc-status-details-bin"
+_NS_PER_S = 1_000_000_000
+
+
+def retry_info(retry_after_s: float) -> RetryInfo:
+    """When a retry may succeed."""
+    seconds, nanos = divmod(round(retry_after_s * _NS_PER_S), _NS_PER_S)
+    return RetryInfo(retry_delay=Duration(seconds=seconds, nanos=nanos))
+
+
+def details(code: int, reason: str, *infos: Message) -> tuple[str, bytes]:
+    """Return the trailing metadata that holds `infos`."""
+    status = Status(code=code, message=reason)
+    for info in infos:
+        status.details.add().Pack(info)
+    return DETAILS, status.SerializeToString()

@@ -1,0 +1,85 @@
+"""Holding every request against its tenant's limits."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+from busbar_gateway.domain.costs import guessed_input_tokens
+from busbar_gateway.domain.failures import Forbidden, RateLimited
+from busbar_gateway.domain.limits import Demand, Grant, Limits, Refused, Standing
+from busbar_gateway.domain.policies import Policy
+from busbar_gateway.usecases.calls import InferenceCall
+
+
+class Limiting:
+    """The limits of all tenants at this gateway, on the event loop's clock."""
+
+    def __init__(self, policy: Callable[[str], Policy]) -> None:
+        self._policy = policy
+        self._limits = Limits()
+
+    def enter(self, call: InferenceCall) -> Grant | None:
+        """Let the request in; the caller must `leave` with the grant.
+
+        None for tenants without limits. Raises Forbidden for a suspended tenant
+        and RateLimited when a limit is reached.
+        """
+        tenant_id = call.caller.tenant_id
+        policy = self._policy(tenant_id)
+        if policy.suspended_reason:
+            raise Forbidden(policy.suspended_reason)
+        if not policy.limited:
+            return None
+        tokens = self._estimate(call) if policy.tokens_per_minute else 0
+        found = self._limits.admit(tenant_id, policy, tokens, _now())
+        if isinstance(found, Refused):
+            raise _refusal(found)
+        return found
+
+    def leave(self, tenant_id: str, grant: Grant, input_tokens: int, output_tokens: int) -> None:
+        """The request has ended, having used that."""
+        used = input_tokens + output_tokens
+        self._limits.settle(grant, self._policy(tenant_id), used, output_tokens)
+
+    def standings(self, tenant_id: str) -> list[Standing]:
+        """What the tenant has left of its limits here; empty when it has none."""
+        policy = self._policy(tenant_id)
+        return self._limits.standings(tenant_id, policy, _now()) if policy.limited else []
+
+    def measure(self) -> dict[str, Demand]:
+        """Demand by tenant since the last call, to be published once a second."""
+        return self._limits.measure(self._policy, _now())
+
+    def heard(self, gateway_id: str, demands: Mapping[str, Demand]) -> None:
+        """Another gateway has published its demand."""
+        self._limits.heard(gateway_id, demands, _now())
+
+    def gone(self, gateway_id: str) -> None:
+        """Another gateway has stopped."""
+        self._limits.gone(gateway_id)
+
+    def forget_silent(self, silent_s: float) -> None:
+        """Give the share of gateways that were silent for so long to the others."""
+        self._limits.forget_silent(_now() - silent_s)
+
+    def _estimate(self, call: InferenceCall) -> int:
+        manifest = call.route.manifest
+        generates = manifest.task == "chat"
+        most = (call.output_tokens_max or manifest.max_output_tokens) if generates else 0
+        guessed = guessed_input_tokens(manifest, len(call.payload))
+        return self._limits.estimate(call.caller.tenant_id, guessed, most)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def _refusal(refused: Refused) -> RateLimited:
+    unit = "at a time" if refused.kind == "requests in flight" else "a minute"
+    counted = "tokens" if refused.kind == "tokens" else "requests"
+    return RateLimited(
+        f"rate limit reached: this account's limit is {refused.limit} {counted} {unit};"
+        f" try again in {refused.retry_after_s:.1f} s",
+        refused.retry_after_s,
+    )
