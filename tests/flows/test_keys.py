@@ -55,6 +55,33 @@ async def test_a_key_sees_only_the_deployments_it_may_use(
     assert await status(platform, limited["key"], "/v1/models/echo-fp32") == HTTPStatus.NOT_FOUND
 
 
+async def test_a_key_that_may_only_read_usage_calls_no_model(
+    platform: Platform, operator: Operator, customer: Customer
+) -> None:
+    path = f"/admin/v1/tenants/{customer.tenant_id}/keys"
+    body = {"name": "reads", "scopes": ["read_usage"]}
+    key = (await operator.json("billing", "POST", path, json=body))["key"]
+    await eventually(
+        lambda: status(platform, key),
+        within_s=PROPAGATION_S,
+        what="the key is known and refused",
+        until=lambda code: code == HTTPStatus.FORBIDDEN,
+    )
+    headers = {"authorization": f"Bearer {key}"}
+    async with httpx.AsyncClient(headers=headers, trust_env=False) as client:
+        openai = await client.post(platform.endpoints["http"] + "/v1/embeddings", json={})
+        kserve = await client.post(platform.endpoints["http"] + "/v2/models/simple/infer", json={})
+        own = await client.get(platform.endpoints["account"] + "/account/v1/balance")
+        change = await client.post(platform.endpoints["account"] + "/account/v1/keys", json={})
+
+    assert openai.status_code == kserve.status_code == HTTPStatus.FORBIDDEN
+    assert openai.json()["error"]["type"] == "permission_error"
+    assert "lacks the scope serve" in openai.json()["error"]["message"]
+    assert "lacks the scope serve" in kserve.json()["error"]
+    assert own.json()["tenant_id"] == customer.tenant_id
+    assert change.status_code == HTTPStatus.FORBIDDEN
+
+
 async def test_every_route_but_health_refuses_without_credentials(platform: Platform) -> None:
     base = platform.endpoints["http"]
     async with httpx.AsyncClient(base_url=base, trust_env=False) as client:

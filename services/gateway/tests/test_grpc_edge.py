@@ -11,7 +11,7 @@ import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc.aio as triton
-from busbar_contracts.billing.v1.keys_pb2 import ApiKey
+from busbar_contracts.billing.v1.keys_pb2 import KEY_SCOPE_READ_USAGE, ApiKey
 from gateway_harness import AUTH, KEY, Platform, eventually, fresh_name, pb, put_key, request
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
@@ -102,6 +102,24 @@ async def test_every_method_refuses_without_a_key(
         assert refused.value.code() is Code.UNAUTHENTICATED
     else:
         assert await code_of(platform, method, auth=auth) is Code.UNAUTHENTICATED
+
+
+async def test_a_key_that_is_not_for_serving_calls_no_method(platform: Platform) -> None:
+    key = fresh_name("bb_reads-only")
+    value = ApiKey(key_id=key, tenant_id="t", scopes=[KEY_SCOPE_READ_USAGE])
+    await put_key(platform.provisioner, key, value)
+    auth = (("authorization", f"Bearer {key}"),)
+
+    async def known() -> bool:
+        return await code_of(platform, "ServerMetadata", auth=auth) is not Code.UNAUTHENTICATED
+
+    await eventually(known)
+    for method in sorted(set(METHODS) - OPEN - {"ModelStreamInfer"}):
+        assert await code_of(platform, method, auth=auth) is Code.PERMISSION_DENIED
+    call = platform.channel.stream_stream(SERVICE + "ModelStreamInfer")(timeout=5, metadata=auth)
+    with pytest.raises(grpc.aio.AioRpcError, match="lacks the scope serve") as refused:
+        await call.read()
+    assert refused.value.code() is Code.PERMISSION_DENIED
 
 
 @pytest.mark.parametrize(

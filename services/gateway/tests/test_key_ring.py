@@ -7,9 +7,15 @@ import time
 from threading import Event
 
 import pytest
-from busbar_contracts.billing.v1.keys_pb2 import ApiKey
+from busbar_contracts.billing.v1.keys_pb2 import (
+    KEY_SCOPE_ADMINISTER,
+    KEY_SCOPE_READ_USAGE,
+    KEY_SCOPE_SERVE,
+    ApiKey,
+    KeyScope,
+)
 from busbar_gateway.adapters.key_ring import KeyRing
-from busbar_gateway.domain.failures import Unauthenticated
+from busbar_gateway.domain.failures import Forbidden, Unauthenticated
 from busbar_messaging.watching import Current, Deleted, Put
 
 SECRET = b"secret"
@@ -58,6 +64,28 @@ def test_a_known_key_says_who_calls(header: str) -> None:
 def test_anything_else_is_refused(header: str | None) -> None:
     with pytest.raises(Unauthenticated):
         ring().authenticate(header)
+
+
+@pytest.mark.parametrize("scopes", [[KEY_SCOPE_READ_USAGE], [KEY_SCOPE_ADMINISTER]])
+def test_a_key_that_is_not_for_serving_is_known_and_refused(
+    scopes: list[KeyScope.ValueType],
+) -> None:
+    keys = KeyRing(SECRET)
+    value = ApiKey(key_id="k", tenant_id="t", scopes=scopes).SerializeToString()
+    keys.apply(Put(name_of(KEY), value, 1))
+
+    for _ in range(2):
+        with pytest.raises(Forbidden, match="lacks the scope serve"):
+            keys.authenticate(f"Bearer {KEY}")
+
+
+def test_a_key_says_its_project() -> None:
+    keys = KeyRing(SECRET)
+    scopes = [KEY_SCOPE_SERVE, KEY_SCOPE_ADMINISTER]
+    value = ApiKey(key_id="k", tenant_id="t", scopes=scopes, project_id="prj_1")
+    keys.apply(Put(name_of(KEY), value.SerializeToString(), 1))
+
+    assert keys.authenticate(f"Bearer {KEY}").project_id == "prj_1"
 
 
 def test_a_revoked_key_is_refused_at_once() -> None:

@@ -7,13 +7,13 @@ import time
 from dataclasses import dataclass
 
 import structlog
-from busbar_contracts.billing.v1.keys_pb2 import ApiKey
+from busbar_contracts.billing.v1.keys_pb2 import KEY_SCOPE_SERVE, ApiKey
 from busbar_messaging import topology
 from busbar_messaging.watching import Change, Current, Deleted, Put, follow
 from google.protobuf.message import DecodeError
 from nats.aio.client import Client
 
-from busbar_gateway.domain.failures import Unauthenticated
+from busbar_gateway.domain.failures import Forbidden, Unauthenticated
 from busbar_gateway.domain.routes import Caller
 
 log = structlog.get_logger()
@@ -29,6 +29,7 @@ class _Known:
     caller: Caller
     expires_unix_s: float
     """0 means never."""
+    may_serve: bool
 
 
 class KeyRing:
@@ -41,12 +42,15 @@ class KeyRing:
         self.read_once = False
 
     def authenticate(self, authorization: str | None) -> Caller:
-        """Return whose key an `Authorization: Bearer` header holds; raise Unauthenticated."""
+        """Return whose key an `Authorization: Bearer` header holds; raise Unauthenticated, or
+        Forbidden when it is not for calling deployments."""
         known = self._recent.get(authorization or "")
         if known is None:
             known = self._look_up(authorization)
         if known.expires_unix_s and time.time() >= known.expires_unix_s:
             raise Unauthenticated("this API key has expired")
+        if not known.may_serve:
+            raise Forbidden("this API key may not call models: it lacks the scope serve")
         return known.caller
 
     def _look_up(self, authorization: str | None) -> _Known:
@@ -93,5 +97,6 @@ class KeyRing:
         except DecodeError:
             log.warning("unreadable key", name=put.key)
             return
-        caller = Caller(key.tenant_id, key.key_id, frozenset(key.deployments))
-        self._known[digest] = _Known(caller, key.expires_unix_ms / 1000)
+        caller = Caller(key.tenant_id, key.key_id, frozenset(key.deployments), key.project_id)
+        may_serve = not key.scopes or KEY_SCOPE_SERVE in key.scopes
+        self._known[digest] = _Known(caller, key.expires_unix_ms / 1000, may_serve)

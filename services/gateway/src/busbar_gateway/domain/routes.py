@@ -16,6 +16,8 @@ class Caller:
     key_id: str
     deployments: frozenset[str] = frozenset()
     """Deployments the key is limited to; empty means all that are open to the tenant."""
+    project_id: str = ""
+    """Empty: the tenant's default project."""
 
 
 @dataclass(frozen=True, slots=True)

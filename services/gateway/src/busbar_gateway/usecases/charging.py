@@ -81,6 +81,7 @@ def usage_record(
         request_id=call.request_id,
         tenant_id=call.caller.tenant_id,
         key_id=call.caller.key_id,
+        project_id=call.caller.project_id,
         deployment=call.route.deployment,
         price_class=call.route.manifest.price_class,
         api=call.api,

@@ -17,7 +17,7 @@ from busbar_gateway.adapters.grpc.catalogue import Catalogue
 from busbar_gateway.adapters.grpc.inference import Inference
 from busbar_gateway.adapters.grpc.native import NativeServer, behind
 from busbar_gateway.adapters.grpc.statuses import Context, abort, metadata_of
-from busbar_gateway.domain.failures import Unauthenticated
+from busbar_gateway.domain.failures import Forbidden, Unauthenticated
 
 SERVICE = "inference.GRPCInferenceService"
 
@@ -53,7 +53,7 @@ class _GuardedReflection(reflection_pb2_grpc.ServerReflectionServicer):
     ) -> AsyncIterator[Any]:
         try:
             self._inference.authenticate(metadata_of(context))
-        except Unauthenticated as error:
+        except (Unauthenticated, Forbidden) as error:
             await abort(context, error)
         async for answer in self._open.ServerReflectionInfo(request_iterator, context):
             yield answer

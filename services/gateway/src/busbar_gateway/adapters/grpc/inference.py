@@ -27,6 +27,7 @@ from busbar_gateway.adapters.protobuf_wire import varint
 from busbar_gateway.adapters.route_table import RouteTable
 from busbar_gateway.adapters.token_counts import ask_for_counts
 from busbar_gateway.domain.failures import (
+    Forbidden,
     Unauthenticated,
     Unsupported,
     answer_for,
@@ -94,14 +95,14 @@ class Inference:
             call.fail(error, trailing)
 
     def authenticate(self, metadata: Metadata) -> Caller:
-        """Return the caller by the call's metadata; raise Unauthenticated."""
+        """Return the caller by the call's metadata; raise Unauthenticated or Forbidden."""
         return self._keys.authenticate(text_of(metadata, "authorization"))
 
     async def model_stream_infer(self, requests: AsyncIterator[bytes], context: Context) -> None:
         """ModelStreamInfer, on bytes, for the grpcio server."""
         try:
             caller = self.authenticate(metadata_of(context))
-        except Unauthenticated as error:
+        except (Unauthenticated, Forbidden) as error:
             await abort(context, error)
         under_way = asyncio.Semaphore(PIPELINED_MAX)
         writing = asyncio.Lock()

@@ -17,7 +17,7 @@ class Keys(Protocol):
     """Who is calling."""
 
     def authenticate(self, authorization: str | None) -> Caller:
-        """Return the caller of an Authorization header; raise Unauthenticated otherwise."""
+        """Return the caller of an Authorization header; raise Unauthenticated or Forbidden."""
         ...
 
 
