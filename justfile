@@ -99,10 +99,12 @@ fix: setup
     {{bin}}/ruff format
     {{bin}}/ruff check --fix
 
-# Compare with a direct Triton: req/s, latency, CPU per request
+# Compare with a direct Triton: req/s, latency, CPU per request; and posting usage with bare INSERTs
 [group('test'), no-exit-message]
 bench *args: setup
-    @exec {{python}} -m busbar_runtime exec --home "${BUSBAR_BENCH_HOME:-.busbar/bench}" -- {{python}} tests/benchmarks/run.py "$@"
+    @{{python}} -m busbar_runtime exec --home "${BUSBAR_BENCH_HOME:-.busbar/bench}" -- {{python}} tests/benchmarks/run.py "$@"
+    @exec {{python}} tests/benchmarks/posting.py
+
 
 # ── Upkeep ────────────────────────────────────────────────────────────────
 

@@ -220,3 +220,25 @@ async def test_a_void_posted_while_its_record_is_being_posted_waits_and_meets_it
         "void",
         "charge",
     ]
+
+
+async def test_what_refers_to_an_unknown_tenant_or_price_book_is_refused(
+    as_service: asyncpg.Connection, billing: Service, gateway: Gateway, tenant: str
+) -> None:
+    await gateway.publish(gateway.record(tenant))
+    await billing.posted(tenant, 1)
+    columns = "deployment, price_class, api, outcome, admitted_at, finished_at, input_tokens,"
+    columns += " output_tokens, request_bytes, response_bytes, compute_us, node, attempt,"
+    columns += " gateway_id, trace_id, rated_class, amount_nanos, currency, transfer_id, key_id"
+    copied = (
+        f"INSERT INTO usage_records (request_id, tenant_id, price_version, {columns})"
+        f" SELECT gen_random_uuid(), $2, $3, {columns} FROM usage_records WHERE tenant_id = $1"
+    )
+    for stranger, version in (("nobody", 1), (tenant, 999_999)):
+        with pytest.raises(asyncpg.ForeignKeyViolationError, match="no price book"):
+            await as_service.execute(copied, tenant, stranger, version)
+    with pytest.raises(asyncpg.ForeignKeyViolationError, match="no tenant nobody"):
+        await as_service.execute(
+            "INSERT INTO transfers (transfer_id, kind, idempotency_key, tenant_id)"
+            " VALUES (gen_random_uuid(), 'correction', 'stray', 'nobody')"
+        )

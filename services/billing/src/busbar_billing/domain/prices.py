@@ -41,7 +41,10 @@ class Component(StrEnum):
     @property
     def units_per_quantity(self) -> int:
         """How many counted quantities make one unit: seconds are counted in µs, MB in bytes."""
-        return 1_000_000 if self in {Component.COMPUTE_SECOND, Component.MEGABYTE} else 1
+        return _UNITS_PER_QUANTITY.get(self, 1)
+
+
+_UNITS_PER_QUANTITY = {Component.COMPUTE_SECOND: 1_000_000, Component.MEGABYTE: 1_000_000}
 
 
 @dataclass(frozen=True, slots=True)

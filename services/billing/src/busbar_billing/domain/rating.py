@@ -62,14 +62,13 @@ def rate(
     for the tenant, to a nano for revenue.
     """
     rated_class, prices = book.resolve(record.price_class)
-    exact = 0
+    exact, seen = 0, dict[Component, int]()
     for component, price in prices.items():
         quantity = quantity_of(record, component, prices)
         if price.graduated:
-            exact += sum(
-                line.exact
-                for line in _graduated(component, quantity, price, before.get(component, 0))
-            )
+            seen[component] = before.get(component, 0)
+            steps = _graduated(component, quantity, price, seen[component])
+            exact += sum(line.exact for line in steps)
         else:
             exact += _exact(component, quantity, price)
     charge_nanos = book.quantum_nanos * round_half_even(exact, SCALE * book.quantum_nanos)
@@ -81,7 +80,7 @@ def rate(
         currency=book.currency,
         charge_nanos=charge_nanos,
         earned_nanos=round_half_even(exact, SCALE),
-        before={component: before.get(component, 0) for component in graduated_of(prices)},
+        before=seen,
     )
 
 

@@ -20,6 +20,8 @@ from busbar_billing.domain.rating import Rating, rate
 from busbar_billing.domain.usage import UsageRecord, UsageVoid, check_billable, first_of_each
 from busbar_billing.usecases.promotions import CreditTransaction, settle_credit
 
+_NOTHING: Mapping[Meter, int] = {}
+
 
 @dataclass(frozen=True, slots=True)
 class RatedRecord:
@@ -259,13 +261,13 @@ def rate_records(
     for record in records:
         try:
             book = _book_of(record, books, currencies)
-            meters = meters_of(record, book)
+            meters = meters_of(record, book) if books.any_graduated else ()
             before = {meter.component: running.get(meter, 0) for meter in meters}
             rating = rate(record, book, before)
         except Rejected as error:
             refused.append(Refused(record, error.reason))
         else:
-            consumed = consumed_by(record, book, meters)
+            consumed = consumed_by(record, book, meters) if meters else _NOTHING
             for meter, quantity in consumed.items():
                 running[meter] = running.get(meter, 0) + quantity
             rated.append(RatedRecord(record, rating, new_id(), consumed))
