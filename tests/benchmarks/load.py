@@ -2,7 +2,7 @@
 
 h2load (Debian's nghttp2-client) speaks HTTP/1.1 and HTTP/2, costs a few µs of
 CPU per request, and logs every request's status and duration. It does not read
-gRPC trailers, so the caller checks an answer before and a counter after.
+gRPC trailers, so the caller compares with the target's own count (answers.py).
 """
 
 from __future__ import annotations

@@ -15,9 +15,11 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import answers
 import processes
 import shots
 from load import LoadFailed, Measured, Shot, drive, require_generator
@@ -41,6 +43,8 @@ class Cell:
     target: str
     in_flight: int
     shot: Callable[[], Shot]
+    answered: Callable[[], float]
+    """How many requests the target has answered well since it started."""
     rounds: list[Measured] = field(default_factory=list[Measured])
     cpu_us: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
 
@@ -66,27 +70,32 @@ def cells(endpoints: dict[str, Any]) -> list[Cell]:
     triton = processes.triton_process(endpoints["pids"]["node-agent"])
     direct_grpc = f"127.0.0.1:{processes.option(triton, 'grpc-port')}"
     direct_http = f"http://127.0.0.1:{processes.option(triton, 'http-port')}"
+    at_triton = f"127.0.0.1:{processes.option(triton, 'metrics-port')}"
     key = {"authorization": f"Bearer {endpoints['keys']['demo']}"}
     traced = {**key, **shots.sampled_header(os.getpid() << 64 | time.time_ns())}
     made: list[Cell] = []
     for in_flight in IN_FLIGHT:
         for target, headers in (("direct", {}), ("gateway", key), ("gateway, traced", traced)):
+            answered = partial(answers.by_gateway, endpoints["ops"]["gateway"])
+            if target == "direct":
+                answered = partial(answers.by_triton, at_triton)
             grpc_at = direct_grpc if target == "direct" else endpoints["grpc"]
             http_at = direct_http if target == "direct" else endpoints["http"]
-            made.append(
-                Cell("gRPC", target, in_flight, lambda a=grpc_at, h=headers: shots.grpc_shot(a, h))
-            )
-            made.append(
-                Cell("HTTP", target, in_flight, lambda a=http_at, h=headers: shots.http_shot(a, h))
-            )
+            by_grpc = partial(shots.grpc_shot, grpc_at, headers)
+            by_http = partial(shots.http_shot, http_at, headers)
+            made.append(Cell("gRPC", target, in_flight, by_grpc, answered))
+            made.append(Cell("HTTP", target, in_flight, by_http, answered))
     return sorted(made, key=lambda c: (c.protocol, c.in_flight))
 
 
 def measure(cell: Cell, pids: dict[str, int], seconds: int) -> None:
-    """One round of one cell."""
-    before = processes.usage(pids)
+    """One round of one cell; raises LoadFailed when answers were no good ones."""
+    answered, before = cell.answered(), processes.usage(pids)
     measured = drive(cell.shot(), cell.in_flight, seconds)
     spent = processes.usage(pids).cpu_since(before)
+    good = cell.answered() - answered
+    if good < measured.requests:
+        raise LoadFailed(f"{cell.target}: only {good:.0f} of {measured.requests} answers are good")
     cell.rounds.append(measured)
     cell.cpu_us.append({name: s * 1e6 / measured.requests for name, s in spent.items()})
 
