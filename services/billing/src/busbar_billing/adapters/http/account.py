@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from busbar_errors import NotFound
+from busbar_errors import NotFound, Rejected
 from fastapi import APIRouter, Depends
 from pydantic import AwareDatetime
 
@@ -93,10 +93,12 @@ def money_routes(reader: Reader) -> APIRouter:
 
     @router.get("/usage/{request_id}")
     async def usage_of(tenant_id: CallingTenant, request_id: str) -> AccountUsageAnswer:
-        wanted = read_request_id(request_id)
-        posted = await reader.usage_of(wanted)
+        try:
+            posted = await reader.usage_of(read_request_id(request_id))
+        except Rejected as error:
+            raise NotFound(f"no usage is posted for request {request_id[:80]!r}") from error
         if posted.record.tenant_id != tenant_id:
-            raise NotFound(f"no usage is posted for request req_{wanted.hex}")
+            raise NotFound(f"no usage is posted for request {request_id[:80]!r}")
         return show_own_usage(posted)
 
     @router.get("/ledger")

@@ -12,7 +12,7 @@ from busbar_errors import Conflict, NotFound, Rejected
 from busbar_billing.adapters.postgres.database import Connection, Database
 from busbar_billing.adapters.postgres.prices import from_unix_ns, to_unix_ns
 from busbar_billing.domain.keys import KEYS_PER_TENANT_MAX, ApiKey, PreviousSecret, Scope
-from busbar_billing.domain.names import is_tenant_id
+from busbar_billing.domain.names import is_project_id, is_tenant_id
 from busbar_billing.usecases.keys import NewSecret, StoredKey
 
 PAGE_ROWS = 500
@@ -133,6 +133,8 @@ class Keys:
         self, tenant_id: str, limit: int, after: str, project_id: str | None = None
     ) -> list[StoredKey]:
         """A tenant's keys, oldest first, from the first after `after`; revoked ones too."""
+        if project_id is not None and not is_project_id(project_id):
+            return []
         async with self._database.connection() as connection:
             rows = await connection.fetch(_OF_TENANT, tenant_id, after, limit, project_id)
         return [_read_key(row) for row in rows]
@@ -177,7 +179,9 @@ async def _check_room(connection: Connection, key: ApiKey) -> None:
         )
     if key.project_id is None:
         return
-    project = await connection.fetchrow(_PROJECT_OPEN, key.project_id, key.tenant_id)
+    project = None
+    if is_project_id(key.project_id):
+        project = await connection.fetchrow(_PROJECT_OPEN, key.project_id, key.tenant_id)
     if project is None:
         raise NotFound(f"there is no project {key.project_id[:80]!r}")
 
