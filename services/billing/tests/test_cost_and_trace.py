@@ -114,3 +114,49 @@ async def test_a_sampled_posting_is_a_span_under_the_commit_that_billed_it(
     assert span.end_time is not None
     assert span.start_time is not None
     assert span.end_time > span.start_time
+
+
+async def test_work_that_brought_nothing_in_is_listed_with_its_reason(
+    billing: Service, gateway: Gateway, bus: Client, tenant: str
+) -> None:
+    run = secrets.token_hex(6)
+    charged, failed, voided, again = (gateway.record(tenant) for _ in range(4))
+    again.attempt = 2
+    batch = measured(1, 5, run)
+    asked = (charged, failed, voided, again, again)
+    for record, (work, attempt) in zip(
+        asked, zip(batch.records, (1, 1, 1, 1, 2), strict=True), strict=True
+    ):
+        work.request_id, work.attempt, work.tenant_id = record.request_id, attempt, tenant
+    await bus.jetstream(timeout=5).publish(
+        topology.measured_subject(NODE), batch.SerializeToString()
+    )
+    await gateway.publish(charged, voided, again, voids=(gateway.void(voided),))
+    await billing.posted(tenant, 3)
+
+    path = "/leakage"
+    query = {"tenant_id": tenant, "until": "2100-01-01T00:00:00Z"}
+    found = await eventually(
+        lambda: billing.json("GET", path, params=query),
+        within_s=20,
+        what="three leaks",
+        until=lambda page: len(page["items"]) == 3,
+    )
+    reasons = {(one["request_id"], one["attempt"]): one["reason"] for one in found["items"]}
+    assert reasons == {
+        (f"req_{failed.request_id.hex()}", 1): "not_charged",
+        (f"req_{voided.request_id.hex()}", 1): "voided",
+        (f"req_{again.request_id.hex()}", 1): "other_attempt_charged",
+    }
+    assert not (await billing.json("GET", path, params={"tenant_id": tenant}))["items"]  # too new
+    pages: list[str] = []
+    cursor: dict[str, str] = {}
+    while True:
+        one = await billing.json("GET", path, params={**query, "limit": "1", **cursor})
+        pages += [item["request_id"] for item in one["items"]]
+        if one["next_cursor"] is None:
+            break
+        cursor = {"cursor": one["next_cursor"]}
+    assert pages == [one["request_id"] for one in found["items"]]
+    bad = await billing.call("GET", path, params={**query, "cursor": "AAAA"})
+    assert bad.status_code == 422

@@ -40,6 +40,7 @@ from busbar_billing.adapters.postgres.budgets import Budgets
 from busbar_billing.adapters.postgres.database import Database, open_database
 from busbar_billing.adapters.postgres.journal import Journal
 from busbar_billing.adapters.postgres.keys import Keys
+from busbar_billing.adapters.postgres.leakage import Leakage
 from busbar_billing.adapters.postgres.leases import Leases
 from busbar_billing.adapters.postgres.measured import MeasuredWork
 from busbar_billing.adapters.postgres.plans import Plans
@@ -126,6 +127,7 @@ def build(database: Database, client: Client, wanted: asyncio.Event) -> Parts:
         journal=journal,
         adjustments=Adjustments(database, journal),
         credits=Credits(database),
+        leakage=Leakage(database),
         prices=prices,
         reader=Reader(database),
         rollups=Rollups(database),

@@ -16,6 +16,7 @@ from busbar_billing.adapters.http import account, errors
 from busbar_billing.adapters.http.account_gate import AccountGate
 from busbar_billing.adapters.http.adjustments import adjustment_routes
 from busbar_billing.adapters.http.keys import key_routes
+from busbar_billing.adapters.http.leakage import leakage_routes
 from busbar_billing.adapters.http.ledger import ledger_routes
 from busbar_billing.adapters.http.plans import plan_routes, terms_routes
 from busbar_billing.adapters.http.prices import price_routes
@@ -26,6 +27,7 @@ from busbar_billing.adapters.postgres.adjustments import Adjustments
 from busbar_billing.adapters.postgres.budgets import Budgets
 from busbar_billing.adapters.postgres.journal import Journal
 from busbar_billing.adapters.postgres.keys import Keys
+from busbar_billing.adapters.postgres.leakage import Leakage
 from busbar_billing.adapters.postgres.plans import Plans
 from busbar_billing.adapters.postgres.prices import Prices
 from busbar_billing.adapters.postgres.projects import Projects
@@ -49,6 +51,7 @@ class Parts:
     prices: Prices
     adjustments: Adjustments
     credits: Credits
+    leakage: Leakage
     reader: Reader
     rollups: Rollups
     policies: PolicyDirectory
@@ -72,6 +75,7 @@ def admin_application(parts: Parts, operator_token: str, hmac_secret: bytes) -> 
     app.include_router(usage_routes(parts.rollups, parts.tenants))
     app.include_router(ledger_routes(parts.reader, parts.prices))
     app.include_router(price_routes(parts.prices, parts.tenants, parts.price_directory))
+    app.include_router(leakage_routes(parts.leakage))
     app.include_router(adjustment_routes(parts.adjustments, parts.tenants, parts.credits))
     return OperatorGate(app, OperatorToken(operator_token))
 
