@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,39 @@ def test_credit_prices_and_a_corrected_top_up(busbar: Busbar, tmp_path: Path) ->
     ]
 
 
+def test_projects_keys_and_plans(busbar: Busbar) -> None:
+    busbar("tenant", "create", "Plans Ltd", "--tenant-id", "plans")
+    project = busbar("project", "create", "Plans Ltd", "web", "--json").json
+    scopes = ["--scope", "serve", "--scope", "read_usage", "--project", project["project_id"]]
+    key = busbar("key", "create", "plans", "--name", "ci", *scopes, "--json").json
+    until = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+    rotated = busbar("key", "rotate", key["key_id"], "--old-valid-until", until, "--json").json
+    found = busbar("key", "find", key["key"], "--json").json["items"]
+    held = busbar("project", "archive", project["project_id"])
+    limits = ["--requests-per-minute", "60", "--budget", "12.5", "--band", "batch"]
+    plan = busbar("plan", "set", "small", *limits, "--json").json
+    terms = busbar("tenant", "plan", "plans", "small", "--in-flight", "4", "--json").json
+    used = busbar("plan", "delete", "small")
+    suspended = busbar("tenant", "suspend", "plans", "--reason", "unpaid", "--json").json
+    shown = busbar("tenant", "show", "plans").out
+    resumed = busbar("tenant", "resume", "plans", "--json").json
+    busbar("tenant", "plan", "plans")
+
+    assert rotated["key_id"] == key["key_id"]
+    assert rotated["key"] != key["key"]
+    assert [one["key_id"] for one in found] == [key["key_id"]]
+    assert found[0]["scopes"] == ["serve", "read_usage"]
+    assert found[0]["project_id"] == project["project_id"]
+    assert (held.status, used.status) == (1, 1)
+    assert "revoke them first" in held.err
+    assert plan["limits"]["monthly_budget_nanos"] == 12_500_000_000
+    assert (terms["limits"]["max_in_flight"], terms["limits"]["band"]) == (4, "batch")
+    assert (suspended["suspended_reason"], resumed["suspended_reason"]) == ("unpaid", "")
+    assert "$12.50 hard" in shown
+    assert busbar("plan", "delete", "small", "--json").json == {"deleted": "small"}
+    assert "none" in busbar("plan", "list").out
+
+
 def test_a_model_is_pushed_once_and_deployed(busbar: Busbar, model: Path, tmp_path: Path) -> None:
     pushed = busbar("model", "push", str(model), "--json").json
     again = busbar("model", "push", str(model), "--json").json
@@ -255,6 +289,13 @@ def test_the_fleet_traces_and_the_bus(busbar: Busbar) -> None:
         (["deploy", "/nowhere.yaml"], 2, "there is no file"),
         (["tenant", "topup", "nobody"], 2, ""),
         (["no-such-command"], 2, ""),
+        (["key", "rotate", "key_nope"], 2, "key list"),
+        (["plan", "show", "nope"], 3, "no plan"),
+        (["tenant", "plan", "nobody", "nope"], 3, "no tenant"),
+        (["tenant", "suspend", "nobody", "--reason", "r"], 3, "no tenant"),
+        (["project", "list", "nobody"], 3, "no tenant"),
+        (["plan", "set", "p", "--weight", "0"], 2, "weight"),
+        (["plan", "set", "p", "--band", "vip"], 2, ""),
         (["fleet", "--colour"], 2, ""),
     ],
 )

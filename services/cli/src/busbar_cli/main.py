@@ -7,7 +7,16 @@ from collections.abc import Sequence
 
 from cyclopts import App, CycloptsError
 
-from busbar_cli.commands import adjustments, deployments, keys, models, prices, tenants
+from busbar_cli.commands import (
+    adjustments,
+    deployments,
+    keys,
+    models,
+    plans,
+    prices,
+    projects,
+    tenants,
+)
 from busbar_cli.commands.fleet import fleet
 from busbar_cli.commands.money import balance, ledger, usage_app
 from busbar_cli.commands.traces import trace
@@ -23,7 +32,7 @@ app = App(
     help_epilogue=EXIT_HELP,
     version_flags=[],
 )
-for _noun in (tenants, keys, models, deployments, prices):
+for _noun in (tenants, projects, keys, plans, models, deployments, prices):
     app.command(_noun.app)
 # Loaded when it is asked for: the bus client doubles the time to start.
 app.command(

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import re
+from typing import Literal
 
 from cyclopts import App
 
 from busbar_cli.api import Api, Json
+from busbar_cli.commands.plans import AWAY
 from busbar_cli.commands.tenants import TENANTS, find_tenant
 from busbar_cli.failures import CommandError, Exit
 from busbar_cli.output import DEFAULT, HowMany, Output, err, show_moment, table
 
 app = App(name="key", help="API keys: create, list, revoke.")
 
+Scope = Literal["serve", "read_usage", "administer"]
+_PREFIX_CHARACTERS = 9
 _KEY_ID = re.compile(r"key_[0-9a-f]{32}")
 
 
@@ -21,6 +25,8 @@ def create(
     tenant: str,
     *,
     name: str = "default",
+    project: str | None = None,
+    scope: list[Scope] | None = None,
     deployment: list[str] | None = None,
     expires: str | None = None,
     output: Output = DEFAULT,
@@ -33,59 +39,115 @@ def create(
         Id or name of who pays.
     name
         What people call it.
+    project
+        Id of the project it belongs to. Default: the tenant's default project.
+    scope
+        May be repeated: serve calls models, read_usage reads usage and balance, administer manages
+        keys and projects. Default: serve.
     deployment
         May be repeated: what it may use. Default: every deployment open to the tenant.
         One that is not declared yet is allowed, with a warning: deployments come and go.
     expires
         RFC 3339 time with zone after which it is refused. Default: never.
     """
-    body = {"name": name, "deployments": deployment or [], "expires_at": expires}
+    body = {
+        "name": name,
+        "project_id": project,
+        "scopes": scope or ["serve"],
+        "deployments": deployment or [],
+        "expires_at": expires,
+    }
     made = Api("billing").post(f"{TENANTS}/{find_tenant(tenant)['tenant_id']}/keys", body)
     undeclared = _undeclared(deployment or [])
     if undeclared is not None:
         made["undeclared_deployments"] = undeclared
-    output.print(made, made["key"])
+    _show_once(made, output)
     if undeclared:
         named = ", ".join(undeclared)
         err().print(f"not declared now: {named}; is that what you meant?", style="yellow")
-    if not output.json:
-        err().print(f"key {made['key_id']}: keep it, it is not stored anywhere", style="dim")
-    if not made["propagated"]:
-        err().print("the bus is away: gateways learn of it when it is back", style="yellow")
 
 
 @app.command(name="list")
 def list_(tenant: str, *, limit: HowMany = 1000, output: Output = DEFAULT) -> None:
     """List a tenant's keys."""
     keys = list(Api("billing").pages(f"{TENANTS}/{find_tenant(tenant)['tenant_id']}/keys", limit))
+    _print_keys(keys, output)
+
+
+@app.command
+def find(prefix: str, *, output: Output = DEFAULT) -> None:
+    """Find whose key begins so, by its first characters, the one before a rotation too.
+
+    Parameters
+    ----------
+    prefix
+        The first nine characters of the key, as lists show them; more are not sent.
+    """
+    keys = Api("billing").get("/admin/v1/keys", prefix=prefix[:_PREFIX_CHARACTERS])["items"]
+    _print_keys(keys, output)
+
+
+@app.command
+def rotate(key_id: str, *, old_valid_until: str | None = None, output: Output = DEFAULT) -> None:
+    """Give a key a new secret; it is shown this once.
+
+    Parameters
+    ----------
+    key_id
+        The key; it keeps its id, name, scopes and usage.
+    old_valid_until
+        RFC 3339 time with zone, at most 7 days ahead, until which the secret it has now is
+        accepted. Default: no longer.
+    """
+    _check_key_id(key_id)
+    body = {"old_valid_until": old_valid_until}
+    _show_once(Api("billing").post(f"/admin/v1/keys/{key_id}/rotate", body), output)
+
+
+def _print_keys(keys: list[Json], output: Output) -> None:
     rows = [
         [
             one["key_id"],
+            one["tenant_id"],
             one["name"],
             one["prefix"],
+            ", ".join(one["scopes"]),
             ", ".join(one["deployments"]) or "all",
             show_moment(one["expires_at"]) or "never",
             "revoked" if one["revoked_at"] else "active",
+            show_moment(one["last_used_at"]) or "never",
             show_moment(one["created_at"]),
         ]
         for one in keys
     ]
-    columns = ["ID", "NAME", "PREFIX", "DEPLOYMENTS", "EXPIRES", "STATE", "CREATED"]
-    output.print({"items": keys}, table(columns, rows))
+    columns = ["ID", "TENANT", "NAME", "PREFIX", "SCOPES", "DEPLOYMENTS", "EXPIRES", "STATE"]
+    output.print({"items": keys}, table([*columns, "LAST USED", "CREATED"], rows))
+
+
+def _show_once(made: Json, output: Output) -> None:
+    output.print(made, made["key"])
+    if not output.json:
+        err().print(f"key {made['key_id']}: keep it, it is not stored anywhere", style="dim")
+    if not made["propagated"]:
+        err().print(AWAY, style="yellow")
 
 
 @app.command
 def revoke(key_id: str, *, output: Output = DEFAULT) -> None:
     """Revoke a key; gateways refuse it within a second."""
+    _check_key_id(key_id)
+    revoked = Api("billing").delete(f"/admin/v1/keys/{key_id}")
+    output.print(revoked, f"{key_id} revoked")
+    if not revoked["propagated"]:
+        err().print(AWAY, style="yellow")
+
+
+def _check_key_id(key_id: str) -> None:
     if not _KEY_ID.fullmatch(key_id):
         raise CommandError(
             f"{key_id!r} is not a key's id (key_ and 32 hex digits): busbar key list TENANT",
             Exit.USAGE,
         )
-    revoked = Api("billing").delete(f"/admin/v1/keys/{key_id}")
-    output.print(revoked, f"{key_id} revoked")
-    if not revoked["propagated"]:
-        err().print("the bus is away: gateways learn of it when it is back", style="yellow")
 
 
 def _undeclared(deployments: list[str]) -> list[str] | None:

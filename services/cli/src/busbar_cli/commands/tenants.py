@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 
 from cyclopts import App
 
 from busbar_cli.amounts import read_amount, show_amount
 from busbar_cli.api import Api, Json
+from busbar_cli.commands.plans import AWAY, NO_OPTIONS, LimitOptions, limit_rows
 from busbar_cli.failures import CommandError, Exit
-from busbar_cli.output import DEFAULT, HowMany, Output, show_moment, table
+from busbar_cli.output import DEFAULT, HowMany, Output, err, show_moment, table
 
-app = App(name="tenant", help="Tenants: create, list, show, top up.")
+app = App(name="tenant", help="Tenants: create, list, show, top up, give a plan, suspend, resume.")
 
 TENANTS = "/admin/v1/tenants"
-_LIST_MAX = 10_000
+_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+_NAME_MAX = 100
 
 
 @app.command
@@ -55,22 +58,24 @@ def list_(*, limit: HowMany = 1000, output: Output = DEFAULT) -> None:
 
 @app.command
 def show(tenant: str, *, output: Output = DEFAULT) -> None:
-    """Show a tenant and its balance.
+    """Show a tenant, its balance and what it may do.
 
     Parameters
     ----------
     tenant
-        Id, or name where only one is called that.
+        Id or name.
     """
     found = find_tenant(tenant)
     balance = Api("billing").get(f"{TENANTS}/{found['tenant_id']}/balance")
+    terms = Api("billing").get(f"{TENANTS}/{found['tenant_id']}/terms")
     rows = [
         ["id", found["tenant_id"]],
         ["name", found["name"]],
         ["created", show_moment(found["created_at"])],
         ["balance", show_amount(balance["balance_nanos"], balance["currency"])],
+        *_terms_rows(terms),
     ]
-    output.print({**found, "balance": balance}, table(["", ""], rows))
+    output.print({**found, "balance": balance, "terms": terms}, table(["", ""], rows))
 
 
 @app.command
@@ -100,17 +105,81 @@ def topup(
     output.print(transfer, f"{found['name']} paid in {shown}  (transfer {transfer['transfer_id']})")
 
 
+@app.command
+def plan(
+    tenant: str,
+    plan_id: str | None = None,
+    *,
+    limits: LimitOptions = NO_OPTIONS,
+    output: Output = DEFAULT,
+) -> None:
+    """Give a tenant a plan, and what differs from it for this tenant alone.
+
+    Parameters
+    ----------
+    tenant
+        Id or name.
+    plan_id
+        Id of the plan. Default: none, so that only the limits given here hold.
+    """
+    path = f"{TENANTS}/{find_tenant(tenant)['tenant_id']}/terms"
+    terms = Api("billing").put(path, {"plan_id": plan_id, "overrides": limits.body()})
+    output.print(terms, table(["", ""], _terms_rows(terms)))
+    _say_when_not_propagated(terms)
+
+
+@app.command
+def suspend(tenant: str, *, reason: str, output: Output = DEFAULT) -> None:
+    """Serve nothing of a tenant until it is resumed.
+
+    Parameters
+    ----------
+    tenant
+        Id or name.
+    reason
+        Why, as the tenant's users will read it.
+    """
+    path = f"{TENANTS}/{find_tenant(tenant)['tenant_id']}/suspend"
+    terms = Api("billing").post(path, {"reason": reason})
+    output.print(terms, f"{terms['tenant_id']} suspended: {terms['suspended_reason']}")
+    _say_when_not_propagated(terms)
+
+
+@app.command
+def resume(tenant: str, *, output: Output = DEFAULT) -> None:
+    """Serve a suspended tenant again."""
+    path = f"{TENANTS}/{find_tenant(tenant)['tenant_id']}/resume"
+    terms = Api("billing").post(path, {})
+    output.print(terms, f"{terms['tenant_id']} resumed")
+    _say_when_not_propagated(terms)
+
+
+def _terms_rows(terms: Json) -> list[list[str]]:
+    currency, month = terms["currency"], terms["this_month"]
+    left = month["left_nanos"]
+    return [
+        ["plan", terms["plan_id"] or "none"],
+        *limit_rows(terms["limits"], currency),
+        ["spent this month", show_amount(month["spent_nanos"], currency)],
+        ["left this month", "no bound" if left is None else show_amount(left, currency)],
+        ["suspended", terms["suspended_reason"] or "no"],
+    ]
+
+
+def _say_when_not_propagated(changed: Json) -> None:
+    if not changed["propagated"]:
+        err().print(AWAY, style="yellow")
+
+
 def find_tenant(named: str) -> Json:
     """The tenant of an id, else of a name; raises CommandError."""
-    tenants = list(Api("billing").pages(TENANTS, _LIST_MAX))
-    found = [one for one in tenants if one["tenant_id"] == named] or [
-        one for one in tenants if one["name"] == named
-    ]
+    if _ID.fullmatch(named):
+        try:
+            return Api("billing").get(f"{TENANTS}/{named}")
+        except CommandError as error:
+            if error.exit_status is not Exit.NOT_FOUND:
+                raise
+    found: list[Json] = Api("billing").get(TENANTS, name=named[:_NAME_MAX])["items"]
     if not found:
         raise CommandError(f"no tenant is called {named!r}: busbar tenant list", Exit.NOT_FOUND)
-    if len(found) > 1:
-        ids = ", ".join(one["tenant_id"] for one in found)
-        raise CommandError(
-            f"{len(found)} tenants are called {named!r}; give an id: {ids}", Exit.USAGE
-        )
     return found[0]

@@ -1,0 +1,123 @@
+"""busbar plan: limits under a name, which tenants are given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from cyclopts import App, Parameter
+
+from busbar_cli.amounts import read_amount, show_amount
+from busbar_cli.api import Api, Json
+from busbar_cli.output import DEFAULT, HowMany, Output, err, table
+
+app = App(name="plan", help="Plans: set, list, show, delete.")
+
+PLANS = "/admin/v1/plans"
+AWAY = "the bus is away: gateways learn of it when it is back"
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True)
+class LimitOptions:
+    """What a tenant may do, over all gateways; 0 means no limit."""
+
+    requests_per_minute: int | None = None
+    """Requests a minute."""
+    tokens_per_minute: int | None = None
+    """Input and output tokens a minute."""
+    in_flight: int | None = None
+    """Requests at a time."""
+    budget: str | None = None
+    """For each calendar month in UTC, in the tenant's currency, such as 100 or 0.25."""
+    budget_kind: Literal["hard", "alert"] | None = None
+    """hard stops the tenant when it is spent; of alert people are told at 80 % and 100 %."""
+    band: Literal["interactive", "standard", "batch"] | None = None
+    """Who is admitted first when slots are short."""
+    weight: int | None = None
+    """Share inside the band, relative to the other tenants'."""
+
+    def body(self) -> Json:
+        """What was given, as the API calls it."""
+        given = {
+            "requests_per_minute": self.requests_per_minute,
+            "tokens_per_minute": self.tokens_per_minute,
+            "max_in_flight": self.in_flight,
+            "monthly_budget_nanos": None if self.budget is None else read_amount(self.budget),
+            "budget_kind": self.budget_kind,
+            "band": self.band,
+            "weight": self.weight,
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+
+NO_OPTIONS = LimitOptions()
+
+
+@app.command(name="set")
+def set_(
+    plan: str,
+    *,
+    name: str | None = None,
+    limits: LimitOptions = NO_OPTIONS,
+    output: Output = DEFAULT,
+) -> None:
+    """Make a plan, or replace it: a limit that is not given is none.
+
+    Parameters
+    ----------
+    plan
+        Its id, such as small.
+    name
+        What people call it. Default: its id.
+    """
+    made = Api("billing").put(f"{PLANS}/{plan}", {"name": name or plan, **limits.body()})
+    output.print(made, f"{made['plan_id']}  {made['name']}")
+    if not made["propagated"]:
+        err().print(AWAY, style="yellow")
+
+
+@app.command(name="list")
+def list_(*, limit: HowMany = 1000, output: Output = DEFAULT) -> None:
+    """List the plans."""
+    plans = list(Api("billing").pages(PLANS, limit))
+    rows = [
+        [one["plan_id"], one["name"], *[value for _, value in limit_rows(one["limits"], None)]]
+        for one in plans
+    ]
+    columns = ["ID", "NAME", "REQ/MIN>", "TOKENS/MIN>", "IN FLIGHT>", "BUDGET>", "BAND", "WEIGHT>"]
+    empty = "none; make one: busbar plan set NAME --requests-per-minute 60"
+    output.print({"items": plans}, table(columns, rows, empty=empty))
+
+
+@app.command
+def show(plan: str, *, output: Output = DEFAULT) -> None:
+    """Show a plan."""
+    found = Api("billing").get(f"{PLANS}/{plan}")
+    rows = [["id", found["plan_id"]], ["name", found["name"]], *limit_rows(found["limits"], None)]
+    output.print(found, table(["", ""], rows))
+
+
+@app.command
+def delete(plan: str, *, output: Output = DEFAULT) -> None:
+    """Delete a plan that no tenant has."""
+    Api("billing").delete(f"{PLANS}/{plan}")
+    output.print({"deleted": plan}, f"{plan} deleted")
+
+
+def limit_rows(limits: Json, currency: str | None) -> list[list[str]]:
+    """Limits as people read them; `currency` None where it is the tenant's."""
+    budget = limits["monthly_budget_nanos"]
+    shown = show_amount(budget, currency) if currency else show_amount(budget).lstrip("$")
+    return [
+        ["requests/min", _limit(limits["requests_per_minute"])],
+        ["tokens/min", _limit(limits["tokens_per_minute"])],
+        ["in flight", _limit(limits["max_in_flight"])],
+        ["monthly budget", f"{shown} {limits['budget_kind']}" if budget else "none"],
+        ["band", limits["band"]],
+        ["weight", str(limits["weight"])],
+    ]
+
+
+def _limit(value: int) -> str:
+    return f"{value:,}" if value else "none"

@@ -1,0 +1,51 @@
+"""busbar project: what a tenant sorts its keys and its usage by."""
+
+from __future__ import annotations
+
+from cyclopts import App
+
+from busbar_cli.api import Api
+from busbar_cli.commands.tenants import TENANTS, find_tenant
+from busbar_cli.output import DEFAULT, HowMany, Output, show_moment, table
+
+app = App(name="project", help="Projects of a tenant: create, list, archive.")
+
+
+@app.command
+def create(tenant: str, name: str, *, output: Output = DEFAULT) -> None:
+    """Create a project.
+
+    Parameters
+    ----------
+    tenant
+        Id or name of whose it is.
+    name
+        What people call it.
+    """
+    path = f"{TENANTS}/{find_tenant(tenant)['tenant_id']}/projects"
+    made = Api("billing").post(path, {"name": name})
+    output.print(made, f"{made['project_id']}  {made['name']}")
+
+
+@app.command(name="list")
+def list_(tenant: str, *, limit: HowMany = 1000, output: Output = DEFAULT) -> None:
+    """List a tenant's projects."""
+    path = f"{TENANTS}/{find_tenant(tenant)['tenant_id']}/projects"
+    projects = list(Api("billing").pages(path, limit))
+    rows = [
+        [
+            one["project_id"],
+            one["name"],
+            "archived" if one["archived_at"] else "open",
+            show_moment(one["created_at"]),
+        ]
+        for one in projects
+    ]
+    output.print({"items": projects}, table(["ID", "NAME", "STATE", "CREATED"], rows))
+
+
+@app.command
+def archive(project_id: str, *, output: Output = DEFAULT) -> None:
+    """Archive a project without keys; no key can be added to it any more."""
+    archived = Api("billing").delete(f"/admin/v1/projects/{project_id}")
+    output.print(archived, f"{project_id} archived")
