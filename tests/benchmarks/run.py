@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import admission
 import answers
 import processes
 import shots
@@ -200,6 +201,8 @@ def main() -> int:
     )
     table = rows(measured)
     show(table, idle_line, how)
+    for line in admission.report():
+        Console().print(f"{line['step']}: {line['cpu_us']:.1f} us CPU a request")
     if not options.no_report:
         write_report(table, idle_line, how)
     return verdict(measured)

@@ -10,7 +10,7 @@ import grpc
 import httpx
 import openai
 import pytest
-from busbar_contracts.billing.v1.tenants_pb2 import TenantPolicy
+from busbar_contracts.billing.v1.tenants_pb2 import PriorityBand, TenantPolicy
 from busbar_contracts.node.v1 import work_pb2
 from busbar_gateway.adapters.http.limits import HttpLimits
 from busbar_messaging import topology
@@ -18,6 +18,7 @@ from gateway_harness import AUTH, KEY, TENANT, Platform, Say, eventually, reques
 from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
 from http_edge import Edge, http_edge, saying
+from prometheus_client import REGISTRY
 
 PROMPT: list[Any] = [{"role": "user", "content": "go on"}]
 
@@ -183,3 +184,22 @@ async def test_a_stream_that_waits_for_its_turn_is_kept_alive(edge: Edge) -> Non
     assert streamed.status_code == 200
     assert first[0] == first[2] == ": keep-alive"
     assert rest[-2] == "data: [DONE]"
+
+
+async def test_the_wait_for_a_turn_shows_in_the_metrics(edge: Edge) -> None:
+    name, _ = await edge.platform.deploy()
+
+    def counted() -> float:
+        value = REGISTRY.get_sample_value(
+            "busbar_gateway_queue_seconds_count", {"band": "interactive"}
+        )
+        return value or 0.0
+
+    await put_policy(
+        edge.platform, TenantPolicy(band=PriorityBand.PRIORITY_BAND_INTERACTIVE, weight=3)
+    )
+    await eventually(lambda: edge.platform.gateway.policies.current(TENANT).weight == 3)
+    before = counted()
+    await edge.platform.infer(request(name))
+
+    assert counted() == before + 1

@@ -9,6 +9,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from busbar_gateway.domain.admission import Lane
 from busbar_gateway.domain.failures import answer_for
+from busbar_gateway.domain.policies import Band
 from busbar_gateway.usecases.calls import InferenceCall
 from busbar_gateway.usecases.charging import Delivered
 from busbar_gateway.usecases.loads import Load
@@ -16,6 +17,7 @@ from busbar_gateway.usecases.loads import Load
 _LATENCY_BUCKETS_S = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300,
 )  # fmt: skip
+_QUEUE_BUCKETS_S = (0.001, 0.01, 0.1, 0.5, 1, 5, 30, 300)
 _SERVER_ERROR = 500
 
 
@@ -48,6 +50,13 @@ class Metrics:
         self._queued = Gauge(
             "busbar_gateway_queued", "Requests waiting for a slot.", ["deployment"]
         )
+        queue = Histogram(
+            "busbar_gateway_queue_seconds",
+            "How long admitted requests waited for their turn, by priority band.",
+            ["band"],
+            buckets=_QUEUE_BUCKETS_S,
+        )
+        self._queue = [queue.labels(band.name.lower()) for band in Band]
         self._commit = Histogram(
             "busbar_gateway_usage_commit_seconds",
             "From publishing a batch of usage records to its acknowledgement.",
@@ -77,6 +86,10 @@ class Metrics:
         else:
             load.failed_count += 1
         self._count(deployment, call.api, outcome).inc()
+
+    def admitted(self, band: Band, queued_s: float) -> None:
+        """Count one request that got its turn."""
+        self._queue[band].observe(queued_s)
 
     def _count(self, deployment: str, api: str, outcome: str) -> Counter:
         """The counter of these labels; looking it up in the library costs ten times as much."""

@@ -214,8 +214,10 @@ class Lane:
         own = len(_flow(band, ticket).waiting)
         others = band.tenants.waiting_weight - (ticket.weight if own else 0.0)
         in_band = min((own + 1) * (1 + others / ticket.weight), band.tenants.waiting + 1)
-        competing = sum(b.weight for b in self.bands if b.tenants.waiting and b is not band)
-        place = min(in_band * (1 + competing / band.weight), self.waiting + 1)
+        place = in_band
+        if self.waiting > band.tenants.waiting:
+            competing = sum(b.weight for b in self.bands if b.tenants.waiting and b is not band)
+            place = min(in_band * (1 + competing / band.weight), self.waiting + 1)
         return place * self.service_s / self.limit
 
     def expired(self, now: float) -> list[Ticket]:
@@ -236,7 +238,10 @@ class Lane:
         kept = holdback(band.number, self.limit)
         if not kept:
             return True
-        return sum(b.in_flight for b in self.bands[band.number :]) < self.limit - kept
+        at_most_this = band.in_flight
+        if band.number is Band.STANDARD:
+            at_most_this += self.bands[Band.BATCH].in_flight
+        return at_most_this < self.limit - kept
 
     def _next_band(self) -> _Band | None:
         chosen = None

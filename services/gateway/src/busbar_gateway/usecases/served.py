@@ -13,6 +13,7 @@ from busbar_gateway.domain.admission import Ticket
 from busbar_gateway.domain.costs import cost_of
 from busbar_gateway.domain.failures import answer_for
 from busbar_gateway.domain.limits import Grant
+from busbar_gateway.domain.policies import Band
 from busbar_gateway.usecases.admitting import Admissions
 from busbar_gateway.usecases.calls import InferenceCall
 from busbar_gateway.usecases.charging import Delivered, UsageLog, commit_in_time, usage_record
@@ -27,6 +28,10 @@ _COMPLETED = UsageOutcome.USAGE_OUTCOME_COMPLETED
 
 class Observer(Protocol):
     """Who counts."""
+
+    def admitted(self, band: Band, queued_s: float) -> None:
+        """A request got its turn after waiting so long for it."""
+        ...
 
     def ended(
         self, call: InferenceCall, error: BaseException | None, delivered: Delivered, total_s: float
@@ -64,13 +69,17 @@ class Served:
         self._dispatch: Dispatch | None = None
         self._streamed = False
         self._cost: float | None = None
+        self._queued_s: float | None = None
+        """None until the request got its turn."""
 
     async def start(self, *, streamed: bool) -> Dispatch:
         """Wait for a turn, then send the request out."""
         with_ = self.collaborators
         self._streamed = streamed
         self._grant = with_.limiting.enter(self.call)
-        self._ticket = await self._admit()
+        ticket = self._ticket = await self._admit()
+        self._queued_s = ticket.started - ticket.arrived
+        with_.observer.admitted(ticket.band, self._queued_s)
         self._admitted_unix_ns = time.time_ns()
         self._dispatch = with_.dispatcher.open(self.call, streamed=streamed)
         if self._trace is None:
@@ -138,9 +147,15 @@ class Served:
                 "busbar.attempt": delivered.attempt,
                 "busbar.tokens.input": delivered.input_tokens,
                 "busbar.tokens.output": delivered.output_tokens,
+                **self._queue_time(),
                 **self._http_status(error),
             },
         )
+
+    def _queue_time(self) -> dict[str, float]:
+        if self._queued_s is None:
+            return {}
+        return {"busbar.queue_ms": self._queued_s * 1000}
 
     def _http_status(self, error: BaseException | None) -> dict[str, int]:
         """The status that left over HTTP, by OpenTelemetry's name for it."""
