@@ -82,6 +82,41 @@ async def test_a_key_that_may_only_read_usage_calls_no_model(
     assert change.status_code == HTTPStatus.FORBIDDEN
 
 
+async def test_a_suspended_tenant_is_refused_and_a_resumed_one_served_within_a_second(
+    platform: Platform, operator: Operator, customer: Customer
+) -> None:
+    names = ("INPUT0", "INPUT1")
+    tensors = [{"name": n, "shape": [1, 16], "datatype": "INT32", "data": [1] * 16} for n in names]
+
+    async def infer() -> tuple[int, str]:
+        async with httpx.AsyncClient(trust_env=False, timeout=10) as client:
+            answer = await client.post(
+                platform.endpoints["http"] + "/v2/models/simple/infer",
+                headers={"authorization": f"Bearer {customer.key}"},
+                json={"inputs": tensors},
+            )
+            return answer.status_code, answer.text
+
+    path = f"/admin/v1/tenants/{customer.tenant_id}"
+    reason = {"reason": "invoice 7 is unpaid"}
+    await operator.json("billing", "POST", f"{path}/suspend", json=reason)
+    _, said = await eventually(
+        infer,
+        within_s=PROPAGATION_S,
+        what="the suspended tenant is refused",
+        until=lambda found: found[0] == HTTPStatus.FORBIDDEN,
+    )
+    await operator.json("billing", "POST", f"{path}/resume")
+
+    await eventually(
+        infer,
+        within_s=PROPAGATION_S,
+        what="the resumed tenant is served",
+        until=lambda found: found[0] == HTTPStatus.OK,
+    )
+    assert "invoice 7 is unpaid" in said
+
+
 async def test_every_route_but_health_refuses_without_credentials(platform: Platform) -> None:
     base = platform.endpoints["http"]
     async with httpx.AsyncClient(base_url=base, trust_env=False) as client:
