@@ -1,0 +1,158 @@
+"""The statements of SQL behind statements.
+
+`included` is what belongs on a statement. Its arguments: $1 the tenant, $2 the
+first transfer id that can matter, $3 the statement's cut, $4 the end of its
+month, $5 and $6 the cut and the end of the statement before it, NULL for the
+first one. A charge and its void are dated by the request's admission (a gateway
+whose clock is ahead cannot date one after its posting), anything else by its
+posting. All of it is put together from constants.
+"""
+
+from __future__ import annotations
+
+_MOVED = """
+    moved AS MATERIALIZED (
+        SELECT
+            t.transfer_id, t.kind, t.request_id, t.reason, t.posted_at,
+            least(u.admitted_at, t.posted_at) AS dated_at, n.amount_nanos
+        FROM transfers AS t
+        LEFT JOIN usage_records AS u
+        ON u.request_id = t.request_id AND t.kind IN ('charge', 'void')
+        CROSS JOIN LATERAL (
+            SELECT sum(p.amount_nanos) AS amount_nanos
+            FROM postings AS p
+            WHERE p.transfer_id = t.transfer_id AND p.account_id IN (
+                SELECT a.account_id FROM accounts AS a WHERE a.tenant_id = $1
+            )
+        ) AS n
+        WHERE t.tenant_id = $1 AND t.transfer_id >= $2
+    )
+"""
+_INCLUDED = f"""
+    WITH {_MOVED},
+    included AS MATERIALIZED (
+        SELECT * FROM moved
+        WHERE posted_at < $3 AND dated_at < $4
+        AND ($5::timestamptz IS NULL OR NOT (posted_at < $5 AND dated_at < $6::timestamptz))
+    ),
+    -- Charges that stand: those without their void on the same statement.
+    standing AS MATERIALIZED (
+        SELECT c.request_id, c.dated_at, c.amount_nanos
+        FROM included AS c
+        WHERE c.kind = 'charge' AND NOT EXISTS (
+            SELECT FROM included AS v WHERE v.kind = 'void' AND v.request_id = c.request_id
+        )
+    )
+"""  # noqa: S608
+MOVEMENTS = f"""
+    {_INCLUDED}
+    SELECT
+        m.kind, (m.dated_at AT TIME ZONE 'UTC')::date AS day,
+        CASE WHEN m.kind = 'void' THEN '' ELSE m.reason END AS reason,
+        sum(m.amount_nanos) AS amount_nanos, count(*) AS transfers
+    FROM included AS m
+    WHERE m.amount_nanos <> 0 AND m.kind <> 'charge' AND NOT (
+        m.kind = 'void' AND EXISTS (
+            SELECT FROM included AS c WHERE c.kind = 'charge' AND c.request_id = m.request_id
+        )
+    )
+    GROUP BY 1, 2, 3
+    ORDER BY 2, 1, 3
+"""  # noqa: S608
+CHARGES = f"""
+    {_INCLUDED}
+    SELECT
+        u.deployment AS model, u.rated_class, u.price_version, s.dated_at < $7 AS late,
+        count(*) AS requests, sum(s.amount_nanos) AS amount_nanos,
+        sum(u.input_tokens) AS input_tokens, sum(u.cached_tokens) AS cached_tokens,
+        sum(u.output_tokens) AS output_tokens, sum(u.compute_us) AS compute_us,
+        sum(u.request_bytes + u.response_bytes) AS bytes
+    FROM standing AS s
+    INNER JOIN usage_records AS u USING (request_id)
+    GROUP BY 1, 2, 3, 4
+    ORDER BY 1, 2, 3, 4
+"""  # noqa: S608
+# How much of what was used lies in each step: a record used from `before` to `before` + `quantity`.
+GRADUATED = f"""
+    {_INCLUDED}
+    SELECT
+        u.deployment AS model, s.dated_at < $7 AS late, p.component, p.price_nanos, p.per_units,
+        sum(
+            least(r.before + r.quantity, coalesce(p.ends, r.before + r.quantity))
+            - greatest(r.before, p.begins)
+        ) AS quantity
+    FROM standing AS s
+    INNER JOIN usage_records AS u USING (request_id)
+    CROSS JOIN LATERAL jsonb_each(u.consumed) AS c (component, used)
+    CROSS JOIN LATERAL (
+        SELECT (c.used ->> 'before')::numeric, (c.used ->> 'quantity')::numeric
+    ) AS r (before, quantity)
+    INNER JOIN unnest(
+        $8::int8[], $9::text[], $10::text[], $11::numeric[], $12::numeric[], $13::int8[],
+        $14::int8[]
+    ) AS p (version, price_class, component, begins, ends, price_nanos, per_units)
+    ON p.version = u.price_version AND p.price_class = u.rated_class AND p.component = c.component
+    WHERE r.before + r.quantity > p.begins AND (p.ends IS NULL OR r.before < p.ends)
+    GROUP BY 1, 2, 3, 4, 5
+"""  # noqa: S608
+# What is held now, less what came after the statement: another way to its closing balance.
+CLOSING = f"""
+    WITH {_MOVED}
+    SELECT
+        coalesce((
+            SELECT sum(b.balance_nanos)
+            FROM accounts AS a INNER JOIN account_balances AS b USING (account_id)
+            WHERE a.tenant_id = $1
+        ), 0)
+        - coalesce((
+            SELECT sum(amount_nanos) FROM moved WHERE NOT (posted_at < $3 AND dated_at < $4)
+        ), 0)
+"""  # noqa: S608
+CURRENCY = "SELECT currency FROM tenants WHERE tenant_id = $1"
+ADDRESSING = """
+    SELECT
+        t.created_at, coalesce(d.name, t.name) AS name,
+        coalesce(d.address, '{}') AS address, coalesce(d.tax_id, '') AS tax_id,
+        e.entity_id, e.name AS entity_name, e.address AS entity_address, e.tax_id AS entity_tax,
+        e.tax_name, e.tax_ppm, e.tax_note
+    FROM tenants AS t
+    LEFT JOIN billing_details AS d USING (tenant_id)
+    INNER JOIN legal_entities AS e ON e.entity_id = coalesce(d.entity_id, 'default')
+    WHERE t.tenant_id = $1
+"""
+OF_MONTH = """
+    SELECT * FROM statements WHERE kind = 'statement' AND tenant_id = $1 AND period_start = $2
+"""
+BY_NUMBER = "SELECT * FROM statements WHERE number = $1"
+PAGE = """
+    SELECT * FROM statements
+    WHERE ($1::text IS NULL OR tenant_id = $1) AND ($2::text IS NULL OR number < $2)
+    ORDER BY number DESC
+    LIMIT $3
+"""
+LAST = """
+    SELECT * FROM statements WHERE kind = 'statement' AND tenant_id = $1
+    ORDER BY period_start DESC LIMIT 1
+"""
+# Never ON CONFLICT DO NOTHING: a number would be given to a row that is not kept.
+ISSUE = """
+    INSERT INTO statements (
+        entity_id, kind, tenant_id, period_start, cut_at, closing_nanos, content
+    )
+    VALUES ($1, 'statement', $2, $3, $4, $5, $6)
+    RETURNING *
+"""
+LOCK = "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))"
+NOTED = "SELECT * FROM statements WHERE corrects = $1 AND reference = $2"
+CREDITED = "SELECT coalesce(sum(closing_nanos), 0) FROM statements WHERE corrects = $1"
+NOTE = """
+    INSERT INTO statements (
+        entity_id, kind, tenant_id, period_start, cut_at, corrects, closing_nanos, reference,
+        transfer_id, content
+    )
+    SELECT
+        entity_id, 'credit_note', tenant_id, period_start, clock_timestamp(), number, $2, $3, $4, $5
+    FROM statements
+    WHERE number = $1
+    RETURNING *
+"""
