@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
+from billing_parts import Gateway, Service
 from busbar_billing.adapters.postgres.database import Database as Pool
 from busbar_billing.adapters.postgres.database import open_database
 from busbar_billing.adapters.postgres.journal import Journal
@@ -367,3 +368,76 @@ async def test_nothing_can_be_posted_before_a_cut_that_was_made(
     query = "SELECT posted_at FROM transfers WHERE transfer_id = $1"
     assert await admin.fetchval(query, transfer_id) > cut_at
     assert timedelta() < datetime.now(UTC) - cut_at < timedelta(minutes=1)
+
+
+async def test_a_month_is_closed_read_and_corrected_over_http(
+    billing: Service, books: Books
+) -> None:
+    await books.move("top_up", 10**6, at(8, 15), "wire 7")
+    await books.charge(at(8, 20), at(8, 20))
+    path = f"/tenants/{books.tenant_id}/statements"
+    first = await billing.call("POST", path, json={"month": "2026-08"})
+    again = await billing.call("POST", path, json={"month": "2026-08"})
+    number = first.json()["number"]
+    body = {"amount_nanos": 5, "reason": "slow", "reference": "t 1"}
+    notes = [
+        await billing.call("POST", f"/statements/{number}/credit-notes", json=body)
+        for _ in range(2)
+    ]
+
+    assert (first.status_code, again.status_code) == (201, 200)
+    assert first.json() == again.json() == await billing.json("GET", f"/statements/{number}")
+    lines = first.json()["lines"]
+    assert sum(line["amount_nanos"] for line in lines) == first.json()["closing_nanos"]
+    assert [note.status_code for note in notes] == [201, 200]
+    listed = await billing.json("GET", "/statements", params={"tenant_id": books.tenant_id})
+    assert [one["number"] for one in listed["items"]] == [notes[0].json()["number"], number]
+    assert listed["items"][0]["corrects"] == number
+    for form, begins in [
+        ("html", b"<!doctype"),
+        ("pdf", b"%PDF"),
+        ("csv", b"document,"),
+        ("focus", b"BilledCost,"),
+    ]:
+        for one in (number, notes[0].json()["number"]):
+            answer = await billing.call(
+                "GET", f"/statements/{one}/document", params={"format": form}
+            )
+            assert answer.status_code == 200
+            assert answer.content.startswith(begins)
+
+
+async def test_what_statements_refuse_over_http(billing: Service, tenant: str) -> None:
+    month = {"month": f"{datetime.now(UTC):%Y-%m}"}
+    body = {"amount_nanos": 5, "reason": "slow", "reference": "t 1"}
+    for method, path, options, status in [
+        ("POST", f"/tenants/{tenant}/statements", {"json": month}, 409),
+        ("POST", f"/tenants/{tenant}/statements", {"json": {"month": "2026-13"}}, 422),
+        ("POST", f"/tenants/{tenant}/statements", {"json": {"month": "2026-10"}}, 422),
+        ("POST", "/tenants/nobody/statements", {"json": month}, 404),
+        ("POST", "/tenants/%00/statements", {"json": month}, 404),
+        ("GET", "/statements/BB-999999", {}, 404),
+        ("GET", "/statements/%00", {}, 404),
+        ("GET", "/statements/'; DROP TABLE statements/document?format=pdf", {}, 404),
+        ("GET", "/statements/BB-999999/document?format=exe", {}, 422),
+        ("POST", "/statements/BB-999999/credit-notes", {"json": body}, 404),
+        ("POST", "/statements/BB-1/credit-notes", {"json": {**body, "amount_nanos": -5}}, 422),
+        ("POST", "/statements/BB-1/credit-notes", {"json": {**body, "reason": "a\u202eb"}}, 422),
+    ]:
+        answer = await billing.call(method, path, **options)
+        assert answer.status_code == status, (path, answer.text)
+        assert answer.json()["error"]["message"]
+
+
+async def test_a_close_waits_for_usage_that_is_on_its_way(
+    billing: Service, gateway: Gateway, books: Books
+) -> None:
+    before = datetime(2026, 8, 20, tzinfo=UTC)
+    for _ in range(20):
+        record = gateway.record(books.tenant_id, admitted_unix_ns=int(before.timestamp()) * 10**9)
+        await gateway.publish(record)
+    path = f"/tenants/{books.tenant_id}/statements"
+    closed = await billing.json("POST", path, json={"month": "2026-08"})
+
+    assert closed["requests"] == 20
+    assert closed["charged_nanos"] == 20 * 100_000

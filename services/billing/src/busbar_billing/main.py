@@ -24,6 +24,7 @@ from uuid_utils.compat import uuid7
 
 from busbar_billing.adapters import metrics
 from busbar_billing.adapters.budget_watch import watch_budgets
+from busbar_billing.adapters.bus.backlog import UsageStream
 from busbar_billing.adapters.bus.consuming import Consumer
 from busbar_billing.adapters.bus.credit_leases import LeaseDesk, Reclaimer
 from busbar_billing.adapters.bus.events import Events
@@ -50,6 +51,7 @@ from busbar_billing.adapters.postgres.projects import Projects
 from busbar_billing.adapters.postgres.promotions import Credits
 from busbar_billing.adapters.postgres.reading import Reader
 from busbar_billing.adapters.postgres.rollups import Rollups
+from busbar_billing.adapters.postgres.statements import Statements
 from busbar_billing.adapters.postgres.tenants import Tenants
 from busbar_billing.settings import Settings
 from busbar_billing.usecases.adjustments import expire_credits
@@ -133,6 +135,8 @@ def build(database: Database, client: Client, wanted: asyncio.Event) -> Parts:
         rollups=Rollups(database),
         policies=policies,
         directory=KeyDirectory(client, keys, policies, wanted),
+        statements=Statements(database, journal, prices),
+        backlog=UsageStream(client),
         price_directory=PriceDirectoryBucket(client, prices),
         events=Events(client),
     )

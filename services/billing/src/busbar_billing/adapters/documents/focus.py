@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import unicodedata
 from datetime import datetime
 from decimal import Decimal, localcontext
 
@@ -53,10 +54,10 @@ def render_focus(issued: Issued) -> bytes:
 
 def _about(issued: Issued) -> dict[str, str]:
     month = issued.statement.month
-    name = safe_cell(issued.customer.name)
+    issuer = _ascii(issued.issuer.name)
     return {
         "BillingAccountId": issued.customer.party_id,
-        "BillingAccountName": name,
+        "BillingAccountName": _ascii(issued.customer.name),
         "BillingAccountType": "Tenant",
         "BillingCurrency": issued.statement.currency,
         "BillingPeriodStart": _moment(month.starts_at),
@@ -64,10 +65,10 @@ def _about(issued: Issued) -> dict[str, str]:
         "ChargePeriodStart": _moment(month.starts_at),
         "ChargePeriodEnd": _moment(month.ends_at),
         "InvoiceId": issued.number,
-        "InvoiceIssuerName": safe_cell(issued.issuer.name),
+        "InvoiceIssuerName": issuer,
         "PricingCurrency": issued.statement.currency,
-        "ProviderName": safe_cell(issued.issuer.name),
-        "PublisherName": safe_cell(issued.issuer.name),
+        "ProviderName": issuer,
+        "PublisherName": issuer,
         "ServiceCategory": "AI and Machine Learning",
         "ServiceName": "Inference",
         "ServiceSubcategory": "Generative AI",
@@ -124,6 +125,12 @@ def _measured(line: Line) -> dict[str, str]:
         "SkuMeter": component.value,
         "SkuPriceId": f"{sku}.{price_nanos}.{line.per_units}",
     }
+
+
+def _ascii(name: str) -> str:
+    """FOCUS wants names in ASCII: without accents, "?" for what has no such letter."""
+    letters = (one for one in unicodedata.normalize("NFKD", name) if not unicodedata.combining(one))
+    return safe_cell("".join(letters).encode("ascii", "replace").decode())
 
 
 def _moment(moment: datetime) -> str:

@@ -8,6 +8,7 @@ from busbar_observability.operator_gate import OperatorGate, OperatorToken
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
+from busbar_billing.adapters.bus.backlog import UsageStream
 from busbar_billing.adapters.bus.events import Events
 from busbar_billing.adapters.bus.key_directory import KeyDirectory
 from busbar_billing.adapters.bus.policy_directory import PolicyDirectory
@@ -21,6 +22,7 @@ from busbar_billing.adapters.http.ledger import ledger_routes
 from busbar_billing.adapters.http.plans import plan_routes, terms_routes
 from busbar_billing.adapters.http.prices import price_routes
 from busbar_billing.adapters.http.projects import project_routes
+from busbar_billing.adapters.http.statements import statement_routes
 from busbar_billing.adapters.http.tenants import tenant_routes
 from busbar_billing.adapters.http.usage import usage_routes
 from busbar_billing.adapters.postgres.adjustments import Adjustments
@@ -34,6 +36,7 @@ from busbar_billing.adapters.postgres.projects import Projects
 from busbar_billing.adapters.postgres.promotions import Credits
 from busbar_billing.adapters.postgres.reading import Reader
 from busbar_billing.adapters.postgres.rollups import Rollups
+from busbar_billing.adapters.postgres.statements import Statements
 from busbar_billing.adapters.postgres.tenants import Tenants
 from busbar_billing.usecases.keys import KeyDesk
 
@@ -56,6 +59,8 @@ class Parts:
     rollups: Rollups
     policies: PolicyDirectory
     directory: KeyDirectory
+    statements: Statements
+    backlog: UsageStream
     price_directory: PriceDirectoryBucket
     events: Events
 
@@ -74,6 +79,7 @@ def admin_application(parts: Parts, operator_token: str, hmac_secret: bytes) -> 
     app.include_router(terms_routes(parts.plans, parts.budgets, parts.policies, parts.events))
     app.include_router(usage_routes(parts.rollups, parts.tenants))
     app.include_router(ledger_routes(parts.reader, parts.prices))
+    app.include_router(statement_routes(parts.statements, parts.backlog))
     app.include_router(price_routes(parts.prices, parts.tenants, parts.price_directory))
     app.include_router(leakage_routes(parts.leakage))
     app.include_router(adjustment_routes(parts.adjustments, parts.tenants, parts.credits))

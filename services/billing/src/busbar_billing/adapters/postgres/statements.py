@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Any
@@ -22,6 +23,7 @@ from busbar_billing.domain.ledger import (
     Transfer,
     TransferKind,
 )
+from busbar_billing.domain.names import is_tenant_id
 from busbar_billing.domain.prices import ClassPrices, Component, Price
 from busbar_billing.domain.statement_content import read_content, write_content
 from busbar_billing.domain.statements import (
@@ -37,6 +39,7 @@ from busbar_billing.domain.statements import (
 )
 from busbar_billing.usecases.statements import Addressing, Closed, Issued
 
+_NUMBER = re.compile(r"[A-Z0-9]{1,10}-[0-9]{6,19}")
 _READING_MAX = timedelta(minutes=10)
 _ID_SKEW = timedelta(days=2)
 """How far the clock that made a transfer's id may be off the database's."""
@@ -59,14 +62,16 @@ class Statements:
 
     async def get(self, number: str) -> Issued:
         """A statement or credit note; raise NotFound."""
-        async with self._database.connection() as connection:
-            row = await connection.fetchrow(sql.BY_NUMBER, number)
+        row = None
+        if _NUMBER.fullmatch(number):
+            async with self._database.connection() as connection:
+                row = await connection.fetchrow(sql.BY_NUMBER, number)
         if row is None:
             raise NotFound(f"there is no statement {number[:40]!r}")
         return _read_issued(row)
 
     async def page(self, tenant_id: str | None, limit: int, before: str | None) -> list[Issued]:
-        """Statements and credit notes, the latest number first."""
+        """Statements and credit notes, the latest number first, of those below `before`."""
         async with self._database.connection() as connection:
             rows = await connection.fetch(sql.PAGE, tenant_id, before, limit)
         return [_read_issued(row) for row in rows]
@@ -81,8 +86,10 @@ class Statements:
 
     async def addressing(self, tenant_id: str) -> Addressing:
         """Who issues a tenant's statements and to whom; raise NotFound when there is no tenant."""
-        async with self._database.connection() as connection:
-            row = await connection.fetchrow(sql.ADDRESSING, tenant_id)
+        row = None
+        if is_tenant_id(tenant_id):
+            async with self._database.connection() as connection:
+                row = await connection.fetchrow(sql.ADDRESSING, tenant_id)
         if row is None:
             raise NotFound(f"there is no tenant {tenant_id[:80]!r}")
         return Addressing(
