@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import secrets
 import time
+from datetime import datetime
 from uuid import UUID
 
 import asyncpg
+import pytest
 from billing_parts import Gateway, Service
 from busbar_billing.adapters.bus.usage import UsagePoster
 from busbar_billing.adapters.postgres.database import open_database
@@ -160,3 +162,62 @@ async def test_work_that_brought_nothing_in_is_listed_with_its_reason(
     assert pages == [one["request_id"] for one in found["items"]]
     bad = await billing.call("GET", path, params={**query, "cursor": "AAAA"})
     assert bad.status_code == 422
+
+
+async def test_energy_is_booked_once_at_the_price_of_its_site(
+    billing: Service, bus: Client, admin: asyncpg.Connection
+) -> None:
+    price = {"site": "r1/s1", "kwh_nanos": 120_000_000}  # 0.12 dollars
+    published = await billing.json("POST", "/energy-prices", json=price)
+    begins = datetime.fromisoformat(published["effective_from"])
+    run = secrets.token_hex(6)
+    batch = measured(1, 4, run)  # every other one measured
+    for record in batch.records:
+        record.energy_mj = 1_800_000  # half a watt-hour
+        record.ended_unix_ms = int(begins.timestamp() * 1000) + 5_000
+    early = measured(5, 1, run, ended_unix_ms=int(begins.timestamp() * 1000) - 10**9)
+    stream = bus.jetstream(timeout=5)
+    for payload in (batch, batch, early):
+        await stream.publish(topology.measured_subject(NODE), payload.SerializeToString())
+
+    async def booked() -> list[dict[str, int]]:
+        rows = await admin.fetch(
+            "SELECT a.kind, a.site, p.amount_nanos FROM transfers JOIN postings AS p"
+            " USING (transfer_id) JOIN accounts AS a USING (account_id)"
+            " WHERE idempotency_key LIKE $1 ORDER BY p.line",
+            f"energy_cost:%:{run}:%",
+        )
+        stored = await admin.fetchval(
+            "SELECT count(*) FROM work_measured WHERE agent_run_id = $1", run
+        )
+        return [dict(row) for row in rows] if stored == 5 else []
+
+    found = await eventually(booked, within_s=20, what="the energy is booked")
+    assert found == [
+        {"kind": "energy_cost", "site": "r1/s1", "amount_nanos": 120_000},
+        {"kind": "energy_payable", "site": None, "amount_nanos": -120_000},
+    ]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"site": "r1"},
+        {"site": "r1/s1/n1"},
+        {"site": "'; DROP TABLE accounts; --"},
+        {"site": "r1/\u202e"},
+        {"kwh_nanos": 10**12 + 1},
+        {"kwh_nanos": -(10**12) - 1},
+        {"kwh_nanos": 2**63},
+        {"kwh_nanos": 0.1},
+        {"currency": "usd"},
+        {"effective_from": "2020-01-01T00:00:00Z"},
+        {"effective_from": "9999-01-01T00:00:00Z"},
+        {"unknown": 1},
+    ],
+)
+async def test_a_bad_energy_price_is_refused(billing: Service, change: dict[str, object]) -> None:
+    body = {"site": "r1/s1", "kwh_nanos": 1, **change}
+    answer = await billing.call("POST", "/energy-prices", json=body)
+
+    assert answer.status_code == 422, answer.text

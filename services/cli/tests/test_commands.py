@@ -131,12 +131,14 @@ def test_credit_prices_and_a_corrected_top_up(busbar: Busbar, tmp_path: Path) ->
     book = busbar("price", "publish", str(file), "--tenant", "priced", "--note", "trial").out
     listed = busbar("price", "list", "--tenant", "priced", "--json").json["items"]
     shown = busbar("price", "show", str(listed[0]["version"])).out
+    energy = busbar("price", "energy", "r1/s1", "0.12").out
 
     assert gift["transfer_id"] == again["transfer_id"]
     assert "$1.25" in busbar("credit", "list", "priced").out
     assert corrected["kind"] == "correction"
     assert busbar("balance", "priced").out == "$1.25\n"
     assert "for priced" in book
+    assert "a kWh at r1/s1 costs $0.12" in energy
     assert [(one["tenant_id"], one["in_force"]) for one in listed] == [("priced", True)]
     assert [line.split()[2] for line in shown.splitlines() if "input_token" in line] == [
         "0",

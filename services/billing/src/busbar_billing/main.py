@@ -39,6 +39,7 @@ from busbar_billing.adapters.key_use import KeyUse
 from busbar_billing.adapters.postgres.adjustments import Adjustments
 from busbar_billing.adapters.postgres.budgets import Budgets
 from busbar_billing.adapters.postgres.database import Database, open_database
+from busbar_billing.adapters.postgres.energy import EnergyPrices
 from busbar_billing.adapters.postgres.journal import Journal
 from busbar_billing.adapters.postgres.keys import Keys
 from busbar_billing.adapters.postgres.leakage import Leakage
@@ -130,6 +131,7 @@ def build(database: Database, client: Client, wanted: asyncio.Event) -> Parts:
         adjustments=Adjustments(database, journal),
         credits=Credits(database),
         leakage=Leakage(database),
+        energy=EnergyPrices(database),
         prices=prices,
         reader=Reader(database),
         rollups=Rollups(database),
@@ -150,7 +152,7 @@ def consumers(
 ) -> list[Consumer]:
     """Usage, and the measured work of every site."""
     able = database.wait_until_reachable
-    writer = MeasuredWriter(MeasuredWork(database))
+    writer = MeasuredWriter(MeasuredWork(database, Journal(database)), uuid7)
     measured = [billing_measured_consumer(*site) for site in settings.site_pairs]
     return [
         Consumer(client, BILLING_USAGE, poster.handle, able),

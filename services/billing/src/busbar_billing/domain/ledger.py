@@ -27,16 +27,19 @@ class AccountKind(StrEnum):
     REVENUE = "revenue"
     PROMOTIONAL_CREDIT = "promotional_credit"
     PAYMENTS_CLEARING = "payments_clearing"
+    ENERGY_COST = "energy_cost"
+    ENERGY_PAYABLE = "energy_payable"
     ROUNDING = "rounding"
 
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """An account by what it is for; `tenant_id` is None for ours."""
+    """An account by what it is for; `tenant_id` is None for ours, `site` set for its energy."""
 
     kind: AccountKind
     tenant_id: str | None
     currency: str
+    site: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,7 @@ class TransferKind(StrEnum):
     PROMOTIONAL_CREDIT = "promotional_credit"
     PROMOTIONAL_EXPIRY = "promotional_expiry"
     REFUND = "refund"
+    ENERGY_COST = "energy_cost"
     CHARGE = "charge"
     VOID = "void"
     CORRECTION = "correction"

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from cyclopts import App
 
-from busbar_cli.amounts import show_amount
+from busbar_cli.amounts import read_amount, show_amount
 from busbar_cli.api import Api, Json
 from busbar_cli.commands.tenants import find_tenant
 from busbar_cli.failures import CommandError, Exit
@@ -132,6 +132,37 @@ def publish(
     whose = book["tenant_id"] or "everybody"
     said = f"price book {book['version']} for {whose} from {show_moment(book['effective_from'])}"
     output.print(book, said)
+
+
+@app.command
+def energy(
+    site: str,
+    amount: str,
+    *,
+    currency: str = "USD",
+    since: str | None = None,
+    output: Output = DEFAULT,
+) -> None:
+    """Set what a kilowatt-hour costs at a site; measured work is booked at that price.
+
+    Parameters
+    ----------
+    site
+        region/site.
+    amount
+        For a kilowatt-hour, such as 0.12; below zero when we are paid to take it.
+    currency
+        Of the amount.
+    since
+        RFC 3339 time with zone from which it holds; now when not given.
+    """
+    body: Json = {"site": site, "kwh_nanos": read_amount(amount), "currency": currency}
+    if since is not None:
+        body["effective_from"] = since
+    price = Api("billing").post("/admin/v1/energy-prices", body)
+    shown = show_amount(price["kwh_nanos"], price["currency"])
+    begins = show_moment(price["effective_from"])
+    output.print(price, f"a kWh at {price['site']} costs {shown} from {begins}")
 
 
 def _read(file: Path) -> dict[str, Any]:

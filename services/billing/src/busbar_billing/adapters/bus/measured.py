@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from uuid import UUID
 
 from busbar_contracts.node.v1.status_pb2 import WorkMeasuredBatch
 from busbar_errors import Rejected
@@ -23,15 +24,16 @@ _TEXT_MAX = 200
 class MeasuredWriter:
     """Stores batches of measured work."""
 
-    def __init__(self, store: MeasuredWork) -> None:
+    def __init__(self, store: MeasuredWork, new_id: Callable[[], UUID]) -> None:
         self._store = store
+        self._new_id = new_id
 
     async def handle(self, messages: Sequence[Msg]) -> list[Refusal]:
         """Store what the messages hold; raises Rejected when one cannot be what a node measured."""
         batches = [decode(WorkMeasuredBatch, message.data) for message in messages]
         for batch in batches:
             _check(batch)
-        await self._store.add(batches)
+        await self._store.add(batches, self._new_id)
         metrics.MEASURED.inc(sum(len(batch.records) for batch in batches))
         return []
 

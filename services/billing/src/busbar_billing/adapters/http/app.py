@@ -16,6 +16,7 @@ from busbar_billing.adapters.bus.price_directory import PriceDirectoryBucket
 from busbar_billing.adapters.http import account, errors
 from busbar_billing.adapters.http.account_gate import AccountGate
 from busbar_billing.adapters.http.adjustments import adjustment_routes
+from busbar_billing.adapters.http.energy import energy_routes
 from busbar_billing.adapters.http.keys import key_routes
 from busbar_billing.adapters.http.leakage import leakage_routes
 from busbar_billing.adapters.http.ledger import ledger_routes
@@ -27,6 +28,7 @@ from busbar_billing.adapters.http.tenants import tenant_routes
 from busbar_billing.adapters.http.usage import usage_routes
 from busbar_billing.adapters.postgres.adjustments import Adjustments
 from busbar_billing.adapters.postgres.budgets import Budgets
+from busbar_billing.adapters.postgres.energy import EnergyPrices
 from busbar_billing.adapters.postgres.journal import Journal
 from busbar_billing.adapters.postgres.keys import Keys
 from busbar_billing.adapters.postgres.leakage import Leakage
@@ -55,6 +57,7 @@ class Parts:
     adjustments: Adjustments
     credits: Credits
     leakage: Leakage
+    energy: EnergyPrices
     reader: Reader
     rollups: Rollups
     policies: PolicyDirectory
@@ -81,6 +84,7 @@ def admin_application(parts: Parts, operator_token: str, hmac_secret: bytes) -> 
     app.include_router(ledger_routes(parts.reader, parts.prices))
     app.include_router(statement_routes(parts.statements, parts.backlog))
     app.include_router(price_routes(parts.prices, parts.tenants, parts.price_directory))
+    app.include_router(energy_routes(parts.energy))
     app.include_router(leakage_routes(parts.leakage))
     app.include_router(adjustment_routes(parts.adjustments, parts.tenants, parts.credits))
     return OperatorGate(app, OperatorToken(operator_token))

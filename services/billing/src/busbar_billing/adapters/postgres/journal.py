@@ -16,7 +16,8 @@ from busbar_billing.usecases.tenants import PostedTransfer
 TRANSFER_ROWS = """
     SELECT
         t.transfer_id, t.kind, t.idempotency_key, t.tenant_id, t.request_id, t.reason, t.posted_at,
-        p.amount_nanos, p.currency, a.kind AS account_kind, a.tenant_id AS account_tenant
+        p.amount_nanos, p.currency, a.kind AS account_kind, a.tenant_id AS account_tenant,
+        a.site
     FROM transfers AS t
     JOIN postings AS p USING (transfer_id)
     JOIN accounts AS a USING (account_id)
@@ -31,18 +32,20 @@ _ADD_POSTINGS = """
     SELECT * FROM unnest($1::uuid[], $2::int2[], $3::int8[], $4::text[], $5::int8[])
 """
 _FIND_ACCOUNTS = """
-    SELECT a.account_id, a.kind, a.tenant_id, a.currency
+    SELECT a.account_id, a.kind, a.tenant_id, a.currency, a.site
     FROM accounts AS a
-    JOIN unnest($1::text[], $2::text[], $3::text[]) AS wanted (kind, tenant_id, currency)
+    JOIN unnest($1::text[], $2::text[], $3::text[], $4::text[])
+    AS wanted (kind, tenant_id, currency, site)
     ON a.kind = wanted.kind
     AND a.tenant_id IS NOT DISTINCT FROM wanted.tenant_id
     AND a.currency = wanted.currency
+    AND a.site IS NOT DISTINCT FROM wanted.site
 """
 _ADD_ACCOUNTS = """
-    INSERT INTO accounts (kind, tenant_id, currency)
-    SELECT * FROM unnest($1::text[], $2::text[], $3::text[])
+    INSERT INTO accounts (kind, tenant_id, currency, site)
+    SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[])
     ON CONFLICT DO NOTHING
-    RETURNING account_id, kind, tenant_id, currency
+    RETURNING account_id, kind, tenant_id, currency, site
 """
 _ACCOUNTS_KNOWN_MAX = 100_000
 
@@ -143,7 +146,10 @@ def _read_transfer(lines: list[asyncpg.Record], *, repeated: bool) -> PostedTran
         postings=tuple(
             Posting(
                 Account(
-                    AccountKind(line["account_kind"]), line["account_tenant"], line["currency"]
+                    AccountKind(line["account_kind"]),
+                    line["account_tenant"],
+                    line["currency"],
+                    line["site"],
                 ),
                 line["amount_nanos"],
             )
@@ -156,16 +162,21 @@ def _read_transfer(lines: list[asyncpg.Record], *, repeated: bool) -> PostedTran
     return PostedTransfer(transfer, posted_at, repeated)
 
 
-def _columns(accounts: Sequence[Account]) -> tuple[list[str], list[str | None], list[str]]:
+def _columns(
+    accounts: Sequence[Account],
+) -> tuple[list[str], list[str | None], list[str], list[str | None]]:
     return (
         [account.kind.value for account in accounts],
         [account.tenant_id for account in accounts],
         [account.currency for account in accounts],
+        [account.site for account in accounts],
     )
 
 
 def _read_accounts(rows: Iterable[asyncpg.Record]) -> dict[Account, int]:
     return {
-        Account(AccountKind(row["kind"]), row["tenant_id"], row["currency"]): row["account_id"]
+        Account(AccountKind(row["kind"]), row["tenant_id"], row["currency"], row["site"]): row[
+            "account_id"
+        ]
         for row in rows
     }
