@@ -346,3 +346,20 @@ def test_a_platform_that_does_not_answer(
 
     assert nobody("fleet").status == 4
     assert "names no address of billing" in nobody("tenant", "list").err.replace("\n", " ")
+
+
+def test_statements_are_listed_and_what_cannot_be_closed_is_refused(busbar: Busbar) -> None:
+    busbar("tenant", "create", "Closing Ltd", "--tenant-id", "closing")
+    early = busbar("statement", "close", "closing", "2026-01")
+    late = busbar("statement", "close", "closing", "2099-01")
+    missing = busbar("statement", "show", "BB-999999")
+    document = busbar("statement", "show", "BB-999999", "--document", "pdf")
+    note = busbar(
+        "statement", "credit-note", "BB-999999", "2.50", "--reason", "slow", "--reference", "t1"
+    )
+
+    assert busbar("statement", "list", "--tenant", "closing", "--json").json == {"items": []}
+    assert (early.status, late.status) == (2, 1)
+    assert "before tenant" in early.err
+    assert "not over" in late.err
+    assert (missing.status, document.status, note.status) == (3, 3, 3)

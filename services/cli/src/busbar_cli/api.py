@@ -61,8 +61,18 @@ class Api:
             if not rows or not cursor:
                 return
 
+    def download(self, path: str, **query: Any) -> bytes:
+        """GET what is not JSON, as it is."""
+        response = self._send("GET", path, _READ_S, params=_given(query))
+        if response.status_code >= _FIRST_FAILURE:
+            _answer(self.service, response)
+        return response.content
+
     def call(self, method: str, path: str, *, read_s: float = _READ_S, **options: Any) -> Json:
         """Send a request and return the JSON answer; raises CommandError."""
+        return _answer(self.service, self._send(method, path, read_s, **options))
+
+    def _send(self, method: str, path: str, read_s: float, **options: Any) -> httpx.Response:
         headers = {
             "Authorization": f"Bearer {self.endpoints.operator_token}",
             **options.pop("headers", {}),
@@ -70,7 +80,7 @@ class Api:
         base_url = self.endpoints.admin_url(self.service).rstrip("/")
         timeout = httpx.Timeout(read_s, connect=_CONNECT_S)
         try:
-            response = _client(base_url).request(
+            return _client(base_url).request(
                 method, path, headers=headers, timeout=timeout, **options
             )
         except httpx.HTTPError as error:
@@ -79,7 +89,6 @@ class Api:
                 "(./just status)",
                 Exit.UNAVAILABLE,
             ) from error
-        return _answer(self.service, response)
 
 
 @cache

@@ -15,6 +15,7 @@ from busbar_cli.commands import (
     plans,
     prices,
     projects,
+    statements,
     tenants,
 )
 from busbar_cli.commands.fleet import fleet
@@ -32,7 +33,7 @@ app = App(
     help_epilogue=EXIT_HELP,
     version_flags=[],
 )
-for _noun in (tenants, projects, keys, plans, models, deployments, prices):
+for _noun in (tenants, projects, keys, plans, models, statements, deployments, prices):
     app.command(_noun.app)
 # Loaded when it is asked for: the bus client doubles the time to start.
 app.command(

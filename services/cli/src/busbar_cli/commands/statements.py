@@ -1,0 +1,124 @@
+"""busbar statement: months as they were closed, and what corrects them."""
+
+from __future__ import annotations
+
+import sys
+from typing import Literal
+
+from cyclopts import App
+
+from busbar_cli.amounts import read_amount, show_amount
+from busbar_cli.api import Api
+from busbar_cli.commands.tenants import TENANTS, find_tenant
+from busbar_cli.output import DEFAULT, HowMany, Output, show_moment, table
+
+app = App(name="statement", help="Monthly statements: close, list, show, correct.")
+
+STATEMENTS = "/admin/v1/statements"
+_CLOSE_S = 900.0
+
+
+@app.command(name="list")
+def list_(*, tenant: str | None = None, limit: HowMany = 50, output: Output = DEFAULT) -> None:
+    """List statements and credit notes, the latest first.
+
+    Parameters
+    ----------
+    tenant
+        Id or name.
+    limit
+        How many at most.
+    """
+    tenant_id = find_tenant(tenant)["tenant_id"] if tenant else None
+    found = list(Api("billing").pages(STATEMENTS, limit, tenant_id=tenant_id))
+    rows = [
+        [
+            one["number"],
+            one["tenant_id"],
+            one["month"],
+            f"corrects {one['corrects']}" if one["corrects"] else "statement",
+            show_amount(one["charged_nanos"], one["currency"]),
+            show_amount(one["credited_nanos"] or one["closing_nanos"], one["currency"]),
+            show_moment(one["issued_at"]),
+        ]
+        for one in found
+    ]
+    columns = ["NUMBER", "TENANT", "MONTH", "KIND", "CHARGED>", "CLOSING OR CREDIT>", "ISSUED"]
+    output.print({"items": found}, table(columns, rows, empty="no statements"))
+
+
+@app.command
+def show(
+    number: str,
+    *,
+    document: Literal["html", "pdf", "csv", "focus"] | None = None,
+    output: Output = DEFAULT,
+) -> None:
+    """Show one line by line.
+
+    Parameters
+    ----------
+    number
+        As `list` shows it.
+    document
+        Write the document itself to standard output instead.
+    """
+    if document is not None:
+        path = f"{STATEMENTS}/{number}/document"
+        sys.stdout.buffer.write(Api("billing").download(path, format=document))
+        return
+    found = Api("billing").get(f"{STATEMENTS}/{number}")
+    currency = found["currency"]
+    opening = ["opening balance", "", "", show_amount(found["opening_nanos"], currency)]
+    closing = ["closing balance", "", "", show_amount(found["closing_nanos"], currency)]
+    rows = [
+        [
+            line["section"].replace("_", " "),
+            f"{line['model'] or line['day'] or ''}  {line['text']}".strip(),
+            "" if line["quantity"] is None else f"{line['quantity']:,}",
+            show_amount(line["amount_nanos"], currency),
+        ]
+        for line in found["lines"]
+    ]
+    columns = ["SECTION", "WHAT", "QUANTITY>", "AMOUNT>"]
+    output.print(found, table(columns, [opening, *rows, closing]))
+
+
+@app.command
+def close(tenant: str, month: str, *, output: Output = DEFAULT) -> None:
+    """Close a month that is over; again, the same statement.
+
+    Parameters
+    ----------
+    tenant
+        Id or name.
+    month
+        Such as 2026-10 (UTC).
+    """
+    path = f"{TENANTS}/{find_tenant(tenant)['tenant_id']}/statements"
+    issued = Api("billing").call("POST", path, json={"month": month}, read_s=_CLOSE_S)
+    closing = show_amount(issued["closing_nanos"], issued["currency"])
+    output.print(issued, f"{issued['number']}  {issued['month']}  closing balance {closing}")
+
+
+@app.command(name="credit-note")
+def credit_note(
+    number: str, amount: str, *, reason: str, reference: str, output: Output = DEFAULT
+) -> None:
+    """Give money of a statement back, with a document that says so.
+
+    Parameters
+    ----------
+    number
+        The statement.
+    amount
+        How much, such as 2.50.
+    reason
+        For the customer to read.
+    reference
+        Makes a repeat harmless: the same one is carried out once.
+    """
+    body = {"amount_nanos": read_amount(amount), "reason": reason, "reference": reference}
+    note = Api("billing").post(f"{STATEMENTS}/{number}/credit-notes", body)
+    given = show_amount(note["credited_nanos"], note["currency"])
+    output.print(note, f"{note['number']}  gives {given} of {number} back")
