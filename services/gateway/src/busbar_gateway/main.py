@@ -26,6 +26,7 @@ from opentelemetry.trace import Tracer
 
 from busbar_gateway.adapters.bus import WorkBus
 from busbar_gateway.adapters.commit_table import CommitTable
+from busbar_gateway.adapters.credit_leases import CreditDesk
 from busbar_gateway.adapters.grpc.catalogue import Catalogue
 from busbar_gateway.adapters.grpc.edge import serve_grpc
 from busbar_gateway.adapters.grpc.inference import Inference
@@ -38,10 +39,12 @@ from busbar_gateway.adapters.key_ring import KeyRing
 from busbar_gateway.adapters.metrics import Metrics
 from busbar_gateway.adapters.policy_table import PolicyTable
 from busbar_gateway.adapters.presence import Gateways, Heartbeat
+from busbar_gateway.adapters.price_table import PriceTable
 from busbar_gateway.adapters.route_table import RouteTable
 from busbar_gateway.adapters.usage_log import UsageLog
 from busbar_gateway.settings import GatewaySettings
 from busbar_gateway.usecases.admitting import Admissions
+from busbar_gateway.usecases.crediting import Credit
 from busbar_gateway.usecases.dispatch import Dispatcher
 from busbar_gateway.usecases.limiting import Limiting
 from busbar_gateway.usecases.request_trace import RequestTracing
@@ -67,6 +70,9 @@ class Gateway:
     bus: WorkBus
     usage: UsageLog
     admissions: Admissions
+    prices: PriceTable
+    desk: CreditDesk
+    credit: Credit
     dispatcher: Dispatcher
     metrics: Metrics
     heartbeat: Heartbeat
@@ -84,6 +90,8 @@ class Gateway:
             reasons.append("the keys were not read yet")
         if not self.policies.read_once:
             reasons.append("the tenants' policies were not read yet")
+        if not self.prices.read_once:
+            reasons.append("the prices were not read yet")
         if not self.routes.read_once:
             reasons.append("the routes were not read yet")
         return reasons
@@ -112,20 +120,16 @@ def build(settings: GatewaySettings, client: Client, metrics: Metrics) -> Gatewa
         current_route=routes.current,
         redispatched=metrics.redispatched,
     )
-    usage = UsageLog(
-        client,
-        CommitTable(settings.state_dir / f"commits-{gateway_id}"),
-        subject=usage_subject(region, gateway_id),
-        gateway_id=gateway_id,
-        give_up_after=settings.usage_give_up_after,
-        committed=metrics.committed,
-    )
+    usage = _usage_log(settings, client, metrics)
     tracing = RequestTracing(
         tracer,
         ratio=settings.trace_sample_ratio,
         slow_after_s=settings.trace_slow_after.total_seconds(),
     )
     run_id = uuid_utils.uuid7().hex
+    prices = PriceTable()
+    desk = CreditDesk(client, gateway_id=gateway_id, run_id=run_id)
+    credit = Credit(desk, lambda: prices.current)
     heartbeat = Heartbeat(
         client,
         region=region,
@@ -144,6 +148,9 @@ def build(settings: GatewaySettings, client: Client, metrics: Metrics) -> Gatewa
         bus=bus,
         usage=usage,
         admissions=admissions,
+        prices=prices,
+        desk=desk,
+        credit=credit,
         dispatcher=dispatcher,
         metrics=metrics,
         heartbeat=heartbeat,
@@ -153,8 +160,22 @@ def build(settings: GatewaySettings, client: Client, metrics: Metrics) -> Gatewa
             run_id=run_id,
             is_gone=gateways.is_gone,
         ),
-        collaborators=Collaborators(limiting, admissions, dispatcher, usage, tracing, metrics),
+        collaborators=Collaborators(
+            limiting, admissions, dispatcher, usage, credit, tracing, metrics
+        ),
         tracer=tracer,
+    )
+
+
+def _usage_log(settings: GatewaySettings, client: Client, metrics: Metrics) -> UsageLog:
+    gateway_id = settings.gateway_id
+    return UsageLog(
+        client,
+        CommitTable(settings.state_dir / f"commits-{gateway_id}"),
+        subject=usage_subject(settings.region, gateway_id),
+        gateway_id=gateway_id,
+        give_up_after=settings.usage_give_up_after,
+        committed=metrics.committed,
     )
 
 
@@ -181,9 +202,12 @@ async def running(gateway: Gateway, region: str) -> AsyncIterator[None]:
                 gateway.metrics.depth(deployment, lane)
 
     await gateway.bus.start(gateway.dispatcher.on_frame)
+    await gateway.desk.hear_recalls(gateway.credit.recall)
     work: list[Coroutine[Any, Any, None]] = [
         gateway.keys.follow(gateway.client),
         gateway.policies.follow(gateway.client),
+        gateway.prices.follow(gateway.client),
+        gateway.credit.run(),
         routes.follow(gateway.client),
         gateway.gateways.follow(gateway.client),
         gateway.usage.run(),
@@ -241,6 +265,7 @@ async def serve(settings: GatewaySettings) -> None:
             await _serve_edges(settings, gateway, stop)
             await gateway.idempotency.drain(settings.stop_grace)
             await gateway.usage.drain(settings.stop_grace)
+            await gateway.credit.close()
     finally:
         await close(client)
         flush_tracing(gateway.tracer)

@@ -28,6 +28,7 @@ from busbar_gateway.usecases.serving import Serving
 from busbar_messaging import topology
 from busbar_messaging.connection import BusSettings, close, connect
 from busbar_runtime.pytest_plugin import NatsServer
+from lending import FakeBilling
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 from nats.js.errors import NotFoundError
@@ -236,6 +237,7 @@ class Platform:
     port: int
     agents: list[FakeAgent]
     server: NatsServer
+    billing: FakeBilling
 
     async def deploy(self, agent: bool = True, **route: Any) -> tuple[str, FakeAgent]:
         """Make a deployment of its own; returns its name and the agent that serves it."""
@@ -321,6 +323,8 @@ async def a_gateway(
     )
     catalogue = Catalogue(inference.authenticate, gateway.routes.find, gateway.readiness, "0")
     agents: list[FakeAgent] = []
+    billing = FakeBilling(provisioner, settings.gateway_id)
+    await billing.start()
     async with (
         running(gateway, settings.region),
         serve_grpc(
@@ -336,7 +340,15 @@ async def a_gateway(
     ):
         await eventually(lambda: not gateway.readiness())
         yield Platform(
-            gateway, provisioner, channel, serving, settings.gateway_id, port, agents, server
+            gateway,
+            provisioner,
+            channel,
+            serving,
+            settings.gateway_id,
+            port,
+            agents,
+            server,
+            billing,
         )
         for agent in agents:
             await agent.stop()

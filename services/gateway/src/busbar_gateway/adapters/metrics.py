@@ -8,7 +8,7 @@ from busbar_errors import Unavailable
 from prometheus_client import Counter, Gauge, Histogram
 
 from busbar_gateway.domain.admission import Lane
-from busbar_gateway.domain.failures import answer_for
+from busbar_gateway.domain.failures import InsufficientQuota, answer_for
 from busbar_gateway.domain.policies import Band
 from busbar_gateway.usecases.calls import InferenceCall
 from busbar_gateway.usecases.charging import Delivered
@@ -119,6 +119,6 @@ def _outcome(error: BaseException | None) -> str:
         return "completed"
     if isinstance(error, asyncio.CancelledError):
         return "abandoned"
-    if isinstance(error, Unavailable):
+    if isinstance(error, (Unavailable, InsufficientQuota)):
         return "refused"
     return "failed" if answer_for(error).http_status >= _SERVER_ERROR else "rejected"

@@ -17,6 +17,7 @@ __all__ = [
     "Forbidden",
     "IdempotencyKeyReused",
     "IdempotentAnswerDropped",
+    "InsufficientQuota",
     "InvalidInput",
     "ModelFailed",
     "PayloadTooLarge",
@@ -79,6 +80,10 @@ class RateLimited(Unavailable):
     """Too much is waiting already; come back after `retry_after_s`."""
 
 
+class InsufficientQuota(BusbarError):
+    """The tenant's balance or budget does not cover it; trying again changes nothing."""
+
+
 class DeadlineExceeded(BusbarError):
     """The answer did not come before the request's deadline."""
 
@@ -114,6 +119,10 @@ _ANSWERS: tuple[tuple[type[BaseException], Answered], ...] = (
     (IdempotentAnswerDropped, Answered(409, _BAD_REQUEST, "idempotent_answer_dropped", "ABORTED")),
     (Unsupported, Answered(400, _BAD_REQUEST, "unsupported", "UNIMPLEMENTED")),
     (Rejected, Answered(400, _BAD_REQUEST, None, "INVALID_ARGUMENT")),
+    (
+        InsufficientQuota,
+        Answered(429, "insufficient_quota", "insufficient_quota", "RESOURCE_EXHAUSTED"),
+    ),
     (RateLimited, Answered(429, "rate_limit_error", "rate_limit_exceeded", "RESOURCE_EXHAUSTED")),
     (Unavailable, Answered(503, "server_error", "unavailable", "UNAVAILABLE")),
     (DeadlineExceeded, Answered(504, "server_error", "deadline_exceeded", "DEADLINE_EXCEEDED")),

@@ -75,6 +75,7 @@ def usage_record(
     outcome: UsageOutcome.ValueType,
     admitted_unix_ns: int,
     traceparent: str,
+    lease_id: bytes,
 ) -> UsageRecord:
     """Write the record of what was delivered; it is finished now."""
     return UsageRecord(
@@ -96,6 +97,7 @@ def usage_record(
         node=delivered.node,
         attempt=delivered.attempt,
         traceparent=traceparent,
+        lease_id=lease_id,
     )
 
 

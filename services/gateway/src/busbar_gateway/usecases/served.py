@@ -11,12 +11,14 @@ from opentelemetry.trace import SpanKind
 
 from busbar_gateway.domain.admission import Ticket
 from busbar_gateway.domain.costs import cost_of
+from busbar_gateway.domain.credit import Reservation
 from busbar_gateway.domain.failures import answer_for
 from busbar_gateway.domain.limits import Grant
 from busbar_gateway.domain.policies import Band
 from busbar_gateway.usecases.admitting import Admissions
 from busbar_gateway.usecases.calls import InferenceCall
 from busbar_gateway.usecases.charging import Delivered, UsageLog, commit_in_time, usage_record
+from busbar_gateway.usecases.crediting import Credit
 from busbar_gateway.usecases.dispatch import Dispatch, Dispatcher
 from busbar_gateway.usecases.limiting import Limiting
 from busbar_gateway.usecases.request_trace import RequestTracing, traceparent_of
@@ -48,6 +50,7 @@ class Collaborators:
     admissions: Admissions
     dispatcher: Dispatcher
     usage: UsageLog[Any, Any]
+    credit: Credit
     tracing: RequestTracing
     observer: Observer
     stopping: bool = False
@@ -69,14 +72,16 @@ class Served:
         self._dispatch: Dispatch | None = None
         self._streamed = False
         self._cost: float | None = None
+        self._money: Reservation | None = None
         self._queued_s: float | None = None
         """None until the request got its turn."""
 
     async def start(self, *, streamed: bool) -> Dispatch:
-        """Wait for a turn, then send the request out."""
+        """Claim the likely cost, wait for a turn, then send the request out."""
         with_ = self.collaborators
         self._streamed = streamed
         self._grant = with_.limiting.enter(self.call)
+        self._money = with_.credit.claim(self.call) or await with_.credit.wait(self.call)
         ticket = self._ticket = await self._admit()
         self._queued_s = ticket.started - ticket.arrived
         with_.observer.admitted(ticket.band, self._queued_s)
@@ -107,8 +112,44 @@ class Served:
     async def commit(self) -> Any:
         """Make the charge for `delivered` durable and return it.
 
-        Raises Unavailable or DeadlineExceeded; then nothing stays charged.
+        Raises Unavailable, DeadlineExceeded or InsufficientQuota; then nothing stays charged.
         """
+        await self._pay()
+        try:
+            return await self._commit()
+        except BaseException:
+            self.not_charged()
+            raise
+
+    def covers(self, delivered: Delivered) -> bool:
+        """Whether the claim covers this, or can be raised to it at once."""
+        if self._money is None:
+            return True
+        cost = self.collaborators.credit.cost_nanos(self.call, delivered, self._admitted_unix_ns)
+        return self.collaborators.credit.covers(self._money, cost)
+
+    async def cover(self, delivered: Delivered) -> None:
+        """Raise the claim to cover this; raises as `Credit.wait`."""
+        credit = self.collaborators.credit
+        if self._money is not None:
+            cost = credit.cost_nanos(self.call, delivered, self._admitted_unix_ns)
+            await credit.cover(self._money, self.call, cost)
+
+    def not_charged(self) -> None:
+        """The charge was taken back: so is the money."""
+        if self._money is not None:
+            self.collaborators.credit.take_back(self._money)
+
+    async def _pay(self) -> None:
+        credit, money = self.collaborators.credit, self._money
+        if money is None:
+            return
+        cost = credit.cost_nanos(self.call, self.delivered, self._admitted_unix_ns)
+        if not credit.covers(money, cost):
+            await credit.cover(money, self.call, cost)
+        credit.spend(money, self.call, cost)
+
+    async def _commit(self) -> Any:
         if self._trace is None:
             record = self._record(_COMPLETED, "")
             return await commit_in_time(self.collaborators.usage, self.call, record)
@@ -122,15 +163,20 @@ class Served:
     def commit_abandoned(self, delivered: Delivered) -> None:
         """Charge what was delivered before the customer left, in the background."""
         self.delivered = delivered
-        usage = self.collaborators.usage
+        usage, credit = self.collaborators.usage, self.collaborators.credit
         slot = usage.claim(self.call.request_id, self.call.caller.tenant_id)
         traceparent = traceparent_of(self._trace.root) if self._trace else ""
         record = self._record(UsageOutcome.USAGE_OUTCOME_ABANDONED, traceparent)
         usage.commit_later(slot, record)
+        if self._money is not None:
+            cost = credit.cost_nanos(self.call, delivered, self._admitted_unix_ns)
+            credit.spend(self._money, self.call, cost)
 
     def end(self, error: BaseException | None) -> None:
-        """Count it and close its trace."""
+        """Count it, give up what it claims, and close its trace."""
         delivered, with_ = self.delivered, self.collaborators
+        if self._money is not None:
+            with_.credit.release(self._money)
         if self._grant is not None:
             grant, self._grant = self._grant, None
             used = delivered.input_tokens, delivered.output_tokens
@@ -186,4 +232,5 @@ class Served:
             outcome=outcome,
             admitted_unix_ns=self._admitted_unix_ns,
             traceparent=traceparent,
+            lease_id=b"" if self._money is None else self._money.lease.lease_id,
         )

@@ -65,9 +65,21 @@ class Streamed:
             self._served.first_byte_unix_ns = time.time_ns()
         if self._served.call.as_asked is not None:
             step = replace(step, payload=self._served.call.as_asked(step.payload))
-        self._handed = self._after(step, self._dispatch)
+        handed = self._after(step, self._dispatch)
         self._served.used(step.input_tokens, step.output_tokens)
+        if not self._served.covers(handed):
+            await self._cover(handed)
+        self._handed = handed
         return step
+
+    async def _cover(self, handed: Delivered) -> None:
+        """Get the money for the next chunk; without it the answer ends with what was paid for."""
+        try:
+            await self._served.cover(handed)
+        except Exception as error:
+            self._charge_delivered()
+            self._failure = error
+            raise
 
     async def settle(self) -> None:
         """Commit the charge for everything yielded."""
@@ -101,6 +113,7 @@ class Streamed:
         usage = self._served.collaborators.usage
         if error is not None and self._served.call.whole:
             usage.take_back(self._charge, "the answer was not delivered")
+            self._served.not_charged()
         else:
             usage.delivered(self._charge)
 

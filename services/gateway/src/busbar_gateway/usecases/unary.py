@@ -47,6 +47,7 @@ class Unary:
             usage.delivered(self._charge)
         else:
             usage.take_back(self._charge, "the answer was not delivered")
+            self._served.not_charged()
         self._served.end(error)
 
     async def _answer(self) -> Answer:

@@ -14,6 +14,7 @@ from busbar_gateway.domain.failures import (
     DeadlineExceeded,
     IdempotencyKeyReused,
     IdempotentAnswerDropped,
+    InsufficientQuota,
     InvalidInput,
     ModelFailed,
     Unauthenticated,
@@ -66,6 +67,7 @@ _UNKNOWN_URL = Answered(404, _INVALID, "unknown_url", "")
 _METHOD_NOT_ALLOWED = Answered(405, _INVALID, "method_not_allowed", "")
 _REQUEST_TIMEOUT = Answered(408, _INVALID, "request_timeout", "")
 _NOT_WORTH_RETRYING = (
+    InsufficientQuota,
     ModelFailed,
     DeadlineExceeded,
     IdempotencyKeyReused,

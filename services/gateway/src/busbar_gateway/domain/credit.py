@@ -1,0 +1,351 @@
+"""Money that billing lent to this gateway, tenant by tenant, and what requests take of it.
+
+Pure: time comes in as seconds on any steady clock, amounts are nanos of the
+tenant's currency. All amounts of a lease are totals since it was opened, as in
+billing, so that asks and grants may be repeated, lost or out of order.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections import deque
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+HORIZON_S = 5.0
+"""A lease should last this long at the present rate."""
+IDLE_S = 10.0
+"""A lease from which nothing was taken for this long is given back."""
+REFUSAL_HOLDS_S = 0.5
+"""How long a refusal of billing answers requests without asking again."""
+RETRY_S = 0.25
+"""How soon billing is asked again for somebody who waits."""
+RENEW_PART = 3
+"""A lease is renewed when this part of its life is over."""
+SPARE_FACTOR = 2
+"""What is beyond this many times the target goes back at the next renewal."""
+ESTIMATES_AHEAD = 4
+_HISTORY = 32
+_PERCENTILE = 0.95
+_RATE_WEIGHT = 0.5
+_ESTIMATE_FADES = 0.95
+
+
+class CostHistory:
+    """Recent costs of one tenant's requests to one deployment."""
+
+    __slots__ = ("_ordered", "_recent")
+
+    def __init__(self) -> None:
+        self._recent: deque[int] = deque()
+        self._ordered: list[int] = []
+
+    def add(self, nanos: int) -> None:
+        """Remember a cost; the oldest is forgotten."""
+        if len(self._recent) == _HISTORY:
+            del self._ordered[bisect_left(self._ordered, self._recent.popleft())]
+        self._recent.append(nanos)
+        insort(self._ordered, nanos)
+
+    @property
+    def likely_nanos(self) -> int | None:
+        """The 95th percentile; None while nothing is known."""
+        if not self._ordered:
+            return None
+        return self._ordered[int(_PERCENTILE * (len(self._ordered) - 1) + 0.5)]
+
+
+class Refused(Enum):
+    """Why billing lends nothing more."""
+
+    BALANCE = auto()
+    BUDGET = auto()
+    SUSPENDED = auto()
+    UNKNOWN = auto()
+
+
+@dataclass(slots=True, eq=False)
+class Lease:
+    """What this gateway may spend of one tenant's money."""
+
+    lease_id: bytes
+    granted_nanos: int = 0
+    returned_nanos: int = 0
+    spent_nanos: int = 0
+    reserved_nanos: int = 0
+    fresh_until: float = 0.0
+    """Later billing may have taken it back, unless it is known to be away."""
+    renew_at: float = 0.0
+    closed: bool = False
+    """Billing has taken it back: nothing may be spent from it any more."""
+
+    @property
+    def free_nanos(self) -> int:
+        """What nobody has a claim on."""
+        return self.granted_nanos - self.returned_nanos - self.spent_nanos - self.reserved_nanos
+
+
+@dataclass(slots=True, eq=False)
+class Reservation:
+    """One request's claim."""
+
+    tenant_id: str
+    lease: Lease
+    nanos: int
+    """Claimed and not spent; 0 once it is settled or released."""
+    spent_nanos: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Wallet:
+    """One tenant at this gateway."""
+
+    tenant_id: str
+    currency: str = "USD"
+    lease: Lease | None = None
+    used_at: float = 0.0
+    target_nanos: int = 0
+    """What should be free, by the rate of spending."""
+    estimate_nanos: int = 0
+    """Largest recent claim."""
+    refused: Refused | None = None
+    refused_at: float = field(default=float("-inf"))
+    elsewhere_nanos: int = 0
+    """Not in our lease when billing refused: in other leases, or too little to be lent."""
+    retry_unix_ms: int = 0
+    recalled: bool = False
+    asked_at: float = field(default=float("-inf"))
+    _rate: float = 0.0
+    _measured_at: float = 0.0
+    _spent_since: int = 0
+
+    def reserve(self, nanos: int, now: float, *, billing_away: bool) -> Reservation | None:
+        """Claim an amount; None when it is not there, or the lease may be gone."""
+        lease = self.lease
+        if lease is None or lease.free_nanos < nanos:
+            return None
+        if now >= lease.fresh_until and not billing_away:
+            return None
+        lease.reserved_nanos += nanos
+        self.used_at = now
+        self.estimate_nanos = max(self.estimate_nanos, nanos)
+        return Reservation(self.tenant_id, lease, nanos)
+
+    def extend(self, reservation: Reservation, nanos: int) -> bool:
+        """Raise a claim to `nanos`; False when that is not there."""
+        lease, more = reservation.lease, nanos - reservation.nanos
+        if more <= 0 and not lease.closed:
+            return True
+        if lease.closed:
+            return self._move(reservation, nanos)
+        if lease.free_nanos < more:
+            return False
+        lease.reserved_nanos += more
+        reservation.nanos = nanos
+        return True
+
+    def _move(self, reservation: Reservation, nanos: int) -> bool:
+        """Claim from the lease that took the place of a closed one."""
+        if self.lease is None or self.lease.free_nanos < nanos:
+            return False
+        reservation.lease.reserved_nanos -= reservation.nanos
+        self.lease.reserved_nanos += nanos
+        reservation.lease, reservation.nanos = self.lease, nanos
+        return True
+
+    def spend(self, reservation: Reservation, nanos: int) -> None:
+        """What was claimed is now spent; the rest is free, and what lacks is overdrawn."""
+        self.release(reservation)
+        reservation.lease.spent_nanos += nanos
+        reservation.spent_nanos = nanos
+        self._spent_since += nanos
+
+    def take_back(self, reservation: Reservation) -> None:
+        """What was spent is not charged after all."""
+        reservation.lease.spent_nanos -= reservation.spent_nanos
+        self._spent_since -= reservation.spent_nanos
+        reservation.spent_nanos = 0
+
+    @staticmethod
+    def release(reservation: Reservation) -> None:
+        """The claim is given up."""
+        reservation.lease.reserved_nanos -= reservation.nanos
+        reservation.nanos = 0
+
+    @property
+    def low(self) -> bool:
+        """Whether it is time to ask for more."""
+        return self.lease is not None and self.lease.free_nanos < self.target_nanos // 2
+
+    def measure(self, now: float) -> None:
+        """Learn the rate of spending; call it every second or so."""
+        passed_s = now - self._measured_at
+        if passed_s <= 0:
+            return
+        rate = max(0, self._spent_since) / passed_s
+        first = self._measured_at == 0.0 or rate > self._rate
+        self._rate = rate if first else self._rate + _RATE_WEIGHT * (rate - self._rate)
+        self._measured_at, self._spent_since = now, 0
+        self.target_nanos = max(
+            round(self._rate * HORIZON_S), ESTIMATES_AHEAD * self.estimate_nanos
+        )
+        self.estimate_nanos = round(_ESTIMATE_FADES * self.estimate_nanos)
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What to tell billing of one tenant."""
+
+    tenant_id: str
+    lease_id: bytes = b""
+    want_nanos: int = 0
+    need_nanos: int = 0
+    spent_nanos: int = 0
+    reserved_nanos: int = 0
+    returned_nanos: int = 0
+    closing: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """What billing says of one tenant."""
+
+    tenant_id: str
+    lease_id: bytes = b""
+    granted_nanos: int = 0
+    currency: str = ""
+    ttl_s: float = 0.0
+    closed: bool = False
+    """The lease that was named is no more."""
+    refused: Refused | None = None
+    elsewhere_nanos: int = 0
+    retry_unix_ms: int = 0
+
+
+def plan_ask(wallet: Wallet, wanted: list[int], now: float) -> Ask | None:
+    """What to ask for a tenant now; `wanted` is what each request that waits lacks, in turn.
+
+    Gives back what is not needed; None when there is nothing to say.
+    """
+    lease = wallet.lease
+    if wanted:
+        return _for_those_who_wait(wallet, wanted, now)
+    wallet.estimate_nanos = wallet.estimate_nanos if lease is not None else 0
+    if lease is None:
+        return None
+    idle = not lease.reserved_nanos and now - wallet.used_at > IDLE_S
+    if idle:
+        return _close(wallet, lease)
+    due = now >= lease.renew_at
+    if wallet.recalled:
+        lease.returned_nanos += max(0, lease.free_nanos)
+        wallet.recalled = False
+        return _ask(wallet, lease)
+    if due and lease.free_nanos > SPARE_FACTOR * wallet.target_nanos:
+        lease.returned_nanos += lease.free_nanos - wallet.target_nanos
+    asks_for_more = wallet.low and now - wallet.refused_at > REFUSAL_HOLDS_S
+    if not due and not asks_for_more:
+        return None
+    want = max(0, wallet.target_nanos - lease.free_nanos)
+    return _ask(wallet, lease, want_nanos=want)
+
+
+def _for_those_who_wait(wallet: Wallet, wanted: list[int], now: float) -> Ask | None:
+    if now - wallet.asked_at < RETRY_S and now - wallet.refused_at < REFUSAL_HOLDS_S:
+        return None
+    lease = wallet.lease
+    free = lease.free_nanos if lease is not None else 0
+    need = max(0, wanted[0] - max(0, free))
+    ahead = max(wallet.target_nanos, ESTIMATES_AHEAD * max(wanted))
+    want = max(need, sum(wanted) + ahead - max(0, free))
+    return _ask(wallet, lease, want_nanos=want, need_nanos=need)
+
+
+def close_lease(wallet: Wallet) -> Ask | None:
+    """What to say when the gateway is done with a tenant."""
+    return _close(wallet, wallet.lease) if wallet.lease is not None else None
+
+
+def _close(wallet: Wallet, lease: Lease) -> Ask:
+    lease.returned_nanos += max(0, lease.free_nanos)
+    wallet.lease = None
+    return _ask(wallet, lease, closing=True)
+
+
+def _ask(
+    wallet: Wallet,
+    lease: Lease | None,
+    *,
+    want_nanos: int = 0,
+    need_nanos: int = 0,
+    closing: bool = False,
+) -> Ask:
+    if lease is None:
+        return Ask(wallet.tenant_id, want_nanos=want_nanos, need_nanos=need_nanos)
+    return Ask(
+        wallet.tenant_id,
+        lease.lease_id,
+        want_nanos,
+        need_nanos,
+        lease.spent_nanos,
+        lease.reserved_nanos,
+        lease.returned_nanos,
+        closing,
+    )
+
+
+def apply_grant(wallet: Wallet, ask: Ask, grant: Granted, asked_at: float, now: float) -> None:
+    """Take what billing said to `ask`, which was sent at `asked_at`."""
+    wallet.asked_at = asked_at
+    if ask.closing:
+        return
+    if grant.closed:
+        _lose(wallet, ask.lease_id)
+        return
+    wallet.refused, wallet.elsewhere_nanos = grant.refused, grant.elsewhere_nanos
+    wallet.retry_unix_ms = grant.retry_unix_ms
+    wallet.refused_at = now if grant.refused else float("-inf")
+    if not grant.lease_id:
+        return
+    wallet.currency = grant.currency or wallet.currency
+    lease = wallet.lease
+    if lease is None:
+        lease = wallet.lease = Lease(grant.lease_id)
+        wallet.used_at = now
+    if lease.lease_id != grant.lease_id:
+        return
+    lease.granted_nanos = max(lease.granted_nanos, grant.granted_nanos)
+    lease.fresh_until = max(lease.fresh_until, asked_at + grant.ttl_s)
+    lease.renew_at = asked_at + grant.ttl_s / RENEW_PART
+
+
+def _lose(wallet: Wallet, lease_id: bytes) -> None:
+    if wallet.lease is not None and wallet.lease.lease_id == lease_id:
+        wallet.lease.closed = True
+        wallet.lease = None
+    wallet.refused, wallet.refused_at = None, float("-inf")
+
+
+class Verdict(Enum):
+    """What becomes of a request for which the money is not there."""
+
+    WAIT = auto()
+    REFUSE = auto()
+    AWAY = auto()
+    """Billing cannot be asked, and what it lent is spent."""
+
+
+def judge(wallet: Wallet, lacking_nanos: int, now: float, *, billing_away: bool) -> Verdict:
+    """Whether it is worth waiting for `lacking_nanos`: requests in flight claim more than they
+    spend, and other gateways give back what they do not use."""
+    lease = wallet.lease
+    ours = lease.free_nanos + lease.reserved_nanos if lease is not None else 0
+    if ours >= lacking_nanos and (billing_away or wallet.refused is not Refused.SUSPENDED):
+        return Verdict.WAIT
+    if billing_away:
+        return Verdict.AWAY
+    if wallet.refused is None or now - wallet.refused_at > REFUSAL_HOLDS_S:
+        return Verdict.WAIT
+    if wallet.refused is Refused.BALANCE and ours + wallet.elsewhere_nanos >= lacking_nanos:
+        return Verdict.WAIT
+    return Verdict.REFUSE

@@ -1,0 +1,354 @@
+"""Money for requests: claimed before they are queued, spent when they are charged.
+
+A claim is made in memory; only when the tenant's lease lacks it a request waits,
+together with its tenant's others, until billing has answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+
+from busbar_gateway.domain.credit import (
+    RETRY_S,
+    Ask,
+    CostHistory,
+    Granted,
+    Refused,
+    Reservation,
+    Verdict,
+    Wallet,
+    apply_grant,
+    close_lease,
+    judge,
+    plan_ask,
+)
+from busbar_gateway.domain.failures import InsufficientQuota, RateLimited, Unavailable
+from busbar_gateway.domain.prices import PriceList, Rates
+from busbar_gateway.usecases.calls import InferenceCall
+from busbar_gateway.usecases.charging import Delivered
+
+log = structlog.get_logger()
+
+WAIT_MAX_S = 5.0
+"""How long a request waits for money that is there but claimed by others."""
+ASKS_MAX = 256
+"""Tenants in one call of billing."""
+MEASURE_EVERY_S = 1.0
+HISTORIES_MAX = 50_000
+_RETRY_AFTER_AWAY_S = 2.0
+_RETRY_AFTER_CLAIMED_S = 1.0
+_GUESSED_OUTPUT_TOKENS = 256
+_GUESSED_COMPUTE_US = 100_000
+_GUESSED_RESPONSE_BYTES = 4096
+_BYTES_PER_TOKEN = 4
+
+
+class Lender(Protocol):
+    """Who lends: billing."""
+
+    async def ask(self, asks: Sequence[Ask]) -> Sequence[Granted] | None:
+        """One answer for each ask; None when billing cannot be reached."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class _Waiter:
+    nanos: int
+    """What it must have in all."""
+    reservation: Reservation | None
+    """What it has already, when it needs more."""
+    done: asyncio.Future[Reservation]
+
+
+class Credit:
+    """All tenants' money at this gateway. `run` must be running."""
+
+    def __init__(self, lender: Lender, prices: Callable[[], PriceList]) -> None:
+        self._lender = lender
+        self._prices = prices
+        self._wallets: dict[str, Wallet] = {}
+        self._waiting: dict[str, deque[_Waiter]] = {}
+        self._histories: dict[tuple[str, str], CostHistory] = {}
+        self._wake = asyncio.Event()
+        self._measured_at = 0.0
+        self.billing_away = False
+
+    # --- of one request ---------------------------------------------------------------------
+
+    def claim(self, call: InferenceCall) -> Reservation | None:
+        """Claim a request's likely cost; None when it has to `wait` for it."""
+        tenant_id = call.caller.tenant_id
+        wallet = self._wallets.get(tenant_id)
+        if wallet is None:
+            wallet = self._wallets[tenant_id] = Wallet(tenant_id)
+        if tenant_id in self._waiting:
+            return None
+        now = asyncio.get_running_loop().time()
+        likely = self._likely_nanos(call, wallet)
+        reservation = wallet.reserve(likely, now, billing_away=self.billing_away)
+        if wallet.low:
+            self._wake.set()
+        return reservation
+
+    async def wait(self, call: InferenceCall) -> Reservation:
+        """Claim a request's likely cost as soon as the money is there.
+
+        Raises InsufficientQuota, RateLimited while requests in flight claim what is left, or
+        Unavailable while billing is away.
+        """
+        wallet = self._wallets.setdefault(call.caller.tenant_id, Wallet(call.caller.tenant_id))
+        return await self._wait(wallet, self._likely_nanos(call, wallet), call.deadline, None)
+
+    async def cover(self, reservation: Reservation, call: InferenceCall, nanos: int) -> None:
+        """Raise a claim to `nanos`; raises as `wait` does, and then the claim is as before."""
+        wallet = self._wallets.setdefault(reservation.tenant_id, Wallet(reservation.tenant_id))
+        if not wallet.extend(reservation, nanos):
+            await self._wait(wallet, nanos, call.deadline, reservation)
+
+    def covers(self, reservation: Reservation, nanos: int) -> bool:
+        """Whether a claim is `nanos` or can be raised to it without asking."""
+        if nanos <= reservation.nanos and not reservation.lease.closed:
+            return True
+        wallet = self._wallets.get(reservation.tenant_id)
+        if wallet is None:
+            return False
+        # In slices, so that a stream does not come here with every token.
+        slice_nanos = nanos + max(nanos - reservation.nanos, reservation.nanos // 2)
+        return wallet.extend(reservation, slice_nanos) or wallet.extend(reservation, nanos)
+
+    def spend(self, reservation: Reservation, call: InferenceCall, nanos: int) -> None:
+        """The request is charged this much."""
+        self._wallet_of(reservation).spend(reservation, nanos)
+        self._history(call).add(nanos)
+        self._freed(reservation.tenant_id)
+
+    def take_back(self, reservation: Reservation) -> None:
+        """The charge is not made after all."""
+        self._wallet_of(reservation).take_back(reservation)
+        self._freed(reservation.tenant_id)
+
+    def release(self, reservation: Reservation) -> None:
+        """The request costs nothing more. Idempotent."""
+        if reservation.nanos:
+            Wallet.release(reservation)
+            self._freed(reservation.tenant_id)
+
+    def cost_nanos(self, call: InferenceCall, delivered: Delivered, at_unix_ns: int) -> int:
+        """The most that the ledger charges for what was delivered."""
+        return self._rates(call, at_unix_ns).cost_nanos(
+            delivered.input_tokens,
+            delivered.output_tokens,
+            (call.request_bytes or len(call.payload)) + delivered.response_bytes,
+            delivered.compute_us,
+        )
+
+    # --- of all of them ---------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Ask billing for what is wanted, renew and give back, for ever."""
+        while True:
+            try:
+                async with asyncio.timeout(RETRY_S):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+            self._wake.clear()
+            await self.tick()
+
+    async def tick(self) -> None:
+        """Ask once, and serve or refuse who waits."""
+        now = asyncio.get_running_loop().time()
+        if now - self._measured_at >= MEASURE_EVERY_S:
+            self._measured_at = now
+            for wallet in self._wallets.values():
+                wallet.measure(now)
+        asks = self._due_asks(now)
+        for start in range(0, len(asks), ASKS_MAX):
+            await self._ask(asks[start : start + ASKS_MAX])
+        for tenant_id in list(self._waiting):
+            self._serve(tenant_id)
+
+    def recall(self, tenant_ids: Sequence[str]) -> None:
+        """Another gateway is short of these tenants' money: give back what is not used."""
+        for tenant_id in tenant_ids:
+            wallet = self._wallets.get(tenant_id)
+            if wallet is not None and wallet.lease is not None:
+                wallet.recalled = True
+                self._wake.set()
+
+    async def close(self) -> None:
+        """Give everything back; nothing may be claimed any more."""
+        asks = [ask for wallet in self._wallets.values() if (ask := close_lease(wallet))]
+        for start in range(0, len(asks), ASKS_MAX):
+            await self._lender.ask(asks[start : start + ASKS_MAX])
+
+    @property
+    def held_nanos(self) -> int:
+        """What is lent and not spent, over all tenants."""
+        leases = [one.lease for one in self._wallets.values() if one.lease is not None]
+        return sum(lease.free_nanos + lease.reserved_nanos for lease in leases)
+
+    def _due_asks(self, now: float) -> list[Ask]:
+        asks: list[Ask] = []
+        for tenant_id, wallet in list(self._wallets.items()):
+            waiting = self._waiting.get(tenant_id, ())
+            ask = plan_ask(wallet, [_lacking(one) for one in waiting], now)
+            if ask is not None:
+                asks.append(ask)
+            if wallet.lease is None and not waiting:
+                del self._wallets[tenant_id]
+        return asks
+
+    async def _ask(self, asks: Sequence[Ask]) -> None:
+        loop = asyncio.get_running_loop()
+        asked_at = loop.time()
+        grants = await self._lender.ask(asks)
+        self.billing_away = grants is None
+        if grants is None:
+            return
+        for ask, grant in zip(asks, grants, strict=True):
+            wallet = self._wallets.get(ask.tenant_id)
+            if wallet is not None:
+                apply_grant(wallet, ask, grant, asked_at, loop.time())
+
+    async def _wait(
+        self, wallet: Wallet, nanos: int, deadline: float, reservation: Reservation | None
+    ) -> Reservation:
+        loop = asyncio.get_running_loop()
+        waiter = _Waiter(nanos, reservation, loop.create_future())
+        waiting = self._waiting.setdefault(wallet.tenant_id, deque())
+        if reservation is None:
+            waiting.append(waiter)
+        else:  # what has been worked for comes before what has not begun
+            waiting.appendleft(waiter)
+        self._serve(wallet.tenant_id)
+        self._wake.set()
+        timer = loop.call_at(min(deadline, loop.time() + WAIT_MAX_S), _give_up, waiter)
+        try:
+            return await waiter.done
+        except asyncio.CancelledError:
+            if waiter.done.done() and not waiter.done.cancelled() and reservation is None:
+                self.release(waiter.done.result())
+            raise
+        finally:
+            timer.cancel()
+            self._forget(wallet.tenant_id, waiter)
+
+    def _forget(self, tenant_id: str, waiter: _Waiter) -> None:
+        waiting = self._waiting.get(tenant_id)
+        if waiting is None:
+            return
+        if waiter in waiting:
+            waiting.remove(waiter)
+        if not waiting:
+            del self._waiting[tenant_id]
+
+    def _freed(self, tenant_id: str) -> None:
+        if tenant_id in self._waiting:
+            self._serve(tenant_id)
+
+    def _serve(self, tenant_id: str) -> None:
+        """Give those who wait what there is, in turn; refuse those for whom it is in vain."""
+        waiting, wallet = self._waiting.get(tenant_id), self._wallets.get(tenant_id)
+        if waiting is None or wallet is None:
+            return
+        now = asyncio.get_running_loop().time()
+        while waiting:
+            waiter = waiting[0]
+            if not waiter.done.done():
+                claimed = self._claim_for(wallet, waiter, now)
+                if claimed is not None:
+                    waiter.done.set_result(claimed)
+                else:
+                    failure = self._failure(wallet, waiter, now)
+                    if failure is None:
+                        return
+                    waiter.done.set_exception(failure)
+            waiting.popleft()
+
+    def _claim_for(self, wallet: Wallet, waiter: _Waiter, now: float) -> Reservation | None:
+        if waiter.reservation is None:
+            return wallet.reserve(waiter.nanos, now, billing_away=self.billing_away)
+        return waiter.reservation if wallet.extend(waiter.reservation, waiter.nanos) else None
+
+    def _failure(self, wallet: Wallet, waiter: _Waiter, now: float) -> Exception | None:
+        lacking = _lacking(waiter)
+        verdict = judge(wallet, lacking, now, billing_away=self.billing_away)
+        if verdict is Verdict.WAIT:
+            return None
+        if verdict is Verdict.AWAY:
+            return Unavailable(
+                "this tenant's credit cannot be checked at the moment", _RETRY_AFTER_AWAY_S
+            )
+        return InsufficientQuota(_REASONS[wallet.refused or Refused.BALANCE])
+
+    def _likely_nanos(self, call: InferenceCall, wallet: Wallet) -> int:
+        history = self._histories.get((wallet.tenant_id, call.route.deployment))
+        likely = history.likely_nanos if history is not None else None
+        return self._guess_nanos(call) if likely is None else likely
+
+    def _guess_nanos(self, call: InferenceCall) -> int:
+        """Before anything is known of a tenant's requests: by what the model can do."""
+        manifest = call.route.manifest
+        request_bytes = call.request_bytes or len(call.payload)
+        input_tokens = request_bytes // _BYTES_PER_TOKEN
+        if manifest.max_input_tokens:
+            input_tokens = min(input_tokens, manifest.max_input_tokens)
+        output_tokens = 0
+        if manifest.task == "chat":
+            most = manifest.max_output_tokens or _GUESSED_OUTPUT_TOKENS
+            output_tokens = min(most, _GUESSED_OUTPUT_TOKENS)
+        rates = self._rates(call, time.time_ns())
+        payload_bytes = 2 * request_bytes + _GUESSED_RESPONSE_BYTES
+        return rates.cost_nanos(input_tokens, output_tokens, payload_bytes, _GUESSED_COMPUTE_US)
+
+    def _rates(self, call: InferenceCall, at_unix_ns: int) -> Rates:
+        tenant_id = call.caller.tenant_id
+        wallet = self._wallets.get(tenant_id)
+        currency = wallet.currency if wallet is not None else "USD"
+        price_class = call.route.manifest.price_class
+        return self._prices().rates(tenant_id, currency, price_class, at_unix_ns)
+
+    def _history(self, call: InferenceCall) -> CostHistory:
+        key = (call.caller.tenant_id, call.route.deployment)
+        found = self._histories.get(key)
+        if found is None:
+            if len(self._histories) >= HISTORIES_MAX:
+                self._histories.clear()
+            found = self._histories[key] = CostHistory()
+        return found
+
+    def _wallet_of(self, reservation: Reservation) -> Wallet:
+        return self._wallets.get(reservation.tenant_id) or Wallet(reservation.tenant_id)
+
+
+_REASONS = {
+    Refused.BALANCE: "the balance does not cover this request: add credit and send it again",
+    Refused.BUDGET: "the month's budget is spent: raise it, or wait for the next month",
+    Refused.SUSPENDED: "this tenant is suspended: ask the operator",
+    Refused.UNKNOWN: "this tenant is unknown to billing: ask the operator",
+}
+
+
+def _lacking(waiter: _Waiter) -> int:
+    """What a waiter needs beyond what it claims already."""
+    held = waiter.reservation
+    if held is None or held.lease.closed:
+        return waiter.nanos
+    return waiter.nanos - held.nanos
+
+
+def _give_up(waiter: _Waiter) -> None:
+    if not waiter.done.done():
+        waiter.done.set_exception(
+            RateLimited(
+                "requests in flight claim what is left of the balance", _RETRY_AFTER_CLAIMED_S
+            )
+        )

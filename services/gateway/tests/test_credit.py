@@ -1,0 +1,215 @@
+"""Money on the request's way: claimed in memory, asked for in time, never spent twice."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import grpc
+import pytest
+from busbar_contracts.billing.v1.keys_pb2 import ApiKey
+from busbar_contracts.gateway.v1.usage_pb2 import UsageRecord
+from busbar_contracts.node.v1 import work_pb2
+from gateway_harness import (
+    Platform,
+    chunk,
+    eventually,
+    failing,
+    fresh_name,
+    put_key,
+    request,
+    stream_of,
+)
+from lending import REQUEST_NANOS, TOKEN_NANOS
+
+ECHO_NANOS = REQUEST_NANOS + 2 * TOKEN_NANOS
+"""What the echoing agent's answer costs."""
+
+
+async def tenant_with(platform: Platform, balance_nanos: int) -> tuple[str, Any]:
+    """A tenant with a key; returns its id and the metadata of its calls."""
+    tenant_id, key = fresh_name("tenant"), fresh_name("bb")
+    platform.billing.balances[tenant_id] = balance_nanos
+    await put_key(platform.provisioner, key, ApiKey(key_id="key-2", tenant_id=tenant_id))
+    auth = (("authorization", f"Bearer {key}"),)
+
+    def known() -> bool:
+        try:
+            return bool(platform.gateway.keys.authenticate(auth[0][1]))
+        except Exception:  # noqa: BLE001
+            return False
+
+    await eventually(known)
+    return tenant_id, auth
+
+
+async def codes_of(platform: Platform, model: str, auth: Any, count: int) -> list[str]:
+    async def one() -> str:
+        try:
+            await platform.infer(request(model), auth=auth)
+        except grpc.aio.AioRpcError as error:
+            return error.code().name
+        return "OK"
+
+    return await asyncio.gather(*(one() for _ in range(count)))
+
+
+async def records_of(platform: Platform, tenant_id: str) -> list[UsageRecord]:
+    return [one for one in (await platform.usage()).records if one.tenant_id == tenant_id]
+
+
+async def test_sixty_four_at_once_spend_no_more_than_there_is(platform: Platform) -> None:
+    model, _ = await platform.deploy()
+    affordable = 10
+    tenant_id, auth = await tenant_with(platform, affordable * ECHO_NANOS + 7)
+
+    codes = await codes_of(platform, model, auth, 64)
+    records = await records_of(platform, tenant_id)
+
+    assert set(codes) <= {"OK", "RESOURCE_EXHAUSTED"}
+    assert codes.count("OK") == len(records) == affordable
+    assert {bytes(one.lease_id) for one in records} <= set(platform.billing.leases)
+
+
+async def test_who_has_nothing_is_told_that_a_retry_is_in_vain(platform: Platform) -> None:
+    model, agent = await platform.deploy()
+    _, auth = await tenant_with(platform, 0)
+
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await platform.infer(request(model), auth=auth)
+
+    assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "balance" in (refused.value.details() or "")
+    assert agent.works == []
+
+
+async def test_a_top_up_is_served_at_once(platform: Platform) -> None:
+    model, _ = await platform.deploy()
+    tenant_id, auth = await tenant_with(platform, 0)
+    assert await codes_of(platform, model, auth, 1) == ["RESOURCE_EXHAUSTED"]
+    platform.billing.balances[tenant_id] = 100 * ECHO_NANOS
+
+    async def served() -> bool:
+        return await codes_of(platform, model, auth, 1) == ["OK"]
+
+    await eventually(served, within_s=2)
+
+
+async def test_what_fails_gives_its_claim_back(platform: Platform) -> None:
+    model, agent = await platform.deploy()
+    tenant_id, auth = await tenant_with(platform, 2 * ECHO_NANOS)
+    agent.behaviour = failing(work_pb2.FAILURE_KIND_REJECTED)
+    assert await codes_of(platform, model, auth, 5) == ["INVALID_ARGUMENT"] * 5
+    agent.behaviour = None
+
+    assert await codes_of(platform, model, auth, 2) == ["OK", "OK"]
+    assert await codes_of(platform, model, auth, 1) == ["RESOURCE_EXHAUSTED"]
+    assert len(await records_of(platform, tenant_id)) == 2
+
+
+async def test_without_billing_it_serves_what_was_lent_and_then_says_503(
+    platform: Platform,
+) -> None:
+    model, _ = await platform.deploy()
+    _, auth = await tenant_with(platform, 1_000 * ECHO_NANOS)
+    assert await codes_of(platform, model, auth, 1) == ["OK"]
+    platform.billing.silent = True
+    lent = platform.gateway.credit.held_nanos
+
+    codes: list[str] = []
+    while "UNAVAILABLE" not in codes:
+        codes += await codes_of(platform, model, auth, 4)
+    platform.billing.silent = False
+
+    assert lent >= ECHO_NANOS
+    assert set(codes) == {"OK", "UNAVAILABLE"}
+    assert codes.count("OK") == lent // ECHO_NANOS
+
+    async def served() -> bool:
+        return await codes_of(platform, model, auth, 1) == ["OK"]
+
+    await eventually(served)
+
+
+async def test_a_lease_that_billing_closed_is_replaced(platform: Platform) -> None:
+    model, _ = await platform.deploy()
+    tenant_id, auth = await tenant_with(platform, 1_000 * ECHO_NANOS)
+    assert await codes_of(platform, model, auth, 1) == ["OK"]
+    platform.billing.leases.clear()
+    platform.gateway.credit.recall([tenant_id])
+
+    codes = [code for _ in range(20) for code in await codes_of(platform, model, auth, 1)]
+
+    assert codes == ["OK"] * 20
+    await eventually(lambda: platform.billing.leases)
+
+
+async def test_who_is_recalled_gives_back_what_it_does_not_use(platform: Platform) -> None:
+    model, _ = await platform.deploy()
+    tenant_id, auth = await tenant_with(platform, 1_000 * ECHO_NANOS)
+    assert await codes_of(platform, model, auth, 1) == ["OK"]
+
+    await platform.billing.recall(tenant_id)
+
+    def given_back() -> bool:
+        mine = [ask for ask in platform.billing.asks if ask.tenant_id == tenant_id]
+        return any(ask.returned_nanos for ask in mine)
+
+    await eventually(given_back)
+
+
+async def test_a_stream_ends_where_the_money_ends_and_what_was_delivered_is_charged(
+    platform: Platform,
+) -> None:
+    model, agent = await platform.deploy(decoupled=True)
+    tenant_id, auth = await tenant_with(platform, REQUEST_NANOS + 4 * TOKEN_NANOS)
+
+    async def behave(work: work_pb2.InferenceWork, say: Any) -> None:
+        for sequence in range(50):
+            await say(chunk=chunk(work, sequence))
+
+    agent.behaviour = behave
+    call = platform.channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")(
+        timeout=10, metadata=auth
+    )
+    await call.write(request(model))
+    await call.done_writing()
+    answers = [answer async for answer in call]
+
+    async def charged() -> list[UsageRecord]:
+        return await records_of(platform, tenant_id)
+
+    [record] = await eventually(charged)
+    assert b"balance" in answers[-1]
+    assert len(answers) - 1 == 4 == record.output_tokens
+
+
+async def test_a_stream_that_costs_more_than_guessed_is_charged_in_full(
+    platform: Platform,
+) -> None:
+    model, agent = await platform.deploy(decoupled=True)
+    tenant_id, auth = await tenant_with(platform, 10**6)
+    agent.behaviour = stream_of(40)
+    call = platform.channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")(
+        timeout=10, metadata=auth
+    )
+    await call.write(request(model))
+    await call.done_writing()
+    answers = [answer async for answer in call]
+
+    [record] = await records_of(platform, tenant_id)
+    assert len(answers) == 40 == record.output_tokens
+    cost = REQUEST_NANOS + 40 * TOKEN_NANOS
+    held = platform.gateway.credit.held_nanos
+    assert held == platform.billing.held(tenant_id) - cost
+
+
+async def test_leaving_returns_the_leases(platform: Platform) -> None:
+    model, _ = await platform.deploy()
+    tenant_id, auth = await tenant_with(platform, 1_000 * ECHO_NANOS)
+    assert await codes_of(platform, model, auth, 3) == ["OK"] * 3
+
+    await platform.gateway.credit.close()
+
+    assert not any(one.tenant_id == tenant_id for one in platform.billing.leases.values())
+    assert platform.billing.balances[tenant_id] == 997 * ECHO_NANOS
