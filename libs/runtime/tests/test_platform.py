@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -98,9 +99,13 @@ async def test_a_process_taken_over_comes_back_when_the_taker_is_gone(
     ):
         other.ask("take-over", name="nats")
 
+    control.ask("run-by-hand", name="nats", pid=os.getpid())
+    shown = control.ask("status")["processes"]["nats"]
+    assert (shown["state"], shown["pid"]) == ("by hand", os.getpid())
+
     control.close()
 
-    await eventually(lambda: "nats" in platform.pids)
+    await eventually(lambda: platform.pids.get("nats") not in {None, os.getpid()})
     await platform.wait_ready("nats")
 
 
@@ -189,6 +194,31 @@ async def test_ctrl_c_stops_an_attached_platform(tmp_path: Path, eventually: Eve
     assert "stopping" in output
     assert "nats stopped" in output
     assert not home.is_running()
+
+
+async def test_ctrl_c_at_the_terminal_stops_everything_in_reverse_order(
+    tmp_path: Path, is_alive: Alive, eventually: Eventually
+) -> None:
+    program = [sys.executable, "-m", "busbar_runtime", "up", "--foreground"]
+    only = [word for part in PARTS for word in ("--only", part)]
+    attached = subprocess.Popen(
+        [*program, *only, "--home", str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # a terminal signals the whole group of what runs in front
+    )
+    home = Home.of(tmp_path)
+    await eventually(lambda: _phase(home) == "ready")
+    pids: dict[str, int] = json.loads(home.endpoints_file.read_text())["pids"]
+    os.killpg(attached.pid, signal.SIGINT)
+    output, _ = attached.communicate(timeout=60)
+
+    stopped = re.findall(r"(\S+) stopped", output)
+    assert attached.returncode == 0
+    assert set(stopped) >= {"nats", "postgres"}
+    assert stopped == list(reversed(pids))
+    assert not home.is_running()
+    assert not any(is_alive(pid) for pid in pids.values())
 
 
 async def test_a_background_platform_stays_until_it_is_told_to_stop(

@@ -165,6 +165,7 @@ def run(args: argparse.Namespace, home: Home) -> int:
         process = subprocess.Popen(
             tethered(how["argv"]), cwd=how["cwd"], env={**inherited_environment(), **how["env"]}
         )
+        control.ask("run-by-hand", name=args.service, pid=process.pid)
         # Ctrl-C reaches it through the terminal; a SIGTERM to us has to be passed on.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, lambda number, _frame: process.send_signal(number))

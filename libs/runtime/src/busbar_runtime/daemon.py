@@ -65,7 +65,8 @@ class Daemon:
         self._names = {node.name for node in nodes}
         self._stop = asyncio.Event()
         self._phase = "starting"
-        self._held: set[str] = set()
+        self._held: dict[str, int | None] = {}
+        """What is run by hand instead of by us, with the process id once it is known."""
 
     async def run(self, *, follow_stdin: bool) -> int:
         """Start everything, stay until told to stop, stop everything."""
@@ -123,6 +124,9 @@ class Daemon:
                 await self._process(request).send(request["signal"])
             case "take-over":
                 return await self._take_over(request, gone)
+            case "run-by-hand":
+                self._held[request["name"]] = int(request["pid"])
+                return {}
             case other:
                 raise ValueError(f"unknown command {other!r}")
         return {"pid": self._process(request).pid}
@@ -141,8 +145,8 @@ class Daemon:
             "warden": os.getppid(),
             "processes": {
                 name: {
-                    "state": str(process.state),
-                    "pid": process.pid,
+                    "state": "by hand" if name in self._held else str(process.state),
+                    "pid": self._held.get(name, process.pid),
                     "restarts": process.restarts,
                 }
                 for name, process in self._supervisor.processes.items()
@@ -155,7 +159,7 @@ class Daemon:
         name = process.spec.name
         if name in self._held:
             raise ValueError(f"{name} has been taken over already")
-        self._held.add(name)
+        self._held[name] = None
         await process.stop()
         announce(f"{name} was taken over")
         self._watcher = asyncio.create_task(self._give_back(name, gone))
@@ -166,7 +170,7 @@ class Daemon:
 
     async def _give_back(self, name: str, gone: asyncio.Event) -> None:
         await gone.wait()
-        self._held.discard(name)
+        del self._held[name]
         if self._stop.is_set():
             return
         announce(f"{name} was given back")
