@@ -15,6 +15,8 @@ TTL_MS = 30_000
 """A lease that is neither renewed nor spent from for this long is taken for abandoned."""
 SLICE_DIVISOR = 4
 """A wish gets at most this part of the balance, so that other gateways find some too."""
+OPENING_DIVISOR = 100
+"""A new lease gets at least this part: the gateway does not know the tenant's rate yet."""
 WANT_NANOS_MAX = 10**15
 
 
@@ -151,6 +153,8 @@ def _slice(ask: Ask, standing: Standing, released: int) -> tuple[int, Refusal | 
     free = max(0, free + released)
     if free < need:
         return 0, scarce
+    if ask.lease_id is None:
+        want = max(want, free // OPENING_DIVISOR)
     held = max(need, min(want, free // SLICE_DIVISOR))
     return held, None if held or want <= free else scarce
 

@@ -12,8 +12,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-HORIZON_S = 5.0
-"""A lease should last this long at the present rate."""
+HORIZON_S = 60.0
+"""A lease should last this long at the present rate: that is how long billing may be away."""
 IDLE_S = 10.0
 """A lease from which nothing was taken for this long is given back."""
 REFUSAL_HOLDS_S = 0.5
@@ -24,7 +24,8 @@ RENEW_PART = 3
 """A lease is renewed when this part of its life is over."""
 SPARE_FACTOR = 2
 """What is beyond this many times the target goes back at the next renewal."""
-ESTIMATES_AHEAD = 4
+ESTIMATES_AHEAD = 256
+"""A lease should last for this many requests, before there is a rate to go by."""
 _HISTORY = 32
 _PERCENTILE = 0.95
 _RATE_WEIGHT = 0.5
