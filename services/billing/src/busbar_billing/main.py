@@ -35,6 +35,7 @@ from busbar_billing.adapters.bus.policy_directory import PolicyDirectory
 from busbar_billing.adapters.bus.price_directory import PriceDirectoryBucket
 from busbar_billing.adapters.bus.usage import UsagePoster
 from busbar_billing.adapters.http.app import Parts, account_application, admin_application
+from busbar_billing.adapters.http.payments import PaymentProvider
 from busbar_billing.adapters.key_use import KeyUse
 from busbar_billing.adapters.postgres.adjustments import Adjustments
 from busbar_billing.adapters.postgres.budgets import Budgets
@@ -45,6 +46,7 @@ from busbar_billing.adapters.postgres.keys import Keys
 from busbar_billing.adapters.postgres.leakage import Leakage
 from busbar_billing.adapters.postgres.leases import Leases
 from busbar_billing.adapters.postgres.measured import MeasuredWork
+from busbar_billing.adapters.postgres.payments import Payments
 from busbar_billing.adapters.postgres.plans import Plans
 from busbar_billing.adapters.postgres.posting import Ledger
 from busbar_billing.adapters.postgres.prices import Prices
@@ -79,7 +81,7 @@ async def serve(settings: Settings, stop: Stop) -> None:
         client = await connect(settings, "billing")
         stack.push_async_callback(close, client)
         wanted = asyncio.Event()
-        parts = build(database, client, wanted)
+        parts = build(database, client, wanted, payment_provider(settings))
         await stack.enter_async_context(background(parts.events.run(), stop))
         stack.push_async_callback(parts.events.flush, _FLUSH_TIMEOUT)
         key_use = KeyUse(parts.keys)
@@ -114,7 +116,9 @@ async def serve(settings: Settings, stop: Stop) -> None:
         log.info("billing stops")
 
 
-def build(database: Database, client: Client, wanted: asyncio.Event) -> Parts:
+def build(
+    database: Database, client: Client, wanted: asyncio.Event, provider: PaymentProvider
+) -> Parts:
     """The leaves. `wanted` is set when the buckets should be compared with the database."""
     prices = Prices(database)
     keys = Keys(database)
@@ -141,6 +145,24 @@ def build(database: Database, client: Client, wanted: asyncio.Event) -> Parts:
         backlog=UsageStream(client),
         price_directory=PriceDirectoryBucket(client, prices),
         events=Events(client),
+        payments=Payments(database, journal),
+        provider=provider,
+    )
+
+
+def payment_provider(settings: Settings) -> PaymentProvider:
+    """Stripe, where it is configured: whoever does without it need not load its SDK."""
+    key, secret = settings.stripe_api_key, settings.stripe_webhook_secret
+    if key is None and secret is None:
+        return PaymentProvider()
+    from busbar_billing.adapters.stripe_payments import (  # noqa: PLC0415
+        StripeCheckout,
+        event_reader,
+    )
+
+    return PaymentProvider(
+        StripeCheckout(key.get_secret_value(), settings.stripe_api_base) if key else None,
+        event_reader(secret.get_secret_value()) if secret else None,
     )
 
 

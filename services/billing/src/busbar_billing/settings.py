@@ -24,6 +24,13 @@ class Settings(BusSettings):
     account_port: int = Field(ge=0, le=65535, description="the customers' API")
     ops_port: int = Field(ge=0, le=65535)
     sites: list[str] = Field(default=["r1/s1"], description="region/site pairs, as JSON")
+    stripe_api_key: SecretStr | None = Field(
+        default=None, description="starts checkouts; without it there are none"
+    )
+    stripe_webhook_secret: SecretStr | None = Field(
+        default=None, description="authenticates Stripe's events; without it none are taken"
+    )
+    stripe_api_base: str | None = Field(default=None, description="where Stripe's API is, if moved")
     log_level: str = "info"
     otel_exporter_otlp_endpoint: str | None = Field(
         default=None, validation_alias="OTEL_EXPORTER_OTLP_ENDPOINT"

@@ -23,6 +23,7 @@ from nats.js.client import JetStreamContext
 from uuid_utils.compat import uuid7
 
 TOKEN = "operator-token-of-the-tests"
+STRIPE_SECRET = "whsec_of-the-tests"
 HMAC_SECRET = "hmac-secret-of-the-tests"
 READY_S = 60
 POSTED_S = 30
@@ -120,6 +121,7 @@ async def running(environment: Mapping[str, str], ports: PortPool) -> AsyncItera
                 **environment,
                 "BUSBAR_OPERATOR_TOKEN": TOKEN,
                 "BUSBAR_KEY_HMAC_SECRET": HMAC_SECRET,
+                "BUSBAR_STRIPE_WEBHOOK_SECRET": STRIPE_SECRET,
                 "BUSBAR_LOG_LEVEL": "warning",
                 "BUSBAR_HTTP_PORT": str(http_port),
                 "BUSBAR_ACCOUNT_PORT": str(account_port),

@@ -36,3 +36,7 @@ UNCOVERED = Counter(
 )
 LEASE_ASKS = Counter("busbar_billing_lease_asks", "Asks of gateways for credit", ["outcome"])
 LEASES_RECLAIMED = Counter("busbar_billing_leases_reclaimed", "Leases closed")
+PAYMENTS_REFUSED = Counter(
+    "busbar_billing_payments_refused",
+    "Events of the payment provider that cannot be right; see GET /admin/v1/payments/events",
+)

@@ -64,6 +64,7 @@ class TransferKind(StrEnum):
     LEASE_HOLD = "lease_hold"
     LEASE_RELEASE = "lease_release"
     RECEIVABLE_PAID = "receivable_paid"
+    PAYMENT_RETURNED = "payment_returned"
 
 
 class Unbalanced(ValueError):

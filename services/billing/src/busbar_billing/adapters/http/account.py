@@ -38,6 +38,12 @@ from busbar_billing.adapters.http.paging import (
     page,
     read_request_id,
 )
+from busbar_billing.adapters.http.payments import (
+    Checkout,
+    CheckoutAnswer,
+    WantedCheckout,
+    start_checkout,
+)
 from busbar_billing.adapters.http.plans import terms_answer
 from busbar_billing.adapters.http.projects import create_project, projects_page
 from busbar_billing.adapters.http.showing import show_balance, show_key, show_tenant
@@ -139,6 +145,17 @@ def project_routes(projects: Projects) -> APIRouter:
     @router.delete("/projects/{project_id}")
     async def archive(tenant_id: CallingTenant, project_id: str) -> tenancy_schemas.ProjectAnswer:
         return show_project(await projects.archive(project_id, tenant_id))
+
+    return router
+
+
+def checkout_routes(tenants: Tenants, checkout: Checkout | None) -> APIRouter:
+    """POST /checkouts: a page where the tenant pays."""
+    router = APIRouter(prefix=PREFIX, tags=["payments"])
+
+    @router.post("/checkouts", status_code=201)
+    async def start(tenant_id: CallingTenant, wanted: WantedCheckout) -> CheckoutAnswer:
+        return await start_checkout(checkout, tenants, tenant_id, wanted)
 
     return router
 

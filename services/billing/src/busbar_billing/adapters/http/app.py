@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from busbar_observability.operator_gate import OperatorGate, OperatorToken
+from busbar_observability.operator_gate import BoundedBodies, OperatorGate, OperatorToken
 from fastapi import FastAPI
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from busbar_billing.adapters.bus.backlog import UsageStream
 from busbar_billing.adapters.bus.events import Events
@@ -20,6 +20,11 @@ from busbar_billing.adapters.http.energy import energy_routes
 from busbar_billing.adapters.http.keys import key_routes
 from busbar_billing.adapters.http.leakage import leakage_routes
 from busbar_billing.adapters.http.ledger import ledger_routes
+from busbar_billing.adapters.http.payments import (
+    PaymentProvider,
+    payment_routes,
+    webhook_routes,
+)
 from busbar_billing.adapters.http.plans import plan_routes, terms_routes
 from busbar_billing.adapters.http.prices import price_routes
 from busbar_billing.adapters.http.projects import project_routes
@@ -32,6 +37,7 @@ from busbar_billing.adapters.postgres.energy import EnergyPrices
 from busbar_billing.adapters.postgres.journal import Journal
 from busbar_billing.adapters.postgres.keys import Keys
 from busbar_billing.adapters.postgres.leakage import Leakage
+from busbar_billing.adapters.postgres.payments import Payments
 from busbar_billing.adapters.postgres.plans import Plans
 from busbar_billing.adapters.postgres.prices import Prices
 from busbar_billing.adapters.postgres.projects import Projects
@@ -66,6 +72,8 @@ class Parts:
     backlog: UsageStream
     price_directory: PriceDirectoryBucket
     events: Events
+    payments: Payments
+    provider: PaymentProvider = field(default_factory=PaymentProvider)
 
 
 def admin_application(parts: Parts, operator_token: str, hmac_secret: bytes) -> ASGIApp:
@@ -86,6 +94,7 @@ def admin_application(parts: Parts, operator_token: str, hmac_secret: bytes) -> 
     app.include_router(price_routes(parts.prices, parts.tenants, parts.price_directory))
     app.include_router(energy_routes(parts.energy))
     app.include_router(leakage_routes(parts.leakage))
+    app.include_router(payment_routes(parts.payments, parts.tenants, parts.provider.checkout))
     app.include_router(adjustment_routes(parts.adjustments, parts.tenants, parts.credits))
     return OperatorGate(app, OperatorToken(operator_token))
 
@@ -103,7 +112,30 @@ def account_application(parts: Parts, hmac_secret: bytes) -> ASGIApp:
     app.include_router(account.money_routes(parts.reader))
     app.include_router(account.project_routes(parts.projects))
     app.include_router(account.key_routes(parts.keys, parts.projects, desk))
-    return AccountGate(app, parts.keys, hmac_secret)
+    app.include_router(account.checkout_routes(parts.tenants, parts.provider.checkout))
+    gated = AccountGate(app, parts.keys, hmac_secret)
+    return WebhooksBeside(gated, webhook_application(parts))
+
+
+def webhook_application(parts: Parts) -> ASGIApp:
+    """Where the payment provider tells of payments: what it signs needs no key."""
+    app = _application("Busbar webhooks", "Events of the payment provider.")
+    if parts.provider.read_event is not None:
+        app.include_router(webhook_routes(parts.payments, parts.provider.read_event))
+    return BoundedBodies(app)
+
+
+class WebhooksBeside:
+    """ASGI: sends /webhooks/… past the gate of the customers' API."""
+
+    def __init__(self, account: ASGIApp, webhooks: ASGIApp) -> None:
+        self._account = account
+        self._webhooks = webhooks
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on."""
+        is_webhook = scope["type"] == "http" and scope["path"].startswith("/webhooks/")
+        await (self._webhooks if is_webhook else self._account)(scope, receive, send)
 
 
 def _application(title: str, description: str) -> FastAPI:
