@@ -102,11 +102,16 @@ async def test_a_changed_plan_reaches_every_tenant_that_has_it(
 async def test_a_rotated_key_is_accepted_with_both_secrets_until_the_old_one_ends(
     billing: Service, keys_bucket: KeyValue, tenant: str
 ) -> None:
-    async def entries() -> dict[str, ApiKey]:
-        return await entries_of(keys_bucket, tenant)
+    async def entries(count: int) -> dict[str, ApiKey]:
+        return await eventually(
+            lambda: entries_of(keys_bucket, tenant),
+            within_s=EFFECTIVE_S,
+            what=f"{count} entries are listed",
+            until=lambda found: len(found) == count,
+        )
 
     made = await billing.json("POST", f"/tenants/{tenant}/keys", json={"name": "n"})
-    [first] = await entries()
+    [first] = await entries(1)
     until = "2999-01-01T00:00:00Z"
     too_long = await billing.call(
         "POST", f"/keys/{made['key_id']}/rotate", json={"old_valid_until": until}
@@ -116,9 +121,9 @@ async def test_a_rotated_key_is_accepted_with_both_secrets_until_the_old_one_end
     rotated = await billing.json(
         "POST", f"/keys/{made['key_id']}/rotate", json={"old_valid_until": soon}
     )
-    both = await entries()
+    both = await entries(2)
     again = await billing.json("POST", f"/keys/{made['key_id']}/rotate", json={})
-    last = await entries()
+    last = await entries(1)
     await billing.json("DELETE", f"/keys/{made['key_id']}")
 
     assert too_long.status_code == 422
@@ -130,7 +135,7 @@ async def test_a_rotated_key_is_accepted_with_both_secrets_until_the_old_one_end
     assert len(last) == 1
     assert first not in last
     assert again["key_id"] == made["key_id"]
-    assert await entries() == {}
+    assert await entries(0) == {}
     late = await billing.call("POST", f"/keys/{made['key_id']}/rotate", json={})
     assert late.status_code == 409
 
