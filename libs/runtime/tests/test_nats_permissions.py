@@ -29,9 +29,11 @@ OWNER_OF_SUBJECT = {
     topology.event_subject("scheduler", "seen"): "scheduler",
     topology.event_subject("node", "seen"): "agent",
     topology.event_subject("telemetry", "seen"): "telemetry",
+    topology.work_subject("r1", "some-model"): "gateway",
+}
+OWNER_OF_RECORD = {
     topology.usage_subject("r1", "g1"): "gateway",
     topology.measured_subject(topology.NodeId("r1", "s1", "n1")): "agent",
-    topology.work_subject("r1", "some-model"): "gateway",
 }
 SERVICES = ("gateway", "billing", "scheduler", "agent", "telemetry")
 
@@ -91,13 +93,33 @@ async def test_a_bucket_is_written_by_its_owner_only(bus: Bus, bucket: str, owne
 
 
 @pytest.mark.parametrize(("subject", "owner"), OWNER_OF_SUBJECT.items())
-async def test_facts_and_records_are_published_by_their_owner_only(
+async def test_facts_and_work_are_published_by_their_owner_only(
     bus: Bus, subject: str, owner: str
 ) -> None:
     users = (*SERVICES, "operator")
     answers = await asyncio.gather(*[bus.may_publish(user, subject) for user in users])
 
     assert {user for user, may in zip(users, answers, strict=True) if may} == {owner}
+
+
+@pytest.mark.parametrize(("subject", "owner"), OWNER_OF_RECORD.items())
+async def test_records_are_published_by_their_owner_and_replayed_by_the_operator(
+    bus: Bus, subject: str, owner: str
+) -> None:
+    users = (*SERVICES, "operator")
+    answers = await asyncio.gather(*[bus.may_publish(user, subject) for user in users])
+
+    assert {user for user, may in zip(users, answers, strict=True) if may} == {owner, "operator"}
+
+
+@pytest.mark.parametrize("stream", ["DLQ", "USAGE", "EVENTS"])
+async def test_the_operator_removes_dead_letters_and_nothing_else(bus: Bus, stream: str) -> None:
+    subject = f"$JS.API.STREAM.MSG.DELETE.{stream}"
+    users = (*SERVICES, "operator")
+    answers = await asyncio.gather(*[bus.may_publish(user, subject) for user in users])
+
+    allowed = {user for user, may in zip(users, answers, strict=True) if may}
+    assert allowed == ({"operator"} if stream == "DLQ" else set())
 
 
 @pytest.mark.parametrize("user", [*SERVICES, "operator"])

@@ -13,11 +13,21 @@ from busbar_messaging.topology import ConsumerSpec, dead_letter_subject
 
 _GIVE_UP_AFTER = timedelta(seconds=15)
 
-_REASON = "Busbar-Reason"
-_SUBJECT = "Busbar-Subject"
-_STREAM = "Busbar-Stream"
-_SEQUENCE = "Busbar-Sequence"
+REASON = "Busbar-Reason"
+SUBJECT = "Busbar-Subject"
+STREAM = "Busbar-Stream"
+SEQUENCE = "Busbar-Sequence"
+STORED_AT = "Busbar-Stored-At"
+"""When its stream stored the message first, in Unix ns by the server's clock."""
 _REASON_MAX = 500
+
+
+def stored_unix_ns(message: Msg) -> int:
+    """When its stream stored the message; for a replayed one, when it did so the first time."""
+    said = (message.headers or {}).get(STORED_AT, "")
+    if said.isascii() and said.isdigit():
+        return int(said)
+    return round(message.metadata.timestamp.timestamp() * 1_000_000) * 1_000
 
 
 async def put_aside(
@@ -51,10 +61,11 @@ def _headers(message: Msg, reason: str) -> dict[str, str]:
     line = reason.encode("ascii", "backslashreplace").decode()
     printable = "".join(char if char.isprintable() else " " for char in line)
     return {
-        _REASON: printable[:_REASON_MAX],
-        _SUBJECT: message.subject,
-        _STREAM: message.metadata.stream,
-        _SEQUENCE: str(message.metadata.sequence.stream),
+        REASON: printable[:_REASON_MAX],
+        SUBJECT: message.subject,
+        STREAM: message.metadata.stream,
+        SEQUENCE: str(message.metadata.sequence.stream),
+        STORED_AT: str(stored_unix_ns(message)),
     }
 
 

@@ -336,6 +336,11 @@ def dead_letter_subject(service: str, consumer: str) -> str:
     return f"busbar.dlq.{checked_name(service)}.{checked_name(consumer)}"
 
 
+def is_replayable(subject: str) -> bool:
+    """Whether a dead letter from `subject` may be sent back there: records of money and cost."""
+    return subject.startswith(("busbar.usage.", "busbar.measured."))
+
+
 def streams(regions: list[str], sites: list[tuple[str, str]]) -> list[StreamSpec]:
     """Every stream of a fleet with these regions and (region, site) pairs."""
     return [

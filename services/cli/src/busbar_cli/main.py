@@ -39,7 +39,7 @@ for _noun in (tenants, projects, keys, plans, models, statements, deployments, p
 app.command(
     "busbar_cli.commands.bus:app",
     name="bus",
-    help="The bus: bring it to the topology, or compare it.",
+    help="The bus: bring it to the topology, compare it, replay dead letters.",
 )
 for _group in (usage_app, adjustments.credit):
     app.command(_group)
