@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 
 import asyncpg
 import pytest
-from billing_parts import Gateway, Service, environment_of, running
+from account_parts import Account, open_account
+from billing_parts import Gateway, Json, Service, environment_of, running
 from busbar_billing.migrate import admit_service, apply_migrations
 from busbar_messaging import provision, topology
 from busbar_messaging.connection import close, connect
@@ -89,3 +90,22 @@ async def as_service(database: Database) -> AsyncIterator[asyncpg.Connection]:
     connection = await asyncpg.connect(database.billing_dsn)
     yield connection
     await connection.close()
+
+
+@pytest.fixture
+async def mine(billing: Service, gateway: Gateway, admin: asyncpg.Connection) -> Account:
+    """A customer."""
+    return await open_account(billing, gateway, admin)
+
+
+@pytest.fixture
+async def theirs(billing: Service, gateway: Gateway, admin: asyncpg.Connection) -> Account:
+    """Another one."""
+    return await open_account(billing, gateway, admin)
+
+
+@pytest.fixture
+async def document(mine: Account) -> Json:
+    """The customers' API, documented."""
+    headers = {"authorization": f"Bearer {mine.keys['read_usage']['key']}"}
+    return (await mine.client.get(f"{mine.url}/openapi.json", headers=headers)).json()

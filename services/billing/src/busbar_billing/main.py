@@ -41,6 +41,7 @@ from busbar_billing.adapters.postgres.adjustments import Adjustments
 from busbar_billing.adapters.postgres.budgets import Budgets
 from busbar_billing.adapters.postgres.database import Database, open_database
 from busbar_billing.adapters.postgres.energy import EnergyPrices
+from busbar_billing.adapters.postgres.invoicing import Invoicing
 from busbar_billing.adapters.postgres.journal import Journal
 from busbar_billing.adapters.postgres.keys import Keys
 from busbar_billing.adapters.postgres.leakage import Leakage
@@ -126,6 +127,7 @@ def build(
     plans = Plans(database)
     policies = PolicyDirectory(client, plans, wanted)
     return Parts(
+        database=database,
         tenants=Tenants(database, prices),
         projects=Projects(database),
         keys=keys,
@@ -142,6 +144,7 @@ def build(
         policies=policies,
         directory=KeyDirectory(client, keys, policies, wanted),
         statements=Statements(database, journal, prices),
+        invoicing=Invoicing(database),
         backlog=UsageStream(client),
         price_directory=PriceDirectoryBucket(client, prices),
         events=Events(client),

@@ -1,4 +1,4 @@
-"""The customers' API: a tenant's usage, money, projects and keys, and nothing of anybody else's.
+"""The customers' API: a tenant's usage, money and statements, and nothing of anybody else's.
 
 The tenant is always that of the key that was presented, never one that a path or a body names; what
 belongs to another tenant does not exist.
@@ -9,30 +9,26 @@ from __future__ import annotations
 from typing import Annotated
 
 from busbar_errors import NotFound, Rejected
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Query, Response
 from pydantic import AwareDatetime
 
 from busbar_billing.adapters.http import schemas, tenancy_schemas
-from busbar_billing.adapters.http.account_gate import calling_tenant
 from busbar_billing.adapters.http.account_schemas import (
     AccountTransferAnswer,
     AccountUsageAnswer,
+    ExplainedAccountUsageAnswer,
+    PaymentAnswer,
     show_own_transfer,
     show_own_usage,
+    show_payment,
 )
-from busbar_billing.adapters.http.keys import (
-    Prefix,
-    ProjectFilter,
-    create_for,
-    rotate_for,
-    show_change,
-)
-from busbar_billing.adapters.http.ledger import RequestFilter
+from busbar_billing.adapters.http.account_view import CallingTenant, Own
+from busbar_billing.adapters.http.invoicing import DetailsAnswer, WantedDetails, show_details
+from busbar_billing.adapters.http.ledger import RequestFilter, rating_lines
 from busbar_billing.adapters.http.paging import (
     PAGE_DEFAULT,
     Cursor,
     Limit,
-    decode_cursor,
     decode_id_cursor,
     first_id_of,
     page,
@@ -45,47 +41,62 @@ from busbar_billing.adapters.http.payments import (
     start_checkout,
 )
 from busbar_billing.adapters.http.plans import terms_answer
-from busbar_billing.adapters.http.projects import create_project, projects_page
-from busbar_billing.adapters.http.showing import show_balance, show_key, show_tenant
-from busbar_billing.adapters.http.tenancy_schemas import show_project
-from busbar_billing.adapters.postgres.budgets import Budgets
-from busbar_billing.adapters.postgres.keys import Keys
-from busbar_billing.adapters.postgres.plans import Plans
-from busbar_billing.adapters.postgres.projects import Projects
-from busbar_billing.adapters.postgres.reading import FIRST_ID, LAST_ID, Reader
+from busbar_billing.adapters.http.showing import show_balance, show_tenant
+from busbar_billing.adapters.http.statements import (
+    DOCUMENT,
+    Format,
+    IssuedAnswer,
+    StatementAnswer,
+    answer_document,
+    show_statement,
+    statements_page,
+)
+from busbar_billing.adapters.http.usage import UsageBucketAnswer, WantedBuckets, buckets_page
+from busbar_billing.adapters.postgres.invoicing import Invoicing
+from busbar_billing.adapters.postgres.reading import FIRST_ID, LAST_ID
 from busbar_billing.adapters.postgres.tenants import Tenants
-from busbar_billing.usecases.keys import KeyDesk, revoke_key
 
-CallingTenant = Annotated[str, Depends(calling_tenant)]
 PREFIX = "/account/v1"
 
 
-def tenant_routes(tenants: Tenants, plans: Plans, budgets: Budgets) -> APIRouter:
-    """GET /tenant, /balance and /terms."""
+def tenant_routes(invoicing: Invoicing) -> APIRouter:
+    """GET /tenant, /balance and /terms; GET, PUT /billing-details."""
     router = APIRouter(prefix=PREFIX, tags=["tenant"])
 
     @router.get("/tenant")
-    async def get(tenant_id: CallingTenant) -> schemas.TenantAnswer:
-        return show_tenant(await tenants.get(tenant_id))
+    async def get(tenant_id: CallingTenant, own: Own) -> schemas.TenantAnswer:
+        return show_tenant(await own.tenants.get(tenant_id))
 
     @router.get("/balance")
-    async def balance(tenant_id: CallingTenant) -> schemas.BalanceAnswer:
-        return show_balance(await tenants.balance(tenant_id))
+    async def balance(tenant_id: CallingTenant, own: Own) -> schemas.BalanceAnswer:
+        return show_balance(await own.tenants.balance(tenant_id))
 
     @router.get("/terms")
-    async def terms(tenant_id: CallingTenant) -> tenancy_schemas.TermsAnswer:
-        return await terms_answer(plans, budgets, tenant_id)
+    async def terms(tenant_id: CallingTenant, own: Own) -> tenancy_schemas.TermsAnswer:
+        """The limits that hold for the tenant, and what it spent of this month's budget."""
+        return await terms_answer(own.plans, own.budgets, tenant_id)
+
+    @router.get("/billing-details")
+    async def details(tenant_id: CallingTenant, own: Own) -> DetailsAnswer:
+        return show_details(await own.invoicing.details(tenant_id))
+
+    @router.put("/billing-details")
+    async def put_details(tenant_id: CallingTenant, wanted: WantedDetails) -> DetailsAnswer:
+        kept = await invoicing.put_details(wanted.details(tenant_id), change_entity=False)
+        return show_details(kept)
 
     return router
 
 
-def money_routes(reader: Reader) -> APIRouter:
-    """GET /usage, /usage/{request_id} and /ledger, newest first."""
-    router = APIRouter(prefix=PREFIX, tags=["ledger"])
+def usage_routes() -> APIRouter:
+    """GET /usage newest first, /usage/buckets oldest first, /usage/{request_id} line by line."""
+    router = APIRouter(prefix=PREFIX, tags=["usage"])
 
     @router.get("/usage")
     async def usage(
+        *,
         tenant_id: CallingTenant,
+        own: Own,
         since: AwareDatetime | None = None,
         until: AwareDatetime | None = None,
         limit: Limit = PAGE_DEFAULT,
@@ -94,57 +105,74 @@ def money_routes(reader: Reader) -> APIRouter:
         first = FIRST_ID if since is None else first_id_of(since)
         last = LAST_ID if until is None else first_id_of(until)
         before = min(last, decode_id_cursor(cursor, last))
-        rows = await reader.usage(tenant_id, first, before, limit + 1)
+        rows = await own.reader.usage(tenant_id, first, before, limit + 1)
         return page(rows, limit, lambda row: str(row.record.request_id), show_own_usage)
 
+    @router.get("/usage/buckets")
+    async def buckets(
+        tenant_id: CallingTenant, own: Own, wanted: Annotated[WantedBuckets, Query()]
+    ) -> schemas.Page[UsageBucketAnswer]:
+        return await buckets_page(own.rollups, own.tenants, tenant_id, wanted)
+
     @router.get("/usage/{request_id}")
-    async def usage_of(tenant_id: CallingTenant, request_id: str) -> AccountUsageAnswer:
+    async def usage_of(own: Own, request_id: str) -> ExplainedAccountUsageAnswer:
         try:
-            posted = await reader.usage_of(read_request_id(request_id))
+            posted = await own.reader.usage_of(read_request_id(request_id))
         except Rejected as error:
             raise NotFound(f"no usage is posted for request {request_id[:80]!r}") from error
-        if posted.record.tenant_id != tenant_id:
-            raise NotFound(f"no usage is posted for request {request_id[:80]!r}")
-        return show_own_usage(posted)
+        shown = show_own_usage(posted).model_dump()
+        lines = rating_lines(posted, await own.prices.all())
+        return ExplainedAccountUsageAnswer(**shown, lines=lines)
+
+    return router
+
+
+def money_routes() -> APIRouter:
+    """GET /ledger and /payments, newest first."""
+    router = APIRouter(prefix=PREFIX, tags=["ledger"])
 
     @router.get("/ledger")
     async def ledger(
         tenant_id: CallingTenant,
+        own: Own,
         request_id: RequestFilter = None,
         limit: Limit = PAGE_DEFAULT,
         cursor: Cursor = None,
     ) -> schemas.Page[AccountTransferAnswer]:
         request = None if request_id is None else read_request_id(request_id)
         before = decode_id_cursor(cursor, LAST_ID)
-        rows = await reader.transfers(tenant_id, request, before, limit + 1)
-        return page(rows, limit, lambda row: str(row.transfer.transfer_id), show_own_transfer)
+        rows = await own.ledger.transfers(tenant_id, request, before, limit + 1)
+        return page(rows, limit, lambda row: str(row.transfer_id), show_own_transfer)
+
+    @router.get("/payments")
+    async def payments(
+        tenant_id: CallingTenant, own: Own, limit: Limit = PAGE_DEFAULT, cursor: Cursor = None
+    ) -> schemas.Page[PaymentAnswer]:
+        """Money paid in, paid back, and what was entered wrongly and taken back."""
+        before = decode_id_cursor(cursor, LAST_ID)
+        rows = await own.ledger.payments(tenant_id, before, limit + 1)
+        return page(rows, limit, lambda row: str(row.transfer_id), show_payment)
 
     return router
 
 
-def project_routes(projects: Projects) -> APIRouter:
-    """POST, GET /projects; GET, DELETE /projects/{id}."""
-    router = APIRouter(prefix=PREFIX, tags=["projects"])
+def statement_routes() -> APIRouter:
+    """GET /statements, /statements/{number} and its document."""
+    router = APIRouter(prefix=PREFIX, tags=["statements"])
 
-    @router.post("/projects", status_code=201)
-    async def create(
-        tenant_id: CallingTenant, wanted: tenancy_schemas.WantedProject
-    ) -> tenancy_schemas.ProjectAnswer:
-        return await create_project(projects, tenant_id, wanted)
-
-    @router.get("/projects")
+    @router.get("/statements")
     async def list_all(
-        tenant_id: CallingTenant, limit: Limit = PAGE_DEFAULT, cursor: Cursor = None
-    ) -> schemas.Page[tenancy_schemas.ProjectAnswer]:
-        return await projects_page(projects, tenant_id, limit, cursor)
+        tenant_id: CallingTenant, own: Own, limit: Limit = PAGE_DEFAULT, cursor: Cursor = None
+    ) -> schemas.Page[IssuedAnswer]:
+        return await statements_page(own.statements, tenant_id, limit, cursor)
 
-    @router.get("/projects/{project_id}")
-    async def get(tenant_id: CallingTenant, project_id: str) -> tenancy_schemas.ProjectAnswer:
-        return show_project(await projects.get(project_id, tenant_id))
+    @router.get("/statements/{number}")
+    async def get(own: Own, number: str) -> StatementAnswer:
+        return show_statement(await own.statements.get(number))
 
-    @router.delete("/projects/{project_id}")
-    async def archive(tenant_id: CallingTenant, project_id: str) -> tenancy_schemas.ProjectAnswer:
-        return show_project(await projects.archive(project_id, tenant_id))
+    @router.get("/statements/{number}/document", response_class=Response, responses=DOCUMENT)
+    async def document(own: Own, number: str, form: Format) -> Response:
+        return await answer_document(await own.statements.get(number), form)
 
     return router
 
@@ -156,49 +184,5 @@ def checkout_routes(tenants: Tenants, checkout: Checkout | None) -> APIRouter:
     @router.post("/checkouts", status_code=201)
     async def start(tenant_id: CallingTenant, wanted: WantedCheckout) -> CheckoutAnswer:
         return await start_checkout(checkout, tenants, tenant_id, wanted)
-
-    return router
-
-
-def key_routes(keys: Keys, projects: Projects, desk: KeyDesk) -> APIRouter:
-    """POST, GET /keys; GET, DELETE /keys/{id}; POST /keys/{id}/rotate."""
-    router = APIRouter(prefix=PREFIX, tags=["keys"])
-
-    @router.post("/keys", status_code=201)
-    async def create(tenant_id: CallingTenant, wanted: schemas.WantedKey) -> schemas.NewKeyAnswer:
-        return await create_for(desk, tenant_id, wanted)
-
-    @router.get("/keys")
-    async def list_all(
-        tenant_id: CallingTenant,
-        prefix: Prefix | None = None,
-        project_id: ProjectFilter = None,
-        limit: Limit = PAGE_DEFAULT,
-        cursor: Cursor = None,
-    ) -> schemas.Page[schemas.KeyAnswer]:
-        after = decode_cursor(cursor, "")
-        if project_id is not None:
-            await projects.get(project_id, tenant_id)
-        if prefix is None:
-            rows = await keys.of_tenant(tenant_id, limit + 1, after, project_id)
-        else:
-            found = await keys.by_prefix(prefix, tenant_id)
-            rows = [row for row in found if project_id in (None, row.key.project_id)]
-            rows = [row for row in rows if row.key.key_id > after][: limit + 1]
-        return page(rows, limit, lambda row: row.key.key_id, show_key)
-
-    @router.get("/keys/{key_id}")
-    async def get(tenant_id: CallingTenant, key_id: str) -> schemas.KeyAnswer:
-        return show_key(await keys.get(key_id, tenant_id))
-
-    @router.post("/keys/{key_id}/rotate")
-    async def rotate(
-        tenant_id: CallingTenant, key_id: str, wanted: schemas.WantedRotation
-    ) -> schemas.NewKeyAnswer:
-        return await rotate_for(desk, key_id, tenant_id, wanted)
-
-    @router.delete("/keys/{key_id}")
-    async def revoke(tenant_id: CallingTenant, key_id: str) -> schemas.ChangedKeyAnswer:
-        return show_change(await revoke_key(desk, key_id, tenant_id=tenant_id))
 
     return router

@@ -6,12 +6,12 @@ from datetime import datetime
 
 from pydantic import BaseModel
 
-from busbar_billing.adapters.http.schemas import PostingAnswer
-from busbar_billing.adapters.http.showing import moment, show_transfer
+from busbar_billing.adapters.http.schemas import PostingAnswer, RatingLine
+from busbar_billing.adapters.http.showing import moment, show_posting
+from busbar_billing.adapters.postgres.own_ledger import OwnTransfer
 from busbar_billing.adapters.postgres.reading import PostedUsage
 from busbar_billing.domain.ledger import TransferKind
 from busbar_billing.domain.usage import Outcome
-from busbar_billing.usecases.tenants import PostedTransfer
 
 
 class AccountUsageAnswer(BaseModel):
@@ -33,6 +33,23 @@ class AccountUsageAnswer(BaseModel):
     currency: str
     transfer_id: str
     voided: bool
+
+
+class ExplainedAccountUsageAnswer(AccountUsageAnswer):
+    """A billed request with the lines whose exact sum, rounded half-even, is its amount."""
+
+    lines: list[RatingLine]
+
+
+class PaymentAnswer(BaseModel):
+    """A payment, or what took one back: then the amount is negative."""
+
+    transfer_id: str
+    kind: TransferKind
+    reference: str
+    amount_nanos: int
+    currency: str
+    posted_at: datetime
 
 
 class AccountTransferAnswer(BaseModel):
@@ -69,18 +86,26 @@ def show_own_usage(posted: PostedUsage) -> AccountUsageAnswer:
     )
 
 
-def show_own_transfer(posted: PostedTransfer) -> AccountTransferAnswer:
-    """A transfer, as far as it touches accounts of the tenant that it belongs to."""
-    shown = show_transfer(posted)
+def show_own_transfer(transfer: OwnTransfer) -> AccountTransferAnswer:
+    """A transfer, as far as it touches accounts of the tenant."""
+    request_id = transfer.request_id
     return AccountTransferAnswer(
-        transfer_id=shown.transfer_id,
-        kind=shown.kind,
-        request_id=shown.request_id,
-        reason=shown.reason,
-        posted_at=shown.posted_at,
-        postings=[
-            line
-            for line in shown.postings
-            if line.tenant_id is not None and line.tenant_id == shown.tenant_id
-        ],
+        transfer_id=str(transfer.transfer_id),
+        kind=transfer.kind,
+        request_id=f"req_{request_id.hex}" if request_id else None,
+        reason=transfer.reason,
+        posted_at=transfer.posted_at,
+        postings=[show_posting(posting) for posting in transfer.postings],
+    )
+
+
+def show_payment(transfer: OwnTransfer) -> PaymentAnswer:
+    """A payment."""
+    return PaymentAnswer(
+        transfer_id=str(transfer.transfer_id),
+        kind=transfer.kind,
+        reference=transfer.reason,
+        amount_nanos=transfer.amount_nanos,
+        currency=transfer.postings[0].account.currency,
+        posted_at=transfer.posted_at,
     )

@@ -13,10 +13,12 @@ from busbar_billing.adapters.bus.events import Events
 from busbar_billing.adapters.bus.key_directory import KeyDirectory
 from busbar_billing.adapters.bus.policy_directory import PolicyDirectory
 from busbar_billing.adapters.bus.price_directory import PriceDirectoryBucket
-from busbar_billing.adapters.http import account, errors
+from busbar_billing.adapters.http import account, account_keys, errors
 from busbar_billing.adapters.http.account_gate import AccountGate
+from busbar_billing.adapters.http.account_view import opens_views
 from busbar_billing.adapters.http.adjustments import adjustment_routes
 from busbar_billing.adapters.http.energy import energy_routes
+from busbar_billing.adapters.http.invoicing import invoicing_routes
 from busbar_billing.adapters.http.keys import key_routes
 from busbar_billing.adapters.http.leakage import leakage_routes
 from busbar_billing.adapters.http.ledger import ledger_routes
@@ -33,7 +35,9 @@ from busbar_billing.adapters.http.tenants import tenant_routes
 from busbar_billing.adapters.http.usage import usage_routes
 from busbar_billing.adapters.postgres.adjustments import Adjustments
 from busbar_billing.adapters.postgres.budgets import Budgets
+from busbar_billing.adapters.postgres.database import Database
 from busbar_billing.adapters.postgres.energy import EnergyPrices
+from busbar_billing.adapters.postgres.invoicing import Invoicing
 from busbar_billing.adapters.postgres.journal import Journal
 from busbar_billing.adapters.postgres.keys import Keys
 from busbar_billing.adapters.postgres.leakage import Leakage
@@ -53,6 +57,7 @@ from busbar_billing.usecases.keys import KeyDesk
 class Parts:
     """What the routes work with."""
 
+    database: Database
     tenants: Tenants
     projects: Projects
     keys: Keys
@@ -69,6 +74,7 @@ class Parts:
     policies: PolicyDirectory
     directory: KeyDirectory
     statements: Statements
+    invoicing: Invoicing
     backlog: UsageStream
     price_directory: PriceDirectoryBucket
     events: Events
@@ -91,6 +97,7 @@ def admin_application(parts: Parts, operator_token: str, hmac_secret: bytes) -> 
     app.include_router(usage_routes(parts.rollups, parts.tenants))
     app.include_router(ledger_routes(parts.reader, parts.prices))
     app.include_router(statement_routes(parts.statements, parts.backlog))
+    app.include_router(invoicing_routes(parts.invoicing))
     app.include_router(price_routes(parts.prices, parts.tenants, parts.price_directory))
     app.include_router(energy_routes(parts.energy))
     app.include_router(leakage_routes(parts.leakage))
@@ -104,14 +111,17 @@ def account_application(parts: Parts, hmac_secret: bytes) -> ASGIApp:
     desk = KeyDesk(parts.keys, parts.directory, parts.events, hmac_secret)
     app = _application(
         "Busbar account",
-        "A tenant's own usage, balance, ledger, projects and API keys. Send an API key as a Bearer "
+        "A tenant's own usage, money, statements, projects and keys. Send an API key as a Bearer "
         "token: with scope read_usage or administer to read, with administer to change anything. "
         "Amounts are whole nanos (1e-9 of the currency).",
     )
-    app.include_router(account.tenant_routes(parts.tenants, parts.plans, parts.budgets))
-    app.include_router(account.money_routes(parts.reader))
-    app.include_router(account.project_routes(parts.projects))
-    app.include_router(account.key_routes(parts.keys, parts.projects, desk))
+    app.state.open_view = opens_views(parts.database, parts.journal, parts.prices)
+    app.include_router(account.tenant_routes(parts.invoicing))
+    app.include_router(account.usage_routes())
+    app.include_router(account.money_routes())
+    app.include_router(account.statement_routes())
+    app.include_router(account_keys.project_routes(parts.projects))
+    app.include_router(account_keys.key_routes(desk))
     app.include_router(account.checkout_routes(parts.tenants, parts.provider.checkout))
     gated = AccountGate(app, parts.keys, hmac_secret)
     return WebhooksBeside(gated, webhook_application(parts))

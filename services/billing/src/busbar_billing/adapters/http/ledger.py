@@ -19,7 +19,8 @@ from busbar_billing.adapters.http.paging import (
 )
 from busbar_billing.adapters.http.showing import show_line, show_transfer, show_usage
 from busbar_billing.adapters.postgres.prices import Prices
-from busbar_billing.adapters.postgres.reading import FIRST_ID, LAST_ID, Reader
+from busbar_billing.adapters.postgres.reading import FIRST_ID, LAST_ID, PostedUsage, Reader
+from busbar_billing.domain.prices import PriceBooks
 from busbar_billing.domain.rating import explain
 
 TenantFilter = Annotated[str | None, Query(pattern=schemas.NAME)]
@@ -47,12 +48,7 @@ def ledger_routes(reader: Reader, prices: Prices) -> APIRouter:
     @router.get("/usage/{request_id}")
     async def usage_of(request_id: str) -> schemas.ExplainedUsageAnswer:
         posted = await reader.usage_of(read_request_id(request_id))
-        book = (await prices.all()).version(posted.price_version)
-        listed = book.classes[posted.rated_class]
-        lines = [
-            show_line(line, listed[line.component])
-            for line in explain(posted.record, listed, posted.before)
-        ]
+        lines = rating_lines(posted, await prices.all())
         return schemas.ExplainedUsageAnswer(**show_usage(posted).model_dump(), lines=lines)
 
     @router.get("/ledger")
@@ -68,3 +64,12 @@ def ledger_routes(reader: Reader, prices: Prices) -> APIRouter:
         return page(rows, limit, lambda row: str(row.transfer.transfer_id), show_transfer)
 
     return router
+
+
+def rating_lines(posted: PostedUsage, books: PriceBooks) -> list[schemas.RatingLine]:
+    """Why a request cost what it cost."""
+    listed = books.version(posted.price_version).classes[posted.rated_class]
+    return [
+        show_line(line, listed[line.component])
+        for line in explain(posted.record, listed, posted.before)
+    ]

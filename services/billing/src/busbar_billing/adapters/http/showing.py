@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from busbar_billing.adapters.http import schemas
 from busbar_billing.adapters.postgres.reading import PostedUsage
 from busbar_billing.adapters.postgres.tenants import Balance
+from busbar_billing.domain.ledger import Posting
 from busbar_billing.domain.prices import Price, PriceBook
 from busbar_billing.domain.rating import Line
 from busbar_billing.usecases.keys import StoredKey
@@ -77,15 +78,17 @@ def show_transfer(posted: PostedTransfer) -> schemas.TransferAnswer:
         request_id=f"req_{transfer.request_id.hex}" if transfer.request_id else None,
         reason=transfer.reason,
         posted_at=posted.posted_at,
-        postings=[
-            schemas.PostingAnswer(
-                account=line.account.kind,
-                tenant_id=line.account.tenant_id,
-                amount_nanos=line.amount_nanos,
-                currency=line.account.currency,
-            )
-            for line in transfer.postings
-        ],
+        postings=[show_posting(posting) for posting in transfer.postings],
+    )
+
+
+def show_posting(posting: Posting) -> schemas.PostingAnswer:
+    """What was added to an account."""
+    return schemas.PostingAnswer(
+        account=posting.account.kind,
+        tenant_id=posting.account.tenant_id,
+        amount_nanos=posting.amount_nanos,
+        currency=posting.account.currency,
     )
 
 

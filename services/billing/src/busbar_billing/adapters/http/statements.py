@@ -49,7 +49,7 @@ _RENDERERS: dict[Form, tuple[Callable[[Issued], bytes], str, str]] = {
     Form.CSV: (render_csv, "text/csv; charset=utf-8", "csv"),
     Form.FOCUS: (render_focus, "text/csv; charset=utf-8", "focus.csv"),
 }
-_DOCUMENT: dict[int | str, dict[str, Any]] = {
+DOCUMENT: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The document.",
         "content": {
@@ -58,6 +58,9 @@ _DOCUMENT: dict[int | str, dict[str, Any]] = {
         },
     }
 }
+
+
+Format = Annotated[Form, Query(alias="format")]
 
 
 class WantedClose(schemas.Wanted):
@@ -133,16 +136,14 @@ def statement_routes(statements: Statements, backlog: UsageBacklog) -> APIRouter
         limit: Limit = PAGE_DEFAULT,
         cursor: Cursor = None,
     ) -> schemas.Page[IssuedAnswer]:
-        before = decode_cursor(cursor, "") or None
-        rows = await statements.page(tenant_id, limit + 1, before)
-        return page(rows, limit, lambda row: row.number, show_issued)
+        return await statements_page(statements, tenant_id, limit, cursor)
 
     @router.get("/statements/{number}")
     async def get(number: str) -> StatementAnswer:
         return show_statement(await statements.get(number))
 
-    @router.get("/statements/{number}/document", response_class=Response, responses=_DOCUMENT)
-    async def document(number: str, form: Annotated[Form, Query(alias="format")]) -> Response:
+    @router.get("/statements/{number}/document", response_class=Response, responses=DOCUMENT)
+    async def document(number: str, form: Format) -> Response:
         return await answer_document(await statements.get(number), form)
 
     @router.post(
@@ -162,6 +163,15 @@ def statement_routes(statements: Statements, backlog: UsageBacklog) -> APIRouter
         return show_issued(issued)
 
     return router
+
+
+async def statements_page(
+    statements: Statements, tenant_id: str | None, limit: int, cursor: str | None
+) -> schemas.Page[IssuedAnswer]:
+    """Statements and credit notes of a tenant, None: of all, the latest number first."""
+    before = decode_cursor(cursor, "") or None
+    rows = await statements.page(tenant_id, limit + 1, before)
+    return page(rows, limit, lambda row: row.number, show_issued)
 
 
 async def answer_document(issued: Issued, form: Form) -> Response:

@@ -7,13 +7,12 @@ from typing import Annotated
 
 from busbar_errors import Rejected
 from fastapi import APIRouter, Query
-from pydantic import AwareDatetime, BaseModel
+from pydantic import AwareDatetime, BaseModel, Field
 
 from busbar_billing.adapters.http import schemas
 from busbar_billing.adapters.http.paging import (
     PAGE_DEFAULT,
-    Cursor,
-    Limit,
+    PAGE_MAX,
     decode_cursor,
     page,
 )
@@ -21,7 +20,7 @@ from busbar_billing.adapters.postgres.rollups import After, Filters, Rollups, Us
 from busbar_billing.adapters.postgres.tenants import Tenants
 from busbar_billing.domain.rollups import Bucket, GroupBy, checked_window
 
-Name = Annotated[str | None, Query(max_length=200, pattern=r"^[^\x00]*$")]
+Name = Annotated[str | None, Field(max_length=200, pattern=r"^[^\x00]*$")]
 _NOT_OURS = "cursor is not one that this API gave"
 
 
@@ -43,35 +42,55 @@ class UsageBucketAnswer(BaseModel):
     currency: str
 
 
+class WantedBuckets(BaseModel):
+    """Which usage, how finely. A minute's buckets cover at most a day, an hour's 31 days, a day's
+    366 days."""
+
+    bucket: Bucket = Bucket.DAY
+    group_by: GroupBy = GroupBy.NOTHING
+    since: AwareDatetime | None = None
+    until: AwareDatetime | None = None
+    key_id: Name = None
+    project_id: Name = None
+    model: Name = None
+    limit: Annotated[int, Field(ge=1, le=PAGE_MAX)] = PAGE_DEFAULT
+    cursor: Annotated[str | None, Field(max_length=200)] = None
+
+
+class WantedTenantBuckets(WantedBuckets):
+    """Whose."""
+
+    tenant_id: Annotated[str, Field(pattern=schemas.NAME)]
+
+
 def usage_routes(rollups: Rollups, tenants: Tenants) -> APIRouter:
     """GET /usage/buckets; to be included before /usage/{request_id}."""
     router = APIRouter(prefix="/admin/v1", tags=["ledger"])
 
     @router.get("/usage/buckets")
     async def buckets(
-        *,
-        tenant_id: Annotated[str, Query(pattern=schemas.NAME)],
-        bucket: Bucket = Bucket.DAY,
-        group_by: GroupBy = GroupBy.NOTHING,
-        since: AwareDatetime | None = None,
-        until: AwareDatetime | None = None,
-        key_id: Name = None,
-        project_id: Name = None,
-        model: Name = None,
-        limit: Limit = PAGE_DEFAULT,
-        cursor: Cursor = None,
+        wanted: Annotated[WantedTenantBuckets, Query()],
     ) -> schemas.Page[UsageBucketAnswer]:
-        """A tenant's usage, oldest bucket first. A minute's buckets cover at most a day, an hour's
-        31 days, a day's 366 days."""
-        window = checked_window(bucket, since, until, datetime.now(UTC))
-        tenant = await tenants.get(tenant_id)
-        filters = Filters(key_id=key_id, project_id=project_id, deployment=model)
-        rows = await rollups.page(
-            tenant_id, window, group_by, filters, limit=limit + 1, after=_read_cursor(cursor)
-        )
-        return page(rows, limit, _cursor_of, lambda row: _show(row, group_by, tenant.currency))
+        """A tenant's usage, oldest bucket first."""
+        return await buckets_page(rollups, tenants, wanted.tenant_id, wanted)
 
     return router
+
+
+async def buckets_page(
+    rollups: Rollups, tenants: Tenants, tenant_id: str, wanted: WantedBuckets
+) -> schemas.Page[UsageBucketAnswer]:
+    """A page of a tenant's usage; raises NotFound when there is no such tenant."""
+    window = checked_window(wanted.bucket, wanted.since, wanted.until, datetime.now(UTC))
+    tenant = await tenants.get(tenant_id)
+    filters = Filters(wanted.key_id, wanted.project_id, wanted.model)
+    after = _read_cursor(wanted.cursor)
+    rows = await rollups.page(
+        tenant_id, window, wanted.group_by, filters, limit=wanted.limit + 1, after=after
+    )
+    return page(
+        rows, wanted.limit, _cursor_of, lambda row: _show(row, wanted.group_by, tenant.currency)
+    )
 
 
 def _cursor_of(row: UsageBucket) -> str:

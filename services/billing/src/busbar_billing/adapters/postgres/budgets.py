@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from busbar_billing.adapters.postgres.database import Connection, Database
+from busbar_billing.adapters.postgres.database import Connection, Connections
 from busbar_billing.adapters.postgres.plans import read_terms
 from busbar_billing.domain.plans import (
     ALERT_PERCENTS,
@@ -83,7 +83,7 @@ async def budget_left(connection: Connection, tenant_id: str) -> int | None:
 class Budgets:
     """Looks after budgets outside of any posting."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Connections) -> None:
         self._database = database
 
     async def of_tenant(self, tenant_id: str) -> Budget:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import asyncpg
 import structlog
@@ -50,6 +51,18 @@ def in_our_terms() -> Iterator[None]:
         raise Unavailable(f"the ledger database does not answer: {error!r}") from error
 
 
+class Connections(Protocol):
+    """Where adapters get connections: the service's, or what one tenant may see."""
+
+    def connection(self) -> AbstractAsyncContextManager[Connection]:
+        """A connection, outside of a transaction or in one that only reads."""
+        ...
+
+    def transaction(self) -> AbstractAsyncContextManager[Connection]:
+        """A connection inside a transaction, committed on a clean exit."""
+        ...
+
+
 class Database:
     """A pool that connects when it is needed, so that the service starts without a database."""
 
@@ -87,6 +100,10 @@ class Database:
             await connection.execute("SELECT set_config('busbar.tenant_id', $1, true)", tenant_id)
             yield connection
 
+    def seen_by(self, tenant_id: str) -> TenantView:
+        """What the tenant sees of it."""
+        return TenantView(self, tenant_id)
+
     async def ping(self) -> bool:
         """Whether the database answers and has our tables; kept in `reachable`."""
         try:
@@ -105,6 +122,22 @@ class Database:
         while not self.reachable and not await self.ping():
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _PROBE_PAUSE_MAX_S)
+
+
+class TenantView:
+    """Connections that see the rows of one tenant and change nothing; see Database.as_tenant."""
+
+    def __init__(self, database: Database, tenant_id: str) -> None:
+        self._database = database
+        self._tenant_id = tenant_id
+
+    def connection(self) -> AbstractAsyncContextManager[Connection]:
+        """A connection, in a transaction that only reads. Raises Unavailable."""
+        return self._database.as_tenant(self._tenant_id)
+
+    def transaction(self) -> AbstractAsyncContextManager[Connection]:
+        """As connection(): whoever wants to write is refused by the database."""
+        return self._database.as_tenant(self._tenant_id)
 
 
 @contextlib.asynccontextmanager

@@ -9,7 +9,7 @@ from datetime import datetime
 import asyncpg
 from busbar_errors import Conflict, NotFound, Rejected
 
-from busbar_billing.adapters.postgres.database import Connection, Database
+from busbar_billing.adapters.postgres.database import Connection, Connections
 from busbar_billing.adapters.postgres.prices import from_unix_ns, to_unix_ns
 from busbar_billing.domain.keys import KEYS_PER_TENANT_MAX, ApiKey, PreviousSecret, Scope
 from busbar_billing.domain.names import is_project_id, is_tenant_id
@@ -33,6 +33,17 @@ _COUNT = "SELECT count(*) FROM api_keys WHERE tenant_id = $1 AND revoked_at IS N
 _PROJECT_OPEN = """
     SELECT FROM projects WHERE project_id = $1 AND tenant_id = $2 AND archived_at IS NULL
 """
+# What people are shown. Digests are left out: who reads for a tenant may not know them.
+_SHOWN = """
+    SELECT
+        key_id, tenant_id, name, prefix, deployments, expires_at, created_at, revoked_at,
+        project_id, scopes, last_used_at, ''::bytea AS key_hmac,
+        CASE WHEN previous_until IS NOT NULL THEN ''::bytea END AS previous_hmac,
+        previous_prefix, previous_until
+    FROM api_keys
+"""
+_OF_ANY_OR_ONE = "WHERE key_id = $1 AND ($2::text IS NULL OR tenant_id = $2)"
+_SHOW_ONE = _SHOWN + _OF_ANY_OR_ONE
 _ONE = "SELECT * FROM api_keys WHERE key_id = $1 AND ($2::text IS NULL OR tenant_id = $2)"
 _REVOKE = """
     UPDATE api_keys SET revoked_at = coalesce(revoked_at, now())
@@ -46,16 +57,20 @@ _ROTATE = """
     WHERE key_id = $1
     RETURNING *
 """
-_OF_TENANT = """
-    SELECT * FROM api_keys
+_OF_TENANT = (
+    _SHOWN
+    + """
     WHERE tenant_id = $1 AND key_id > $2 AND ($4::text IS NULL OR project_id = $4)
     ORDER BY key_id LIMIT $3
 """
-_BY_PREFIX = """
-    SELECT * FROM api_keys
+)
+_BY_PREFIX = (
+    _SHOWN
+    + """
     WHERE (prefix = $1 OR previous_prefix = $1) AND ($2::text IS NULL OR tenant_id = $2)
     ORDER BY key_id LIMIT 100
 """
+)
 _BY_DIGEST = """
     SELECT * FROM api_keys
     WHERE (key_hmac = ANY($1::bytea[]) OR previous_hmac = ANY($1::bytea[]))
@@ -76,7 +91,7 @@ _NOTE_USE = """
 class Keys:
     """Where keys are kept. `tenant_id` given: keys of others are not there."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Connections) -> None:
         self._database = database
 
     async def add(self, key: ApiKey) -> StoredKey:
@@ -95,11 +110,11 @@ class Keys:
             return _read_key(row)
 
     async def get(self, key_id: str, tenant_id: str | None) -> StoredKey:
-        """Raise NotFound when there is none."""
+        """To be shown, like lists of keys, so without digests; raise NotFound."""
         row = None
         if _KEY_ID.fullmatch(key_id):
             async with self._database.connection() as connection:
-                row = await connection.fetchrow(_ONE, key_id, tenant_id)
+                row = await connection.fetchrow(_SHOW_ONE, key_id, tenant_id)
         return _read_key(_found(row, key_id))
 
     async def rotate(

@@ -8,7 +8,7 @@ from dataclasses import asdict
 import asyncpg
 from busbar_errors import Conflict, NotFound
 
-from busbar_billing.adapters.postgres.database import Connection, Database
+from busbar_billing.adapters.postgres.database import Connection, Connections
 from busbar_billing.domain.names import is_plan_id, is_tenant_id
 from busbar_billing.domain.plans import (
     NO_LIMITS,
@@ -95,7 +95,7 @@ _SUSPEND = """
 class Plans:
     """Where plans and terms are kept."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Connections) -> None:
         self._database = database
 
     async def put(self, plan: Plan) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncpg
 from busbar_errors import Conflict, NotFound, Rejected
 
-from busbar_billing.adapters.postgres.database import Database
+from busbar_billing.adapters.postgres.database import Connections
 from busbar_billing.domain.names import PROJECTS_PER_TENANT_MAX, is_project_id, is_tenant_id
 from busbar_billing.usecases.projects import Project
 
@@ -25,7 +25,7 @@ _ARCHIVE = """
 class Projects:
     """Where projects are kept. `tenant_id` given: projects of others are not there."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Connections) -> None:
         self._database = database
 
     async def add(self, project_id: str, tenant_id: str, name: str) -> Project:

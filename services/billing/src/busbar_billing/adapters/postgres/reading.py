@@ -10,7 +10,7 @@ from uuid import UUID
 import asyncpg
 from busbar_errors import NotFound
 
-from busbar_billing.adapters.postgres.database import Database
+from busbar_billing.adapters.postgres.database import Connections
 from busbar_billing.adapters.postgres.journal import TRANSFER_ROWS, read_transfers
 from busbar_billing.adapters.postgres.metering import read_before
 from busbar_billing.adapters.postgres.prices import to_unix_ns
@@ -69,7 +69,7 @@ class PostedUsage:
 class Reader:
     """Reads usage and the journal."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Connections) -> None:
         self._database = database
 
     async def usage(

@@ -7,7 +7,7 @@ from datetime import datetime
 
 import asyncpg
 
-from busbar_billing.adapters.postgres.database import Database
+from busbar_billing.adapters.postgres.database import Connections
 from busbar_billing.domain.rollups import GroupBy, Window
 
 _COLUMNS = {
@@ -73,7 +73,7 @@ class After:
 class Rollups:
     """Reads what the triggers of usage_records and transfers keep."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Connections) -> None:
         self._database = database
 
     async def page(

@@ -13,7 +13,7 @@ import asyncpg
 from busbar_errors import Conflict, NotFound, Unavailable
 
 from busbar_billing.adapters.postgres import statement_queries as sql
-from busbar_billing.adapters.postgres.database import Database
+from busbar_billing.adapters.postgres.database import Connections
 from busbar_billing.adapters.postgres.journal import Journal
 from busbar_billing.adapters.postgres.prices import Prices
 from busbar_billing.domain.ledger import (
@@ -49,7 +49,7 @@ _NOTHING_BEFORE = UUID(int=0)
 class Statements:
     """Where statements are kept."""
 
-    def __init__(self, database: Database, journal: Journal, prices: Prices) -> None:
+    def __init__(self, database: Connections, journal: Journal, prices: Prices) -> None:
         self._database = database
         self._journal = journal
         self._prices = prices

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import asyncpg
 from busbar_errors import Conflict, NotFound
 
-from busbar_billing.adapters.postgres.database import Database
+from busbar_billing.adapters.postgres.database import Connections
 from busbar_billing.adapters.postgres.journal import open_accounts
 from busbar_billing.adapters.postgres.prices import Prices
 from busbar_billing.domain.ledger import Account, AccountKind
@@ -55,7 +55,7 @@ _BALANCE = """
 class Tenants:
     """Where tenants are kept."""
 
-    def __init__(self, database: Database, prices: Prices) -> None:
+    def __init__(self, database: Connections, prices: Prices) -> None:
         self._database = database
         self._prices = prices
 
