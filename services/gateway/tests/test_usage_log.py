@@ -135,7 +135,6 @@ def a_call(platform: Platform, name: str, *, whole: bool = False) -> InferenceCa
         api="kserve.http.infer",
         received_unix_ns=0,
         deadline=asyncio.get_running_loop().time() + 10,
-        deadline_unix_ms=2**50,
         whole=whole,
     )
 

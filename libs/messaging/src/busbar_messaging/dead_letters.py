@@ -10,6 +10,7 @@ from nats.js.client import JetStreamContext
 
 from busbar_messaging.connection import publish_durably
 from busbar_messaging.topology import ConsumerSpec, dead_letter_subject
+from busbar_messaging.watching import unix_ns_of
 
 _GIVE_UP_AFTER = timedelta(seconds=15)
 
@@ -27,7 +28,7 @@ def stored_unix_ns(message: Msg) -> int:
     said = (message.headers or {}).get(STORED_AT, "")
     if said.isascii() and said.isdigit():
         return int(said)
-    return round(message.metadata.timestamp.timestamp() * 1_000_000) * 1_000
+    return unix_ns_of(message.metadata.timestamp)
 
 
 async def put_aside(

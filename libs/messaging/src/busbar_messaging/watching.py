@@ -12,7 +12,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 
 import structlog
 from nats.aio.client import Client
@@ -39,6 +40,8 @@ class Put:
     key: str
     value: bytes
     revision: int
+    stored_unix_ns: int = field(default=0, compare=False)
+    """When the server stored it, by its clock; 0 where that is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,4 +156,10 @@ def _record(message: Msg, bucket: str, known: set[str], fresh: set[str]) -> Chan
         return Deleted(key)
     known.add(key)
     fresh.add(key)
-    return Put(key, message.data, message.metadata.sequence.stream)
+    metadata = message.metadata
+    return Put(key, message.data, metadata.sequence.stream, unix_ns_of(metadata.timestamp))
+
+
+def unix_ns_of(moment: datetime) -> int:
+    """Nanoseconds since 1970, as exact as a datetime is: to the microsecond."""
+    return round(moment.timestamp() * 1_000_000) * 1_000

@@ -25,6 +25,7 @@ from nats.aio.client import Client
 from opentelemetry.trace import Tracer
 
 from busbar_gateway.adapters.bus import WorkBus
+from busbar_gateway.adapters.bus_clock import BusClock
 from busbar_gateway.adapters.commit_table import CommitTable
 from busbar_gateway.adapters.credit_leases import CreditDesk
 from busbar_gateway.adapters.grpc.catalogue import Catalogue
@@ -63,6 +64,7 @@ class Gateway:
     """The parts of a running gateway."""
 
     client: Client
+    clock: BusClock
     keys: KeyRing
     policies: PolicyTable
     routes: RouteTable
@@ -86,6 +88,8 @@ class Gateway:
         reasons = ["the gateway stops"] if self.stopping else list[str]()
         if not self.client.is_connected:
             reasons.append("the bus is away")
+        if not self.clock.measured:
+            reasons.append("the clock was not compared with the bus's yet")
         if not self.keys.read_once:
             reasons.append("the keys were not read yet")
         if not self.policies.read_once:
@@ -103,7 +107,8 @@ def build(settings: GatewaySettings, client: Client, metrics: Metrics) -> Gatewa
     tracer = configure_tracing("gateway", settings.otlp_endpoint)
     routes, policies = RouteTable(), PolicyTable()
     limiting = Limiting(policies.current)
-    gateways = Gateways(region, gateway_id, limiting)
+    clock = BusClock(observe=metrics.clock_ahead)
+    gateways = Gateways(region, gateway_id, limiting, clock)
     bus = WorkBus(client, gateway_id)
     admissions = Admissions(
         queue_max=settings.queue_max,
@@ -119,17 +124,14 @@ def build(settings: GatewaySettings, client: Client, metrics: Metrics) -> Gatewa
         region=region,
         current_route=routes.current,
         redispatched=metrics.redispatched,
+        unix_ns=clock.unix_ns,
     )
     usage = _usage_log(settings, client, metrics)
-    tracing = RequestTracing(
-        tracer,
-        ratio=settings.trace_sample_ratio,
-        slow_after_s=settings.trace_slow_after.total_seconds(),
-    )
+    tracing = _request_tracing(settings, tracer)
     run_id = uuid_utils.uuid7().hex
     prices = PriceTable()
     desk = CreditDesk(client, gateway_id=gateway_id, run_id=run_id)
-    credit = Credit(desk, lambda: prices.current)
+    credit = Credit(desk, lambda: prices.current, clock.unix_ns)
     heartbeat = Heartbeat(
         client,
         region=region,
@@ -138,10 +140,12 @@ def build(settings: GatewaySettings, client: Client, metrics: Metrics) -> Gatewa
         admissions=admissions,
         limiting=limiting,
         loads=metrics.loads,
+        clock=clock,
     )
     return Gateway(
         client=client,
-        keys=KeyRing(settings.key_hmac_secret.get_secret_value().encode()),
+        clock=clock,
+        keys=KeyRing(settings.key_hmac_secret.get_secret_value().encode(), clock.unix_s),
         policies=policies,
         routes=routes,
         gateways=gateways,
@@ -159,12 +163,18 @@ def build(settings: GatewaySettings, client: Client, metrics: Metrics) -> Gatewa
             gateway_id=gateway_id,
             run_id=run_id,
             is_gone=gateways.is_gone,
+            unix_s=clock.unix_s,
         ),
         collaborators=Collaborators(
-            limiting, admissions, dispatcher, usage, credit, tracing, metrics
+            limiting, admissions, dispatcher, usage, credit, tracing, metrics, unix_ns=clock.unix_ns
         ),
         tracer=tracer,
     )
+
+
+def _request_tracing(settings: GatewaySettings, tracer: Tracer) -> RequestTracing:
+    slow_after_s = settings.trace_slow_after.total_seconds()
+    return RequestTracing(tracer, ratio=settings.trace_sample_ratio, slow_after_s=slow_after_s)
 
 
 def _usage_log(settings: GatewaySettings, client: Client, metrics: Metrics) -> UsageLog:

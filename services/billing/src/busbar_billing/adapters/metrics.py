@@ -10,6 +10,10 @@ VOIDS_POSTED = Counter("busbar_billing_voids_posted", "Charges taken back")
 UNPRICED = Counter(
     "busbar_billing_unpriced_records", "Records rated by the fallback class", ["deployment"]
 )
+CLOCK_CORRECTED = Counter(
+    "busbar_billing_clock_corrected",
+    "Records of gateways whose clock was off, moved to when their stream stored them",
+)
 DEAD_LETTERS = Counter("busbar_billing_dead_letters", "Messages given up", ["consumer"])
 RETRIES = Counter("busbar_billing_retries", "Messages handed back for a later try", ["consumer"])
 MEASURED = Counter("busbar_billing_measured_records", "Measured work stored")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from uuid import UUID
 
@@ -12,6 +12,10 @@ from busbar_errors import Rejected
 TOKENS_MAX = 10**9
 BYTES_MAX = 2**40
 COMPUTE_US_MAX = 7 * 24 * 3600 * 10**6
+CLOCK_AHEAD_MAX_NS = 60 * 10**9
+"""Nothing is stored before it is finished: beyond the usual, the gateway's clock is ahead."""
+CLOCK_BEHIND_MAX_NS = 15 * 60 * 10**9
+"""A record may wait this long for a bus that was away; beyond it, the clock is behind."""
 UNIX_NS_MIN = 1_577_836_800 * 10**9  # 2020-01-01
 UNIX_NS_MAX = 4_102_444_800 * 10**9  # 2100-01-01
 TEXT_MAX = 200
@@ -101,6 +105,22 @@ def _check_texts(record: UsageRecord) -> None:
     ):
         if len(text) > TEXT_MAX or "\x00" in text:
             raise Rejected(f"a name is longer than {TEXT_MAX} or holds NUL: {text[:40]!r}")
+
+
+def by_the_stream_clock(record: UsageRecord, stored_unix_ns: int) -> UsageRecord:
+    """The record, its times moved to when its stream stored it if they cannot be right.
+
+    A gateway finishes a record and commits it at once, so the time at which the
+    stream stored it, by the server's clock, says how far the gateway's is off.
+    """
+    ahead_ns = record.finished_unix_ns - stored_unix_ns
+    if -CLOCK_BEHIND_MAX_NS <= ahead_ns <= CLOCK_AHEAD_MAX_NS:
+        return record
+    return replace(
+        record,
+        admitted_unix_ns=record.admitted_unix_ns - ahead_ns,
+        finished_unix_ns=record.finished_unix_ns - ahead_ns,
+    )
 
 
 def first_of_each(records: Iterable[UsageRecord]) -> list[UsageRecord]:

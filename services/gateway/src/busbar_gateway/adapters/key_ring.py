@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import structlog
@@ -35,8 +36,9 @@ class _Known:
 class KeyRing:
     """All keys that are valid now. Keeps serving from memory while the bus is away."""
 
-    def __init__(self, secret: bytes) -> None:
+    def __init__(self, secret: bytes, unix_s: Callable[[], float] = time.time) -> None:
         self._secret = secret
+        self._unix_s = unix_s
         self._known: dict[bytes, _Known] = {}
         self._recent: dict[str, _Known] = {}
         self.read_once = False
@@ -47,7 +49,7 @@ class KeyRing:
         known = self._recent.get(authorization or "")
         if known is None:
             known = self._look_up(authorization)
-        if known.expires_unix_s and time.time() >= known.expires_unix_s:
+        if known.expires_unix_s and self._unix_s() >= known.expires_unix_s:
             raise Unauthenticated("this API key has expired")
         if not known.may_serve:
             raise Forbidden("this API key may not call models: it lacks the scope serve")

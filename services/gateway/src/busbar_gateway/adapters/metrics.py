@@ -50,6 +50,9 @@ class Metrics:
         self._queued = Gauge(
             "busbar_gateway_queued", "Requests waiting for a slot.", ["deployment"]
         )
+        self._clock = Gauge(
+            "busbar_gateway_clock_ahead_seconds", "How far this host's clock is ahead of the bus's."
+        )
         queue = Histogram(
             "busbar_gateway_queue_seconds",
             "How long admitted requests waited for their turn, by priority band.",
@@ -107,6 +110,10 @@ class Metrics:
         """Count a batch of usage records."""
         self._commit.observe(took_s)
         self._committed.inc(records)
+
+    def clock_ahead(self, seconds: float) -> None:
+        """Show how far this host's clock is ahead of the bus's."""
+        self._clock.set(seconds)
 
     def depth(self, deployment: str, lane: Lane) -> None:
         """Show what a deployment has out and waiting."""

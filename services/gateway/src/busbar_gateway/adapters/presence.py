@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
+from busbar_gateway.adapters.bus_clock import BusClock
 from busbar_gateway.domain.limits import Demand
 from busbar_gateway.usecases.admitting import Admissions
 from busbar_gateway.usecases.limiting import Limiting
@@ -20,15 +21,17 @@ from busbar_gateway.usecases.loads import Load
 
 log = structlog.get_logger()
 
-_CLOCKS_APART_S = 30.0
+_NS_PER_S = 1_000_000_000
+_STALE_S = 30.0
 """An entry older than this is what a gateway left behind, not a sign of life."""
 
 
 class Gateways:
     """The gateways of this region, by their heartbeats."""
 
-    def __init__(self, region: str, gateway_id: str, limiting: Limiting) -> None:
+    def __init__(self, region: str, gateway_id: str, limiting: Limiting, clock: BusClock) -> None:
         self._limiting = limiting
+        self._clock = clock
         self._region = region
         self._own = gateway_id
         self._heard: dict[str, float] = {}
@@ -66,14 +69,15 @@ class Gateways:
         except DecodeError:
             log.warning("unreadable gateway status", gateway=put.key)
             return
-        age_s = abs(time.time() - status.reported_unix_ms / 1000)
-        if age_s < _CLOCKS_APART_S:
-            self._runs[put.key] = (status.run_id, time.monotonic())
+        if put.key == self._own:
+            self._clock.echoed(status.reported_unix_ms, put.stored_unix_ns)
+        if abs(self._clock.unix_ns() - put.stored_unix_ns) > _STALE_S * _NS_PER_S:
+            return
+        self._runs[put.key] = (status.run_id, time.monotonic())
         if put.key == self._own:
             return
-        if age_s < _CLOCKS_APART_S:
-            self._limiting.heard(put.key, _demands(status))
-        if status.region == self._region and age_s < _CLOCKS_APART_S:
+        self._limiting.heard(put.key, _demands(status))
+        if status.region == self._region:
             self._heard[put.key] = time.monotonic()
 
 
@@ -90,6 +94,7 @@ class Heartbeat:
         admissions: Admissions,
         limiting: Limiting,
         loads: dict[str, Load],
+        clock: BusClock,
     ) -> None:
         self._client = client
         self._region = region
@@ -98,12 +103,15 @@ class Heartbeat:
         self._admissions = admissions
         self._limiting = limiting
         self._loads = loads
+        self._clock = clock
         self._subject = f"$KV.{topology.GATEWAYS.name}.{gateway_id}"
 
     async def run(self) -> None:
         """Beat for ever; a bus that is away is no reason to stop."""
         while True:
-            await self._publish(self._status().SerializeToString())
+            status = self._status()
+            self._clock.sent(status.reported_unix_ms)
+            await self._publish(status.SerializeToString())
             await asyncio.sleep(topology.HEARTBEAT_INTERVAL.total_seconds())
 
     async def withdraw(self) -> None:
@@ -123,7 +131,7 @@ class Heartbeat:
             gateway_id=self._gateway_id,
             region=self._region,
             run_id=self._run_id,
-            reported_unix_ms=time.time_ns() // 1_000_000,
+            reported_unix_ms=self._clock.unix_ns() // 1_000_000,
             loads=[self._load(name) for name in sorted(self._names())],
             demands=self._demands(),
         )

@@ -26,7 +26,6 @@ class InferenceCall:
     """When the edge had the request; the root span starts here."""
     deadline: float
     """On the event loop's clock, which is time.monotonic; it may be noticed a tick late."""
-    deadline_unix_ms: int
     output_tokens_max: int = 0
     """The most tokens that the customer lets the model make; 0 when it did not say."""
     traceparent: str = ""

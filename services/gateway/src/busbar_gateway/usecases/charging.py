@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -74,10 +73,11 @@ def usage_record(
     *,
     outcome: UsageOutcome.ValueType,
     admitted_unix_ns: int,
+    finished_unix_ns: int,
     traceparent: str,
     lease_id: bytes,
 ) -> UsageRecord:
-    """Write the record of what was delivered; it is finished now."""
+    """Write the record of what was delivered."""
     return UsageRecord(
         request_id=call.request_id,
         tenant_id=call.caller.tenant_id,
@@ -88,7 +88,7 @@ def usage_record(
         api=call.api,
         outcome=outcome,
         admitted_unix_ns=admitted_unix_ns,
-        finished_unix_ns=time.time_ns(),
+        finished_unix_ns=finished_unix_ns,
         input_tokens=delivered.input_tokens,
         output_tokens=delivered.output_tokens,
         request_bytes=call.request_bytes or len(call.payload),

@@ -70,7 +70,13 @@ class _Waiter:
 class Credit:
     """All tenants' money at this gateway. `run` must be running."""
 
-    def __init__(self, lender: Lender, prices: Callable[[], PriceList]) -> None:
+    def __init__(
+        self,
+        lender: Lender,
+        prices: Callable[[], PriceList],
+        unix_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self._unix_ns = unix_ns
         self._lender = lender
         self._prices = prices
         self._wallets: dict[str, Wallet] = {}
@@ -305,7 +311,7 @@ class Credit:
         if manifest.task == "chat":
             most = manifest.max_output_tokens or _GUESSED_OUTPUT_TOKENS
             output_tokens = min(most, _GUESSED_OUTPUT_TOKENS)
-        rates = self._rates(call, time.time_ns())
+        rates = self._rates(call, self._unix_ns())
         payload_bytes = 2 * request_bytes + _GUESSED_RESPONSE_BYTES
         return rates.cost_nanos(input_tokens, output_tokens, payload_bytes, _GUESSED_COMPUTE_US)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from time import monotonic
+from time import monotonic, time_ns
 from typing import Protocol
 
 import structlog
@@ -76,12 +76,14 @@ class Dispatcher:
         region: str,
         current_route: Callable[[str], Route | None],
         redispatched: Callable[[str, str], None],
+        unix_ns: Callable[[], int] = time_ns,
     ) -> None:
         self._bus = bus
         self._reply_subject = reply_subject
         self._region = region
         self._current_route = current_route
         self._redispatched = redispatched
+        self._unix_ns = unix_ns
         self._loop = asyncio.get_running_loop()
         self._in_flight: dict[str, int] = {}
         self._recent_cancels: dict[tuple[bytes, int], float] = {}
@@ -127,7 +129,7 @@ class Dispatcher:
             attempt=attempt,
             tenant_id=call.caller.tenant_id,
             deployment=route.deployment,
-            deadline_unix_ms=call.deadline_unix_ms,
+            deadline_unix_ms=self._unix_ns() // 1_000_000 + round((call.deadline - now) * 1000),
             reply_subject=self._reply_subject,
             traceparent=traceparent,
             stream=pending.streamed,

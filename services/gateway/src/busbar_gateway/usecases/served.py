@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -55,6 +56,8 @@ class Collaborators:
     observer: Observer
     stopping: bool = False
     """True once the gateway is told to stop: who is cut off then did not leave."""
+    unix_ns: Callable[[], int] = time.time_ns
+    """The time that records say; traces keep our own."""
 
 
 class Served:
@@ -85,7 +88,7 @@ class Served:
         ticket = self._ticket = await self._admit()
         self._queued_s = ticket.started - ticket.arrived
         with_.observer.admitted(ticket.band, self._queued_s)
-        self._admitted_unix_ns = time.time_ns()
+        self._admitted_unix_ns = with_.unix_ns()
         self._dispatch = with_.dispatcher.open(self.call, streamed=streamed)
         if self._trace is None:
             self._dispatch.send(None, "")
@@ -231,6 +234,7 @@ class Served:
             self.delivered,
             outcome=outcome,
             admitted_unix_ns=self._admitted_unix_ns,
+            finished_unix_ns=self.collaborators.unix_ns(),
             traceparent=traceparent,
             lease_id=b"" if self._money is None else self._money.lease.lease_id,
         )

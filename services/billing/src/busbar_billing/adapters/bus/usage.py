@@ -10,6 +10,7 @@ from uuid import UUID
 import structlog
 from busbar_contracts.gateway.v1 import usage_pb2
 from busbar_errors import Rejected
+from busbar_messaging.dead_letters import stored_unix_ns
 from busbar_messaging.dispositions import decode
 from busbar_observability.tracing import record_span
 from nats.aio.msg import Msg
@@ -17,7 +18,7 @@ from opentelemetry.trace import SpanKind, Tracer
 
 from busbar_billing.adapters import metrics
 from busbar_billing.adapters.bus.consuming import Refusal
-from busbar_billing.domain.usage import Outcome, UsageRecord, UsageVoid
+from busbar_billing.domain.usage import Outcome, UsageRecord, UsageVoid, by_the_stream_clock
 from busbar_billing.usecases.post_usage import (
     PostingReport,
     RatedRecord,
@@ -131,14 +132,21 @@ class Inbox:
 
     def add(self, message: Msg, batch: usage_pb2.UsageRecorded) -> None:
         """Take what can be read of a message."""
+        stored = stored_unix_ns(message)
+        moved = 0
         for record in batch.records:
             try:
                 read = read_record(record, batch.gateway_id)
             except Rejected as error:
                 self._refuse(message, _alone(batch.gateway_id, record), error.reason)
             else:
-                self.records.append(read)
+                timed = by_the_stream_clock(read, stored)
+                moved += timed is not read
+                self.records.append(timed)
                 self._origins.setdefault(read.request_id, (message, batch.gateway_id, record))
+        if moved:
+            metrics.CLOCK_CORRECTED.inc(moved)
+            log.warning("gateway's clock off", gateway=batch.gateway_id[:_REASON_MAX], moved=moved)
         for void in batch.voids:
             try:
                 self.voids.append(read_void(void))

@@ -188,7 +188,6 @@ class Inference:
             api=f"kserve.grpc.{api}",
             received_unix_ns=now,
             deadline=time.monotonic() + timeout_s,
-            deadline_unix_ms=now // 1_000_000 + round(timeout_s * 1000),
             traceparent=text_of(metadata, "traceparent") or "",
             request_bytes=len(payload),
             as_asked=as_asked,

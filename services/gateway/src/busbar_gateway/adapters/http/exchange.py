@@ -141,7 +141,6 @@ class Exchange:
             api=api,
             received_unix_ns=self.received_unix_ns,
             deadline=self.received_monotonic + timeout_s,
-            deadline_unix_ms=self.received_unix_ns // 1_000_000 + round(timeout_s * 1000),
             traceparent=self.traceparent,
             whole=whole or self.recorded,
             output_tokens_max=output_tokens_max,

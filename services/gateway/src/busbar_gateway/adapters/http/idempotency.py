@@ -155,8 +155,10 @@ class Idempotency:
         gateway_id: str,
         run_id: str,
         is_gone: Callable[[str, str], bool],
+        unix_s: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
+        self._unix_s = unix_s
         self._gateway_id = gateway_id
         self._run_id = run_id
         self._is_gone = is_gone
@@ -222,7 +224,7 @@ class Idempotency:
         while True:
             found = await self._store.find(request.name)
             step = next_step(
-                found and found.entry, request.recording.fingerprint, time.time(), self._is_gone
+                found and found.entry, request.recording.fingerprint, self._unix_s(), self._is_gone
             )
             if step is Step.CONFLICT:
                 raise _reused()
@@ -250,7 +252,7 @@ class Idempotency:
             self._gateway_id,
             self._run_id,
             request.exchange.request_id,
-            time.time() + limits.generation_timeout_s + _DEADLINE_MARGIN_S,
+            self._unix_s() + limits.generation_timeout_s + _DEADLINE_MARGIN_S,
         )
 
 
