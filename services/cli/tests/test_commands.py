@@ -139,6 +139,8 @@ def test_credit_prices_and_a_corrected_top_up(busbar: Busbar, tmp_path: Path) ->
     assert busbar("balance", "priced").out == "$1.25\n"
     assert "for priced" in book
     assert "a kWh at r1/s1 costs $0.12" in energy
+    assert "$0.12" in busbar("price", "energy", "r1/s1").out
+    assert busbar("price", "energy", "r9/s9", "--json").json == {"items": []}
     assert [(one["tenant_id"], one["in_force"]) for one in listed] == [("priced", True)]
     assert [line.split()[2] for line in shown.splitlines() if "input_token" in line] == [
         "0",
@@ -155,6 +157,7 @@ def test_projects_keys_and_plans(busbar: Busbar) -> None:
     until = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
     rotated = busbar("key", "rotate", key["key_id"], "--old-valid-until", until, "--json").json
     found = busbar("key", "find", key["key"], "--json").json["items"]
+    one = busbar("key", "show", key["key_id"]).out
     held = busbar("project", "archive", project["project_id"])
     limits = ["--requests-per-minute", "60", "--budget", "12.5", "--band", "batch"]
     plan = busbar("plan", "set", "small", *limits, "--json").json
@@ -169,6 +172,8 @@ def test_projects_keys_and_plans(busbar: Busbar) -> None:
     assert rotated["key"] != key["key"]
     assert [one["key_id"] for one in found] == [key["key_id"]]
     assert found[0]["scopes"] == ["serve", "read_usage"]
+    assert f"{key['prefix']} until" in one
+    assert "open" in busbar("project", "show", project["project_id"]).out
     assert found[0]["project_id"] == project["project_id"]
     assert (held.status, used.status) == (1, 1)
     assert "revoke them first" in held.err
@@ -178,6 +183,41 @@ def test_projects_keys_and_plans(busbar: Busbar) -> None:
     assert "$12.50 hard" in shown
     assert busbar("plan", "delete", "small", "--json").json == {"deleted": "small"}
     assert "none" in busbar("plan", "list").out
+
+
+def test_who_issues_statements_and_to_whom(busbar: Busbar) -> None:
+    busbar("tenant", "create", "Invoiced", "--tenant-id", "invoiced")
+    tax = ("--tax", "VAT", "--tax-percent", "7.7")
+    issuer = ("--name", "Nord GmbH", "--number-prefix", "NORD", "--address", "Hafen 1")
+    made = busbar("entity", "set", "nord", *issuer, *tax, "--json").json
+    moved = busbar("entity", "set", "nord", "--name", "N", "--number-prefix", "SUED")
+    before = busbar("tenant", "details", "invoiced", "--json").json
+    to = ("--address", "Main St 1", "--address", "Fargo", "--entity", "nord")
+    after = busbar("tenant", "details", "Invoiced", *to, "--json").json
+
+    assert made["tax"] == {"name": "VAT", "ppm": 77_000, "note": ""}
+    assert moved.status == 1
+    assert (before["name"], before["entity_id"]) == ("Invoiced", "default")
+    assert after == {**before, "address": ["Main St 1", "Fargo"], "entity_id": "nord"}
+    assert "VAT 7.7 %" in busbar("entity", "list").out
+    assert "Hafen 1" in busbar("entity", "show", "nord").out
+    assert "Fargo" in busbar("tenant", "details", "invoiced").out
+    assert busbar("entity", "show", "nobody").status == 3
+    assert busbar("entity", "set", "nord", *issuer, "--tax-percent", "a lot").status == 2
+
+
+def test_usage_is_added_up_and_payments_are_told(busbar: Busbar) -> None:
+    busbar("tenant", "create", "Counted", "--tenant-id", "counted")
+    pages = ("--success-url", "https://a.example/", "--cancel-url", "https://a.example/")
+
+    assert busbar("usage", "--tenant", "counted", "--bucket", "hour", "--json").json == {
+        "items": []
+    }
+    assert "no usage" in busbar("usage", "--tenant", "counted", "--by", "model").out
+    assert busbar("usage", "--by", "model").status == 2
+    assert busbar("usage", "--tenant", "counted", "--bucket", "week").status == 2
+    assert busbar("payment", "events", "--json").json == {"items": []}
+    assert "BUSBAR_STRIPE_API_KEY" in busbar("payment", "checkout", "counted", "5", *pages).err
 
 
 def test_a_model_is_pushed_once_and_deployed(busbar: Busbar, model: Path, tmp_path: Path) -> None:

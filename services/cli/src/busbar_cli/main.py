@@ -10,8 +10,10 @@ from cyclopts import App, CycloptsError
 from busbar_cli.commands import (
     adjustments,
     deployments,
+    invoicing,
     keys,
     models,
+    payments,
     plans,
     prices,
     projects,
@@ -33,7 +35,10 @@ app = App(
     help_epilogue=EXIT_HELP,
     version_flags=[],
 )
-for _noun in (tenants, projects, keys, plans, models, statements, deployments, prices):
+for _noun in (
+    *(tenants, projects, keys, plans, models, deployments, prices),
+    *(statements, invoicing, payments),
+):
     app.command(_noun.app)
 # Loaded when it is asked for: the bus client doubles the time to start.
 app.command(

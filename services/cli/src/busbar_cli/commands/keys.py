@@ -88,6 +88,30 @@ def find(prefix: str, *, output: Output = DEFAULT) -> None:
 
 
 @app.command
+def show(key_id: str, *, output: Output = DEFAULT) -> None:
+    """Show a key, without the key itself."""
+    _check_key_id(key_id)
+    found = Api("billing").get(f"/admin/v1/keys/{key_id}")
+    before = found["previous_secret"]
+    rows = [
+        ["id", found["key_id"]],
+        ["tenant", found["tenant_id"]],
+        ["project", found["project_id"] or "default"],
+        ["name", found["name"]],
+        ["prefix", found["prefix"]],
+        ["scopes", ", ".join(found["scopes"])],
+        ["deployments", ", ".join(found["deployments"]) or "all"],
+        ["expires", show_moment(found["expires_at"]) or "never"],
+        ["revoked", show_moment(found["revoked_at"]) or "no"],
+        ["last used", show_moment(found["last_used_at"]) or "never"],
+        ["before it", f"{before['prefix']} until {show_moment(before['valid_until'])}"]
+        if before
+        else ["before it", "none"],
+    ]
+    output.print(found, table(["", ""], rows))
+
+
+@app.command
 def rotate(key_id: str, *, old_valid_until: str | None = None, output: Output = DEFAULT) -> None:
     """Give a key a new secret; it is shown this once.
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 from cyclopts import App
 
 from busbar_cli.amounts import show_amount
 from busbar_cli.api import Api, Json
 from busbar_cli.commands.tenants import TENANTS, find_tenant
+from busbar_cli.failures import CommandError, Exit
 from busbar_cli.output import DEFAULT, HowMany, Output, show_moment, show_node, table
 
 usage_app = App(name="usage", help="Billed requests: list them, explain the charge of one.")
@@ -21,10 +23,12 @@ def usage(
     tenant: str | None = None,
     since: str | None = None,
     until: str | None = None,
+    bucket: Literal["minute", "hour", "day"] | None = None,
+    by: Literal["key", "model", "project"] | None = None,
     limit: HowMany = 50,
     output: Output = DEFAULT,
 ) -> None:
-    """List billed requests, newest first, or explain the charge of one.
+    """List billed requests, newest first, or explain the charge of one, or add a tenant's up.
 
     Parameters
     ----------
@@ -36,11 +40,29 @@ def usage(
         RFC 3339 time with zone.
     until
         RFC 3339 time with zone.
+    bucket
+        Add a tenant's usage up in buckets of this length, oldest first; minutes of at most a day at
+        once, hours of 31 days, days of 366 days.
+    by
+        Tell buckets apart by this; days when no bucket is given.
     limit
         How many at most.
     """
     if request_id is not None:
         explain(request_id, output=output)
+        return
+    if bucket is not None or by is not None:
+        if tenant is None:
+            raise CommandError("usage is added up for one --tenant", Exit.USAGE)
+        _buckets(
+            limit,
+            output,
+            tenant_id=find_tenant(tenant)["tenant_id"],
+            bucket=bucket or "day",
+            group_by=by or "nothing",
+            since=since,
+            until=until,
+        )
         return
     tenant_id = find_tenant(tenant)["tenant_id"] if tenant else None
     query = {"tenant_id": tenant_id, "since": since, "until": until}
@@ -61,6 +83,24 @@ def usage(
     ]
     columns = ["TIME", "REQUEST", "TENANT", "DEPLOYMENT", "API", "IN>", "OUT>", "OUTCOME", "COST>"]
     output.print({"items": records}, table(columns, rows, empty="no billed requests"))
+
+
+def _buckets(limit: int, output: Output, **query: str | None) -> None:
+    found = list(Api("billing").pages("/admin/v1/usage/buckets", limit, **query))
+    rows = [
+        [
+            show_moment(one["bucket_at"]),
+            one["group"] or ("default" if query["group_by"] == "project" else ""),
+            one["requests"],
+            one["input_tokens"],
+            one["output_tokens"],
+            show_amount(one["amount_nanos"], one["currency"]),
+        ]
+        for one in found
+    ]
+    group = "" if query["group_by"] == "nothing" else str(query["group_by"]).upper()
+    columns = ["FROM", group, "REQUESTS>", "IN>", "OUT>", "COST>"]
+    output.print({"items": found}, table(columns, rows, empty="no usage in that time"))
 
 
 def balance(tenant: str, *, output: Output = DEFAULT) -> None:

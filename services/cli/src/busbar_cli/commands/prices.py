@@ -17,6 +17,8 @@ from busbar_cli.output import DEFAULT, Output, show_moment, table
 app = App(name="price", help="The price book: list versions, show one, publish the next.")
 
 _PRICES = "/admin/v1/prices"
+_ENERGY_PRICES = "/admin/v1/energy-prices"
+_ENERGY_PRICES_SHOWN = 1_000
 _FILE_BYTES_MAX = 1024 * 1024
 
 
@@ -136,33 +138,54 @@ def publish(
 
 @app.command
 def energy(
-    site: str,
-    amount: str,
+    site: str | None = None,
+    amount: str | None = None,
     *,
     currency: str = "USD",
     since: str | None = None,
     output: Output = DEFAULT,
 ) -> None:
-    """Set what a kilowatt-hour costs at a site; measured work is booked at that price.
+    """Set what a kilowatt-hour costs at a site, or list what was set, newest first.
+
+    Measured work is booked at that price.
 
     Parameters
     ----------
     site
         region/site.
     amount
-        For a kilowatt-hour, such as 0.12; below zero when we are paid to take it.
+        For a kilowatt-hour, such as 0.12; below zero when we are paid to take it. Without it:
+        list.
     currency
         Of the amount.
     since
         RFC 3339 time with zone from which it holds; now when not given.
     """
+    if site is None or amount is None:
+        _list_energy(site, output)
+        return
     body: Json = {"site": site, "kwh_nanos": read_amount(amount), "currency": currency}
     if since is not None:
         body["effective_from"] = since
-    price = Api("billing").post("/admin/v1/energy-prices", body)
+    price = Api("billing").post(_ENERGY_PRICES, body)
     shown = show_amount(price["kwh_nanos"], price["currency"])
     begins = show_moment(price["effective_from"])
     output.print(price, f"a kWh at {price['site']} costs {shown} from {begins}")
+
+
+def _list_energy(site: str | None, output: Output) -> None:
+    listed = Api("billing").get(_ENERGY_PRICES, limit=_ENERGY_PRICES_SHOWN)["items"]
+    found = [one for one in listed if site in {None, one["site"]}]
+    rows = [
+        [
+            one["site"],
+            show_moment(one["effective_from"]),
+            show_amount(one["kwh_nanos"], one["currency"]),
+        ]
+        for one in found
+    ]
+    columns = ["SITE", "FROM", "A KWH>"]
+    output.print({"items": found}, table(columns, rows, empty="no energy prices"))
 
 
 def _read(file: Path) -> dict[str, Any]:

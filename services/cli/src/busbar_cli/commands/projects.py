@@ -45,6 +45,21 @@ def list_(tenant: str, *, limit: HowMany = 1000, output: Output = DEFAULT) -> No
 
 
 @app.command
+def show(project_id: str, *, output: Output = DEFAULT) -> None:
+    """Show a project."""
+    found = Api("billing").get(f"/admin/v1/projects/{project_id}")
+    state = f"archived {show_moment(found['archived_at'])}" if found["archived_at"] else "open"
+    rows = [
+        ["id", found["project_id"]],
+        ["tenant", found["tenant_id"]],
+        ["name", found["name"]],
+        ["state", state],
+        ["created", show_moment(found["created_at"])],
+    ]
+    output.print(found, table(["", ""], rows))
+
+
+@app.command
 def archive(project_id: str, *, output: Output = DEFAULT) -> None:
     """Archive a project without keys; no key can be added to it any more."""
     archived = Api("billing").delete(f"/admin/v1/projects/{project_id}")
