@@ -23,6 +23,7 @@ from nats.aio.client import Client
 from uuid_utils.compat import uuid7
 
 from busbar_billing.adapters import metrics
+from busbar_billing.adapters.auditor import Auditor
 from busbar_billing.adapters.budget_watch import watch_budgets
 from busbar_billing.adapters.bus.backlog import UsageStream
 from busbar_billing.adapters.bus.consuming import Consumer
@@ -38,6 +39,8 @@ from busbar_billing.adapters.http.app import Parts, account_application, admin_a
 from busbar_billing.adapters.http.payments import PaymentProvider
 from busbar_billing.adapters.key_use import KeyUse
 from busbar_billing.adapters.postgres.adjustments import Adjustments
+from busbar_billing.adapters.postgres.audit_journal import AuditedJournal
+from busbar_billing.adapters.postgres.audit_standing import AuditedStanding
 from busbar_billing.adapters.postgres.budgets import Budgets
 from busbar_billing.adapters.postgres.database import Database, open_database
 from busbar_billing.adapters.postgres.energy import EnergyPrices
@@ -59,6 +62,7 @@ from busbar_billing.adapters.postgres.statements import Statements
 from busbar_billing.adapters.postgres.tenants import Tenants
 from busbar_billing.settings import Settings
 from busbar_billing.usecases.adjustments import expire_credits
+from busbar_billing.usecases.audit import Books
 from busbar_billing.usecases.post_usage import RatedRecord, Uncovered
 
 log = structlog.get_logger()
@@ -83,6 +87,7 @@ async def serve(settings: Settings, stop: Stop) -> None:
         stack.push_async_callback(close, client)
         wanted = asyncio.Event()
         parts = build(database, client, wanted, payment_provider(settings))
+        stack.push_async_callback(parts.auditor.close)
         await stack.enter_async_context(background(parts.events.run(), stop))
         stack.push_async_callback(parts.events.flush, _FLUSH_TIMEOUT)
         key_use = KeyUse(parts.keys)
@@ -137,6 +142,7 @@ def build(
         adjustments=Adjustments(database, journal),
         credits=Credits(database),
         leakage=Leakage(database),
+        auditor=Auditor(Books(AuditedJournal(database, prices), AuditedStanding(database))),
         energy=EnergyPrices(database),
         prices=prices,
         reader=Reader(database),

@@ -55,12 +55,13 @@ def apply_migrations(dsn: str, wait: timedelta = timedelta(minutes=1)) -> None:
 
 
 async def isolate_tenants(admin_dsn: str) -> None:
-    """Let row-level security hold for whatever tables there are now."""
+    """Let row-level security hold for whatever tables there are now; the auditor sees all."""
     connection = await asyncpg.connect(admin_dsn, timeout=_CONNECT_TIMEOUT_S)
     try:
         async with connection.transaction():
             await connection.execute(f"SELECT pg_advisory_xact_lock({_LOGIN_LOCK})")
             await connection.execute("SELECT isolate_tenants()")
+            await connection.execute("SELECT let_auditor_read()")
     finally:
         await connection.close()
 

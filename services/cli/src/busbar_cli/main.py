@@ -20,6 +20,7 @@ from busbar_cli.commands import (
     statements,
     tenants,
 )
+from busbar_cli.commands.audit import audit, leakage
 from busbar_cli.commands.fleet import fleet
 from busbar_cli.commands.money import balance, ledger, usage_app
 from busbar_cli.commands.traces import trace
@@ -48,8 +49,9 @@ app.command(
 )
 for _group in (usage_app, adjustments.credit):
     app.command(_group)
-for _command in (fleet, balance, ledger, adjustments.refund, adjustments.correct, trace):
+for _command in (fleet, balance, ledger, adjustments.refund, adjustments.correct, audit, leakage):
     app.command(_command)
+app.command(trace)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -106,6 +106,7 @@ class PriceBook:
     note: str = ""
     tenant_id: str | None = None
     effective_until_unix_ns: int | None = None
+    created_unix_ns: int = 0
 
     def resolve(self, price_class: str) -> tuple[str, ClassPrices]:
         """The class to rate by and its prices: the one asked for, or the fallback."""
@@ -149,6 +150,10 @@ class PriceBooks:
     def newest_first(self) -> list[PriceBook]:
         """All versions, line by line."""
         return [book for books in self._lines.values() for book in books]
+
+    def known_at(self, unix_ns: int) -> PriceBooks:
+        """Those that had been published by then."""
+        return PriceBooks(book for book in self.newest_first if book.created_unix_ns <= unix_ns)
 
     def version(self, number: int) -> PriceBook:
         """One version; raise NotFound when there is none of that number."""

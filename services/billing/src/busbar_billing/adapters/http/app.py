@@ -8,6 +8,7 @@ from busbar_observability.operator_gate import BoundedBodies, OperatorGate, Oper
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from busbar_billing.adapters.auditor import Auditor
 from busbar_billing.adapters.bus.backlog import UsageStream
 from busbar_billing.adapters.bus.events import Events
 from busbar_billing.adapters.bus.key_directory import KeyDirectory
@@ -17,6 +18,7 @@ from busbar_billing.adapters.http import account, account_keys, errors
 from busbar_billing.adapters.http.account_gate import AccountGate
 from busbar_billing.adapters.http.account_view import opens_views
 from busbar_billing.adapters.http.adjustments import adjustment_routes
+from busbar_billing.adapters.http.audit import audit_routes
 from busbar_billing.adapters.http.energy import energy_routes
 from busbar_billing.adapters.http.invoicing import invoicing_routes
 from busbar_billing.adapters.http.keys import key_routes
@@ -68,6 +70,7 @@ class Parts:
     adjustments: Adjustments
     credits: Credits
     leakage: Leakage
+    auditor: Auditor
     energy: EnergyPrices
     reader: Reader
     rollups: Rollups
@@ -101,6 +104,7 @@ def admin_application(parts: Parts, operator_token: str, hmac_secret: bytes) -> 
     app.include_router(price_routes(parts.prices, parts.tenants, parts.price_directory))
     app.include_router(energy_routes(parts.energy))
     app.include_router(leakage_routes(parts.leakage))
+    app.include_router(audit_routes(parts.auditor))
     app.include_router(payment_routes(parts.payments, parts.tenants, parts.provider.checkout))
     app.include_router(adjustment_routes(parts.adjustments, parts.tenants, parts.credits))
     return OperatorGate(app, OperatorToken(operator_token))

@@ -21,6 +21,8 @@ Connection: TypeAlias = "PoolConnectionProxy[asyncpg.Record]"
 CONNECTIONS_MAX = 10
 ACQUIRE_TIMEOUT = timedelta(seconds=5)
 STATEMENT_TIMEOUT = timedelta(seconds=10)
+AUDIT_TIMEOUT_MS = 300_000
+"""Replaying one account that a year was posted to is one statement."""
 _PROBE_PAUSE_MAX_S = 1.0
 
 _AWAY = (
@@ -103,6 +105,18 @@ class Database:
     def seen_by(self, tenant_id: str) -> TenantView:
         """What the tenant sees of it."""
         return TenantView(self, tenant_id)
+
+    @contextlib.asynccontextmanager
+    async def as_auditor(self) -> AsyncIterator[Connection]:
+        """A connection that sees one moment of what is audited, of every tenant, and can change
+        nothing. Raises Unavailable."""
+        async with (
+            self.connection() as connection,
+            connection.transaction(isolation="repeatable_read", readonly=True),
+        ):
+            await connection.execute("SET LOCAL ROLE busbar_billing_auditor")
+            await connection.execute(f"SET LOCAL statement_timeout = {AUDIT_TIMEOUT_MS}")
+            yield connection
 
     async def ping(self) -> bool:
         """Whether the database answers and has our tables; kept in `reachable`."""

@@ -123,6 +123,7 @@ def _read_book(row: asyncpg.Record, classes: Mapping[str, Mapping[Component, Pri
         note=row["note"],
         tenant_id=row["tenant_id"],
         effective_until_unix_ns=None if until is None else to_unix_ns(until),
+        created_unix_ns=to_unix_ns(row["created_at"]),
     )
 
 

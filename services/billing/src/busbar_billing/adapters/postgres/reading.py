@@ -98,7 +98,24 @@ class Reader:
 
 
 def _read_usage(row: asyncpg.Record) -> PostedUsage:
-    record = UsageRecord(
+    return PostedUsage(
+        record=read_record(row),
+        trace_id=row["trace_id"],
+        price_version=row["price_version"],
+        rated_class=row["rated_class"],
+        before=read_before(row["consumed"]),
+        amount_nanos=row["amount_nanos"],
+        currency=row["currency"],
+        transfer_id=row["transfer_id"],
+        posted_at=row["posted_at"],
+        voided=row["voided"],
+        void_reason=row["void_reason"],
+    )
+
+
+def read_record(row: asyncpg.Record) -> UsageRecord:
+    """What was delivered, from a row of the inbox."""
+    return UsageRecord(
         request_id=row["request_id"],
         tenant_id=row["tenant_id"],
         key_id=row["key_id"],
@@ -118,17 +135,6 @@ def _read_usage(row: asyncpg.Record) -> PostedUsage:
         gateway_id=row["gateway_id"],
         traceparent="",
         cached_tokens=row["cached_tokens"],
-    )
-    return PostedUsage(
-        record=record,
-        trace_id=row["trace_id"],
-        price_version=row["price_version"],
-        rated_class=row["rated_class"],
-        before=read_before(row["consumed"]),
-        amount_nanos=row["amount_nanos"],
-        currency=row["currency"],
-        transfer_id=row["transfer_id"],
-        posted_at=row["posted_at"],
-        voided=row["voided"],
-        void_reason=row["void_reason"],
+        project_id=row["project_id"],
+        lease_id=row["lease_id"],
     )

@@ -1,0 +1,92 @@
+"""Routes of the auditor."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+
+from busbar_billing.adapters.auditor import Auditor, Run, State
+from busbar_billing.domain.audit.findings import Check, Finding
+
+
+class BreachAnswer(BaseModel):
+    """Something that must not be."""
+
+    subject: str
+    detail: str
+
+
+class CheckAnswer(BaseModel):
+    """One check: `breaches` lists the first thousand of `breaches_total`."""
+
+    check: Check
+    says: str
+    rows: int
+    breaches_total: int
+    breaches: list[BreachAnswer]
+
+
+class AuditAnswer(BaseModel):
+    """An audit. `clean` is null until it is finished; `rows_expected` is an estimate."""
+
+    audit_id: str
+    state: State
+    reason: str
+    clean: bool | None
+    started_at: datetime
+    finished_at: datetime | None
+    doing: Check | None
+    rows: int
+    rows_expected: int
+    breaches_total: int
+    checks: list[CheckAnswer]
+
+
+def audit_routes(auditor: Auditor) -> APIRouter:
+    """POST /audits, GET /audits/{id}."""
+    router = APIRouter(prefix="/admin/v1/audits", tags=["audit"])
+
+    @router.post("", status_code=202)
+    async def start() -> AuditAnswer:
+        """Audit everything from zero in the background, or say which audit does so already."""
+        return show_run(auditor.start())
+
+    @router.get("/{audit_id}")
+    async def get(audit_id: str) -> AuditAnswer:
+        return show_run(auditor.run(audit_id))
+
+    return router
+
+
+def show_run(run: Run) -> AuditAnswer:
+    """How far an audit is and what it found."""
+    report = run.report
+    finished = run.state is State.FINISHED
+    return AuditAnswer(
+        audit_id=run.audit_id,
+        state=run.state,
+        reason=run.reason,
+        clean=not report.total if finished else None,
+        started_at=run.started_at,
+        finished_at=run.finished_at,
+        doing=run.doing,
+        rows=run.rows,
+        rows_expected=max(run.rows, run.rows_expected),
+        breaches_total=report.total,
+        checks=[show_check(check, finding) for check, finding in report.findings],
+    )
+
+
+def show_check(check: Check, finding: Finding) -> CheckAnswer:
+    """One check."""
+    return CheckAnswer(
+        check=check,
+        says=check.says,
+        rows=finding.rows,
+        breaches_total=finding.total,
+        breaches=[
+            BreachAnswer(subject=one.subject, detail=one.detail) for one in finding.listed.values()
+        ],
+    )

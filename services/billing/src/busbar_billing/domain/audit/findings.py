@@ -1,0 +1,105 @@
+"""What an audit looks at and what it finds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+LISTED_MAX = 1_000
+"""Breaches of one check that are listed; more are counted."""
+
+
+class Check(StrEnum):
+    """What is checked, in the order in which it is shown."""
+
+    TRANSFERS_BALANCED = "transfers_balanced"
+    BALANCES_REPLAYED = "balances_replayed"
+    RECORDS_CHARGED_ONCE = "records_charged_once"
+    CHARGES_RATED_AGAIN = "charges_rated_again"
+    LEASES_HELD = "leases_held"
+    CREDITS_SPENT = "credits_spent"
+    STATEMENTS_NUMBERED = "statements_numbered"
+
+    @property
+    def says(self) -> str:
+        """What holds where it finds nothing."""
+        return _SAYS[self]
+
+
+_SAYS = {
+    Check.TRANSFERS_BALANCED: "every transfer, and all of them, sum to zero per currency",
+    Check.BALANCES_REPLAYED: "balances equal the journal replayed from zero",
+    Check.RECORDS_CHARGED_ONCE: "every usage record has one charge, every charge one record",
+    Check.CHARGES_RATED_AGAIN: "every record rated again comes to what was posted",
+    Check.LEASES_HELD: "what tenants hold in leases equals their outstanding leases",
+    Check.CREDITS_SPENT: "promotional credit is spent by charges and never twice",
+    Check.STATEMENTS_NUMBERED: "statements are numbered without gaps",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Breach:
+    """Something that must not be: `subject` names the row, `detail` says what is wrong with it."""
+
+    check: Check
+    subject: str
+    detail: str
+
+    @property
+    def fingerprint(self) -> str:
+        """The same for the same breach whenever it is found."""
+        return f"{self.check.value}|{self.subject}|{self.detail}"
+
+
+@dataclass(slots=True)
+class Finding:
+    """One check: how many rows it looked at and what it found."""
+
+    rows: int = 0
+    listed: dict[str, Breach] = field(default_factory=dict[str, Breach])
+    total: int = 0
+
+    def add(self, breach: Breach) -> None:
+        """Count it unless it is listed; list it unless there are too many."""
+        if breach.fingerprint in self.listed:
+            return
+        self.total += 1
+        if len(self.listed) < LISTED_MAX:
+            self.listed[breach.fingerprint] = breach
+
+
+class Report:
+    """What an audit has found up to now, check by check."""
+
+    def __init__(self) -> None:
+        self._findings: dict[Check, Finding] = {}
+
+    def looked(self, rows: int, *checks: Check) -> None:
+        """These checks looked at so many rows more."""
+        for check in checks:
+            self.of(check).rows += rows
+
+    def add(self, breaches: Iterable[Breach]) -> None:
+        """These were found."""
+        for breach in breaches:
+            self.of(breach.check).add(breach)
+
+    @property
+    def findings(self) -> list[tuple[Check, Finding]]:
+        """What each check found that was made, in their order."""
+        return [(check, self._findings[check]) for check in Check if check in self._findings]
+
+    @property
+    def breaches(self) -> list[Breach]:
+        """All that are listed."""
+        return [breach for _, finding in self.findings for breach in finding.listed.values()]
+
+    @property
+    def total(self) -> int:
+        """How many there are, listed or not."""
+        return sum(finding.total for _, finding in self.findings)
+
+    def of(self, check: Check) -> Finding:
+        """What one check found."""
+        return self._findings.setdefault(check, Finding())

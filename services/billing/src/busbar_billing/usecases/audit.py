@@ -1,0 +1,206 @@
+"""Audit the books: read them piece by piece, decide on each piece, replay the balances.
+
+What holds of one transfer or one request is checked in pieces, each read at one
+moment: everything of a posting is committed together, so a piece never shows half
+of it. What holds of all of them together is compared with what was added up on the
+way; where that differs, both sides are read again in one statement, so that a posting
+which was under way is never taken for a breach.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+from uuid import UUID
+
+from busbar_billing.domain.audit import journal, standing
+from busbar_billing.domain.audit.findings import Check, Report
+from busbar_billing.domain.audit.journal import InboxRow, Related, TransferRow
+from busbar_billing.domain.audit.standing import (
+    AccountRow,
+    ClosedLease,
+    CreditRow,
+    HoldRow,
+    NumberedRow,
+    SpendingRow,
+    Summed,
+)
+from busbar_billing.domain.prices import PriceBooks
+
+PIECE = 500
+"""Rows decided on at once; in between others have their turn."""
+FIRST_ID = UUID(int=0)
+LAST_ID = UUID(int=2**128 - 1)
+_CONFIRMED_AT_ONCE = 20
+
+
+@dataclass(frozen=True, slots=True)
+class JournalPiece:
+    """Transfers in the order of their ids; `last` None: there are no more."""
+
+    transfers: Sequence[TransferRow]
+    related: Related
+    books: PriceBooks
+    last: UUID | None
+
+
+@dataclass(frozen=True, slots=True)
+class InboxPiece:
+    """Records in the order of their request ids; `last` None: there are no more."""
+
+    rows: Sequence[InboxRow]
+    last: UUID | None
+
+
+class Journal(Protocol):
+    """The journal and the inbox."""
+
+    async def rows(self) -> int:
+        """About how many transfers and records there are."""
+        ...
+
+    async def journal(self, after: UUID, upto: UUID, limit: int) -> JournalPiece:
+        """The next `limit` transfers with their postings, and what they are about."""
+        ...
+
+    async def inbox(self, after: UUID, limit: int) -> InboxPiece:
+        """The next `limit` records, and whether they are charged."""
+        ...
+
+
+class Standing(Protocol):
+    """What is kept beside the journal."""
+
+    def accounts(self, since: UUID) -> AsyncIterator[Sequence[AccountRow]]:
+        """All accounts and what was posted to them after the transfer `since`, at one moment."""
+        ...
+
+    async def summed(self, account_ids: Sequence[int]) -> list[Summed]:
+        """These accounts with the sum of all their postings, at one moment."""
+        ...
+
+    def holds(self) -> AsyncIterator[Sequence[HoldRow]]:
+        """Every tenant that holds money in leases, at one moment."""
+        ...
+
+    async def closed_leases(self) -> list[ClosedLease]:
+        """Closed ones of which something is left."""
+        ...
+
+    async def credits(self, after: UUID, limit: int) -> list[CreditRow]:
+        """The next credits."""
+        ...
+
+    async def spending(self, after: UUID, limit: int) -> list[SpendingRow]:
+        """The next transfers that spent credit or gave it back."""
+        ...
+
+    def numbered(self) -> AsyncIterator[Sequence[NumberedRow]]:
+        """Every statement and credit note."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Books:
+    """Everything that is audited."""
+
+    journal: Journal
+    standing: Standing
+
+
+Progress = Callable[[Check, int], None]
+"""Told what is being looked at and how many more rows were."""
+
+
+async def audit(books: Books, settled: UUID, report: Report, progress: Progress) -> None:
+    """Check everything from zero. Transfers up to `settled` are all committed; those after it are
+    read with the balances."""
+    replayed = await replay(books.journal, FIRST_ID, settled, report, progress)
+    await replay(books.journal, settled, LAST_ID, report, progress)
+    await check_inbox(books.journal, report, progress)
+    await check_balances(books.standing, settled, replayed, report)
+    await check_leases(books.standing, report)
+    await check_credits(books.standing, report)
+    await check_statements(books.standing, report)
+
+
+async def replay(
+    books: Journal, after: UUID, upto: UUID, report: Report, progress: Progress
+) -> dict[int, int]:
+    """Check transfers and charges; returns what was posted to each account."""
+    posted: defaultdict[int, int] = defaultdict(int)
+    last: UUID | None = after
+    while last is not None:
+        piece = await books.journal(last, upto, PIECE)
+        count = len(piece.transfers)
+        report.looked(count, Check.TRANSFERS_BALANCED)
+        report.looked(len(piece.related.records), Check.CHARGES_RATED_AGAIN)
+        report.add(journal.check_transfers(piece.transfers))
+        report.add(journal.check_charges(piece.transfers, piece.related, piece.books))
+        for transfer in piece.transfers:
+            for line in transfer.postings:
+                posted[line.account_id] += line.amount_nanos
+        progress(Check.CHARGES_RATED_AGAIN, count)
+        last = piece.last
+    return posted
+
+
+async def check_inbox(books: Journal, report: Report, progress: Progress) -> None:
+    """Every record is charged, and taken back where that was asked for."""
+    last: UUID | None = FIRST_ID
+    while last is not None:
+        piece = await books.inbox(last, PIECE)
+        report.looked(len(piece.rows), Check.RECORDS_CHARGED_ONCE)
+        report.add(journal.check_inbox(piece.rows))
+        progress(Check.RECORDS_CHARGED_ONCE, len(piece.rows))
+        last = piece.last
+
+
+async def check_balances(
+    books: Standing, since: UUID, replayed: dict[int, int], report: Report
+) -> None:
+    """Balances are what was replayed and what came since, and sum to zero."""
+    totals: defaultdict[str, int] = defaultdict(int)
+    suspects: list[AccountRow] = []
+    async for accounts in books.accounts(since):
+        report.looked(len(accounts), Check.BALANCES_REPLAYED)
+        report.add(standing.check_held(accounts))
+        suspects += standing.unlike_the_journal(accounts, replayed)
+        for one in accounts:
+            totals[one.currency] += one.balance_nanos
+    report.add(standing.check_totals(totals))
+    ids = [one.account_id for one in suspects]
+    for start in range(0, len(ids), _CONFIRMED_AT_ONCE):
+        summed = await books.summed(ids[start : start + _CONFIRMED_AT_ONCE])
+        report.add(standing.check_balances(summed))
+
+
+async def check_leases(books: Standing, report: Report) -> None:
+    """Holds are what is outstanding."""
+    async for holds in books.holds():
+        report.looked(len(holds), Check.LEASES_HELD)
+        report.add(standing.check_holds(holds))
+    report.add(standing.check_closed(await books.closed_leases()))
+
+
+async def check_credits(books: Standing, report: Report) -> None:
+    """Credits and who spent them."""
+    after = FIRST_ID
+    while credits_ := await books.credits(after, PIECE):
+        report.looked(len(credits_), Check.CREDITS_SPENT)
+        report.add(standing.check_credits(credits_))
+        after = credits_[-1].credit_id
+    after = FIRST_ID
+    while spending := await books.spending(after, PIECE):
+        report.add(standing.check_spending(spending))
+        after = spending[-1].transfer_id
+
+
+async def check_statements(books: Standing, report: Report) -> None:
+    """Numbers without gaps."""
+    async for rows in books.numbered():
+        report.looked(len(rows), Check.STATEMENTS_NUMBERED)
+        report.add(standing.check_numbers(rows))
+    report.looked(0, Check.STATEMENTS_NUMBERED)

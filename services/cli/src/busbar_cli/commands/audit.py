@@ -1,0 +1,121 @@
+"""busbar audit and leakage: whether the books are right, and what was worked for nothing."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from busbar_cli.api import Api, Json
+from busbar_cli.commands.tenants import find_tenant
+from busbar_cli.failures import CommandError, Exit
+from busbar_cli.output import DEFAULT, HowMany, Output, err, show_moment, show_node, table
+
+_AUDITS = "/admin/v1/audits"
+_POLL_S = 0.2
+
+
+def audit(*, output: Output = DEFAULT) -> None:
+    """Recompute the books from zero; exit status 1 when anything is not as it must be.
+
+    Lists each check, how many rows it looked at, and what it found by name.
+    """
+    api = Api("billing")
+    found = _wait(api, api.post(_AUDITS, {}))
+    if found["state"] != "finished":
+        raise CommandError(f"the audit was not finished: {found['reason']}", Exit.UNAVAILABLE)
+    rows = [
+        [
+            one["check"].replace("_", " "),
+            "ok" if not one["breaches_total"] else "failed",
+            f"{one['rows']:,}",
+            f"{one['breaches_total']:,}",
+            one["says"],
+        ]
+        for one in found["checks"]
+    ]
+    output.print(found, table(["CHECK", "STATE", "ROWS>", "BREACHES>", "WHAT HOLDS"], rows))
+    if found["clean"]:
+        return
+    if not output.json:
+        listed = [
+            [one["check"].replace("_", " "), breach["subject"], breach["detail"]]
+            for one in found["checks"]
+            for breach in one["breaches"]
+        ]
+        output.print(found, table(["CHECK", "WHICH", "WHAT IS WRONG"], listed))
+    raise CommandError(f"{found['breaches_total']} breaches: the books are not right")
+
+
+def _wait(api: Api, run: Json) -> Json:
+    """Look until it is done, showing how far it is where somebody watches."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("rows"),
+        TimeElapsedColumn(),
+    )
+    console = err()
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task("auditing")
+        while run["state"] == "running":
+            bar.update(
+                task,
+                description=(run["doing"] or "auditing").replace("_", " "),
+                total=run["rows_expected"] or None,
+                completed=run["rows"],
+            )
+            time.sleep(_POLL_S)
+            run = api.get(f"{_AUDITS}/{run['audit_id']}")
+    return run
+
+
+def leakage(
+    *,
+    tenant: str | None = None,
+    since: str | None = None,
+    until: str | None = None,
+    limit: HowMany = 50,
+    output: Output = DEFAULT,
+) -> None:
+    """List attempts that were worked and brought nothing in, newest first.
+
+    Parameters
+    ----------
+    tenant
+        Id or name.
+    since
+        RFC 3339 time with zone.
+    until
+        RFC 3339 time with zone; a minute ago when left out, as what is younger may be charged yet.
+    limit
+        How many at most.
+    """
+    tenant_id = find_tenant(tenant)["tenant_id"] if tenant else None
+    query = {"tenant_id": tenant_id, "since": since, "until": until}
+    found = list(Api("billing").pages("/admin/v1/leakage", limit, **query))
+    rows = [
+        [
+            show_moment(one["ended_at"]),
+            one["request_id"],
+            one["attempt"],
+            one["reason"].replace("_", " "),
+            one["tenant_id"],
+            one["deployment"],
+            show_node(one["node"]),
+            f"{one['compute_us'] / 1_000:.1f}",
+            "" if one["energy_mj"] is None else f"{one['energy_mj'] / 1_000:.1f}",
+        ]
+        for one in found
+    ]
+    columns = ["ENDED", "REQUEST", "ATTEMPT>", "WHY", "TENANT", "DEPLOYMENT", "NODE"]
+    columns += ["COMPUTE ms>", "ENERGY J>"]
+    output.print({"items": found}, table(columns, rows, empty="nothing was worked for nothing"))
+    if not output.json and found:
+        reasons = Counter(one["reason"].replace("_", " ") for one in found)
+        said = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+        output.print(found, f"{len(found)} attempts: {said}")

@@ -1,0 +1,34 @@
+"""The books of a platform that has served: `busbar audit` finds nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+from busbar_runtime.platform import Platform
+from harness.audit import assert_audit_clean
+from harness.operator import Customer, Operator
+
+BODY: dict[str, Any] = {"model": "all-minilm-l6-v2", "input": "who audits the auditor"}
+
+
+async def test_after_requests_of_every_end_the_books_are_right(
+    platform: Platform, operator: Operator, customer: Customer
+) -> None:
+    headers = {"authorization": f"Bearer {customer.key}"}
+    async with httpx.AsyncClient(
+        base_url=platform.endpoints["http"], headers=headers, timeout=30, trust_env=False
+    ) as client:
+        for _ in range(5):
+            answer = await client.post("/v1/embeddings", json=BODY)
+            assert answer.is_success
+        refused = await client.post("/v1/embeddings", json={"model": "nobody"})
+        assert refused.is_client_error
+    await operator.usage_of(answer.headers["x-request-id"])
+
+    report = await assert_audit_clean(platform)
+    rows = {check["check"]: check["rows"] for check in report["checks"]}
+    assert rows["charges_rated_again"] >= 5
+    assert rows["records_charged_once"] >= 5
+    assert rows["transfers_balanced"] >= 7  # with a top-up and a lease
+    assert rows["leases_held"] >= 1
