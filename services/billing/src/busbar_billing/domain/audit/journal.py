@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
-from busbar_errors import BusbarError
+from busbar_errors import BusbarError, Rejected
 
 from busbar_billing.domain.audit.findings import Breach, Check
 from busbar_billing.domain.ledger import AccountKind, TransferKind
 from busbar_billing.domain.prices import Component, PriceBooks
-from busbar_billing.domain.rating import rate
+from busbar_billing.domain.rating import Rating, rate
 from busbar_billing.domain.usage import UsageRecord
 
 _TENANTS_MONEY = frozenset(
     {AccountKind.TENANT_AVAILABLE, AccountKind.TENANT_HELD, AccountKind.TENANT_RECEIVABLE}
 )
+_OUR_REVENUE = frozenset({AccountKind.REVENUE})
 _OF_REQUESTS: Mapping[str, str] = {TransferKind.CHARGE: "charge", TransferKind.VOID: "void"}
 """What the idempotency keys of these kinds begin with."""
 VERSIONS_SETTLE_NS = 60 * 10**9
@@ -141,21 +143,20 @@ def _check_charge(charge: TransferRow, related: Related, books: PriceBooks) -> l
         )
         return [Breach(Check.RECORDS_CHARGED_ONCE, subject, detail)]
     subject = name_of(charge.request_id)
-    details = [*_misrated(row, books), *_misposted(charge, row)]
+    try:
+        rating = rate(row.record, books.version(row.price_version), row.before)
+        wanted = _in_force(row, books)
+    except BusbarError as error:
+        detail = f"cannot be rated again: {error.reason}"
+        return [Breach(Check.CHARGES_RATED_AGAIN, subject, detail)]
+    details = [*_misrated(row, rating, wanted), *_misposted(charge, row, rating)]
     return [Breach(Check.CHARGES_RATED_AGAIN, subject, detail) for detail in details]
 
 
-def _misrated(row: RecordRow, books: PriceBooks) -> Iterable[str]:
+def _misrated(row: RecordRow, rating: Rating, wanted: set[int]) -> Iterable[str]:
     """Why the record does not say what rating it again says."""
-    try:
-        book = books.version(row.price_version)
-        wanted = _in_force(row, books)
-        rating = rate(row.record, book, row.before)
-    except BusbarError as error:
-        yield f"cannot be rated again: {error.reason}"
-        return
-    if book.version not in wanted:
-        yield f"was rated by price book {book.version}; in force was {min(wanted)}"
+    if row.price_version not in wanted:
+        yield f"was rated by price book {row.price_version}; in force was {min(wanted)}"
     if (rating.charge_nanos, rating.currency) != (row.amount_nanos, row.currency):
         yield (
             f"is kept as {row.amount_nanos} nanos of {row.currency}; rated again it costs "
@@ -171,17 +172,24 @@ def _in_force(row: RecordRow, books: PriceBooks) -> set[int]:
     now = books.in_force(row.currency, at, tenant_id).version
     if now == row.price_version:
         return {now}
-    moments = (row.posted_unix_ns, row.posted_unix_ns - VERSIONS_SETTLE_NS)
-    return {books.known_at(one).in_force(row.currency, at, tenant_id).version for one in moments}
+    found: set[int] = set()
+    for moment in (row.posted_unix_ns, row.posted_unix_ns - VERSIONS_SETTLE_NS):
+        with contextlib.suppress(Rejected):  # there were no prices yet
+            known = books.known_at(moment)
+            found.add(known.in_force(row.currency, at, tenant_id).version)
+    return found or {now}
 
 
-def _misposted(charge: TransferRow, row: RecordRow) -> Iterable[str]:
+def _misposted(charge: TransferRow, row: RecordRow, rating: Rating) -> Iterable[str]:
     """Why the charge does not say what its record says."""
     if charge.tenant_id != row.record.tenant_id:
         yield f"is of tenant {row.record.tenant_id}; its charge is of {charge.tenant_id}"
     taken = -_sum_of(charge, _TENANTS_MONEY)
     if taken != row.amount_nanos:
         yield f"costs {row.amount_nanos} nanos; transfer {charge.transfer_id} takes {taken}"
+    earned = _sum_of(charge, _OUR_REVENUE)
+    if earned != rating.earned_nanos:
+        yield f"earns {rating.earned_nanos} nanos; {earned} reach revenue"
 
 
 def _check_void(void: TransferRow, related: Related) -> list[Breach]:

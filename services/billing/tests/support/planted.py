@@ -1,0 +1,158 @@
+"""A ledger in which much has happened, and copies of it to do harm to."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from uuid import UUID
+
+import asyncpg
+from busbar_billing.adapters.postgres.adjustments import Adjustments
+from busbar_billing.adapters.postgres.audit_journal import AuditedJournal
+from busbar_billing.adapters.postgres.audit_standing import AuditedStanding
+from busbar_billing.adapters.postgres.database import Database as Pool
+from busbar_billing.adapters.postgres.journal import Journal
+from busbar_billing.adapters.postgres.leases import Leases
+from busbar_billing.adapters.postgres.posting import Ledger
+from busbar_billing.adapters.postgres.prices import Prices
+from busbar_billing.adapters.postgres.tenants import Tenants
+from busbar_billing.domain import ledger
+from busbar_billing.domain.audit.findings import Breach, Report
+from busbar_billing.domain.leases import Ask
+from busbar_billing.domain.prices import Component, Price, PriceBook, Tier
+from busbar_billing.domain.usage import Outcome, UsageRecord, UsageVoid
+from busbar_billing.usecases.adjustments import (
+    WantedCredit,
+    expire_credits,
+    grant_credit,
+    refund_charge,
+)
+from busbar_billing.usecases.audit import LAST_ID, Books, audit
+from busbar_billing.usecases.leases import Asker, answer_asks
+from busbar_billing.usecases.post_usage import post_usage
+from busbar_runtime.pytest_plugin import Database
+from uuid_utils.compat import uuid7
+
+TENANT, OTHER = "acme", "umbrella"
+DAY_NS = 24 * 3600 * 10**9
+
+
+def record(tenant_id: str = TENANT, **changes: object) -> UsageRecord:
+    """A record of 1,000 input tokens, admitted now."""
+    now_ns = time.time_ns()
+    plain = UsageRecord(
+        request_id=uuid7(),
+        tenant_id=tenant_id,
+        key_id="key_test",
+        deployment="tiny-lm",
+        price_class="chat-small",
+        api="openai.chat",
+        outcome=Outcome.COMPLETED,
+        admitted_unix_ns=now_ns,
+        finished_unix_ns=now_ns,
+        input_tokens=1_000,
+        output_tokens=10,
+        request_bytes=100,
+        response_bytes=100,
+        compute_us=1_000,
+        node="r1.s1.n1",
+        attempt=1,
+        gateway_id="g1",
+        traceparent="",
+    )
+    return replace(plain, **changes)  # pyright: ignore[reportArgumentType]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The stores of one database."""
+
+    pool: Pool
+
+    @property
+    def prices(self) -> Prices:
+        return Prices(self.pool)
+
+    @property
+    def posting(self) -> Ledger:
+        return Ledger(self.pool, Journal(self.pool), self.prices)
+
+    @property
+    def books(self) -> Books:
+        return Books(AuditedJournal(self.pool, self.prices), AuditedStanding(self.pool))
+
+    async def post(self, *records: UsageRecord, voids: Sequence[UsageVoid] = ()) -> None:
+        """Post a batch, of which nothing may be refused."""
+        report = await post_usage(self.posting, records, voids, uuid7)
+        assert not report.refused
+
+    async def audited(self, settled: UUID = LAST_ID) -> list[Breach]:
+        """What an audit from zero finds."""
+        report = Report()
+        await audit(self.books, settled, report, lambda _check, _rows: None)
+        return report.breaches
+
+
+async def make_busy(parts: Parts) -> None:
+    """Let everything happen once: tiers, own prices, leases, credit, voids, refunds, debts."""
+    pool, journal = parts.pool, Journal(parts.pool)
+    tenants = Tenants(pool, parts.prices)
+    adjustments = Adjustments(pool, journal)
+    for name in (TENANT, OTHER):
+        async with pool.transaction() as connection:
+            await connection.execute(
+                "INSERT INTO tenants (tenant_id, name, currency) VALUES ($1, $1, 'USD')", name
+            )
+        paid = ledger.top_up(uuid7(), name, 10**10, "USD", "first")
+        await journal.post_once(paid)
+    await parts.prices.add(_tiered())
+    credit = WantedCredit(TENANT, 50_000, "USD", "welcome", time.time_ns() + DAY_NS)
+    await grant_credit(adjustments, tenants, credit, uuid7(), time.time_ns())
+    short = WantedCredit(OTHER, 70_000, "USD", "short", time.time_ns() + 10**7)
+    await grant_credit(adjustments, tenants, short, uuid7(), time.time_ns())
+    asks = [Ask(TENANT, want_nanos=10**8), Ask(OTHER, want_nanos=10**8)]
+    leases = Leases(pool, journal)
+    now_ms = time.time_ns() // 10**6
+    granted = await answer_asks(leases, Asker("g1", "run"), asks, uuid7, now_ms)
+    held = {one.grant.tenant_id: one.grant.lease for one in granted}
+    mine, theirs = held[TENANT], held[OTHER]
+    assert mine is not None
+    assert theirs is not None
+    leased = [record(lease_id=mine.lease_id) for _ in range(5)]
+    foreign = [record(OTHER, lease_id=theirs.lease_id) for _ in range(3)]
+    plain = [record(), record(price_class="not in the book"), record(compute_us=0)]
+    await parts.post(*leased, *foreign, *plain)
+    await parts.post(*leased[:2])  # again
+    await parts.post(voids=[UsageVoid(leased[0].request_id, TENANT, "not delivered")])
+    await refund_charge(
+        adjustments,
+        request_id=plain[0].request_id,
+        amount_nanos=1_000,
+        reference="sorry",
+        reason="slow",
+        transfer_id=uuid7(),
+    )
+    await expire_credits(adjustments, uuid7, time.time_ns() + 10**9)
+
+
+def _tiered() -> PriceBook:
+    """Prices of one tenant with an allowance and tiers, from now on."""
+    steps = Price(100, 1, free_units=1_500, tiers=(Tier(2_500, 70, 1),))
+    classes = {
+        "default": {Component.REQUEST: Price(1_000, 1)},
+        "chat-small": {Component.INPUT_TOKEN: steps, Component.OUTPUT_TOKEN: Price(333, 1_000)},
+    }
+    return PriceBook(0, "USD", time.time_ns(), 10, classes, tenant_id=TENANT)
+
+
+async def copy_of(original: Database) -> Database:
+    """A copy of a database, which nobody may be using."""
+    name = f"test_{secrets.token_hex(8)}"
+    server, _, source = original.admin_dsn.rpartition("/")
+    service = original.billing_dsn.rpartition("/")[0]
+    connection = await asyncpg.connect(f"{server}/postgres")
+    await connection.execute(f"CREATE DATABASE {name} TEMPLATE {source}")
+    await connection.close()
+    return Database(f"{server}/{name}", f"{service}/{name}")

@@ -1,0 +1,297 @@
+"""The auditor: silent about a busy ledger, also while it is posted to; what is planted is found."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import planted
+import pytest
+from busbar_billing.adapters.postgres.database import open_database
+from busbar_billing.migrate import admit_service, apply_migrations
+from busbar_errors import Unavailable
+from busbar_runtime.pytest_plugin import Database, PostgresServer
+from planted import Parts, record
+
+CHARGE = """
+    (SELECT transfer_id FROM usage_records WHERE tenant_id = 'acme' AND amount_nanos > 0
+    ORDER BY transfer_id DESC LIMIT 1)
+"""
+OF_CHARGE = f"transfer_id = {CHARGE}"
+RECORD = "(SELECT request_id FROM usage_records ORDER BY request_id LIMIT 1)"
+REVENUE = "(SELECT account_id FROM accounts WHERE kind = 'revenue')"
+CLEARING = "(SELECT account_id FROM accounts WHERE kind = 'payments_clearing')"
+FOREIGN = """
+    (SELECT account_id FROM accounts WHERE kind = 'tenant_available' AND tenant_id = 'umbrella')
+"""
+AGAIN = "ffffffff-0000-7000-8000-000000000000"
+CHARGE_AGAIN = f"""
+    WITH t AS (
+        INSERT INTO transfers (transfer_id, kind, idempotency_key, tenant_id, request_id)
+        SELECT '{AGAIN}', kind, 'again', tenant_id, request_id FROM transfers WHERE {OF_CHARGE}
+        RETURNING transfer_id
+    )
+    INSERT INTO postings SELECT t.transfer_id, line, account_id, currency, amount_nanos
+    FROM t, postings AS p WHERE p.{OF_CHARGE}
+"""
+VOID_LATE = """
+    INSERT INTO usage_voids (request_id, tenant_id, reason)
+    SELECT max(request_id::text)::uuid, 'acme', 'late' FROM usage_records
+"""
+STATEMENT_2 = """
+    INSERT INTO statements
+    (number, entity_id, sequence, kind, tenant_id, period_start, cut_at, closing_nanos, content)
+    VALUES
+    ('BB-000002', 'default', 2, 'statement', 'acme', '2026-10-01', now(), 0, '{}')
+"""
+USED_MORE = '{"input_token": {"before": 9999, "quantity": 1000}}'
+THE_TRANSFER = f"SELECT 'transfer ' || {CHARGE}::text"
+THE_REQUEST = f"""
+    SELECT 'req_' || replace(request_id::text, '-', '') FROM transfers WHERE {OF_CHARGE}
+"""
+THE_RECORD = f"SELECT 'req_' || replace({RECORD}::text, '-', '')"
+LAST_RECORD = "SELECT 'req_' || replace(max(request_id::text), '-', '') FROM usage_records"
+
+
+@pytest.fixture(scope="module")
+async def busy(postgres_server: PostgresServer) -> Database:
+    """A ledger in which much has happened."""
+    made = postgres_server.create_database()
+    await asyncio.to_thread(apply_migrations, made.admin_dsn)
+    await admit_service(made.admin_dsn, made.billing_dsn)
+    async with open_database(made.billing_dsn) as pool:
+        await planted.make_busy(Parts(pool))
+    return made
+
+
+@pytest.fixture
+async def copy(busy: Database) -> Database:
+    """A ledger of its own for one test."""
+    return await planted.copy_of(busy)
+
+
+@pytest.fixture
+async def parts(copy: Database) -> AsyncIterator[Parts]:
+    async with open_database(copy.billing_dsn) as pool:
+        yield Parts(pool)
+
+
+async def plant(database: Database, *statements: str, fetch: str = "SELECT ''") -> str:
+    """Do what no role may: past every trigger. Returns what `fetch` says of the row beforehand."""
+    connection = await asyncpg.connect(database.admin_dsn)
+    found = str(await connection.fetchval(fetch))
+    await connection.execute("SET session_replication_role = replica")
+    for statement in statements:
+        await connection.execute(statement)
+    await connection.close()
+    return found
+
+
+async def test_a_busy_ledger_has_no_findings(parts: Parts) -> None:
+    found = await parts.audited()
+
+    assert found == []
+
+
+async def test_it_is_the_same_wherever_the_replay_stops(parts: Parts) -> None:
+    async with parts.pool.connection() as connection:
+        ids = await connection.fetch("SELECT transfer_id FROM transfers ORDER BY 1")
+    for settled in (UUID(int=0), ids[3]["transfer_id"], ids[-1]["transfer_id"]):
+        assert await parts.audited(settled) == []
+
+
+async def test_postings_under_way_are_never_taken_for_a_breach(parts: Parts) -> None:
+    stopping = asyncio.Event()
+
+    async def post_on() -> None:
+        while not stopping.is_set():
+            await parts.post(*[record() for _ in range(20)], *[record("umbrella")])
+
+    posting = [asyncio.create_task(post_on()) for _ in range(3)]
+    audits = [await parts.audited(UUID(int=0)) for _ in range(5)]
+    stopping.set()
+    await asyncio.gather(*posting)
+
+    assert audits == [[]] * 5
+
+
+@dataclass(frozen=True)
+class Plant:
+    """Harm done to a ledger, and what the auditor must say of it."""
+
+    what: str
+    statement: str
+    which: str
+    """A query for the name of the row."""
+    check: str
+    detail: str
+
+
+PLANTED = [
+    Plant(
+        "a tampered posting",
+        f"UPDATE postings SET amount_nanos = amount_nanos + 7 WHERE line = 0 AND {OF_CHARGE}",
+        THE_TRANSFER,
+        "transfers_balanced",
+        "postings sum to 7 nanos of USD, not to zero",
+    ),
+    Plant(
+        "a charge tampered on both sides",
+        f"UPDATE postings SET amount_nanos = 2 * amount_nanos WHERE {OF_CHARGE}",
+        THE_REQUEST,
+        "charges_rated_again",
+        "takes",
+    ),
+    Plant(
+        "revenue moved to another account of ours",
+        f"UPDATE postings SET account_id = {CLEARING} WHERE account_id = {REVENUE} AND {OF_CHARGE}",
+        THE_REQUEST,
+        "charges_rated_again",
+        "0 reach revenue",
+    ),
+    Plant(
+        "a posting that is gone",
+        f"DELETE FROM postings WHERE line = 1 AND {OF_CHARGE}",
+        THE_TRANSFER,
+        "transfers_balanced",
+        "not to zero",
+    ),
+    Plant(
+        "a transfer that is gone",
+        f"DELETE FROM transfers WHERE {OF_CHARGE}",
+        THE_REQUEST,
+        "records_charged_once",
+        "does not charge it",
+    ),
+    Plant(
+        "a tampered balance",
+        f"UPDATE account_balances SET balance_nanos = 5 WHERE account_id = {REVENUE}",
+        f"SELECT 'account ' || {REVENUE}::text",
+        "balances_replayed",
+        "revenue of ours in USD is kept as 5 nanos; its postings sum to ",
+    ),
+    Plant(
+        "a record of another amount",
+        f"UPDATE usage_records SET amount_nanos = amount_nanos + 1 WHERE request_id = {RECORD}",
+        THE_RECORD,
+        "charges_rated_again",
+        "rated again it costs",
+    ),
+    Plant(
+        "a record of other tokens",
+        f"UPDATE usage_records SET output_tokens = 1000000 WHERE request_id = {RECORD}",
+        THE_RECORD,
+        "charges_rated_again",
+        "rated again it costs",
+    ),
+    Plant(
+        "a record rated by other prices",
+        f"UPDATE usage_records SET price_version = 1 WHERE request_id = {RECORD}",
+        THE_RECORD,
+        "charges_rated_again",
+        "was rated by price book 1; in force was 2",
+    ),
+    Plant(
+        "a record rated after more than was used",
+        f"UPDATE usage_records SET consumed = '{USED_MORE}' WHERE request_id = {RECORD}",
+        THE_RECORD,
+        "charges_rated_again",
+        "rated again it costs",
+    ),
+    Plant(
+        "a record that is gone",
+        f"DELETE FROM usage_records WHERE request_id = {RECORD}",
+        f"SELECT 'transfer ' || transfer_id::text FROM usage_records WHERE request_id = {RECORD}",
+        "records_charged_once",
+        "of which there is no usage record",
+    ),
+    Plant(
+        "a request charged twice",
+        CHARGE_AGAIN,
+        f"SELECT 'transfer {AGAIN}'",
+        "records_charged_once",
+        "again: its record names transfer ",
+    ),
+    Plant(
+        "a void that nobody asked for",
+        "DELETE FROM usage_voids",
+        "SELECT 'transfer ' || transfer_id::text FROM transfers WHERE kind = 'void'",
+        "records_charged_once",
+        "which nobody asked for",
+    ),
+    Plant(
+        "a void that was not carried out",
+        VOID_LATE,
+        LAST_RECORD,
+        "records_charged_once",
+        "is to be taken back, and is not",
+    ),
+    Plant(
+        "a lease that holds more than it should",
+        "UPDATE leases SET granted_nanos = granted_nanos + 3 WHERE tenant_id = 'acme'",
+        "SELECT 'tenant acme'",
+        "leases_held",
+        "nanos of USD in leases; outstanding are ",
+    ),
+    Plant(
+        "a lease closed with something in it",
+        "UPDATE leases SET closed_at = now() WHERE tenant_id = 'acme'",
+        "SELECT 'lease ' || lease_id::text FROM leases WHERE tenant_id = 'acme'",
+        "leases_held",
+        "is closed, with ",
+    ),
+    Plant(
+        "a posting on another tenant's account",
+        f"UPDATE postings SET account_id = {FOREIGN} WHERE amount_nanos < 0 AND {OF_CHARGE}",
+        THE_TRANSFER,
+        "transfers_balanced",
+        "of tenant acme posts to tenant_available of umbrella",
+    ),
+    Plant(
+        "credit that was spent and is kept as unspent",
+        "UPDATE promotional_unspent SET unspent_nanos = unspent_nanos + 1 WHERE tenant_id = 'acme'",
+        "SELECT 'credit ' || credit_id::text FROM promotional_credits WHERE tenant_id = 'acme'",
+        "credits_spent",
+        "nothing spent",
+    ),
+    Plant(
+        "a gap in the numbers of statements",
+        STATEMENT_2,
+        "SELECT 'statement BB-000002'",
+        "statements_numbered",
+        "follows number 0 of default as number 2",
+    ),
+]
+
+
+@pytest.mark.parametrize("planted_", PLANTED, ids=lambda one: one.what)
+async def test_what_is_planted_is_found_and_named(
+    copy: Database, parts: Parts, planted_: Plant
+) -> None:
+    subject = await plant(copy, planted_.statement, fetch=planted_.which)
+
+    found = await parts.audited()
+    named = [one for one in found if (one.check, one.subject) == (planted_.check, subject)]
+    assert any(planted_.detail in one.detail for one in named), found
+
+
+async def test_the_auditor_can_read_and_nothing_else(parts: Parts) -> None:
+    async with parts.pool.as_auditor() as connection:
+        assert await connection.fetchval("SELECT count(*) FROM usage_records") == 11
+    for statement in (
+        "INSERT INTO transfers (transfer_id, kind, idempotency_key) VALUES (uuidv7(), 'void', 'x')",
+        "UPDATE leases SET posted_nanos = 0",
+        "SELECT * FROM api_keys",
+        "SET ROLE postgres",
+    ):
+        with pytest.raises((asyncpg.PostgresError, Unavailable)):
+            await _as_auditor(parts, statement)
+
+
+async def _as_auditor(parts: Parts, statement: str) -> Any:
+    async with parts.pool.as_auditor() as connection:
+        return await connection.execute(statement)
