@@ -20,6 +20,8 @@ from gateway_harness import (
     request,
     stream_of,
 )
+from google.rpc.error_details_pb2 import ErrorInfo
+from google.rpc.status_pb2 import Status
 from lending import REQUEST_NANOS, TOKEN_NANOS
 
 ECHO_NANOS = REQUEST_NANOS + 2 * TOKEN_NANOS
@@ -81,6 +83,14 @@ async def test_who_has_nothing_is_told_that_a_retry_is_in_vain(platform: Platfor
     assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert "balance" in (refused.value.details() or "")
     assert agent.works == []
+    trailing = dict(refused.value.trailing_metadata() or ())
+    status = Status.FromString(trailing["grpc-status-details-bin"])  # pyright: ignore[reportArgumentType]
+    name = ErrorInfo()
+    [only] = status.details
+    assert only.Unpack(name)
+    assert (name.reason, name.domain) == ("INSUFFICIENT_QUOTA", "busbar")
+    assert trailing["x-should-retry"] == "false"
+    assert "retry-after" not in trailing
 
 
 async def test_a_top_up_is_served_at_once(platform: Platform) -> None:

@@ -15,7 +15,7 @@ from busbar_contracts.node.v1 import work_pb2
 from busbar_gateway.adapters.http.limits import HttpLimits
 from busbar_messaging import topology
 from gateway_harness import AUTH, KEY, TENANT, Platform, Say, eventually, request
-from google.rpc.error_details_pb2 import RetryInfo
+from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 from http_edge import Edge, http_edge, saying
 from prometheus_client import REGISTRY
@@ -124,10 +124,12 @@ async def test_grpc_says_when_to_retry_in_details_that_clients_can_read(edge: Ed
     assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     trailing = dict(refused.value.trailing_metadata() or ())
     status = Status.FromString(trailing["grpc-status-details-bin"])  # pyright: ignore[reportArgumentType]
-    retry = RetryInfo()
+    name, retry = ErrorInfo(), RetryInfo()
     assert status.code == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
     assert status.message == refused.value.details()
-    assert status.details[0].Unpack(retry)
+    assert status.details[0].Unpack(name)
+    assert (name.reason, name.domain) == ("RATE_LIMIT_EXCEEDED", "busbar")
+    assert status.details[1].Unpack(retry)
     assert 0 < retry.retry_delay.ToTimedelta().total_seconds() <= 60
 
 

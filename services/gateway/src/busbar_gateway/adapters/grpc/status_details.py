@@ -1,4 +1,4 @@
-"""google.rpc.Status in grpc-status-details-bin: when to try again, for clients that can read it.
+"""google.rpc.Status in grpc-status-details-bin: what failed, and when to try again.
 
 Source: https://grpc.io/docs/guides/error/ (richer error model).
 """
@@ -7,11 +7,17 @@ from __future__ import annotations
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
-from google.rpc.error_details_pb2 import RetryInfo
+from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
 DETAILS = "grpc-status-details-bin"
+ERROR_DOMAIN = "busbar"
 _NS_PER_S = 1_000_000_000
+
+
+def error_info(name: str) -> ErrorInfo:
+    """What failed, by the name that it has over HTTP, in the letters that ErrorInfo asks for."""
+    return ErrorInfo(reason=name.upper(), domain=ERROR_DOMAIN)
 
 
 def retry_info(retry_after_s: float) -> RetryInfo:

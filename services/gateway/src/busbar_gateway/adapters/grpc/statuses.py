@@ -10,8 +10,8 @@ import grpc
 import structlog
 from busbar_errors import BusbarError, Unavailable
 
-from busbar_gateway.adapters.grpc.status_details import details, retry_info
-from busbar_gateway.domain.failures import answer_for, reason_for
+from busbar_gateway.adapters.grpc.status_details import details, error_info, retry_info
+from busbar_gateway.domain.failures import InsufficientQuota, answer_for, reason_for
 
 log = structlog.get_logger()
 
@@ -19,6 +19,8 @@ Metadata = Sequence[tuple[str, str | bytes]]
 Context = grpc.aio.ServicerContext[Any, Any]
 
 REQUEST_ID = "x-request-id"
+_NO_RETRY = ("x-should-retry", "false")
+"""As over HTTP: trying again would cost as much and fail the same way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +36,20 @@ def status_of(error: Exception) -> Status:
     """Return the status of a failure; a bug is logged and its reason kept back."""
     if not isinstance(error, BusbarError):
         log.error("request failed by a bug", exc_info=error)
-    code, reason = grpc.StatusCode[answer_for(error).grpc_code], reason_for(error)
+    answered, reason = answer_for(error), reason_for(error)
+    code = grpc.StatusCode[answered.grpc_code]
+    number: int = code.value[0]
+    named = [error_info(answered.openai_code)] if answered.openai_code else []
     trailing: Metadata = ()
     if isinstance(error, Unavailable):
-        number: int = code.value[0]
         trailing = (
             ("retry-after", f"{error.retry_after_s:.3f}"),
-            details(number, reason, retry_info(error.retry_after_s)),
+            details(number, reason, *named, retry_info(error.retry_after_s)),
         )
+    elif code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        trailing = (details(number, reason, *named),)
+    if isinstance(error, InsufficientQuota):
+        trailing = (_NO_RETRY, *trailing)
     return Status(code, reason, trailing)
 
 
