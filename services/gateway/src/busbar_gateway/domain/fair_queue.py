@@ -5,7 +5,9 @@ a counter of the service it got, divided by its weight. The waiting flow with th
 smallest counter is served next and charged at once with the predicted cost, which
 is corrected as the real one shows. A flow that returns is lifted to the smallest
 counter of those that wait (to that of the last one served when none waits), so
-that idleness earns no credit.
+that idleness earns no credit. A flow of which something is in service is not idle: it
+may stay behind the largest counter by one request of its own, or a tenant with few
+clients would lose a turn whenever none of them happens to wait.
 
 With L the largest charge at the start, K the largest later correction of one
 request and C the requests in flight, the counters of two waiting flows are never
@@ -43,6 +45,8 @@ class Flow(Generic[ItemT]):
     """The counter with which it stands in the order; may lag behind a counter that grew."""
     typical: float = 0.0
     """Prediction of what a request costs beyond what is known when it starts."""
+    started_for: float = 0.0
+    """What its last request was charged at its start, divided by its weight."""
 
 
 class FairQueue(Generic[ItemT]):
@@ -53,6 +57,8 @@ class FairQueue(Generic[ItemT]):
         self._order: list[tuple[float, int, Flow[ItemT]]] = []
         self._arrivals = itertools.count()
         self._last: Flow[ItemT] | None = None
+        self._top = 0.0
+        """No counter is larger."""
         self._active: dict[str, Flow[ItemT]] = {}
         self._forget_beyond = IDLE_FLOWS_MAX
         self.waiting = 0
@@ -119,13 +125,16 @@ class FairQueue(Generic[ItemT]):
 
     def serve(self, flow: Flow[ItemT], cost: float) -> None:
         """Charge an item that was popped and starts now."""
-        flow.counter += cost / flow.weight
+        flow.started_for = cost / flow.weight
+        flow.counter += flow.started_for
         flow.open += 1
         self._last = flow
+        self._top = max(self._top, flow.counter)
 
     def correct(self, flow: Flow[ItemT], difference: float) -> None:
         """Add to an open charge what was found to be missing, or take back."""
         flow.counter += difference / flow.weight
+        self._top = max(self._top, flow.counter)
         if difference < 0 and flow.waiting and flow.counter < flow.position:
             self._place(flow)
 
@@ -149,8 +158,12 @@ class FairQueue(Generic[ItemT]):
 
     def _lift(self, flow: Flow[ItemT]) -> None:
         lowest = self.next_flow() if self._active else self._last
-        if lowest is not None and lowest.counter > flow.counter:
-            flow.counter = lowest.counter
+        if lowest is None:
+            return
+        least = lowest.counter
+        if flow.open:  # so that no two that wait come further apart than one request
+            least = min(least, self._top - flow.started_for)
+        flow.counter = max(flow.counter, least)
 
     def _place(self, flow: Flow[ItemT]) -> None:
         if len(self._order) > 2 * len(self._active) + _STALE_ENTRIES_MAX:
