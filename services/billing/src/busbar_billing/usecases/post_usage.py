@@ -43,10 +43,11 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
-class TakenBack:
-    """A posted charge that has a void."""
+class Voided:
+    """A record that is in the inbox, and so is a void of it."""
 
-    charged: Transfer
+    request_id: UUID
+    tenant_id: str
     reason: str
     lease_id: UUID | None
 
@@ -112,7 +113,10 @@ class PostingTransaction(CreditTransaction, Protocol):
         ...
 
     async def leases(self, lease_ids: Collection[UUID]) -> Mapping[UUID, Lease]:
-        """Those of these leases that are not closed, kept from changing until the end."""
+        """Those of these leases that are not closed, kept from changing until the end.
+
+        Whoever locks leases and balances locks the leases first, all at once.
+        """
         ...
 
     async def available(self, tenant_ids: Collection[str]) -> Mapping[str, int]:
@@ -123,8 +127,12 @@ class PostingTransaction(CreditTransaction, Protocol):
         """Count charges against leases, or less than nothing for voids; renews them."""
         ...
 
-    async def taken_back(self, request_ids: Collection[UUID]) -> Sequence[TakenBack]:
-        """Of these requests, those of which both the charge and a void are there."""
+    async def voided(self, request_ids: Collection[UUID]) -> Sequence[Voided]:
+        """Of these requests, those of which both a record and a void are there."""
+        ...
+
+    async def charges_of(self, request_ids: Collection[UUID]) -> Sequence[Transfer]:
+        """The charges of these requests."""
         ...
 
 
@@ -162,34 +170,47 @@ async def post_usage(
         # 2. Keep out what is there already.
         fresh = await transaction.add_records(rated)
         fresh_voids = await transaction.add_voids(voids) if voids else set[UUID]()
+        met = await transaction.voided(fresh | fresh_voids)
         # 3. Charge: the lease that served it, else the balance, else the tenant owes it.
         charged = [one for one in rated if one.record.request_id in fresh]
-        fundings = await _fund(transaction, charged)
+        leases = await _lock_leases(transaction, charged, met)
+        fundings = await _fund(transaction, charged, met, leases)
         await transaction.add_transfers(
             [charge_of(one, money) for one, money in zip(charged, fundings, strict=True)]
         )
         if meters:
             await transaction.add_used(_total(charged))
         # 4. Take back what has now met its void.
-        voided = await _take_back(transaction, fresh | fresh_voids, new_id)
+        voided = await _take_back(transaction, met, leases, new_id) if met else list[Transfer]()
         if voided:
-            await transaction.give_back_used([one.request_id for one in voided if one.request_id])
+            await transaction.give_back_used([one.request_id for one in met])
         # 5. Promotional credit pays first.
         await settle_credit(transaction, [_charged(one) for one in charged], voided, new_id)
     duplicates = len(records) - len(refused) - len(charged) + len(voids) - len(fresh_voids)
     return PostingReport(charged, refused, voided, duplicates, uncovered_of(charged, fundings))
 
 
+async def _lock_leases(
+    transaction: PostingTransaction, charged: Sequence[RatedRecord], met: Sequence[Voided]
+) -> Mapping[UUID, Lease]:
+    """All leases that are going to change."""
+    named = {one.record.lease_id for one in charged} | {one.lease_id for one in met}
+    lease_ids = {lease_id for lease_id in named if lease_id is not None}
+    return await transaction.leases(lease_ids) if lease_ids else {}
+
+
 async def _fund(
-    transaction: PostingTransaction, charged: Sequence[RatedRecord]
+    transaction: PostingTransaction,
+    charged: Sequence[RatedRecord],
+    met: Sequence[Voided],
+    leases: Mapping[UUID, Lease],
 ) -> Sequence[Funding]:
+    """Fund each charge; locks every balance that is going to change by it or by a void."""
     dues = [
         Due(one.record.tenant_id, one.record.lease_id, one.rating.charge_nanos) for one in charged
     ]
-    named = {due.lease_id for due in dues if due.lease_id is not None}
-    leases = await transaction.leases(named) if named else dict[UUID, Lease]()
-    short = short_tenants(dues, leases)
-    available = await transaction.available(short) if short else dict[str, int]()
+    touched = short_tenants(dues, leases) | {one.tenant_id for one in met}
+    available = await transaction.available(touched) if touched else dict[str, int]()
     fundings = fund(dues, leases, available)
     spent: dict[UUID, int] = {}
     for due, money in zip(dues, fundings, strict=True):
@@ -201,19 +222,21 @@ async def _fund(
 
 
 async def _take_back(
-    transaction: PostingTransaction, request_ids: Collection[UUID], new_id: Callable[[], UUID]
+    transaction: PostingTransaction,
+    met: Sequence[Voided],
+    leases: Mapping[UUID, Lease],
+    new_id: Callable[[], UUID],
 ) -> list[Transfer]:
-    pairs = await transaction.taken_back(request_ids)
-    named = {pair.lease_id for pair in pairs if pair.lease_id is not None}
-    leases = await transaction.leases(named) if named else dict[UUID, Lease]()
+    by_request = {one.request_id: one for one in met}
     voided: list[Transfer] = []
     spent: dict[UUID, int] = {}
-    for pair in pairs:
-        lease_open = pair.lease_id in leases
-        voided.append(void(new_id(), pair.charged, pair.reason, lease_open=lease_open))
-        if pair.lease_id is not None and lease_open:
-            held = held_part(pair.charged)
-            spent[pair.lease_id] = spent.get(pair.lease_id, 0) - held
+    for charged in await transaction.charges_of(by_request):
+        assert charged.request_id is not None
+        one = by_request[charged.request_id]
+        lease_open = one.lease_id in leases
+        voided.append(void(new_id(), charged, one.reason, lease_open=lease_open))
+        if one.lease_id is not None and lease_open:
+            spent[one.lease_id] = spent.get(one.lease_id, 0) - held_part(charged)
     await transaction.add_transfers(voided)
     if spent:
         await transaction.spend(spent)

@@ -78,13 +78,25 @@ _SAVE = """
     AS now (lease_id, granted, returned, expires_at, closing)
     WHERE l.lease_id = now.lease_id
 """
-_EXPIRE = "UPDATE leases SET closing_at = now() WHERE closing_at IS NULL AND expires_at < now()"
+# What is locked is being spent from, and so not abandoned.
+_EXPIRE = """
+    UPDATE leases SET closing_at = now()
+    WHERE lease_id IN (
+        SELECT lease_id FROM leases WHERE closing_at IS NULL AND expires_at < now()
+        ORDER BY lease_id FOR UPDATE SKIP LOCKED
+    )
+"""
 _UNMARKED = """
     SELECT lease_id FROM leases
     WHERE closing_at IS NOT NULL AND closed_at IS NULL AND settles_at_sequence IS NULL
     LIMIT 10000
 """
-_MARK = "UPDATE leases SET settles_at_sequence = $2 WHERE lease_id = ANY($1::uuid[])"
+_MARK = """
+    UPDATE leases SET settles_at_sequence = $2
+    WHERE lease_id IN (
+        SELECT lease_id FROM leases WHERE lease_id = ANY($1::uuid[]) ORDER BY lease_id FOR UPDATE
+    )
+"""
 _TTL = timedelta(milliseconds=TTL_MS)
 _ANY_TO_CLOSE = """
     SELECT EXISTS (SELECT FROM leases WHERE closing_at IS NOT NULL AND closed_at IS NULL)

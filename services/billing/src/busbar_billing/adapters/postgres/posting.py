@@ -19,7 +19,7 @@ from busbar_billing.domain.metering import Meter
 from busbar_billing.domain.prices import PriceBooks
 from busbar_billing.domain.promotions import Credit, Spending
 from busbar_billing.domain.usage import UsageRecord, UsageVoid
-from busbar_billing.usecases.post_usage import RatedRecord, TakenBack
+from busbar_billing.usecases.post_usage import RatedRecord, Voided
 
 _LOCK = 0x62_75_73_62_61_72  # "busbar": any constant number, the same in every instance
 _TENANTS_KNOWN_MAX = 100_000
@@ -53,10 +53,10 @@ _CHARGES_OF = (
     TRANSFER_ROWS
     + "WHERE t.request_id = ANY($1::uuid[]) AND t.kind = 'charge' ORDER BY t.transfer_id, p.line"
 )
-_VOIDS_OF = """
-    SELECT v.request_id, v.reason, u.lease_id
+_VOIDED = """
+    SELECT v.request_id, u.tenant_id, v.reason, u.lease_id
     FROM usage_voids AS v
-    LEFT JOIN usage_records AS u USING (request_id)
+    JOIN usage_records AS u USING (request_id)
     WHERE v.request_id = ANY($1::uuid[])
 """
 
@@ -187,20 +187,17 @@ class LedgerTransaction:
         """What was spent of credits, or came back."""
         await promotions.add_spending(self._connection, spending)
 
-    async def taken_back(self, request_ids: Collection[UUID]) -> Sequence[TakenBack]:
-        """Of these requests, those of which both the charge and a void are there."""
+    async def voided(self, request_ids: Collection[UUID]) -> Sequence[Voided]:
+        """Of these requests, those of which both a record and a void are there."""
         if not request_ids:
             return []
-        voids = await self._connection.fetch(_VOIDS_OF, list(request_ids))
-        if not voids:
-            return []
-        found = {row["request_id"]: (row["reason"], row["lease_id"]) for row in voids}
-        rows = await self._connection.fetch(_CHARGES_OF, list(found))
-        return [
-            TakenBack(one.transfer, *found[one.transfer.request_id])
-            for one in read_transfers(rows)
-            if one.transfer.request_id is not None
-        ]
+        rows = await self._connection.fetch(_VOIDED, list(request_ids))
+        return [Voided(**row) for row in rows]
+
+    async def charges_of(self, request_ids: Collection[UUID]) -> Sequence[Transfer]:
+        """The charges of these requests."""
+        rows = await self._connection.fetch(_CHARGES_OF, list(request_ids))
+        return [one.transfer for one in read_transfers(rows)]
 
 
 def _record_columns(rated: Sequence[RatedRecord]) -> list[list[object]]:
