@@ -234,16 +234,20 @@ async def test_an_abandoned_lease_is_reclaimed_only_after_its_usage(  # noqa: PL
     await admin.execute(
         "UPDATE leases SET expires_at = now() - interval '1 s' WHERE lease_id = $1", lease_id
     )
-    times = [0.0]
+    times = [0]
     leases = Leases(pool, Journal(pool))
     reclaimer = Reclaimer(bus, leases, leases, uuid7, clock=lambda: times[0])
 
     await reclaimer.look()
     closing = "SELECT closing_at FROM leases WHERE lease_id = $1"
     assert await admin.fetchval(closing, lease_id) is None, "billing had just started"
+    times[0] = TTL_MS // 1000
+    await reclaimer.look()
+    assert await admin.fetchval(closing, lease_id) is None, "billing had stood still"
 
     await gateway.publish(gateway.record(rich, lease_id=lease.lease_id))
-    times[0] = TTL_MS / 1000
+    for times[0] in range(TTL_MS // 1000, 2 * TTL_MS // 1000 + 1):
+        await reclaimer.look()
     await admin.execute(
         "UPDATE leases SET expires_at = now() - interval '1 s' WHERE lease_id = $1", lease_id
     )

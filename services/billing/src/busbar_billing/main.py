@@ -94,12 +94,13 @@ async def serve(settings: Settings, stop: Stop) -> None:
         ledger = Ledger(database, parts.journal, parts.prices)
         poster = UsagePoster(ledger, Listeners(parts.events, key_use), tracer, uuid7)
         leases = Leases(database, parts.journal)
+        desk = LeaseDesk(client, leases, uuid7)
         for work in (
             keep_equal([parts.policies.bucket, parts.directory.bucket], wanted),
             parts.price_directory.run(),
             probe(database),
-            LeaseDesk(client, leases, uuid7).run(),
-            Reclaimer(client, leases, leases, uuid7).run(),
+            desk.run(),
+            Reclaimer(client, leases, leases, uuid7, unanswered=lambda: desk.unanswered).run(),
             expire(parts.adjustments),
             key_use.run(),
             watch_budgets(parts.budgets, parts.events),

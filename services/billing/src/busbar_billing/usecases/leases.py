@@ -20,6 +20,7 @@ class Asker:
 
     gateway_id: str
     run_id: str
+    """Of two runs of a gateway the later one has the greater id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,7 @@ async def answer_asks(
     async with store.leasing() as transaction:
         leases = await transaction.open_leases(asker.gateway_id, tenant_ids)
         mine = {lease.tenant_id: lease for lease in leases if lease.run_id == asker.run_id}
-        left_behind = [replace(one, closing=True) for one in leases if one.run_id != asker.run_id]
+        left_behind = [replace(one, closing=True) for one in leases if one.run_id < asker.run_id]
         standings = await transaction.standings(asker, tenant_ids)
         grants = [
             answer_ask(

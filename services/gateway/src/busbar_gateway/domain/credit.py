@@ -104,6 +104,9 @@ class Wallet:
     tenant_id: str
     currency: str = "USD"
     lease: Lease | None = None
+    leaving: Lease | None = None
+    """Given back, but billing has not confirmed it: until then it would lend this one again,
+    and nothing would know any more what was spent from it."""
     used_at: float = 0.0
     target_nanos: int = 0
     """What should be free, by the rate of spending."""
@@ -162,8 +165,11 @@ class Wallet:
         self._spent_since += nanos
 
     def take_back(self, reservation: Reservation) -> None:
-        """What was spent is not charged after all."""
-        reservation.lease.spent_nanos -= reservation.spent_nanos
+        """What was spent is not charged after all.
+
+        It is free again when the lease is closed: billing may see what is spent next before it
+        sees this charge taken back.
+        """
         self._spent_since -= reservation.spent_nanos
         reservation.spent_nanos = 0
 
@@ -229,6 +235,8 @@ def plan_ask(wallet: Wallet, wanted: list[int], now: float) -> Ask | None:
     Gives back what is not needed; None when there is nothing to say.
     """
     lease = wallet.lease
+    if wallet.leaving is not None:
+        return _ask(wallet, wallet.leaving, closing=True)
     if wanted:
         return _for_those_who_wait(wallet, wanted, now)
     wallet.estimate_nanos = wallet.estimate_nanos if lease is not None else 0
@@ -237,6 +245,10 @@ def plan_ask(wallet: Wallet, wanted: list[int], now: float) -> Ask | None:
     idle = not lease.reserved_nanos and now - wallet.used_at > IDLE_S
     if idle:
         return _close(wallet, lease)
+    return _renewal(wallet, lease, now)
+
+
+def _renewal(wallet: Wallet, lease: Lease, now: float) -> Ask | None:
     due = now >= lease.renew_at
     if wallet.recalled:
         lease.returned_nanos += max(0, lease.free_nanos)
@@ -264,12 +276,14 @@ def _for_those_who_wait(wallet: Wallet, wanted: list[int], now: float) -> Ask | 
 
 def close_lease(wallet: Wallet) -> Ask | None:
     """What to say when the gateway is done with a tenant."""
-    return _close(wallet, wallet.lease) if wallet.lease is not None else None
+    if wallet.lease is not None:
+        return _close(wallet, wallet.lease)
+    return _ask(wallet, wallet.leaving, closing=True) if wallet.leaving is not None else None
 
 
 def _close(wallet: Wallet, lease: Lease) -> Ask:
     lease.returned_nanos += max(0, lease.free_nanos)
-    wallet.lease = None
+    wallet.lease, wallet.leaving = None, lease
     return _ask(wallet, lease, closing=True)
 
 
@@ -299,6 +313,7 @@ def apply_grant(wallet: Wallet, ask: Ask, grant: Granted, asked_at: float, now: 
     """Take what billing said to `ask`, which was sent at `asked_at`."""
     wallet.asked_at = asked_at
     if ask.closing:
+        wallet.leaving = None
         return
     if grant.closed:
         _lose(wallet, ask.lease_id)

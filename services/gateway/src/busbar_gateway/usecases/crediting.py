@@ -208,7 +208,7 @@ class Credit:
             ask = plan_ask(wallet, [_lacking(one) for one in waiting], now)
             if ask is not None:
                 asks.append(ask)
-            if wallet.lease is None and not waiting:
+            if wallet.lease is None and wallet.leaving is None and not waiting:
                 del self._wallets[tenant_id]
         return asks
 

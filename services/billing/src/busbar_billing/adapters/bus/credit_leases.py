@@ -38,6 +38,8 @@ WAITING_MAX = 256
 STALE_S = 2.0
 """Who asked longer ago has given up."""
 RECLAIM_INTERVAL = timedelta(seconds=1)
+_STOOD_STILL_S = 5.0
+"""Who looks again only after so long was stopped, and did not answer either."""
 _RETRY_SOON_MS = 250
 _NAME_MAX = 100
 _UUID_BYTES = 16
@@ -59,6 +61,8 @@ class LeaseDesk:
         self._store = store
         self._new_id = new_id
         self._waiting: asyncio.Queue[tuple[Msg, float]] = asyncio.Queue(WAITING_MAX)
+        self.unanswered = 0
+        """Calls that nobody answered: too many waited, or for too long."""
 
     async def run(self) -> None:
         """Answer for ever."""
@@ -66,10 +70,12 @@ class LeaseDesk:
         while True:
             message, arrived = await self._waiting.get()
             if time.monotonic() - arrived > STALE_S:
+                self.unanswered += 1
                 continue
             try:
                 await self._answer(message)
             except Unavailable as error:
+                self.unanswered += 1
                 log.warning("leases not granted", reason=error.reason)
                 await self._respond(message, leases_pb2.LeaseReply())
             except Exception:
@@ -79,6 +85,7 @@ class LeaseDesk:
         try:
             self._waiting.put_nowait((message, time.monotonic()))
         except asyncio.QueueFull:
+            self.unanswered += 1
             log.warning("lease call dropped: too many wait")
 
     async def _answer(self, message: Msg) -> None:
@@ -190,7 +197,8 @@ class Reclaimer:
     """Takes back leases that are abandoned or done with, when their usage is posted.
 
     While billing cannot answer, nobody can renew: what expired meanwhile gets a
-    whole TTL from when billing could answer again, also after a restart.
+    whole TTL from when billing could answer again, also after a restart, or after it
+    was too busy or stopped.
     """
 
     def __init__(
@@ -201,15 +209,18 @@ class Reclaimer:
         new_id: Callable[[], UUID],
         *,
         clock: Callable[[], float] = time.monotonic,
+        unanswered: Callable[[], int] = lambda: 0,
     ) -> None:
+        """`unanswered` counts the calls that were given up so far."""
         self._client = client
         self._jetstream = client.jetstream(timeout=2)
         self._leases = leases
         self._store = store
         self._new_id = new_id
         self._clock = clock
-        self._able_since = clock()
-        self._reconnects = client.stats["reconnects"]
+        self._unanswered = unanswered
+        self._able_since = self._looked_at = clock()
+        self._seen = self._disturbances()
 
     async def run(self) -> None:
         """Look every second, for ever."""
@@ -225,8 +236,10 @@ class Reclaimer:
 
     async def look(self) -> None:
         """Expire, find out what must be posted first, close what is settled."""
-        if not self._client.is_connected or self._reconnects != self._client.stats["reconnects"]:
-            self._reconnects = self._client.stats["reconnects"]
+        looked_at, self._looked_at = self._looked_at, self._clock()
+        stood_still = self._looked_at - looked_at > _STOOD_STILL_S
+        seen, self._seen = self._seen, self._disturbances()
+        if stood_still or not self._client.is_connected or seen != self._seen:
             self._able_since = self._clock()
         if (self._clock() - self._able_since) * 1000 >= TTL_MS:
             await self._leases.expire()
@@ -239,6 +252,9 @@ class Reclaimer:
         if closed:
             metrics.LEASES_RECLAIMED.inc(closed)
             log.info("leases closed", count=closed)
+
+    def _disturbances(self) -> tuple[int, int]:
+        return self._client.stats["reconnects"], self._unanswered()
 
     async def _posted_up_to(self) -> int:
         """Sequence in USAGE up to which everything is posted, or given up to the dead letters."""

@@ -1,0 +1,1 @@
+"""Production's decisions of several services together, in virtual time."""

@@ -1,0 +1,194 @@
+"""No balance goes below zero and nothing leaks, whatever is lost, repeated, late or killed."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from uuid import UUID
+
+import asyncpg
+import pytest
+from busbar_billing.adapters.postgres.database import Database, open_database
+from busbar_billing.adapters.postgres.journal import Journal
+from busbar_billing.adapters.postgres.leases import LeaseRows, Leases
+from busbar_billing.adapters.postgres.posting import Ledger, LedgerTransaction
+from busbar_billing.adapters.postgres.prices import Prices
+from busbar_billing.domain import ledger
+from busbar_billing.domain.ledger import AccountKind
+from busbar_billing.domain.prices import Component, Price, PriceBook
+from busbar_billing.migrate import admit_service, apply_migrations
+from busbar_runtime.pytest_plugin import PostgresServer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from simulation.memory_ledger import CURRENCY, MemoryLedger
+from simulation.money_world import World
+
+TENANTS = 2
+STEPS, STEPS_ON_POSTGRES = 250, 120
+BOOK = PriceBook(
+    version=1,
+    currency=CURRENCY,
+    effective_from_unix_ns=1_790_000_000 * 10**9,
+    quantum_nanos=1,
+    classes={"default": {Component.OUTPUT_TOKEN: Price(1, 1)}},
+)
+"""A nano a token, so that costs are whatever the simulation says."""
+
+
+def check(available: int, held: int, owed: int, outstanding: int) -> None:
+    """What holds at every moment, of each tenant."""
+    assert available >= 0
+    assert available + held - owed >= 0
+    assert held == outstanding
+
+
+def check_at_rest(world: World, tenant_id: str, paid_in: int, available: int, owed: int) -> None:
+    """Nothing is held any more, and exactly what was delivered is charged."""
+    answered = [one for one in world.delivered.values() if one.tenant_id == tenant_id]
+    assert available - owed == paid_in - sum(one.charged for one in answered)
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 2**32), paid_in=st.integers(0, 5_000))
+def test_balances_stay_above_zero_and_leases_come_back(seed: int, paid_in: int) -> None:
+    asyncio.run(in_memory(seed, paid_in))
+
+
+async def in_memory(seed: int, paid_in: int) -> None:
+    world: World
+    books = MemoryLedger(BOOK, lambda: world.now_ms())  # noqa: PLW0108 - the world is not there yet
+    tenants = [f"tenant-{number}" for number in range(TENANTS)]
+    world = World(random.Random(seed), books, tenants)
+    books.tenants.update(tenants)
+    for tenant_id in tenants:
+        await books.add_transfers(
+            [ledger.top_up(world.new_id(), tenant_id, paid_in, CURRENCY, "first")]
+        )
+    for _ in range(STEPS):
+        await world.step()
+        for tenant_id in tenants:
+            check(*standing(books, tenant_id))
+    await world.come_to_rest()
+
+    for tenant_id in tenants:
+        available, held, owed, outstanding = standing(books, tenant_id)
+        assert held == outstanding == 0
+        check_at_rest(world, tenant_id, paid_in, available, owed)
+
+
+def standing(books: MemoryLedger, tenant_id: str) -> tuple[int, int, int, int]:
+    return (
+        books.balance(AccountKind.TENANT_AVAILABLE, tenant_id),
+        books.balance(AccountKind.TENANT_HELD, tenant_id),
+        -books.balance(AccountKind.TENANT_RECEIVABLE, tenant_id),
+        books.outstanding(tenant_id),
+    )
+
+
+_EXPIRE = """
+    UPDATE leases SET expires_at = now() - interval '1 s' WHERE expires_at < $1
+    AND closing_at IS NULL
+"""
+_STANDING = """
+    SELECT
+        coalesce(sum(balance_nanos) FILTER (WHERE kind = 'tenant_available'), 0)::int8,
+        coalesce(sum(balance_nanos) FILTER (WHERE kind = 'tenant_held'), 0)::int8,
+        coalesce(-sum(balance_nanos) FILTER (WHERE kind = 'tenant_receivable'), 0)::int8,
+        (
+            SELECT coalesce(sum(granted_nanos - returned_nanos - posted_nanos), 0)::int8
+            FROM leases WHERE tenant_id = $1 AND closed_at IS NULL
+        )
+    FROM accounts JOIN account_balances USING (account_id) WHERE tenant_id = $1
+"""
+
+
+@dataclass
+class PostgresStore:
+    """The real books. The database's clock stands far behind the simulation's, so that only what
+    has expired in virtual time is ever found expired."""
+
+    database: Database
+    admin: asyncpg.Connection
+    world: World | None = None
+    journal: Journal = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.journal = Journal(self.database)
+        self._leases = Leases(self.database, self.journal)
+        self._ledger = Ledger(self.database, self.journal, Prices(self.database))
+
+    def leasing(self) -> AbstractAsyncContextManager[LeaseRows]:
+        return self._leases.leasing()
+
+    def posting(self, *, with_voids: bool) -> AbstractAsyncContextManager[LedgerTransaction]:
+        return self._ledger.posting(with_voids=with_voids)
+
+    async def expire(self) -> None:
+        assert self.world is not None
+        now = datetime.fromtimestamp(self.world.now_ms() / 1000, UTC)
+        await self.admin.execute(_EXPIRE, now)
+        await self._leases.expire()
+
+    async def unmarked(self) -> list[UUID]:
+        return await self._leases.unmarked()
+
+    async def mark(self, lease_ids: Sequence[UUID], sequence: int) -> None:
+        await self._leases.mark(lease_ids, sequence)
+
+    async def any_to_close(self) -> bool:
+        return await self._leases.any_to_close()
+
+    async def open_accounts(self, tenants: Collection[str], paid_in: int) -> None:
+        for tenant_id in tenants:
+            await self.admin.execute(
+                "INSERT INTO tenants (tenant_id, name, currency) VALUES ($1, $1, $2)",
+                tenant_id,
+                CURRENCY,
+            )
+            assert self.world is not None
+            identity = self.world.new_id()
+            await self.journal.post_once(
+                ledger.top_up(identity, tenant_id, paid_in, CURRENCY, "first")
+            )
+
+    async def standing(self, tenant_id: str) -> tuple[int, int, int, int]:
+        row = await self.admin.fetchrow(_STANDING, tenant_id)
+        assert row is not None
+        available, held, owed, outstanding = row
+        return available, held, owed, outstanding
+
+
+@pytest.fixture(scope="module")
+async def books(postgres_server: PostgresServer) -> AsyncIterator[PostgresStore]:
+    created = postgres_server.create_database()
+    await asyncio.to_thread(apply_migrations, created.admin_dsn)
+    await admit_service(created.admin_dsn, created.billing_dsn)
+    admin = await asyncpg.connect(created.admin_dsn)
+    async with open_database(created.billing_dsn) as database:
+        await Prices(database).add(BOOK)
+        yield PostgresStore(database, admin)
+    await admin.close()
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_the_real_ledger_keeps_the_same_promises(books: PostgresStore, seed: int) -> None:
+    draws = random.Random(seed)
+    paid_in = draws.choice([50, 300, 2_000])
+    tenants = [f"tenant-{seed}-{number}" for number in range(TENANTS)]
+    world = books.world = World(draws, books, tenants)
+    await books.open_accounts(tenants, paid_in)
+    for _ in range(STEPS_ON_POSTGRES):
+        await world.step()
+        for tenant_id in tenants:
+            check(*await books.standing(tenant_id))
+    await world.come_to_rest()
+
+    for tenant_id in tenants:
+        available, held, owed, outstanding = await books.standing(tenant_id)
+        assert held == outstanding == 0
+        check_at_rest(world, tenant_id, paid_in, available, owed)
