@@ -96,6 +96,22 @@ async def test_a_missing_stream_is_found_and_made_again(
     assert (await provision.apply(client, settings)).assets["stream DLQ"] == "created"
 
 
+async def test_bounds_of_a_consumer_that_differ_are_found_and_put_right(
+    client: Client, settings: provision.ProvisionSettings
+) -> None:
+    spec = topology.BILLING_USAGE
+    asset = f"consumer {spec.stream}/{spec.durable}"
+    other = spec.config()
+    other.max_deliver, other.ack_wait = 7, 1.0
+    await client.jetstream().add_consumer(spec.stream, other)
+
+    assert (await provision.verify(client, settings)).assets[asset] == (
+        "differs in ack_wait, max_deliver"
+    )
+    assert (await provision.apply(client, settings)).assets[asset] == "updated"
+    assert (await provision.verify(client, settings)).right
+
+
 async def test_a_follower_sees_everything_then_each_change(client: Client) -> None:
     store = await client.jetstream().key_value(topology.KEYS.name)
     await store.put("before", b"1")

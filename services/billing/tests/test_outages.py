@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import signal
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-import asyncpg
 import pytest
 from billing_parts import Gateway, Service, running
-from busbar_billing.migrate import admit_service, apply_migrations
-from busbar_messaging import provision, topology
-from busbar_messaging.connection import close, connect
+from busbar_messaging import topology
 from busbar_runtime.platform import Platform
 from busbar_runtime.ports import PortPool
 from harness.polling import eventually
+from ledger_checks import assert_ledger_holds
 from nats.aio.client import Client
+from neighbours import Neighbours, neighbours
 
 BACK_S = 10
+CAUGHT_UP_S = 25
 COST_NANOS = 100_000
+LOAD_PAUSE_S = 0.005
 
 
 @dataclass(frozen=True)
@@ -30,80 +33,60 @@ class Parts:
     billing: Service
     gateway: Gateway
     bus: Client
+    around: Neighbours
 
 
 @pytest.fixture(scope="module")
 async def parts(tmp_path_factory: pytest.TempPathFactory, ports: PortPool) -> AsyncIterator[Parts]:
-    place = tmp_path_factory.mktemp("outages")
-    async with Platform(place, parts=["nats", "postgres-database"]) as platform:
-        found = platform.endpoints
-        secrets = platform.secrets
-        admin_dsn = found["postgres"]
-        at = admin_dsn.rpartition("@")[2]
-        billing_dsn = f"postgresql://busbar_billing:{secrets.postgres_billing}@{at}"
-        apply_migrations(admin_dsn)
-        await admit_service(admin_dsn, billing_dsn)
-        settings = provision.ProvisionSettings(
-            nats_url=found["nats"],
-            nats_user="provisioner",
-            nats_password=found["nats_credentials"]["provisioner"],
-        )
-        bus = await connect(settings, "outages")
-        await provision.apply(bus, settings)
-        environment = {
-            "BUSBAR_NATS_URL": found["nats"],
-            "BUSBAR_NATS_USER": "billing",
-            "BUSBAR_NATS_PASSWORD": found["nats_credentials"]["billing"],
-            "BUSBAR_POSTGRES_DSN": billing_dsn,
-        }
-        async with running(environment, ports) as billing:
-            yield Parts(platform, billing, Gateway(bus.jetstream(timeout=5)), bus)
-        await close(bus)
+    async with (
+        neighbours(tmp_path_factory.mktemp("outages")) as around,
+        running(around.environment, ports) as billing,
+    ):
+        yield Parts(around.platform, billing, around.gateway, around.bus, around)
 
 
-GATE = 4_711
-CLOSE_GATE = f"""
-    CREATE FUNCTION wait_at_commit() RETURNS trigger LANGUAGE plpgsql AS $$
-    BEGIN
-        PERFORM pg_advisory_xact_lock({GATE});
-        RETURN NULL;
-    END $$;
-    CREATE CONSTRAINT TRIGGER wait_at_commit AFTER INSERT ON usage_records
-    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION wait_at_commit();
-    SELECT pg_advisory_lock({GATE});
-"""
-OPEN_GATE = f"SELECT pg_advisory_unlock({GATE})"
-AT_GATE = f"SELECT count(*) FROM pg_locks WHERE objid = {GATE} AND NOT granted"
+@contextlib.asynccontextmanager
+async def load(parts: Parts, tenant: str) -> AsyncIterator[list[str]]:
+    """Records of the tenant, one after the other, while the block runs; their request ids."""
+    published: list[str] = []
+    stopping = asyncio.Event()
+
+    async def publish() -> None:
+        while not stopping.is_set():
+            record = parts.gateway.record(tenant)
+            await parts.gateway.publish(record)
+            published.append(f"req_{record.request_id.hex()}")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stopping.wait(), LOAD_PAUSE_S)
+
+    task = asyncio.create_task(publish())
+    try:
+        yield published
+    finally:
+        stopping.set()
+        await task
 
 
-async def test_killed_between_commit_and_acknowledgement_it_charges_once(parts: Parts) -> None:
-    tenant = await parts.billing.tenant()
-    owner = await asyncpg.connect(parts.platform.endpoints["postgres"])
-    await owner.execute(CLOSE_GATE)
-    await parts.gateway.publish(*[parts.gateway.record(tenant) for _ in range(3)])
+async def assert_charged_exactly(parts: Parts, tenant: str, published: list[str]) -> None:
+    """Each published record is charged once, nothing is given up, and the ledger holds."""
+    database = await parts.around.database()
+    query = "SELECT count(*) FROM usage_records WHERE tenant_id = $1"
 
-    async def committing() -> int:
-        return await owner.fetchval(AT_GATE)
+    async def posted() -> int:
+        return await database.fetchval(query, tenant)
 
-    await eventually(committing, within_s=BACK_S, what="a commit begins")
-    await parts.billing.end(signal.SIGKILL)
-    await owner.execute(OPEN_GATE)
-
-    async def committed() -> int:
-        query = "SELECT count(*) FROM usage_records WHERE tenant_id = $1"
-        return await owner.fetchval(query, tenant)
-
-    await eventually(committed, within_s=BACK_S, what="the commit", until=lambda n: n == 3)
-    await parts.billing.start()
-
-    async def duplicates() -> float:
-        return await parts.billing.metric("busbar_billing_duplicates_total")
-
-    await eventually(duplicates, within_s=2 * BACK_S, what="redelivery", until=lambda n: n >= 3)
-    assert await parts.billing.balance(tenant) == -3 * COST_NANOS
-    assert len(await parts.billing.transfers(tenant_id=tenant)) == 3
-    await owner.execute("DROP TRIGGER wait_at_commit ON usage_records")
-    await owner.close()
+    await eventually(
+        posted,
+        within_s=CAUGHT_UP_S,
+        what=f"{len(published)} charges",
+        until=lambda count: count >= len(published),
+    )
+    rows = await database.fetch("SELECT request_id FROM usage_records WHERE tenant_id = $1", tenant)
+    assert sorted(f"req_{row[0].hex}" for row in rows) == sorted(published)
+    await assert_ledger_holds(database)
+    await database.close()
+    letters = (await parts.bus.jetstream(timeout=5).stream_info(topology.DLQ.name)).state.messages
+    assert letters == 0
 
 
 async def redeliveries(bus: Client) -> int:
@@ -113,23 +96,55 @@ async def redeliveries(bus: Client) -> int:
     return info.num_redelivered or 0
 
 
-async def test_a_database_that_goes_and_comes_back_costs_nothing(parts: Parts) -> None:
+async def test_a_database_restarted_under_load_costs_nothing(parts: Parts) -> None:
     tenant = await parts.billing.tenant()
-    for _ in range(10):
-        await parts.gateway.publish(parts.gateway.record(tenant))
-    await parts.platform.kill("postgres", signal.SIGKILL)
-    for _ in range(10):
-        await parts.gateway.publish(parts.gateway.record(tenant))
-    await parts.platform.wait_ready("postgres")
-    await parts.gateway.publish(parts.gateway.record(tenant))
+    async with load(parts, tenant) as published:
+        for fault in (signal.SIGKILL, signal.SIGINT):  # a crash; an operator's fast restart
+            await more(parts, published, 50)
+            await parts.platform.kill("postgres", fault)
+            await more(parts, published, 20)
+            await parts.platform.wait_ready("postgres")
+        await more(parts, published, 20)
 
-    async def usage() -> int:
-        answer = await parts.billing.call("GET", "/usage", params={"tenant_id": tenant})
-        return len(answer.json()["items"]) if answer.is_success else -1
+    await assert_charged_exactly(parts, tenant, published)
 
-    await eventually(usage, within_s=BACK_S, what="21 charges", until=lambda n: n >= 21)
-    assert await parts.billing.balance(tenant) == -21 * COST_NANOS
-    assert len(await parts.billing.transfers(tenant_id=tenant)) == 21
+
+async def more(parts: Parts, published: list[str], count: int) -> None:
+    """Wait until so many more were published."""
+    wanted = len(published) + count
+
+    async def there() -> bool:
+        return len(published) >= wanted
+
+    await eventually(there, within_s=BACK_S, what=f"{count} more records")
+
+
+async def test_a_full_disk_delays_charges_and_loses_none(parts: Parts) -> None:
+    disk = parts.around.disk
+    if disk is None:
+        pytest.skip("a disk of a chosen size is a tmpfs, and only root may mount one")
+    tenant = await parts.billing.tenant()
+    before = await parts.billing.metric("busbar_billing_retries_total")
+
+    async def refused() -> float:
+        return await parts.billing.metric("busbar_billing_retries_total") - before
+
+    async with load(parts, tenant) as published:
+        await more(parts, published, 50)
+        disk.fill()
+        try:
+            first = await eventually(refused, within_s=BACK_S, what="a failed posting")
+            await more(parts, published, 100)
+            later = await eventually(
+                refused, within_s=2 * BACK_S, what="more of them", until=lambda n: n > first
+            )
+            said = parts.platform.log("postgres")
+        finally:
+            disk.free()
+
+    assert "No space left on device" in said
+    assert later - first < 10, "all that waited was tried again, not one for all"
+    await assert_charged_exactly(parts, tenant, published)
 
 
 async def test_without_a_database_it_says_so_and_pulls_nothing(parts: Parts) -> None:

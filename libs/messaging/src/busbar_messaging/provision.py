@@ -28,6 +28,7 @@ log = structlog.get_logger()
 
 _WATCH_INTERVAL_S, _RETRY_S, _POLL_S = 10.0, 0.5, 0.25
 _COMPARED = ("subjects", "retention", "storage", "max_age", "max_msgs_per_subject", "num_replicas")
+_CONSUMERS_BOUNDS = ("ack_wait", "max_deliver", "max_ack_pending")
 
 
 class ProvisionSettings(BusSettings):
@@ -153,14 +154,21 @@ async def _object_store(
 async def _consumer(
     jetstream: JetStreamContext, spec: topology.ConsumerSpec, *, change: bool
 ) -> str:
+    wanted = spec.config()
     try:
-        await jetstream.consumer_info(spec.stream, spec.durable)
+        actual = (await jetstream.consumer_info(spec.stream, spec.durable)).config
     except NotFoundError:
         if not change:
             return "missing"
-        await jetstream.add_consumer(spec.stream, spec.config())
+        await jetstream.add_consumer(spec.stream, wanted)
         return "created"
-    return "ok"
+    differing = [key for key in _CONSUMERS_BOUNDS if getattr(actual, key) != getattr(wanted, key)]
+    if not differing:
+        return "ok"
+    if not change:
+        return f"differs in {', '.join(differing)}"
+    await jetstream.add_consumer(spec.stream, wanted)
+    return "updated"
 
 
 async def _watch(client: Client, settings: ProvisionSettings) -> None:

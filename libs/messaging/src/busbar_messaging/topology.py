@@ -263,7 +263,8 @@ BILLING_USAGE = ConsumerSpec(
     filter_subject="busbar.usage.*.*",
     # Posting twice is harmless, so what a killed billing had in hand need not wait long.
     ack_wait=timedelta(seconds=8),
-    max_deliver=10_000,  # nothing is pulled while the database is away, so hours of bugs
+    # With a database that fails billing tries one message every 10 s: more than a week of that.
+    max_deliver=100_000,
     max_ack_pending=1_000,
 )
 TELEMETRY_EVENTS = ConsumerSpec(
@@ -283,7 +284,7 @@ def billing_measured_consumer(region: str, site: str) -> ConsumerSpec:
         durable="billing-measured",
         filter_subject=f"busbar.measured.{region}.{site}.*",
         ack_wait=timedelta(seconds=8),
-        max_deliver=10_000,
+        max_deliver=100_000,
         max_ack_pending=1_000,
     )
 

@@ -38,6 +38,8 @@ _GATHER_S = 0.1
 _GATHER_BUSY_S = 0.8
 _BUSY_MESSAGES = 10
 _RETRY_PAUSE_S = 0.5
+_FAILING_PAUSE_MAX_S = 10.0
+"""Between attempts while the database answers but takes nothing, such as with a full disk."""
 _NAK_UNAVAILABLE_S = 0.25
 
 
@@ -71,6 +73,7 @@ class Consumer:
         self._wait_until_able = wait_until_able
         self._stopping = asyncio.Event()
         self._gather_s = _GATHER_S
+        self._failed_in_a_row = 0
 
     def stop(self) -> None:
         """Take no more messages; `run` returns when those in hand are done."""
@@ -83,6 +86,7 @@ class Consumer:
         )
         while await self._able():
             try:
+                await self._pause()
                 messages = await self._fetch(subscription)
                 if messages:
                     await self._dispatch(messages)
@@ -105,6 +109,15 @@ class Consumer:
             able.cancel()
             stopping.cancel()
 
+    async def _pause(self) -> None:
+        """After repeated failure wait longer and longer, but no longer than until `stop`."""
+        if self._failed_in_a_row < 2:  # noqa: PLR2004 - the first retry comes at once
+            return
+        doublings = min(self._failed_in_a_row - 2, 10)
+        pause_s = min(_FAILING_PAUSE_MAX_S, _RETRY_PAUSE_S * 2**doublings)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), pause_s)
+
     async def _hand_back(self, subscription: JetStreamContext.PullSubscription) -> None:
         """Let others have at once what was delivered to us and not begun."""
         while subscription.pending_msgs:
@@ -115,8 +128,9 @@ class Consumer:
     async def _fetch(self, subscription: JetStreamContext.PullSubscription) -> list[Msg]:
         """One message when it comes, and what comes right after it; [] when none came."""
         messages = await self._first(subscription)
-        if not messages:
-            return []
+        # While it fails one message is tried for all: a delivery is used up with each attempt.
+        if not messages or self._failed_in_a_row:
+            return messages
         await asyncio.sleep(self._gather_s)
         # Fewer come when another instance takes them.
         with contextlib.suppress(TimeoutError):
@@ -156,6 +170,7 @@ class Consumer:
             for refusal in refusals:
                 await self._dead_letter(refusal.message, refusal.payload, refusal.reason)
         except Unavailable as error:
+            self._failed_in_a_row += 1
             log.warning("messages handed back", consumer=self._spec.durable, reason=error.reason)
             metrics.RETRIES.labels(self._spec.durable).inc(len(messages))
             for message in messages:
@@ -165,8 +180,10 @@ class Consumer:
                 for message in messages:
                     await self._dispatch([message])
             else:
+                self._failed_in_a_row = 0
                 await self._dispose(messages[0], error)
         else:
+            self._failed_in_a_row = 0
             for message in messages:
                 await message.ack()
 
