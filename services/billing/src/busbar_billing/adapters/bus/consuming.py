@@ -65,14 +65,17 @@ class Consumer:
         spec: ConsumerSpec,
         handle: Handler,
         wait_until_able: Callable[[], Coroutine[Any, Any, None]],
+        *,
+        gather_s: float = _GATHER_S,
     ) -> None:
+        """`gather_s` is how long to wait for more messages after the first while there are few."""
         self._client = client
         self._jetstream = client.jetstream(timeout=5)
         self._spec = spec
         self._handle = handle
         self._wait_until_able = wait_until_able
         self._stopping = asyncio.Event()
-        self._gather_s = _GATHER_S
+        self._quiet_gather_s = self._gather_s = gather_s
         self._failed_in_a_row = 0
 
     def stop(self) -> None:
@@ -135,7 +138,7 @@ class Consumer:
         # Fewer come when another instance takes them.
         with contextlib.suppress(TimeoutError):
             messages += await subscription.fetch(MESSAGES_MAX - 1, timeout=_REST_TIMEOUT_S)
-        self._gather_s = _GATHER_BUSY_S if len(messages) >= _BUSY_MESSAGES else _GATHER_S
+        self._gather_s = _GATHER_BUSY_S if len(messages) >= _BUSY_MESSAGES else self._quiet_gather_s
         self._observe(messages[0], messages[-1].metadata.num_pending)
         return messages
 
