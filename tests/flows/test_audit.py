@@ -29,5 +29,7 @@ async def test_after_requests_of_every_end_the_books_are_right(
     rows = {check["check"]: check["rows"] for check in report["checks"]}
     assert rows["charges_rated_again"] >= 5
     assert rows["records_charged_once"] >= 5
+    assert rows["answers_charged"] >= 5
+    assert rows["charges_answered"] >= 5
     assert rows["transfers_balanced"] >= 7  # with a top-up and a lease
     assert rows["leases_held"] >= 1

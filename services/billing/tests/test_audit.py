@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
@@ -15,7 +15,7 @@ from busbar_billing.adapters.postgres.database import open_database
 from busbar_billing.migrate import admit_service, apply_migrations
 from busbar_errors import Unavailable
 from busbar_runtime.pytest_plugin import Database, PostgresServer
-from planted import Parts, record
+from planted import Messages, Parts, record
 
 CHARGE = """
     (SELECT transfer_id FROM usage_records WHERE tenant_id = 'acme' AND amount_nanos > 0
@@ -58,26 +58,27 @@ LAST_RECORD = "SELECT 'req_' || replace(max(request_id::text), '-', '') FROM usa
 
 
 @pytest.fixture(scope="module")
-async def busy(postgres_server: PostgresServer) -> Database:
-    """A ledger in which much has happened."""
+async def busy(postgres_server: PostgresServer) -> tuple[Database, Messages]:
+    """A ledger in which much has happened, and what was delivered to it."""
     made = postgres_server.create_database()
     await asyncio.to_thread(apply_migrations, made.admin_dsn)
     await admit_service(made.admin_dsn, made.billing_dsn)
     async with open_database(made.billing_dsn) as pool:
-        await planted.make_busy(Parts(pool))
-    return made
+        parts = Parts(pool)
+        await planted.make_busy(parts)
+    return made, parts.stream
 
 
 @pytest.fixture
-async def copy(busy: Database) -> Database:
+async def copy(busy: tuple[Database, Messages]) -> Database:
     """A ledger of its own for one test."""
-    return await planted.copy_of(busy)
+    return await planted.copy_of(busy[0])
 
 
 @pytest.fixture
-async def parts(copy: Database) -> AsyncIterator[Parts]:
+async def parts(copy: Database, busy: tuple[Database, Messages]) -> AsyncIterator[Parts]:
     async with open_database(copy.billing_dsn) as pool:
-        yield Parts(pool)
+        yield Parts(pool, Messages(dict(busy[1].kept)))
 
 
 async def plant(database: Database, *statements: str, fetch: str = "SELECT ''") -> str:
@@ -277,6 +278,66 @@ async def test_what_is_planted_is_found_and_named(
     found = await parts.audited()
     named = [one for one in found if (one.check, one.subject) == (planted_.check, subject)]
     assert any(planted_.detail in one.detail for one in named), found
+
+
+async def test_an_answer_that_was_delivered_and_not_charged_is_found(parts: Parts) -> None:
+    missing = record()
+    parts.stream.add([record("nobody"), record(input_tokens=10**10), missing])
+
+    found = await parts.audited()
+    assert [(one.check, one.subject) for one in found] == [
+        ("answers_charged", f"req_{missing.request_id.hex}")
+    ]  # and not what can never be billed: that is a dead letter
+
+
+async def test_a_charge_without_an_answer_is_found(parts: Parts) -> None:
+    delivered = parts.stream.kept[1]
+    lost, *rest = delivered.records
+    parts.stream.kept[1] = replace(delivered, records=rest)
+
+    found = await parts.audited()
+    assert [(one.check, one.subject) for one in found] == [
+        ("charges_answered", f"req_{lost.request_id.hex}")
+    ]
+
+
+async def test_a_message_that_is_gone_was_no_answer_unless_it_was_too_old(parts: Parts) -> None:
+    gone = parts.stream.kept.pop(1)
+    found = await parts.audited()
+    parts.stream.first = 2
+    assert [one.check for one in found] == ["charges_answered"] * len(gone.records)
+    assert await parts.audited() == []
+
+
+async def test_a_charge_that_names_no_message_is_found(copy: Database, parts: Parts) -> None:
+    subject = await plant(
+        copy,
+        "UPDATE usage_origins SET kept_since = now() - interval '1 day'",
+        f"UPDATE usage_records SET stream_sequence = 0 WHERE request_id = {RECORD}",
+        fetch=THE_RECORD,
+    )
+
+    found = await parts.audited()
+    assert [(one.check, one.subject) for one in found] == [("charges_answered", subject)]
+
+
+async def test_what_is_kept_otherwise_than_delivered_is_found(parts: Parts) -> None:
+    delivered = parts.stream.kept[1]
+    one, *rest = delivered.records
+    other = replace(one, output_tokens=11, node="r1.s1.n2")
+    parts.stream.kept[1] = replace(delivered, records=[other, *rest])
+
+    found = await parts.audited()
+    assert {(one.check, one.detail) for one in found} == {
+        ("answers_charged", "was delivered with output_tokens 11; it is kept with 10"),
+        ("answers_charged", "was delivered with node 'r1.s1.n2'; it is kept with 'r1.s1.n1'"),
+    }
+
+
+async def test_an_answer_that_was_committed_twice_is_one(parts: Parts) -> None:
+    parts.stream.add(parts.stream.kept[1].records)
+
+    assert await parts.audited() == []
 
 
 async def test_the_auditor_can_read_and_nothing_else(parts: Parts) -> None:

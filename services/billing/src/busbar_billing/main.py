@@ -25,6 +25,7 @@ from uuid_utils.compat import uuid7
 from busbar_billing.adapters import metrics
 from busbar_billing.adapters.auditor import Auditor
 from busbar_billing.adapters.budget_watch import watch_budgets
+from busbar_billing.adapters.bus.answers import DeliveredAnswers
 from busbar_billing.adapters.bus.backlog import UsageStream
 from busbar_billing.adapters.bus.consuming import Consumer
 from busbar_billing.adapters.bus.credit_leases import LeaseDesk, Reclaimer
@@ -39,6 +40,7 @@ from busbar_billing.adapters.http.app import Parts, account_application, admin_a
 from busbar_billing.adapters.http.payments import PaymentProvider
 from busbar_billing.adapters.key_use import KeyUse
 from busbar_billing.adapters.postgres.adjustments import Adjustments
+from busbar_billing.adapters.postgres.audit_inbox import AuditedInbox
 from busbar_billing.adapters.postgres.audit_journal import AuditedJournal
 from busbar_billing.adapters.postgres.audit_standing import AuditedStanding
 from busbar_billing.adapters.postgres.budgets import Budgets
@@ -63,6 +65,7 @@ from busbar_billing.adapters.postgres.tenants import Tenants
 from busbar_billing.settings import Settings
 from busbar_billing.usecases.adjustments import expire_credits
 from busbar_billing.usecases.audit import Books
+from busbar_billing.usecases.audit_answers import Answers
 from busbar_billing.usecases.post_usage import RatedRecord, Uncovered
 
 log = structlog.get_logger()
@@ -143,7 +146,7 @@ def build(
         adjustments=Adjustments(database, journal),
         credits=Credits(database),
         leakage=Leakage(database),
-        auditor=Auditor(Books(AuditedJournal(database, prices), AuditedStanding(database))),
+        auditor=Auditor(audited(database, prices, client)),
         energy=EnergyPrices(database),
         prices=prices,
         reader=Reader(database),
@@ -157,6 +160,15 @@ def build(
         events=Events(client),
         payments=Payments(database, journal),
         provider=provider,
+    )
+
+
+def audited(database: Database, prices: Prices, client: Client) -> Books:
+    """What is audited."""
+    return Books(
+        AuditedJournal(database, prices),
+        AuditedStanding(database),
+        Answers(DeliveredAnswers(client), AuditedInbox(database, prices)),
     )
 
 

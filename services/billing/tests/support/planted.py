@@ -5,11 +5,13 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from uuid import UUID
 
 import asyncpg
 from busbar_billing.adapters.postgres.adjustments import Adjustments
+from busbar_billing.adapters.postgres.audit_inbox import AuditedInbox
 from busbar_billing.adapters.postgres.audit_journal import AuditedJournal
 from busbar_billing.adapters.postgres.audit_standing import AuditedStanding
 from busbar_billing.adapters.postgres.database import Database as Pool
@@ -19,6 +21,7 @@ from busbar_billing.adapters.postgres.posting import Ledger
 from busbar_billing.adapters.postgres.prices import Prices
 from busbar_billing.adapters.postgres.tenants import Tenants
 from busbar_billing.domain import ledger
+from busbar_billing.domain.audit.answers import Delivered
 from busbar_billing.domain.audit.findings import Breach, Report
 from busbar_billing.domain.leases import Ask
 from busbar_billing.domain.prices import Component, Price, PriceBook, Tier
@@ -30,6 +33,7 @@ from busbar_billing.usecases.adjustments import (
     refund_charge,
 )
 from busbar_billing.usecases.audit import LAST_ID, Books, audit
+from busbar_billing.usecases.audit_answers import Answers, Extent
 from busbar_billing.usecases.leases import Asker, answer_asks
 from busbar_billing.usecases.post_usage import post_usage
 from busbar_runtime.pytest_plugin import Database
@@ -65,11 +69,42 @@ def record(tenant_id: str = TENANT, **changes: object) -> UsageRecord:
     return replace(plain, **changes)  # pyright: ignore[reportArgumentType]
 
 
+@dataclass
+class Messages:
+    """A stream of deliveries in memory."""
+
+    kept: dict[int, Delivered] = field(default_factory=dict[int, Delivered])
+    first: int = 1
+    posting: set[int] = field(default_factory=set[int])
+    """Messages whose posting is under way."""
+
+    async def extent(self) -> Extent:
+        posted = min(self.posting) - 1 if self.posting else max(self.kept, default=0)
+        return Extent(self.first, posted, datetime(2026, 1, 1, tzinfo=UTC))
+
+    async def read(self, after: int, upto: int, limit: int) -> list[Delivered]:
+        found = [one for number, one in sorted(self.kept.items()) if after < number <= upto]
+        return found[:limit]
+
+    async def read_again(self, sequence: int) -> Delivered | None:
+        return self.kept.get(sequence)
+
+    def add(
+        self, records: Sequence[UsageRecord], voids: Sequence[UsageVoid] = ()
+    ) -> list[UsageRecord]:
+        """One more message; returns its records as they come out of it."""
+        number = max(self.kept, default=0) + 1
+        said = [replace(one, stream_sequence=number) for one in records]
+        self.kept[number] = Delivered(number, said, [one.request_id for one in voids])
+        return said
+
+
 @dataclass(frozen=True)
 class Parts:
-    """The stores of one database."""
+    """The stores of one database, and what was delivered to it."""
 
     pool: Pool
+    stream: Messages = field(default_factory=Messages)
 
     @property
     def prices(self) -> Prices:
@@ -81,12 +116,20 @@ class Parts:
 
     @property
     def books(self) -> Books:
-        return Books(AuditedJournal(self.pool, self.prices), AuditedStanding(self.pool))
+        return Books(
+            AuditedJournal(self.pool, self.prices),
+            AuditedStanding(self.pool),
+            Answers(self.stream, AuditedInbox(self.pool, self.prices)),
+        )
 
     async def post(self, *records: UsageRecord, voids: Sequence[UsageVoid] = ()) -> None:
         """Post a batch, of which nothing may be refused."""
-        report = await post_usage(self.posting, records, voids, uuid7)
+        delivered = self.stream.add(records, voids)
+        number = max(self.stream.kept)
+        self.stream.posting.add(number)
+        report = await post_usage(self.posting, delivered, voids, uuid7)
         assert not report.refused
+        self.stream.posting.discard(number)
 
     async def audited(self, settled: UUID = LAST_ID) -> list[Breach]:
         """What an audit from zero finds."""

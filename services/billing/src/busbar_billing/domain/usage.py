@@ -53,6 +53,8 @@ class UsageRecord:
     cached_tokens: int = 0
     project_id: str = ""
     lease_id: UUID | None = None
+    stream_sequence: int = 0
+    """The message of USAGE that brought it; 0: none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ which was under way is never taken for a breach.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 from uuid import UUID
@@ -28,6 +28,7 @@ from busbar_billing.domain.audit.standing import (
     Summed,
 )
 from busbar_billing.domain.prices import PriceBooks
+from busbar_billing.usecases.audit_answers import Answers, Progress, check_answers, check_origins
 
 PIECE = 500
 """Rows decided on at once; in between others have their turn."""
@@ -108,10 +109,7 @@ class Books:
 
     journal: Journal
     standing: Standing
-
-
-Progress = Callable[[Check, int], None]
-"""Told what is being looked at and how many more rows were."""
+    answers: Answers
 
 
 async def audit(books: Books, settled: UUID, report: Report, progress: Progress) -> None:
@@ -120,6 +118,8 @@ async def audit(books: Books, settled: UUID, report: Report, progress: Progress)
     replayed = await replay(books.journal, FIRST_ID, settled, report, progress)
     await replay(books.journal, settled, LAST_ID, report, progress)
     await check_inbox(books.journal, report, progress)
+    await check_answers(books.answers, 0, await books.answers.stream.extent(), report, progress)
+    await check_origins(books.answers.inbox, report)
     await check_balances(books.standing, settled, replayed, report)
     await check_leases(books.standing, report)
     await check_credits(books.standing, report)

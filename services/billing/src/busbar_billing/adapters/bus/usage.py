@@ -132,11 +132,12 @@ class Inbox:
 
     def add(self, message: Msg, batch: usage_pb2.UsageRecorded) -> None:
         """Take what can be read of a message."""
+        sequence = message.metadata.sequence.stream
         stored = stored_unix_ns(message)
         moved = 0
         for record in batch.records:
             try:
-                read = read_record(record, batch.gateway_id)
+                read = read_record(record, batch.gateway_id, sequence)
             except Rejected as error:
                 self._refuse(message, _alone(batch.gateway_id, record), error.reason)
             else:
@@ -168,7 +169,9 @@ def _alone(gateway_id: str, record: usage_pb2.UsageRecord) -> usage_pb2.UsageRec
     return usage_pb2.UsageRecorded(gateway_id=gateway_id, records=[record])
 
 
-def read_record(message: usage_pb2.UsageRecord, gateway_id: str) -> UsageRecord:
+def read_record(
+    message: usage_pb2.UsageRecord, gateway_id: str, stream_sequence: int = 0
+) -> UsageRecord:
     """Translate one record; raise Rejected when it names no request or no known outcome."""
     outcome = _OUTCOMES.get(message.outcome)
     if outcome is None:
@@ -195,6 +198,7 @@ def read_record(message: usage_pb2.UsageRecord, gateway_id: str) -> UsageRecord:
         cached_tokens=message.cached_tokens,
         project_id=message.project_id,
         lease_id=_lease_id(message.lease_id),
+        stream_sequence=stream_sequence,
     )
 
 

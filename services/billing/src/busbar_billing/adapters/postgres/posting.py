@@ -30,14 +30,14 @@ _ADD_RECORDS = """
         admitted_at, finished_at, input_tokens, output_tokens, request_bytes, response_bytes,
         compute_us, node, attempt, gateway_id, trace_id,
         price_version, rated_class, amount_nanos, currency, transfer_id, cached_tokens, consumed,
-        lease_id, project_id
+        lease_id, project_id, stream_sequence
     )
     SELECT * FROM unnest(
         $1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
         $8::timestamptz[], $9::timestamptz[], $10::int8[], $11::int8[], $12::int8[], $13::int8[],
         $14::int8[], $15::text[], $16::int4[], $17::text[], $18::text[],
         $19::int8[], $20::text[], $21::int8[], $22::text[], $23::uuid[], $24::int8[],
-        $25::jsonb[], $26::uuid[], $27::text[]
+        $25::jsonb[], $26::uuid[], $27::text[], $28::int8[]
     )
     ON CONFLICT DO NOTHING
     RETURNING request_id
@@ -231,6 +231,7 @@ def _record_columns(rated: Sequence[RatedRecord]) -> list[list[object]]:
             metering.consumed_column(one),
             record.lease_id,
             record.project_id,
+            record.stream_sequence,
         )
         for one in rated
         for record, rating in ((one.record, one.rating),)

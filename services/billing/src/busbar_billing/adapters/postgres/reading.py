@@ -137,4 +137,5 @@ def read_record(row: asyncpg.Record) -> UsageRecord:
         cached_tokens=row["cached_tokens"],
         project_id=row["project_id"],
         lease_id=row["lease_id"],
+        stream_sequence=row["stream_sequence"],
     )

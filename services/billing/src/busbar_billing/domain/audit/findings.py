@@ -17,6 +17,8 @@ class Check(StrEnum):
     BALANCES_REPLAYED = "balances_replayed"
     RECORDS_CHARGED_ONCE = "records_charged_once"
     CHARGES_RATED_AGAIN = "charges_rated_again"
+    ANSWERS_CHARGED = "answers_charged"
+    CHARGES_ANSWERED = "charges_answered"
     LEASES_HELD = "leases_held"
     CREDITS_SPENT = "credits_spent"
     STATEMENTS_NUMBERED = "statements_numbered"
@@ -32,6 +34,8 @@ _SAYS = {
     Check.BALANCES_REPLAYED: "balances equal the journal replayed from zero",
     Check.RECORDS_CHARGED_ONCE: "every usage record has one charge, every charge one record",
     Check.CHARGES_RATED_AGAIN: "every record rated again comes to what was posted",
+    Check.ANSWERS_CHARGED: "every answer that was delivered is charged, as it was delivered",
+    Check.CHARGES_ANSWERED: "every charge is of an answer that was delivered",
     Check.LEASES_HELD: "what tenants hold in leases equals their outstanding leases",
     Check.CREDITS_SPENT: "promotional credit is spent by charges and never twice",
     Check.STATEMENTS_NUMBERED: "statements are numbered without gaps",
