@@ -337,3 +337,99 @@ class BudgetReached(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BudgetReached: _TypeAlias = BudgetReached  # noqa: Y015
+
+@_typing.final
+class BalanceLow(_message.Message):
+    """A tenant's balance went below the threshold that holds for it; told again once it recovered."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    CURRENCY_FIELD_NUMBER: _builtins.int
+    BALANCE_NANOS_FIELD_NUMBER: _builtins.int
+    THRESHOLD_NANOS_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """Tenant."""
+    currency: _builtins.str
+    """ISO 4217 code, such as "USD"."""
+    balance_nanos: _builtins.int
+    """Available and held in leases, less what is owed, when it was noticed; 1e-9 of the currency."""
+    threshold_nanos: _builtins.int
+    """The threshold, 1e-9 of the currency."""
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        currency: _builtins.str = ...,
+        balance_nanos: _builtins.int = ...,
+        threshold_nanos: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["balance_nanos", b"balance_nanos", "currency", b"currency", "tenant_id", b"tenant_id", "threshold_nanos", b"threshold_nanos"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BalanceLow: _TypeAlias = BalanceLow  # noqa: Y015
+
+@_typing.final
+class BalanceExhausted(_message.Message):
+    """A tenant's balance is nothing any more, or less than a request would have cost that was refused
+    for it; told again once it recovered.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    CURRENCY_FIELD_NUMBER: _builtins.int
+    BALANCE_NANOS_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """Tenant."""
+    currency: _builtins.str
+    """ISO 4217 code, such as "USD"."""
+    balance_nanos: _builtins.int
+    """Available and held in leases, less what is owed, when it was noticed; 1e-9 of the currency."""
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        currency: _builtins.str = ...,
+        balance_nanos: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["balance_nanos", b"balance_nanos", "currency", b"currency", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BalanceExhausted: _TypeAlias = BalanceExhausted  # noqa: Y015
+
+@_typing.final
+class WebhookDisabled(_message.Message):
+    """Nothing is sent to a webhook endpoint of a tenant any more, because it takes nothing."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    ENDPOINT_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """Tenant."""
+    endpoint_id: _builtins.str
+    """Endpoint."""
+    reason: _builtins.str
+    """Why, in words for the tenant."""
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        endpoint_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint_id", b"endpoint_id", "reason", b"reason", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WebhookDisabled: _TypeAlias = WebhookDisabled  # noqa: Y015
