@@ -24,6 +24,7 @@ from uuid_utils.compat import uuid7
 
 from busbar_billing.adapters import metrics
 from busbar_billing.adapters.auditor import Auditor
+from busbar_billing.adapters.balance_watch import BalanceWatch
 from busbar_billing.adapters.budget_watch import watch_budgets
 from busbar_billing.adapters.bus.answers import DeliveredAnswers
 from busbar_billing.adapters.bus.backlog import UsageStream
@@ -43,8 +44,10 @@ from busbar_billing.adapters.postgres.adjustments import Adjustments
 from busbar_billing.adapters.postgres.audit_inbox import AuditedInbox
 from busbar_billing.adapters.postgres.audit_journal import AuditedJournal
 from busbar_billing.adapters.postgres.audit_standing import AuditedStanding
+from busbar_billing.adapters.postgres.balance_watches import BalanceWatches
 from busbar_billing.adapters.postgres.budgets import Budgets
 from busbar_billing.adapters.postgres.database import Database, open_database
+from busbar_billing.adapters.postgres.deliveries import Deliveries
 from busbar_billing.adapters.postgres.energy import EnergyPrices
 from busbar_billing.adapters.postgres.invoicing import Invoicing
 from busbar_billing.adapters.postgres.journal import Journal
@@ -62,6 +65,9 @@ from busbar_billing.adapters.postgres.reading import Reader
 from busbar_billing.adapters.postgres.rollups import Rollups
 from busbar_billing.adapters.postgres.statements import Statements
 from busbar_billing.adapters.postgres.tenants import Tenants
+from busbar_billing.adapters.postgres.webhooks import Webhooks
+from busbar_billing.adapters.webhooks.courier import Courier, Posts
+from busbar_billing.domain.web_targets import TargetPolicy
 from busbar_billing.settings import Settings
 from busbar_billing.usecases.adjustments import expire_credits
 from busbar_billing.usecases.audit import Books
@@ -89,15 +95,18 @@ async def serve(settings: Settings, stop: Stop) -> None:
         client = await connect(settings, "billing")
         stack.push_async_callback(close, client)
         wanted = asyncio.Event()
-        parts = build(database, client, wanted, payment_provider(settings))
+        hmac_secret = settings.key_hmac_secret.get_secret_value().encode()
+        parts = build(database, client, wanted, settings)
         stack.push_async_callback(parts.auditor.close)
         await stack.enter_async_context(background(parts.events.run(), stop))
         stack.push_async_callback(parts.events.flush, _FLUSH_TIMEOUT)
         key_use = KeyUse(parts.keys)
         ledger = Ledger(database, parts.journal, parts.prices)
-        poster = UsagePoster(ledger, Listeners(parts.events, key_use), tracer, uuid7)
+        balance_watch = BalanceWatch(parts.watches, parts.events)
+        listeners = Listeners(parts.events, key_use, balance_watch)
+        poster = UsagePoster(ledger, listeners, tracer, uuid7)
         leases = Leases(database, parts.journal)
-        desk = LeaseDesk(client, leases, uuid7)
+        desk = LeaseDesk(client, leases, uuid7, refused=balance_watch.refused)
         for work in (
             keep_equal([parts.policies.bucket, parts.directory.bucket], wanted),
             parts.price_directory.run(),
@@ -107,12 +116,13 @@ async def serve(settings: Settings, stop: Stop) -> None:
             expire(parts.adjustments),
             key_use.run(),
             watch_budgets(parts.budgets, parts.events),
+            balance_watch.run(),
+            courier(database, parts, hmac_secret).run(),
         ):
             await stack.enter_async_context(background(work, stop))
         await stack.enter_async_context(
             consuming(consumers(settings, client, database, poster), stop)
         )
-        hmac_secret = settings.key_hmac_secret.get_secret_value().encode()
         token = settings.operator_token.get_secret_value()
         admin = admin_application(parts, token, hmac_secret)
         account = account_application(parts, hmac_secret)
@@ -126,9 +136,7 @@ async def serve(settings: Settings, stop: Stop) -> None:
         log.info("billing stops")
 
 
-def build(
-    database: Database, client: Client, wanted: asyncio.Event, provider: PaymentProvider
-) -> Parts:
+def build(database: Database, client: Client, wanted: asyncio.Event, settings: Settings) -> Parts:
     """The leaves. `wanted` is set when the buckets should be compared with the database."""
     prices = Prices(database)
     keys = Keys(database)
@@ -159,7 +167,10 @@ def build(
         price_directory=PriceDirectoryBucket(client, prices),
         events=Events(client),
         payments=Payments(database, journal),
-        provider=provider,
+        watches=BalanceWatches(database, settings.low_balance_nanos),
+        webhooks=Webhooks(database),
+        targets=TargetPolicy(settings.webhook_allow_http, tuple(settings.webhook_allowed_networks)),
+        provider=payment_provider(settings),
     )
 
 
@@ -170,6 +181,18 @@ def audited(database: Database, prices: Prices, client: Client) -> Books:
         AuditedStanding(database),
         Answers(DeliveredAnswers(client), AuditedInbox(database, prices)),
     )
+
+
+def courier(database: Database, parts: Parts, service_secret: bytes) -> Courier:
+    """Who delivers webhooks; what it sends with is loaded with the first message."""
+
+    def open_poster() -> Posts:
+        from busbar_billing.adapters.webhooks.posting import Poster  # noqa: PLC0415
+
+        return Poster(parts.targets)
+
+    deliveries = Deliveries(database)
+    return Courier(deliveries, parts.events, parts.targets, service_secret, open_poster)
 
 
 def payment_provider(settings: Settings) -> PaymentProvider:
@@ -210,11 +233,13 @@ class Listeners:
 
     events: Events
     key_use: KeyUse
+    balance_watch: BalanceWatch
 
     def usage_posted(self, charged: Sequence[RatedRecord]) -> None:
         """Charges were posted."""
         self.events.usage_posted(charged)
         self.key_use.usage_posted(charged)
+        self.balance_watch.usage_posted(charged)
 
     def charges_uncovered(self, uncovered: Sequence[Uncovered]) -> None:
         """Charges came that no lease covered."""

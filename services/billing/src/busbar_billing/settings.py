@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from ipaddress import IPv4Network, IPv6Network
 
 from busbar_messaging.connection import BusSettings
 from pydantic import Field, SecretStr, field_validator
@@ -31,10 +32,23 @@ class Settings(BusSettings):
         default=None, description="authenticates Stripe's events; without it none are taken"
     )
     stripe_api_base: str | None = Field(default=None, description="where Stripe's API is, if moved")
+    low_balance_nanos: int = Field(
+        default=5_000_000_000, ge=0, description="tells a tenant that set no threshold; 0: never"
+    )
+    webhook_allow_http: bool = Field(default=False, description="tenants' webhooks without TLS")
+    webhook_allowed_networks: list[IPv4Network | IPv6Network] = Field(
+        default=[], description="to send webhooks to besides public addresses, as JSON"
+    )
     log_level: str = "info"
     otel_exporter_otlp_endpoint: str | None = Field(
         default=None, validation_alias="OTEL_EXPORTER_OTLP_ENDPOINT"
     )
+
+    @field_validator("stripe_api_key", "stripe_webhook_secret", mode="before")
+    @classmethod
+    def _empty_is_none(cls, secret: object) -> object:
+        """A deployment that passes a variable on passes an empty one where it is not set."""
+        return secret or None
 
     @field_validator("key_hmac_secret", "operator_token")
     @classmethod

@@ -122,6 +122,8 @@ async def running(environment: Mapping[str, str], ports: PortPool) -> AsyncItera
                 "BUSBAR_OPERATOR_TOKEN": TOKEN,
                 "BUSBAR_KEY_HMAC_SECRET": HMAC_SECRET,
                 "BUSBAR_STRIPE_WEBHOOK_SECRET": STRIPE_SECRET,
+                "BUSBAR_WEBHOOK_ALLOW_HTTP": "true",
+                "BUSBAR_WEBHOOK_ALLOWED_NETWORKS": '["127.0.0.0/8"]',
                 "BUSBAR_LOG_LEVEL": "warning",
                 "BUSBAR_HTTP_PORT": str(http_port),
                 "BUSBAR_ACCOUNT_PORT": str(account_port),

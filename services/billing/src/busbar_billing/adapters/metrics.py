@@ -44,3 +44,9 @@ PAYMENTS_REFUSED = Counter(
     "busbar_billing_payments_refused",
     "Events of the payment provider that cannot be right; see GET /admin/v1/payments/events",
 )
+WEBHOOK_ATTEMPTS = Counter(
+    "busbar_billing_webhook_attempts", "Attempts to tell tenants' webhooks something", ["outcome"]
+)
+BALANCES_TOLD = Counter(
+    "busbar_billing_balances_told", "Tenants told of a balance that is low or exhausted", ["level"]
+)

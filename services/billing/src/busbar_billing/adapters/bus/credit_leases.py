@@ -56,8 +56,16 @@ _REFUSALS = {
 class LeaseDesk:
     """Answers asks, one call after the other, in the order in which they came."""
 
-    def __init__(self, client: Client, store: LeaseStore, new_id: Callable[[], UUID]) -> None:
+    def __init__(
+        self,
+        client: Client,
+        store: LeaseStore,
+        new_id: Callable[[], UUID],
+        *,
+        refused: Callable[[str, int], None] | None = None,
+    ) -> None:
         self._client = client
+        self._refused = refused
         self._store = store
         self._new_id = new_id
         self._waiting: asyncio.Queue[tuple[Msg, float]] = asyncio.Queue(WAITING_MAX)
@@ -100,9 +108,19 @@ class LeaseDesk:
         for one in answers:
             metrics.LEASE_ASKS.labels(one.grant.refusal or "granted").inc()
         await self._respond(message, write_reply(answers, now_unix_ms))
+        self._tell_refused(asks, answers)
         if short := somebody_is_short(answers):
             recall = leases_pb2.CreditRecall(tenant_ids=short)
             await self._publish(CREDIT_RECALLS, recall.SerializeToString())
+
+    def _tell_refused(self, asks: Sequence[Ask], answers: Sequence[Answered]) -> None:
+        """Of tenants whose balance, wherever it is held, does not cover a request."""
+        if self._refused is None:
+            return
+        for ask, one in zip(asks, answers, strict=True):
+            short = one.grant.refusal is Refusal.BALANCE and not one.held_elsewhere_nanos
+            if short and ask.need_nanos:
+                self._refused(ask.tenant_id, ask.need_nanos)
 
     async def _respond(self, message: Msg, reply: leases_pb2.LeaseReply) -> None:
         if message.reply:

@@ -18,6 +18,7 @@ from uuid_utils.compat import uuid7
 
 from busbar_billing.adapters import metrics
 from busbar_billing.adapters.postgres.budgets import BudgetAlert
+from busbar_billing.domain.balance_alerts import Level, Watched
 from busbar_billing.domain.keys import ApiKey
 from busbar_billing.usecases.post_usage import RatedRecord, Uncovered
 from busbar_billing.usecases.tenants import Tenant
@@ -106,6 +107,31 @@ class Events:
             hard=alert.hard,
         )
         self._enqueue("budget_reached", event)
+
+    def balance_told(self, watched: Watched, level: Level) -> None:
+        """A tenant's balance is low, or exhausted."""
+        if level is Level.EXHAUSTED:
+            exhausted = events_pb2.BalanceExhausted(
+                tenant_id=watched.tenant_id,
+                currency=watched.currency,
+                balance_nanos=watched.balance_nanos,
+            )
+            self._enqueue("balance_exhausted", exhausted)
+            return
+        low = events_pb2.BalanceLow(
+            tenant_id=watched.tenant_id,
+            currency=watched.currency,
+            balance_nanos=watched.balance_nanos,
+            threshold_nanos=watched.low_nanos,
+        )
+        self._enqueue("balance_low", low)
+
+    def webhook_disabled(self, tenant_id: str, endpoint_id: str, reason: str) -> None:
+        """Nothing is sent to a webhook endpoint any more."""
+        event = events_pb2.WebhookDisabled(
+            tenant_id=tenant_id, endpoint_id=endpoint_id, reason=reason
+        )
+        self._enqueue("webhook_disabled", event)
 
     def _enqueue(self, fact: str, event: Message) -> None:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from busbar_observability.operator_gate import BoundedBodies, OperatorGate, OperatorToken
@@ -15,7 +16,7 @@ from busbar_billing.adapters.bus.key_directory import KeyDirectory
 from busbar_billing.adapters.bus.policy_directory import PolicyDirectory
 from busbar_billing.adapters.bus.price_directory import PriceDirectoryBucket
 from busbar_billing.adapters.http import account, account_keys, errors
-from busbar_billing.adapters.http.account_gate import AccountGate
+from busbar_billing.adapters.http.account_gate import AccountGate, calling_tenant
 from busbar_billing.adapters.http.account_view import opens_views
 from busbar_billing.adapters.http.adjustments import adjustment_routes
 from busbar_billing.adapters.http.audit import audit_routes
@@ -27,7 +28,7 @@ from busbar_billing.adapters.http.ledger import ledger_routes
 from busbar_billing.adapters.http.payments import (
     PaymentProvider,
     payment_routes,
-    webhook_routes,
+    provider_routes,
 )
 from busbar_billing.adapters.http.plans import plan_routes, terms_routes
 from busbar_billing.adapters.http.prices import price_routes
@@ -35,7 +36,14 @@ from busbar_billing.adapters.http.projects import project_routes
 from busbar_billing.adapters.http.statements import statement_routes
 from busbar_billing.adapters.http.tenants import tenant_routes
 from busbar_billing.adapters.http.usage import usage_routes
+from busbar_billing.adapters.http.webhooks import (
+    delivery_routes,
+    named_tenant,
+    threshold_routes,
+    webhook_routes,
+)
 from busbar_billing.adapters.postgres.adjustments import Adjustments
+from busbar_billing.adapters.postgres.balance_watches import BalanceWatches
 from busbar_billing.adapters.postgres.budgets import Budgets
 from busbar_billing.adapters.postgres.database import Database
 from busbar_billing.adapters.postgres.energy import EnergyPrices
@@ -52,7 +60,10 @@ from busbar_billing.adapters.postgres.reading import Reader
 from busbar_billing.adapters.postgres.rollups import Rollups
 from busbar_billing.adapters.postgres.statements import Statements
 from busbar_billing.adapters.postgres.tenants import Tenants
+from busbar_billing.adapters.postgres.webhooks import Webhooks
+from busbar_billing.domain.web_targets import TargetPolicy
 from busbar_billing.usecases.keys import KeyDesk
+from busbar_billing.usecases.webhooks import WebhookDesk
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +93,9 @@ class Parts:
     price_directory: PriceDirectoryBucket
     events: Events
     payments: Payments
+    watches: BalanceWatches
+    webhooks: Webhooks
+    targets: TargetPolicy = field(default_factory=TargetPolicy)
     provider: PaymentProvider = field(default_factory=PaymentProvider)
 
 
@@ -107,6 +121,9 @@ def admin_application(parts: Parts, operator_token: str, hmac_secret: bytes) -> 
     app.include_router(audit_routes(parts.auditor))
     app.include_router(payment_routes(parts.payments, parts.tenants, parts.provider.checkout))
     app.include_router(adjustment_routes(parts.adjustments, parts.tenants, parts.credits))
+    include_webhooks(
+        app, parts, hmac_secret, "/admin/v1/tenants/{tenant_id}", named_tenant(parts.tenants)
+    )
     return OperatorGate(app, OperatorToken(operator_token))
 
 
@@ -127,15 +144,30 @@ def account_application(parts: Parts, hmac_secret: bytes) -> ASGIApp:
     app.include_router(account_keys.project_routes(parts.projects))
     app.include_router(account_keys.key_routes(desk))
     app.include_router(account.checkout_routes(parts.tenants, parts.provider.checkout))
+    include_webhooks(app, parts, hmac_secret, account.PREFIX, calling_tenant)
     gated = AccountGate(app, parts.keys, hmac_secret)
     return WebhooksBeside(gated, webhook_application(parts))
+
+
+def include_webhooks(
+    app: FastAPI,
+    parts: Parts,
+    hmac_secret: bytes,
+    prefix: str,
+    tenant_of: Callable[..., object],
+) -> None:
+    """Routes by which a tenant is told of things; `tenant_of` says which one calls or is meant."""
+    desk = WebhookDesk(parts.webhooks, parts.targets, hmac_secret)
+    app.include_router(threshold_routes(parts.watches, prefix, tenant_of))
+    app.include_router(webhook_routes(parts.webhooks, desk, prefix, tenant_of))
+    app.include_router(delivery_routes(parts.webhooks, desk, prefix, tenant_of))
 
 
 def webhook_application(parts: Parts) -> ASGIApp:
     """Where the payment provider tells of payments: what it signs needs no key."""
     app = _application("Busbar webhooks", "Events of the payment provider.")
     if parts.provider.read_event is not None:
-        app.include_router(webhook_routes(parts.payments, parts.provider.read_event))
+        app.include_router(provider_routes(parts.payments, parts.provider.read_event))
     return BoundedBodies(app)
 
 

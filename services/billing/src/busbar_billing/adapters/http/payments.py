@@ -144,7 +144,7 @@ def payment_routes(payments: Payments, tenants: Tenants, checkout: Checkout | No
     return router
 
 
-def webhook_routes(payments: Payments, read_event: ReadsEvents) -> APIRouter:
+def provider_routes(payments: Payments, read_event: ReadsEvents) -> APIRouter:
     """The provider's: POST /webhooks/stripe. Its signature is what lets it in."""
     router = APIRouter(tags=["webhooks"])
 

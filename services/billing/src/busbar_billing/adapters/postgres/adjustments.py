@@ -9,10 +9,12 @@ from uuid import UUID
 from busbar_billing.adapters.postgres import promotions
 from busbar_billing.adapters.postgres.database import Connection, Database
 from busbar_billing.adapters.postgres.journal import TRANSFER_ROWS, Journal, read_transfers
+from busbar_billing.adapters.postgres.outbox import put_notices
 from busbar_billing.adapters.postgres.posting import lock_posting
 from busbar_billing.adapters.postgres.prices import from_unix_ns
 from busbar_billing.domain.ledger import Transfer
 from busbar_billing.domain.promotions import Credit, Spending
+from busbar_billing.domain.webhooks import notices_of
 from busbar_billing.usecases.adjustments import ChargeState
 from busbar_billing.usecases.tenants import PostedTransfer
 
@@ -111,6 +113,7 @@ class AdjustmentRows:
     async def post(self, transfer: Transfer) -> PostedTransfer:
         """Append to the journal."""
         await self._journal.append(self._connection, [transfer])
+        await put_notices(self._connection, notices_of([transfer]))
         rows = await self._connection.fetch(_BY_ID, transfer.transfer_id)
         return read_transfers(rows)[0]
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from busbar_billing.adapters.postgres.database import Connection, Connections
+from busbar_billing.adapters.postgres.outbox import put_notices
 from busbar_billing.adapters.postgres.plans import read_terms
 from busbar_billing.domain.plans import (
     ALERT_PERCENTS,
@@ -13,6 +14,7 @@ from busbar_billing.domain.plans import (
     end_of_month_unix_ms,
     percents_reached,
 )
+from busbar_billing.domain.webhooks import EventType, Notice
 
 _SPENT = """
     SELECT tenant_id, spent_nanos
@@ -111,4 +113,10 @@ class Budgets:
                 return []
             columns = [list(column) for column in zip(*reached, strict=True)]
             new = await connection.fetch(_ALERT, *columns)
-        return [reached[row["tenant_id"], row["percent"], row["budget_nanos"]] for row in new]
+            alerts = [reached[row["tenant_id"], row["percent"], row["budget_nanos"]] for row in new]
+            await put_notices(connection, [_notice(alert) for alert in alerts])
+        return alerts
+
+
+def _notice(alert: BudgetAlert) -> Notice:
+    return Notice(alert.tenant_id, EventType.BUDGET_REACHED, asdict(alert))

@@ -10,7 +10,9 @@ from operator import itemgetter
 import asyncpg
 
 from busbar_billing.adapters.postgres.database import Connection, Database
+from busbar_billing.adapters.postgres.outbox import put_notices
 from busbar_billing.domain.ledger import Account, AccountKind, Posting, Transfer, TransferKind
+from busbar_billing.domain.webhooks import notices_of
 from busbar_billing.usecases.tenants import PostedTransfer
 
 TRANSFER_ROWS = """
@@ -69,6 +71,7 @@ class Journal:
             if rows:
                 return read_transfers(rows, repeated=True)[0]
             await self.append(connection, [transfer])
+            await put_notices(connection, notices_of([transfer]))
             rows = await connection.fetch(TRANSFER_ROWS + where, transfer.idempotency_key)
             return read_transfers(rows)[0]
 

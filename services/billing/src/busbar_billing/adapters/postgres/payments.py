@@ -12,9 +12,11 @@ import asyncpg
 from busbar_billing.adapters.postgres.database import Connection, Database
 from busbar_billing.adapters.postgres.journal import Journal
 from busbar_billing.adapters.postgres.leases import lock_balances
+from busbar_billing.adapters.postgres.outbox import put_notices
 from busbar_billing.domain.ledger import Transfer
 from busbar_billing.domain.names import is_tenant_id
 from busbar_billing.domain.payments import Payment
+from busbar_billing.domain.webhooks import notices_of
 from busbar_billing.usecases.payments import ProviderEvent
 
 _STORE = """
@@ -118,6 +120,7 @@ class PaymentRows:
             payment.posted_returned_nanos,
         )
         await self._journal.append(self._connection, transfers)
+        await put_notices(self._connection, notices_of(transfers))
 
 
 def _read(row: asyncpg.Record) -> Payment:

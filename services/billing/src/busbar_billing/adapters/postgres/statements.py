@@ -15,6 +15,7 @@ from busbar_errors import Conflict, NotFound, Unavailable
 from busbar_billing.adapters.postgres import statement_queries as sql
 from busbar_billing.adapters.postgres.database import Connections
 from busbar_billing.adapters.postgres.journal import Journal
+from busbar_billing.adapters.postgres.outbox import put_notices
 from busbar_billing.adapters.postgres.prices import Prices
 from busbar_billing.domain.ledger import (
     Account,
@@ -37,6 +38,7 @@ from busbar_billing.domain.statements import (
     Used,
     checked_credit,
 )
+from busbar_billing.domain.webhooks import EventType, JsonValue, Notice
 from busbar_billing.usecases.statements import Addressing, Closed, Issued
 
 _NUMBER = re.compile(r"[A-Z0-9]{1,10}-[0-9]{6,19}")
@@ -188,13 +190,15 @@ class Statements:
                     statement.closing_nanos,
                     json.dumps(content),
                 )
+                assert row is not None
+                issued = _read_issued(row)
+                await put_notices(connection, [_notice(issued)])
+                return issued
         except asyncpg.UniqueViolationError:
             issued = await self.find(tenant_id, statement.month)
             if issued is None:
                 raise
             return issued
-        assert row is not None
-        return _read_issued(row)
 
     async def credit(
         self, number: str, amount_nanos: int, reason: str, reference: str, transfer_id: UUID
@@ -228,7 +232,27 @@ class Statements:
                 sql.NOTE, number, amount_nanos, reference, transfer_id, note
             )
             assert row is not None
-            return _read_issued(row)
+            issued = _read_issued(row)
+            await put_notices(connection, [_notice(issued)])
+            return issued
+
+
+def _notice(issued: Issued) -> Notice:
+    data: dict[str, JsonValue] = {
+        "tenant_id": issued.customer.party_id,
+        "number": issued.number,
+        "month": str(issued.statement.month),
+        "currency": issued.statement.currency,
+    }
+    if issued.corrects is None:
+        data["closing_nanos"] = issued.statement.closing_nanos
+        return Notice(issued.customer.party_id, EventType.STATEMENT_ISSUED, data)
+    data |= {
+        "corrects": issued.corrects,
+        "amount_nanos": issued.credited_nanos,
+        "reason": issued.reason,
+    }
+    return Notice(issued.customer.party_id, EventType.CREDIT_NOTE_ISSUED, data)
 
 
 def _credit_transfer(

@@ -1,0 +1,1 @@
+"""Sends messages to the webhook endpoints of tenants."""
