@@ -226,7 +226,9 @@ def _secret_problems(
         for container in pod["containers"]:
             for variable in container.get("env", []):
                 reference = variable.get("valueFrom", {}).get("secretKeyRef")
-                if reference and reference["key"] not in made.get(reference["name"], {}):
+                if reference is None or reference.get("optional"):
+                    continue
+                if reference["key"] not in made.get(reference["name"], {}):
                     yield f"{_label(document)}: no secret {reference['name']}/{reference['key']}"
     for container in containers:
         for name in sorted(container.literal):
