@@ -42,10 +42,16 @@ async def state(billing: Service, whose: Account) -> list[Json]:
     tenant = f"/tenants/{whose.tenant_id}"
     told = [
         await billing.json("GET", f"{tenant}{path}")
-        for path in ("", "/keys", "/projects", "/billing-details", "/terms", "/balance")
+        for path in (
+            *("", "/keys", "/projects", "/billing-details", "/terms"),
+            *("/balance", "/balance/threshold", "/webhooks"),
+        )
     ]
     for key in told[1]["items"]:
         key["last_used_at"] = None
+    told[-2]["level"] = ""  # what was seen of it, by and by
+    for endpoint in told[-1]["items"]:
+        endpoint["failing_since"] = None
     return [*told, await billing.json("GET", "/ledger", params={"tenant_id": whose.tenant_id})]
 
 

@@ -32,7 +32,8 @@ async def receiver() -> AsyncIterator[Receiver]:
 
 
 async def endpoint(billing: Service, tenant: str, url: str, **wanted: Any) -> Json:
-    return await billing.json("POST", f"/tenants/{tenant}/webhooks", json={"url": url, **wanted})
+    body = {"url": url, "event_types": ["payment.succeeded"], **wanted}
+    return await billing.json("POST", f"/tenants/{tenant}/webhooks", json=body)
 
 
 async def top_up(billing: Service, tenant: str, amount_nanos: int = NANOS) -> str:
@@ -184,7 +185,7 @@ async def test_one_that_is_gone_is_disabled_and_the_others_are_told(
         disabled = await billing.json("GET", path)
         pinged = await billing.call("POST", f"{path}/ping")
         await top_up(billing, tenant)
-        body = {"url": gone.url, "enabled": True}
+        body = {"url": gone.url, "event_types": ["payment.succeeded"], "enabled": True}
         enabled = await billing.json("PUT", path, json=body)
         [failed] = await deliveries(billing, tenant, made)
         again = f"{path}/deliveries/{failed['delivery_id']}/redeliver"

@@ -27,6 +27,7 @@ class Account:
     request_id: str
     transfer_id: str
     statement: str
+    delivery: Json
     client: httpx.AsyncClient
 
     async def call(
@@ -54,7 +55,8 @@ class Account:
         keys = [key["key_id"] for key in self.keys.values()]
         prefix = self.keys["serve"]["prefix"]
         named = [self.tenant_id, self.project_id, self.request_id, self.transfer_id, self.statement]
-        return [*named, *keys, prefix]
+        sent = [self.delivery[name] for name in ("endpoint_id", "delivery_id", "message_id")]
+        return [*named, *sent, *keys, prefix]
 
     @property
     def known(self) -> Mapping[str, Any]:
@@ -66,6 +68,9 @@ class Account:
             "request_id": self.request_id,
             "transfer_id": self.transfer_id,
             "number": self.statement,
+            "endpoint_id": self.delivery["endpoint_id"],
+            "delivery_id": self.delivery["delivery_id"],
+            "url": WEB_PAGE,
             "success_url": WEB_PAGE,
             "cancel_url": WEB_PAGE,
         }
@@ -91,6 +96,10 @@ async def open_account(billing: Service, gateway: Gateway, admin: asyncpg.Connec
     await billing.posted(tenant, 1)
     month = {"month": f"{last_month:%Y-%m}"}
     closed = await billing.json("POST", f"/tenants/{tenant}/statements", json=month)
+    # Nobody takes messages there: they are refused, and wait for the next attempt.
+    hook = {"url": f"{billing.ops_url}/nowhere", "event_types": ["statement.issued"]}
+    made = await billing.json("POST", f"/tenants/{tenant}/webhooks", json=hook)
+    ping = f"/tenants/{tenant}/webhooks/{made['endpoint_id']}/ping"
     return Account(
         tenant_id=tenant,
         url=billing.account_url,
@@ -99,6 +108,7 @@ async def open_account(billing: Service, gateway: Gateway, admin: asyncpg.Connec
         request_id=f"req_{record.request_id.hex()}",
         transfer_id=paid["transfer_id"],
         statement=closed["number"],
+        delivery=await billing.json("POST", ping),
         client=billing.client,
     )
 
