@@ -108,13 +108,12 @@ class Operation:
 
     def _objects(self, plain: Json, known: Mapping[str, Any]) -> Any:
         if "properties" not in plain:
-            keys = st.sampled_from(["default"])
             named = plain.get("propertyNames", {})
-            if "$ref" in named or "enum" in named:
-                keys = self._values(named)
-            return st.dictionaries(
-                keys, self._values(plain["additionalProperties"]), min_size=1, max_size=1
-            )
+            told = plain.get("patternProperties", {"": plain.get("additionalProperties", {})})
+            [held] = told.values()
+            words = "$ref" in named or "enum" in named
+            keys = self._values(named) if words else st.just("default")
+            return st.dictionaries(keys, self._values(held), min_size=1, max_size=1)
         given = {name: st.just(known[name]) for name in plain["properties"] if name in known}
         wanted = {
             name: self._values(plain["properties"][name]) for name in plain.get("required", [])

@@ -36,9 +36,9 @@ from busbar_billing.usecases.tenants import PostedTransfer
 
 def adjustment_routes(adjustments: Adjustments, tenants: Tenants, given: Credits) -> APIRouter:
     """POST, GET /tenants/{id}/credits; POST refunds of a request, corrections of a transfer."""
-    router = APIRouter(prefix="/admin/v1", tags=["adjustments"], responses=_REPEATED)
+    router = APIRouter(prefix="/admin/v1", tags=["adjustments"])
 
-    @router.post("/tenants/{tenant_id}/credits", status_code=201)
+    @router.post("/tenants/{tenant_id}/credits", status_code=201, responses=_REPEATED)
     async def give(
         tenant_id: str, wanted: adjustment_schemas.WantedCredit, response: Response
     ) -> schemas.TransferAnswer:
@@ -61,7 +61,7 @@ def adjustment_routes(adjustments: Adjustments, tenants: Tenants, given: Credits
         rows = await given.of_tenant(tenant_id, decode_id_cursor(cursor, LAST_ID), limit + 1)
         return page(rows, limit, lambda row: str(row.credit_id), show_credit)
 
-    @router.post("/usage/{request_id}/refunds", status_code=201)
+    @router.post("/usage/{request_id}/refunds", status_code=201, responses=_REPEATED)
     async def refund(
         request_id: str, wanted: adjustment_schemas.WantedRefund, response: Response
     ) -> schemas.TransferAnswer:
@@ -75,7 +75,7 @@ def adjustment_routes(adjustments: Adjustments, tenants: Tenants, given: Credits
         )
         return _show(posted, response)
 
-    @router.post("/transfers/{transfer_id}/corrections", status_code=201)
+    @router.post("/transfers/{transfer_id}/corrections", status_code=201, responses=_REPEATED)
     async def correct(
         transfer_id: str, wanted: adjustment_schemas.WantedCorrection, response: Response
     ) -> schemas.TransferAnswer:
