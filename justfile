@@ -99,11 +99,12 @@ fix: setup
     {{bin}}/ruff format
     {{bin}}/ruff check --fix
 
-# Compare with a direct Triton: req/s, latency, CPU per request; and posting usage with bare INSERTs
+# Compare with a direct Triton: req/s, latency, CPU per request; posting usage with bare INSERTs; how long a plan takes
 [group('test'), no-exit-message]
 bench *args: setup
     @{{python}} -m busbar_runtime exec --home "${BUSBAR_BENCH_HOME:-.busbar/bench}" -- {{python}} tests/benchmarks/run.py "$@"
-    @exec {{python}} tests/benchmarks/posting.py
+    @{{python}} tests/benchmarks/posting.py
+    @exec {{python}} tests/benchmarks/placement.py
 
 
 # ── Upkeep ────────────────────────────────────────────────────────────────

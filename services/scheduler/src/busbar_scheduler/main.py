@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import time
 from collections.abc import AsyncIterator
 
 import structlog
@@ -25,7 +26,7 @@ from busbar_scheduler.adapters.model_store import ModelStore
 from busbar_scheduler.adapters.pacemaker import Pacemaker
 from busbar_scheduler.adapters.work_queues import WorkQueues
 from busbar_scheduler.settings import Settings
-from busbar_scheduler.usecases.cycle import Cycle
+from busbar_scheduler.usecases.cycle import Cycle, Planner
 
 log = structlog.get_logger()
 
@@ -48,6 +49,7 @@ class Scheduler:
             board=Board(buckets, self.view, self.leadership),
             queues=WorkQueues(client),
             announcements=self.announcements,
+            planner=Planner(time.monotonic),
         )
         self.pacemaker = Pacemaker(cycle, self.view)
         api = AdminApi(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from datetime import timedelta
+from itertools import islice
 
 import structlog
 from busbar_contracts.scheduler.v1.events_pb2 import LeaderElected, PlanPublished
@@ -13,7 +14,7 @@ from busbar_messaging.connection import publish_durably
 from google.protobuf.message import Message
 from nats.aio.client import Client
 
-from busbar_scheduler.domain.planning import Plan, Verdict
+from busbar_scheduler.domain.planning import Plan
 from busbar_scheduler.domain.publishing import Changes
 
 log = structlog.get_logger()
@@ -36,12 +37,12 @@ class Announcements:
 
     async def plan_published(self, plan: Plan, changes: Changes) -> None:
         """A plan that changed something was published."""
-        news = [str(one) for one in plan.decisions if one.verdict is not Verdict.KEPT]
+        news = [str(one) for one in islice(plan.changed, _REASONS_MAX)]
         event = PlanPublished(
             snapshot_revision=plan.revision,
             nodes_changed=len(changes.placements) + len(changes.placements_gone),
             routes_changed=len(changes.routes) + len(changes.routes_gone),
-            reasons=news[:_REASONS_MAX],
+            reasons=news,
         )
         await self._publish("plan_published", event)
 

@@ -67,6 +67,37 @@ class Health(StrEnum):
         return self is Health.OK
 
 
+class Order(StrEnum):
+    """What the operator told a node or a site."""
+
+    SERVE = "serve"
+    CORDON = "cordon"
+    """Nothing new; what is there stays."""
+    DRAIN = "drain"
+    """Nothing new; what is there goes as soon as it is ready elsewhere."""
+    VACATE = "vacate"
+    """The grace of a drain is over: what is there goes now."""
+
+    @property
+    def empties(self) -> bool:
+        """Whether what is there has to go."""
+        return self in {Order.DRAIN, Order.VACATE}
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where nodes stand: what feeds them and what it costs. One that nobody described is free."""
+
+    key: str
+    """region.site"""
+    power_cap_w: int = 0
+    """Most that its replicas may draw together; 0 when there is no limit."""
+    energy_nanos_per_kwh: int = 0
+    feeder: str = ""
+    """What powers it; empty when it has a feeder of its own."""
+    order: Order = Order.SERVE
+
+
 @dataclass(frozen=True, slots=True)
 class Node:
     """One node: what it has, how it is, what it holds."""
@@ -78,11 +109,26 @@ class Node:
     slots: int
     health: Health = Health.OK
     replicas: tuple[Replica, ...] = ()
+    power_cap_w: int = 0
+    """Most that its replicas may draw; 0 when it sets no limit of its own."""
+    feeder: str = ""
+    """What powers it; empty when it hangs on its site's feeder."""
+    order: Order = Order.SERVE
 
     @property
     def label(self) -> str:
         """Its name for people: region/site/node."""
         return self.key.replace(".", "/")
+
+    @property
+    def site_key(self) -> str:
+        """Its site's key: region.site."""
+        return f"{self.region}.{self.site}"
+
+    @property
+    def takes_new(self) -> bool:
+        """Whether more may be placed there."""
+        return self.order is Order.SERVE and self.health.takes_new
 
     def replica_of(self, deployment: str) -> Replica | None:
         """What it reports of a deployment."""
@@ -97,13 +143,36 @@ class Deployment:
     digest: str
     manifest: Manifest
     replicas: int
+    """Promised: what is short of them is unplaced, and said so."""
     regions: tuple[str, ...] = ()
     tenants: tuple[str, ...] = ()
     created_unix_ms: int = 0
+    max_replicas: int = 0
+    """How far demand may scale it; what is below `replicas` means that it is not scaled."""
+    pins: tuple[str, ...] = ()
+    """Sites (region.site) and nodes (region.site.node) it may run on; empty means all."""
+    per_site_max: int = 0
+    """Replicas at one site at most; 0 means any number."""
+    per_feeder_max: int = 0
+    """Replicas on one feeder at most; 0 means any number."""
+    survives_site_loss: bool = False
+    """Whether `replicas` must be left when any one site is lost."""
+    value_nanos_per_request: int = 0
+    """What one served request brings in; 0 when nobody said."""
+
+    @property
+    def most(self) -> int:
+        """The most replicas that it may be scaled to."""
+        return max(self.replicas, self.max_replicas)
 
     def may_run_in(self, region: str) -> bool:
         """Whether it is allowed in a region; no regions named means all."""
         return not self.regions or region in self.regions
+
+    def may_run_on(self, node: Node) -> bool:
+        """Whether it is allowed on a node, whatever room there is."""
+        pinned = not self.pins or node.key in self.pins or node.site_key in self.pins
+        return pinned and self.may_run_in(node.region)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +227,17 @@ Routes = Mapping[str, Route]
 
 
 @dataclass(frozen=True, slots=True)
+class Demand:
+    """What customers are expected to ask of a deployment, and how many replicas that takes."""
+
+    replicas: int
+    """What the autoscaler wants; the declaration's bounds have been applied."""
+    requests_per_h: int = 0
+    requests_per_replica_h: int = 0
+    """What one replica serves when it is busy all the time; 0 when it is not known."""
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """Everything that a plan is made from."""
 
@@ -167,3 +247,16 @@ class Snapshot:
     nodes: tuple[Node, ...] = ()
     placements: Placements = field(default_factory=dict[str, tuple[Assignment, ...]])
     routes: Routes = field(default_factory=dict[str, Route])
+    sites: Mapping[str, Site] = field(default_factory=dict[str, Site])
+    """By key; a site that is not described has no cap and costs nothing."""
+    demands: Mapping[str, Demand] = field(default_factory=dict[str, Demand])
+    """By deployment; one without is wanted as often as it was promised."""
+
+    def site_of(self, node: Node) -> Site:
+        """Where a node stands."""
+        return self.sites.get(node.site_key) or Site(node.site_key)
+
+    def wanted(self, deployment: Deployment) -> int:
+        """Replicas that demand and promise ask for."""
+        demand = self.demands.get(deployment.name)
+        return max(deployment.replicas, demand.replicas if demand else 0)

@@ -31,3 +31,5 @@ class Manifest:
     input_tokens_output: str = ""
     output_tokens_output: str = ""
     stop: tuple[str, ...] = ()
+    power_w: int = 0
+    """What one busy replica draws; 0 when its author did not say."""

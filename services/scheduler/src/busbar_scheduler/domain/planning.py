@@ -1,197 +1,176 @@
-"""From a snapshot to a plan: first fit by memory and slots, spread, nothing moved needlessly."""
+"""From a snapshot to a plan: served revenue - energy - moving, under what may never happen.
+
+Promised replicas come first, whatever they cost. What runs stays where it is unless
+moving it saves more than it costs; see docs/decisions/0027.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from enum import StrEnum
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
+from busbar_scheduler.domain.attempting import Attempt, attempt
+from busbar_scheduler.domain.decisions import Decision, Verdict, decide, forgotten
 from busbar_scheduler.domain.fleet import (
+    Assignment,
     Deployment,
     Health,
-    Node,
     Placements,
-    ReplicaState,
+    Route,
     Routes,
     Snapshot,
 )
-from busbar_scheduler.domain.room import Room
+from busbar_scheduler.domain.packing import Packing
 from busbar_scheduler.domain.routing import route_of
 
-
-class Verdict(StrEnum):
-    """What a plan does with one replica."""
-
-    KEPT = "kept"
-    PLACED = "placed"
-    REMOVED = "removed"
-    UNPLACED = "unplaced"
+_ROUNDS_MAX = 4
+"""A plan is planned again from its own outcome until it stays the same, so often at most."""
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """What becomes of one replica and why; `node` is empty when it has none."""
-
-    deployment: str
-    node: str
-    verdict: Verdict
-    reason: str
-
-    def __str__(self) -> str:
-        where = f" on {self.node.replace('.', '/')}" if self.node else ""
-        return f"{self.deployment} {self.verdict}{where}: {self.reason}"
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Plan:
     """What every node must hold and how every deployment is reached."""
 
     revision: int
     placements: Placements
     routes: Routes
-    decisions: tuple[Decision, ...]
+    by_deployment: Mapping[str, tuple[Decision, ...]]
+    forgotten: tuple[Decision, ...]
+    """Replicas that go because their node or their deployment did."""
+    short: Mapping[str, int]
+    """Deployment → promised replicas without a place; of N+1, those that a site's loss takes."""
+    unsettled: frozenset[str]
+    """Deployments of which something is not as it was, or not as it should be."""
+    packing: Packing = field(compare=False, repr=False)
+    """What is left where, for those who ask why."""
+    snapshot: Snapshot = field(compare=False, repr=False)
+
+    @cached_property
+    def decisions(self) -> tuple[Decision, ...]:
+        """What was decided on every replica, by deployment and node."""
+        every = [*(one for all_ in self.by_deployment.values() for one in all_), *self.forgotten]
+        return tuple(sorted(every, key=lambda one: (one.deployment, one.node, one.verdict)))
 
     def decisions_on(self, deployment: str) -> tuple[Decision, ...]:
         """What was decided on one deployment."""
-        return tuple(one for one in self.decisions if one.deployment == deployment)
+        gone = tuple(one for one in self.forgotten if one.deployment == deployment)
+        return self.by_deployment.get(deployment, ()) + gone
+
+    @property
+    def changed(self) -> Iterable[Decision]:
+        """What is not as it was."""
+        every = [*(one for all_ in self.by_deployment.values() for one in all_), *self.forgotten]
+        return (one for one in every if one.verdict is not Verdict.KEPT)
 
 
 def plan(snapshot: Snapshot) -> Plan:
     """Decide. Deterministic, and a plan that was carried out is planned again unchanged."""
-    nodes = sorted(snapshot.nodes, key=lambda node: node.key)
-    keeping = [node for node in nodes if node.health.keeps]
-    deployments = sorted(snapshot.deployments, key=lambda one: (one.created_unix_ms, one.name))
-    room, decisions = Room(nodes), list[Decision]()
-
-    kept = {one.name: 0 for one in deployments}
-    for deployment in sorted(deployments, key=lambda one: _grows(snapshot, one)):
-        for decision in _keep(snapshot, deployment, keeping, room):
-            kept[deployment.name] += decision.verdict is Verdict.KEPT
-            decisions.append(decision)
-    for deployment in deployments:
-        missing = deployment.replicas - kept[deployment.name]
-        decisions += _place(deployment, missing, keeping, room)
-    decisions += _forgotten(snapshot, nodes)
-
-    placements = {node.key: room.held(node.key) for node in nodes if node.health is not Health.LOST}
-    routes = {one.name: route_of(one, nodes, placements, snapshot.routes) for one in deployments}
-    by_name = sorted(decisions, key=lambda one: (one.deployment, one.node, one.verdict))
-    return Plan(snapshot.revision, placements, routes, tuple(by_name))
+    return _plan(snapshot, None, {})
 
 
-def _grows(snapshot: Snapshot, deployment: Deployment) -> bool:
-    """Whether its bundle changes; what stays as it is gets its room first."""
-    return any(
-        held.deployment == deployment.name and held.digest != deployment.digest
-        for assignments in snapshot.placements.values()
-        for held in assignments
-    )
+def replan(before: Plan, snapshot: Snapshot) -> Plan:
+    """Decide again where something changed; what did not change stays, unlooked at.
+
+    The same promises hold as for `plan`, but nothing is moved for the price of power,
+    except on small fleets.
+    """
+    if snapshot.sites != before.snapshot.sites:
+        return plan(snapshot)
+    touched = _touched(before, snapshot)
+    nodes = {node.key for node in snapshot.nodes}
+    carried = dict[str, list[str]]()
+    for name, decisions in before.by_deployment.items():
+        if name not in touched:
+            carried[name] = [one.node for one in decisions]
+            if not nodes.issuperset(carried[name]):
+                del carried[name]
+    return _plan(snapshot, before, carried)
 
 
-def _keep(
-    snapshot: Snapshot, deployment: Deployment, nodes: list[Node], room: Room
-) -> Iterable[Decision]:
-    """Leave replicas where they are, the most useful first when fewer are wanted."""
-    holders = [
-        node
-        for node in nodes
-        if any(one.deployment == deployment.name for one in snapshot.placements.get(node.key, ()))
-    ]
-    kept = 0
-    for node in sorted(holders, key=lambda node: _usefulness(node, deployment)):
-        reason = _why_not_kept(node, deployment, kept, room)
-        if reason:
-            yield Decision(deployment.name, node.key, Verdict.REMOVED, reason)
+def _touched(before: Plan, snapshot: Snapshot) -> set[str]:
+    """Deployments that are not as they were, or stand where something is not as it was."""
+    was = before.snapshot
+    deployments = {one.name: one for one in was.deployments}
+    touched = {one.name for one in snapshot.deployments if deployments.get(one.name) != one}
+    touched |= before.unsettled
+    touched |= {
+        one.name
+        for one in snapshot.deployments
+        if snapshot.demands.get(one.name) != was.demands.get(one.name)
+    }
+    nodes = {node.key: node for node in was.nodes}
+    for node in snapshot.nodes:
+        then, now = before.placements.get(node.key, ()), snapshot.placements.get(node.key, ())
+        if node != nodes.get(node.key) or now != then:
+            touched.update(one.deployment for one in (*then, *now))
+    for key in before.placements.keys() - {node.key for node in snapshot.nodes}:
+        touched.update(one.deployment for one in before.placements[key])
+    return touched
+
+
+def _plan(snapshot: Snapshot, earlier: Plan | None, carried: Mapping[str, list[str]]) -> Plan:
+    first = made = attempt(snapshot, carried)
+    for _ in range(_ROUNDS_MAX - 1):
+        if made.settled:
+            break
+        carried = {name: at for name, at in carried.items() if name not in made.touched}
+        last, made = made, attempt(replace(snapshot, placements=_placements(made)), carried)
+        if made.packing.on_node == last.packing.on_node:
+            break
+    before = first.packing.fleet.before
+    unsettled = set[str]()
+    by_deployment, routes = dict[str, tuple[Decision, ...]](), dict[str, Route]()
+    for one in snapshot.deployments:
+        if earlier is not None and one.name not in made.touched:
+            by_deployment[one.name] = earlier.by_deployment[one.name]
+            routes[one.name] = earlier.routes[one.name]
             continue
-        room.take(node, deployment)
-        kept += 1
-        yield Decision(deployment.name, node.key, Verdict.KEPT, "already there")
-
-
-def _usefulness(node: Node, deployment: Deployment) -> tuple[bool, bool, str]:
-    replica = node.replica_of(deployment.name)
-    ready = replica is not None and replica.state is ReplicaState.READY
-    return (not node.health.serves, not ready, node.key)
-
-
-def _why_not_kept(node: Node, deployment: Deployment, kept: int, room: Room) -> str:
-    if kept >= deployment.replicas:
-        return f"{deployment.replicas} replicas are wanted"
-    if not deployment.may_run_in(node.region):
-        return f"not allowed in region {node.region}"
-    if node.health is Health.UNREPORTED:
-        return ""  # what it has is not known yet, and it held this before
-    return room.shortage(node, deployment)
-
-
-def _place(
-    deployment: Deployment, missing: int, nodes: list[Node], room: Room
-) -> Iterable[Decision]:
-    """Find room for the replicas that have none."""
-    allowed = [node for node in nodes if deployment.may_run_in(node.region)]
-    taking = [node for node in allowed if node.health.takes_new]
-    for _ in range(missing):
-        fitting = [node for node in taking if not room.shortage(node, deployment)]
-        if not fitting:
-            yield from _unplaced(deployment, missing, allowed, room)
-            return
-        best = min(fitting, key=lambda node: room.preference(node, deployment))
-        room.take(best, deployment)
-        missing -= 1
-        yield Decision(deployment.name, best.key, Verdict.PLACED, "fits, emptiest of its kind")
-
-
-def _unplaced(
-    deployment: Deployment, missing: int, allowed: list[Node], room: Room
-) -> Iterable[Decision]:
-    reason = _why_nowhere(deployment, allowed, room)
-    for _ in range(missing):
-        yield Decision(deployment.name, "", Verdict.UNPLACED, reason)
-
-
-_NODES_NAMED_MAX = 5
-
-
-def _why_nowhere(deployment: Deployment, allowed: list[Node], room: Room) -> str:
-    where = f"region {' or '.join(deployment.regions)}" if deployment.regions else "the fleet"
-    if not allowed:
-        return f"no node in {where}"
-    reasons = [f"{node.label}: {_obstacle(node, deployment, room)}" for node in allowed]
-    more = len(reasons) - _NODES_NAMED_MAX
-    shown = "; ".join(reasons[:_NODES_NAMED_MAX]) + (f"; and {more} more" if more > 0 else "")
-    return f"no room on any node in {where} ({shown})"
-
-
-def _obstacle(node: Node, deployment: Deployment, room: Room) -> str:
-    return room.shortage(node, deployment) or f"is {node.health}"
-
-
-def _forgotten(snapshot: Snapshot, nodes: list[Node]) -> Iterable[Decision]:
-    """Replicas that go because their node or their deployment did."""
-    declared = {one.name for one in snapshot.deployments}
-    keeping = {node.key: node.health for node in nodes}
-    for node_key, assignments in snapshot.placements.items():
-        health = keeping.get(node_key, Health.LOST)
-        for held in assignments:
-            if held.deployment not in declared:
-                reason = "withdrawn"
-            elif not health.keeps:
-                reason = f"the node is {health}"
-            else:
-                continue
-            yield Decision(held.deployment, node_key, Verdict.REMOVED, reason)
-
-
-def impossible(deployment: Deployment, nodes: Iterable[Node]) -> str:
-    """Why the present nodes could not hold it even if they were empty; empty when they could."""
-    allowed = [one for one in nodes if one.health.keeps and deployment.may_run_in(one.region)]
-    empty = Room(allowed)
-    fitting = [node for node in allowed if not empty.shortage(node, deployment)]
-    if len(fitting) >= deployment.replicas:
-        return ""
-    if not fitting:
-        return _why_nowhere(deployment, allowed, empty)
-    return (
-        f"{deployment.replicas} replicas are wanted, but a node holds one at most "
-        f"and only {len(fitting)} could hold it"
+        was, why = before.get(one.name, frozenset()), first.gone.get(one.name, {})
+        by_deployment[one.name] = decide(snapshot, made, one, was, why)
+        if any(which.verdict is not Verdict.KEPT for which in by_deployment[one.name]):
+            unsettled.add(one.name)
+        routes[one.name] = _route(snapshot, made.packing, one)
+    return Plan(
+        snapshot.revision,
+        _placements(made, earlier),
+        routes,
+        by_deployment,
+        tuple(forgotten(snapshot)),
+        {name: short for name, short in made.short.items() if short},
+        frozenset(unsettled),
+        made.packing,
+        snapshot,
     )
+
+
+def _placements(made: Attempt, earlier: Plan | None = None) -> Placements:
+    """What every node must hold; the same values as before where nothing was touched."""
+    placements = dict[str, tuple[Assignment, ...]]()
+    for node, held in zip(made.packing.fleet.nodes, made.packing.on_node, strict=True):
+        if node.health is Health.LOST:
+            continue
+        then = earlier.placements.get(node.key) if earlier else None
+        same = then is not None and made.touched.isdisjoint(held)
+        if same and then is not None and [one.deployment for one in then] == sorted(held):
+            placements[node.key] = then
+        else:
+            placements[node.key] = tuple(assignment_of(one) for _, one in sorted(held.items()))
+    return placements
+
+
+def assignment_of(deployment: Deployment) -> Assignment:
+    """What a node is told that must hold a replica of it."""
+    manifest = deployment.manifest
+    return Assignment(
+        deployment=deployment.name,
+        digest=deployment.digest,
+        slots=manifest.slots,
+        input_tokens_output=manifest.input_tokens_output,
+        output_tokens_output=manifest.output_tokens_output,
+    )
+
+
+def _route(snapshot: Snapshot, packing: Packing, deployment: Deployment) -> Route:
+    holders = [packing.fleet.nodes[at] for at in sorted(packing.held(deployment.name))]
+    return route_of(deployment, holders, snapshot.routes)

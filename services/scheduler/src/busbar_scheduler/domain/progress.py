@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from busbar_scheduler.domain.fleet import Deployment, Node, ReplicaState, Snapshot
-from busbar_scheduler.domain.planning import Plan, Verdict, impossible
+from busbar_scheduler.domain.decisions import Verdict
+from busbar_scheduler.domain.explaining import impossible
+from busbar_scheduler.domain.fleet import Deployment, Node, ReplicaState
+from busbar_scheduler.domain.packing import Packing
+from busbar_scheduler.domain.planning import Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,19 +30,26 @@ class Progress:
     replicas: tuple[ReplicaProgress, ...]
 
 
-def progress_of(deployment: Deployment, snapshot: Snapshot, plan: Plan) -> Progress:
-    """What stands between a deployment and all its replicas being ready."""
-    nodes = {node.key: node for node in snapshot.nodes}
+def progress_of(deployment: Deployment, plan: Plan, empty: Packing) -> Progress:
+    """What stands between a deployment and all its replicas being ready; `empty` as `emptied`."""
+    fleet = plan.packing.fleet
     replicas = tuple(
-        _on_node(nodes[one.node], deployment)
+        _on_node(fleet.nodes[fleet.index[one.node]], deployment)
         if one.node
         else ReplicaProgress("", "unplaced", one.reason)
         for one in plan.decisions_on(deployment.name)
         if one.verdict is not Verdict.REMOVED
     )
     ready = sum(one.state == "ready" for one in replicas)
-    never = impossible(deployment, snapshot.nodes)
-    status, reason = _summary(deployment, replicas, ready, never)
+    wanted = len(replicas) - sum(
+        one.verdict is Verdict.LEAVING for one in plan.decisions_on(deployment.name)
+    )
+    if wanted == 0:
+        return Progress("stopped", "no replicas are wanted", ready, replicas)
+    if ready >= wanted:
+        return Progress("ready", "", ready, replicas)
+    never = impossible(deployment, empty)
+    status, reason = _summary(replicas, never)
     return Progress(status, reason, ready, replicas)
 
 
@@ -52,13 +62,7 @@ def _on_node(node: Node, deployment: Deployment) -> ReplicaProgress:
     return ReplicaProgress(node.key, str(replica.state), replica.reason)
 
 
-def _summary(
-    deployment: Deployment, replicas: tuple[ReplicaProgress, ...], ready: int, never: str
-) -> tuple[str, str]:
-    if deployment.replicas == 0:
-        return "stopped", "no replicas are wanted"
-    if ready == deployment.replicas:
-        return "ready", ""
+def _summary(replicas: tuple[ReplicaProgress, ...], never: str) -> tuple[str, str]:
     if never:
         return "unplaceable", never
     unfinished = [one for one in replicas if one.state != "ready"]

@@ -6,10 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from busbar_scheduler.domain.fleet import (
-    Assignment,
     Deployment,
     Node,
-    Placements,
     Replica,
     ReplicaState,
     Route,
@@ -18,11 +16,8 @@ from busbar_scheduler.domain.fleet import (
 )
 
 
-def route_of(
-    deployment: Deployment, nodes: Sequence[Node], placements: Placements, previous: Routes
-) -> Route:
-    """The route that the nodes' actual states allow."""
-    holders = [node for node in nodes if _is_placed(deployment, placements.get(node.key, ()))]
+def route_of(deployment: Deployment, holders: Sequence[Node], previous: Routes) -> Route:
+    """The route that the actual states of the nodes that hold it allow."""
     ready = [(node, one) for node in holders if (one := _ready_replica(node, deployment))]
     metadata, config = _model_files(deployment, [one for _, one in ready], previous)
     return Route(
@@ -36,10 +31,6 @@ def route_of(
         created_unix_ms=deployment.created_unix_ms,
         unready_reason="" if ready else _why_unready(deployment, holders),
     )
-
-
-def _is_placed(deployment: Deployment, held: Iterable[Assignment]) -> bool:
-    return any(one.deployment == deployment.name for one in held)
 
 
 def _ready_replica(node: Node, deployment: Deployment) -> Replica | None:

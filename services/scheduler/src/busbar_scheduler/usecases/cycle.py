@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -10,7 +11,7 @@ from busbar_errors import Conflict
 
 from busbar_scheduler.domain.fleet import Snapshot
 from busbar_scheduler.domain.leading import Deposed
-from busbar_scheduler.domain.planning import Plan, Verdict, plan
+from busbar_scheduler.domain.planning import Plan, plan, replan
 from busbar_scheduler.domain.publishing import Changes, diff
 from busbar_scheduler.usecases.ports import Announcements, Board, Fleet, Leadership, WorkQueues
 
@@ -29,6 +30,29 @@ class Outcome(Enum):
     DEPOSED = "deposed"
 
 
+_WHOLE_EVERY_S = 300.0
+"""How often everything is planned anew, so that what runs follows the price of power."""
+
+
+@dataclass(slots=True)
+class Planner:
+    """Plans by the difference to the last plan; `now_s` is a monotonic clock."""
+
+    now_s: Callable[[], float]
+    _last: Plan | None = None
+    _whole_at_s: float = 0.0
+
+    def plan(self, snapshot: Snapshot) -> Plan:
+        """The plan of a snapshot."""
+        now_s = self.now_s()
+        if self._last is None or now_s - self._whole_at_s >= _WHOLE_EVERY_S:
+            self._whole_at_s = now_s
+            self._last = plan(snapshot)
+        else:
+            self._last = replan(self._last, snapshot)
+        return self._last
+
+
 @dataclass(frozen=True, slots=True)
 class Cycle:
     """Turns what is declared and reported into placements and routes, one pass at a time."""
@@ -38,6 +62,7 @@ class Cycle:
     board: Board
     queues: WorkQueues
     announcements: Announcements
+    planner: Planner
 
     async def run_once(self) -> Outcome:
         """One pass; raises Unavailable when the bus does not answer."""
@@ -49,8 +74,8 @@ class Cycle:
         snapshot = self.fleet.gather()
         if snapshot is None:
             return Outcome.UNSETTLED
-        # 3. Plan: pure.
-        decided = plan(snapshot)
+        # 3. Plan: pure; only what changed is planned again, and everything every few minutes.
+        decided = self.planner.plan(snapshot)
         # 4. Queues come first, so that a node finds the queue of what it is told to serve.
         regions = frozenset(node.region for node in snapshot.nodes)
         await self.queues.ensure(regions, _queues_of(snapshot, decided), _names(snapshot))
@@ -95,7 +120,7 @@ def _queues_of(snapshot: Snapshot, decided: Plan) -> frozenset[tuple[str, str]]:
 
 
 def _tell(decided: Plan, changes: Changes) -> None:
-    news = [str(one) for one in decided.decisions if one.verdict is not Verdict.KEPT]
+    news = [str(one) for one in decided.changed]
     log.info(
         "plan published",
         revision=decided.revision,

@@ -22,6 +22,7 @@ from busbar_scheduler.adapters.http.errors import ErrorBody, answer_failures
 from busbar_scheduler.adapters.http.uploads import Uploads
 from busbar_scheduler.adapters.leadership import Leadership
 from busbar_scheduler.adapters.model_store import ModelStore
+from busbar_scheduler.domain.explaining import emptied
 from busbar_scheduler.domain.planning import plan
 from busbar_scheduler.domain.progress import progress_of
 from busbar_scheduler.usecases.declare_deployment import Wish, declare, withdraw
@@ -131,9 +132,9 @@ class AdminApi:
 
     def _views(self) -> list[schemas.DeploymentView]:
         snapshot = self.view.look()
-        decided = plan(snapshot)
+        decided, empty = plan(snapshot), emptied(snapshot)
         return [
-            schemas.DeploymentView.of(one, progress_of(one, snapshot, decided))
+            schemas.DeploymentView.of(one, progress_of(one, decided, empty))
             for one in sorted(snapshot.deployments, key=lambda one: one.name)
         ]
 

@@ -7,8 +7,8 @@ from typing import Annotated
 from busbar_messaging.topology import NAME_PATTERN
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from busbar_scheduler.domain.decisions import Decision
 from busbar_scheduler.domain.fleet import Bundle, Deployment, Node
-from busbar_scheduler.domain.planning import Decision
 from busbar_scheduler.domain.progress import Progress
 
 REPLICAS_MAX = 1_000

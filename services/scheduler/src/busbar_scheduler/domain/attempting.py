@@ -1,0 +1,84 @@
+"""One pass over a snapshot: keep, place, make room, move, fill up, search, let linger."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+
+from busbar_scheduler.domain.filling import by_difficulty, fulfil, missing, top_up
+from busbar_scheduler.domain.fleet import Deployment, Snapshot
+from busbar_scheduler.domain.keeping import keep, linger
+from busbar_scheduler.domain.making_room import RoomMaker
+from busbar_scheduler.domain.packing import Fleet, Packing
+from busbar_scheduler.domain.relocating import relocate
+from busbar_scheduler.domain.searching import NODES_MAX, REPLICAS_MAX, Goals, search
+
+_ATTEMPTS_MAX = 400
+"""Ways of making room that a plan tries."""
+_PATIENCE = 15
+"""Tries in a row that may bring nothing before the search of a small fleet ends."""
+_SEED = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """What a pass came to."""
+
+    packing: Packing
+    gone: Mapping[str, Mapping[int, str]]
+    """Deployment → node it was told to leave → why."""
+    short: Mapping[str, int]
+    """Deployment → promised replicas that have no place."""
+    lingering: Mapping[str, Sequence[int]]
+    touched: frozenset[str]
+    """Deployments that were in play, or were moved to make room."""
+    settled: bool
+    """Whether nothing was moved, so that another pass would find nothing to do."""
+
+
+def attempt(snapshot: Snapshot, carried: Mapping[str, Sequence[str]]) -> Attempt:
+    """Plan once; deployments that are `carried` stand on these nodes and are not in play."""
+    packing = Packing(Fleet.of(snapshot))
+    wanted = {one.name: snapshot.wanted(one) for one in snapshot.deployments}
+    packing.load([(one, carried[one.name]) for one in snapshot.deployments if one.name in carried])
+    in_play = _stable_first(snapshot, carried)
+    # 1. What is placed stays; what keeps its bundle gets its room before what grows.
+    gone = {one.name: keep(packing, one, wanted[one.name]) for one in in_play}
+    kept = packing.mark()
+    # 2. Promises, the hardest to keep first, then with moves where there is no room.
+    hardest_first = by_difficulty(packing, [one for one in in_play if missing(packing, one)])
+    for deployment in hardest_first:
+        fulfil(packing, deployment)
+    room = RoomMaker(packing, _ATTEMPTS_MAX)
+    for deployment in hardest_first:
+        room.fulfil(deployment)
+    # 3. What stands where power is dear moves where that pays; then what else brings something in.
+    for deployment in in_play:
+        relocate(packing, deployment)
+    top_up(packing, [(one, wanted[one.name]) for one in in_play])
+    for deployment in in_play:
+        room.gain(deployment, wanted[deployment.name])
+    # 4. A small fleet is searched for something better.
+    if len(snapshot.nodes) <= NODES_MAX and sum(wanted.values()) <= REPLICAS_MAX:
+        goals = Goals(snapshot.deployments, wanted)
+        search(packing, goals, _PATIENCE, Random(_SEED))  # noqa: S311 # nothing secret
+    settled = not packing.moved_since(kept)
+    touched = packing.touched() | {one.name for one in in_play}
+    concerned = [one for one in snapshot.deployments if one.name in touched]
+    short = {one.name: missing(packing, one) for one in concerned}
+    # 5. What is replaced serves on until its replacement does.
+    lingering = {one.name: linger(packing, one, wanted[one.name]) for one in concerned}
+    return Attempt(packing, gone, short, lingering, touched, settled)
+
+
+def _stable_first(snapshot: Snapshot, carried: Mapping[str, Sequence[str]]) -> list[Deployment]:
+    digests = {one.name: one.digest for one in snapshot.deployments if one.name not in carried}
+    growing = {
+        held.deployment
+        for assignments in snapshot.placements.values()
+        for held in assignments
+        if held.digest != digests.get(held.deployment, held.digest)
+    }
+    in_play = [one for one in snapshot.deployments if one.name not in carried]
+    return sorted(in_play, key=lambda one: (one.name in growing, one.created_unix_ms, one.name))

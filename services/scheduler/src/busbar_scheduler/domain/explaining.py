@@ -1,0 +1,187 @@
+"""Why a replica is where it is, why it is nowhere, and what can never be."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+import numpy as np
+
+from busbar_scheduler.domain.choosing import unlimited
+from busbar_scheduler.domain.filling import fulfil, missing
+from busbar_scheduler.domain.fleet import Deployment, Order, Snapshot
+from busbar_scheduler.domain.packing import Fleet, Packing
+
+_NODES_NAMED_MAX = 5
+
+
+class Obstacle(StrEnum):
+    """What keeps a replica off a node."""
+
+    NOT_ALLOWED = "not allowed there"
+    """By region or pin."""
+    NOT_WELL = "not well"
+    CORDONED = "cordoned or drained"
+    HOLDS_ONE = "already holds a replica"
+    MEMORY = "too little memory free"
+    SLOTS = "too few slots free"
+    NODE_POWER = "too little power left at the node"
+    SITE_POWER = "too little power left at the site"
+    SITE_LIMIT = "as many at its site as may be"
+    FEEDER_LIMIT = "as many on its feeder as may be"
+
+
+@dataclass(frozen=True, slots=True)
+class Hindered:
+    """What keeps replicas off how many nodes, with one of them to look at."""
+
+    obstacle: Obstacle
+    nodes: int
+    example: str
+
+
+def hindrances(packing: Packing, deployment: Deployment) -> tuple[Hindered, ...]:
+    """The first obstacle of every node, counted; nodes without one are left out."""
+    counts, examples = Counter[Obstacle](), dict[Obstacle, str]()
+    crowded = _crowded(packing, deployment)
+    for at, node in enumerate(packing.fleet.nodes):
+        found = _obstacle(packing, at, deployment, crowded)
+        if found:
+            counts[found] += 1
+            examples.setdefault(found, node.key)
+    return tuple(Hindered(one, count, examples[one]) for one, count in counts.most_common())
+
+
+@dataclass(frozen=True, slots=True)
+class _Crowded:
+    sites: frozenset[int]
+    feeders: frozenset[int]
+
+
+def _crowded(packing: Packing, deployment: Deployment) -> _Crowded:
+    fleet, held = packing.fleet, packing.held(deployment.name)
+    at_site = Counter(int(fleet.site[one]) for one in held)
+    on_feeder = Counter(int(fleet.feeder[one]) for one in held)
+    site_max, feeder_max = unlimited(deployment), deployment.per_feeder_max
+    return _Crowded(
+        frozenset(one for one, count in at_site.items() if count >= site_max),
+        frozenset(one for one, count in on_feeder.items() if feeder_max and count >= feeder_max),
+    )
+
+
+def _obstacle(
+    packing: Packing, at: int, deployment: Deployment, crowded: _Crowded
+) -> Obstacle | None:
+    node, fleet, need = packing.fleet.nodes[at], packing.fleet, deployment.manifest
+    site = int(fleet.site[at])
+    ordered = {node.order, fleet.sites[site].order} != {Order.SERVE}
+    checks = (
+        (not deployment.may_run_on(node), Obstacle.NOT_ALLOWED),
+        (not node.health.takes_new, Obstacle.NOT_WELL),
+        (ordered, Obstacle.CORDONED),
+        (deployment.name in packing.on_node[at], Obstacle.HOLDS_ONE),
+        (need.memory_mib > packing.memory_mib[at], Obstacle.MEMORY),
+        (need.slots > packing.slots[at], Obstacle.SLOTS),
+        (need.power_w > packing.power_w[at], Obstacle.NODE_POWER),
+        (need.power_w > packing.site_power_w[site], Obstacle.SITE_POWER),
+        (site in crowded.sites, Obstacle.SITE_LIMIT),
+        (int(fleet.feeder[at]) in crowded.feeders, Obstacle.FEEDER_LIMIT),
+    )
+    return next((obstacle for applies, obstacle in checks if applies), None)
+
+
+def why_nowhere(packing: Packing, deployment: Deployment) -> str:
+    """For people: what stands in the way on the nodes it may run on."""
+    where = _where(deployment)
+    allowed = np.flatnonzero(packing.allowed(deployment) & packing.fleet.keeps)
+    if not len(allowed):
+        return f"no node in {where}"
+    reasons = [
+        f"{packing.fleet.nodes[at].label}: {_hindrance(packing, at, deployment)}"
+        for at in allowed[:_NODES_NAMED_MAX].tolist()
+    ]
+    more = len(allowed) - _NODES_NAMED_MAX
+    shown = "; ".join(reasons) + (f"; and {more} more" if more > 0 else "")
+    return f"no room on any node in {where} ({shown})"
+
+
+def _where(deployment: Deployment) -> str:
+    where = f"region {' or '.join(deployment.regions)}" if deployment.regions else "the fleet"
+    pins = " or ".join(one.replace(".", "/") for one in deployment.pins)
+    return f"{pins} in {where}" if pins else where
+
+
+def _hindrance(packing: Packing, at: int, deployment: Deployment) -> str:
+    node = packing.fleet.nodes[at]
+    site = packing.fleet.sites[packing.fleet.site[at]]
+    if not node.health.takes_new:
+        return packing.shortage(at, deployment) or f"is {node.health}"
+    if {node.order, site.order} != {Order.SERVE}:
+        return "is cordoned" if Order.CORDON in {node.order, site.order} else "is drained"
+    shortage = packing.shortage(at, deployment)
+    limit = _obstacle(packing, at, deployment, _crowded(packing, deployment))
+    if shortage or limit is None:
+        return shortage or "has room, but the promise cannot be kept with it"
+    return str(limit)
+
+
+def emptied(snapshot: Snapshot) -> Packing:
+    """The fleet as if nothing were placed."""
+    return Packing(Fleet.of(replace(snapshot, placements={})))
+
+
+def impossible(deployment: Deployment, empty: Packing) -> str:
+    """Why the present nodes could not hold it even if they were empty; empty when they could."""
+    if not deployment.replicas:
+        return ""
+    contradiction = contradictory(deployment)
+    if contradiction:
+        return contradiction
+    if not len(empty.fitting(deployment)):
+        return why_nowhere(empty, deployment)
+    mark = empty.mark()
+    fulfil(empty, deployment)
+    reason = _too_many(empty, deployment) if missing(empty, deployment) else ""
+    empty.undo(mark)
+    return reason
+
+
+def _too_many(packing: Packing, deployment: Deployment) -> str:
+    could = len(packing.held(deployment.name))
+    wanted = f"{deployment.replicas} replicas are wanted"
+    if deployment.survives_site_loss:
+        return (
+            f"{wanted} after the loss of any one site, but {could} at most can be placed, of which "
+            f"{int(packing.per_site(deployment.name).max())} at one site"
+        )
+    limits = [
+        f"{count} at most {where}"
+        for count, where in (
+            (deployment.per_site_max, "at a site"),
+            (deployment.per_feeder_max, "on a feeder"),
+        )
+        if count
+    ]
+    limit = f" with {' and '.join(limits)}" if limits else ""
+    return f"{wanted}, but a node holds one at most and only {could} could hold it{limit}"
+
+
+def contradictory(deployment: Deployment) -> str:
+    """What a declaration asks for that no fleet could give; empty when nothing."""
+    pinned = {pin.split(".")[0] for pin in deployment.pins}
+    if deployment.regions and pinned and not pinned & set(deployment.regions):
+        return (
+            f"pinned to {', '.join(sorted(pinned))}, but allowed in "
+            f"{', '.join(deployment.regions)} only"
+        )
+    nodes = [pin for pin in deployment.pins if pin.count(".") == 2]  # noqa: PLR2004
+    if deployment.pins and len(nodes) == len(deployment.pins) < deployment.replicas:
+        return (
+            f"{deployment.replicas} replicas are wanted, but it is pinned to {len(nodes)} "
+            "nodes and a node holds one at most"
+        )
+    sites = {".".join(pin.split(".")[:2]) for pin in deployment.pins}
+    if deployment.survives_site_loss and deployment.replicas and len(sites) == 1:
+        return f"cannot survive the loss of {sites.pop().replace('.', '/')}: it is pinned there"
+    return ""

@@ -1,0 +1,348 @@
+"""What is left of every node and site while a plan is made, and what has been put where.
+
+Numbers stand in arrays over the nodes, ordered by key, because a plan for thousands of
+nodes asks "which of them" a thousand times; see docs/decisions/0027.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from busbar_scheduler.domain import economy
+from busbar_scheduler.domain.fleet import (
+    Demand,
+    Deployment,
+    Node,
+    Order,
+    ReplicaState,
+    Site,
+    Snapshot,
+)
+
+Indices = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+
+NO_LIMIT = 2**60
+_TIGHTNESS_SCALE, _TIGHTNESS_MAX = 1_024, 2_047
+_ON_DISK = {ReplicaState.LOADING, ReplicaState.WARMING, ReplicaState.READY, ReplicaState.DRAINING}
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """The parts of a snapshot that do not change while a plan is made, by index."""
+
+    nodes: tuple[Node, ...]
+    index: Mapping[str, int]
+    sites: tuple[Site, ...]
+    site: Indices
+    """Node → its site."""
+    region: Indices
+    feeder: Indices
+    takes_new: Mask
+    keeps: Mask
+    """Whether what is there stays there, as far as the node's health goes."""
+    cached: Mapping[str, tuple[int, ...]]
+    """Digest → nodes that have it on disk."""
+    before: Mapping[str, frozenset[int]]
+    """Deployment → nodes that were told to hold it."""
+    demands: Mapping[str, Demand]
+
+    @classmethod
+    def of(cls, snapshot: Snapshot) -> Fleet:
+        """The fleet of a snapshot, its nodes ordered by key."""
+        nodes = tuple(sorted(snapshot.nodes, key=lambda node: node.key))
+        index = {node.key: at for at, node in enumerate(nodes)}
+        sites, of_node = _sites(snapshot, nodes)
+        home = [sites[at] for at in of_node]
+        pairs = list(zip(nodes, home, strict=True))
+        feeders = [node.feeder or site.feeder or site.key for node, site in pairs]
+        takes_new = [node.takes_new and site.order is Order.SERVE for node, site in pairs]
+        return cls(
+            nodes=nodes,
+            index=index,
+            sites=sites,
+            site=np.array(of_node, dtype=np.int64),
+            region=_numbered([node.region for node in nodes]),
+            feeder=_numbered(feeders),
+            takes_new=np.array(takes_new, dtype=np.bool_),
+            keeps=np.array([node.health.keeps for node in nodes], dtype=np.bool_),
+            cached=_cached(nodes),
+            before=told(snapshot, index),
+            demands=snapshot.demands,
+        )
+
+    def empties(self, node: int) -> bool:
+        """Whether what is on a node has to go."""
+        return self.nodes[node].order.empties or self.sites[self.site[node]].order.empties
+
+
+def _sites(snapshot: Snapshot, nodes: tuple[Node, ...]) -> tuple[tuple[Site, ...], list[int]]:
+    numbers, of_node, sites = dict[str, int](), list[int](), list[Site]()
+    for node in nodes:
+        key = node.site_key
+        if key not in numbers:
+            numbers[key] = len(sites)
+            sites.append(snapshot.site_of(node))
+        of_node.append(numbers[key])
+    return tuple(sites), of_node
+
+
+def _numbered(names: list[str]) -> Indices:
+    numbers = {name: at for at, name in enumerate(dict.fromkeys(names))}
+    return np.array([numbers[name] for name in names], dtype=np.int64)
+
+
+def _cached(nodes: tuple[Node, ...]) -> dict[str, tuple[int, ...]]:
+    found = dict[str, list[int]]()
+    for at, node in enumerate(nodes):
+        for replica in node.replicas:
+            if replica.state in _ON_DISK:
+                found.setdefault(replica.digest, []).append(at)
+    return {digest: tuple(at) for digest, at in found.items()}
+
+
+def told(snapshot: Snapshot, index: Mapping[str, int]) -> dict[str, frozenset[int]]:
+    """Deployment → nodes that were told to hold it."""
+    found = dict[str, set[int]]()
+    for key, assignments in snapshot.placements.items():
+        if key in index:
+            for held in assignments:
+                found.setdefault(held.deployment, set()).add(index[key])
+    return {name: frozenset(at) for name, at in found.items()}
+
+
+class Packing:
+    """Room left, and replicas put."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        nodes = fleet.nodes
+        self.fleet = fleet
+        self.memory_mib = np.array([node.memory_mib for node in nodes], dtype=np.int64)
+        self.slots = np.array([node.slots for node in nodes], dtype=np.int64)
+        self.power_w = np.array([node.power_cap_w or NO_LIMIT for node in nodes], dtype=np.int64)
+        self.site_power_w = np.array(
+            [site.power_cap_w or NO_LIMIT for site in fleet.sites], dtype=np.int64
+        )
+        self.on_node: list[dict[str, Deployment]] = [{} for _ in nodes]
+        self.open = fleet.takes_new
+        """Nodes that are looked at for more."""
+        self.worth_nanos = 0
+        """Revenue less costs of what is held, an hour."""
+        self._held: dict[str, dict[int, None]] = {}
+        self._trail: list[tuple[int, Deployment, bool]] = []
+        self._costs: dict[str, Indices] = {}
+        self._masks: dict[tuple[tuple[str, ...], tuple[str, ...]], Mask] = {}
+        self._whole = self.memory_mib.copy(), self.slots.copy()
+        self._largest = int(self.memory_mib.max(initial=1)), int(self.slots.max(initial=1))
+        self._memory_unit, self._slots_unit = (
+            max(1, most // _TIGHTNESS_SCALE) for most in self._largest
+        )
+
+    # --- what is there -----------------------------------------------------------------------
+
+    def held(self, name: str) -> list[int]:
+        """Nodes that hold a deployment, in the order in which they got it."""
+        return list(self._held.get(name, ()))
+
+    def count(self, name: str) -> int:
+        """Replicas of a deployment."""
+        return len(self._held.get(name, ()))
+
+    def per_site(self, name: str) -> Indices:
+        """Replicas of a deployment by site."""
+        at = np.fromiter(self._held.get(name, ()), dtype=np.int64)
+        return np.bincount(self.fleet.site[at], minlength=len(self.fleet.sites))
+
+    def load(self, carried: Sequence[tuple[Deployment, Sequence[str]]]) -> None:
+        """Put replicas where an earlier plan had them; what they are worth is not counted."""
+        index, on_node = self.fleet.index, self.on_node
+        at, needs = list[int](), list[tuple[int, int, int]]()
+        for deployment, keys in carried:
+            nodes = [index[key] for key in keys]
+            self._held[deployment.name] = dict.fromkeys(nodes)
+            for node in nodes:
+                on_node[node][deployment.name] = deployment
+            at += nodes
+            manifest = deployment.manifest
+            needs += [(manifest.memory_mib, manifest.slots, manifest.power_w)] * len(nodes)
+        if not at:
+            return
+        nodes, need = np.array(at, dtype=np.int64), np.array(needs, dtype=np.int64)
+        np.subtract.at(self.memory_mib, nodes, need[:, 0])
+        np.subtract.at(self.slots, nodes, need[:, 1])
+        np.subtract.at(self.power_w, nodes, need[:, 2])
+        np.subtract.at(self.site_power_w, self.fleet.site[nodes], need[:, 2])
+
+    def touched(self) -> frozenset[str]:
+        """Deployments of which anything was taken or released."""
+        return frozenset(deployment.name for _, deployment, _ in self._trail)
+
+    def take(self, node: int, deployment: Deployment) -> None:
+        """Put a replica on a node; the caller knows that it fits."""
+        self._trail.append((node, deployment, True))
+        self._take(node, deployment)
+
+    def release(self, node: int, deployment: Deployment) -> None:
+        """Take it away again."""
+        self._trail.append((node, deployment, False))
+        self._release(node, deployment)
+
+    def mark(self) -> int:
+        """Where we are, for `undo`."""
+        return len(self._trail)
+
+    def moved_since(self, mark: int) -> bool:
+        """Whether anything was taken away again since `mark`."""
+        return not all(taken for _, _, taken in self._trail[mark:])
+
+    def undo(self, mark: int) -> None:
+        """Take back everything since `mark`."""
+        while len(self._trail) > mark:
+            node, deployment, taken = self._trail.pop()
+            if taken:
+                self._release(node, deployment)
+            else:
+                self._take(node, deployment)
+
+    def _take(self, node: int, deployment: Deployment) -> None:
+        self._put(node, deployment, -1)
+        self.worth_nanos -= self._worth(deployment)
+        self.on_node[node][deployment.name] = deployment
+        self._held.setdefault(deployment.name, {})[node] = None
+        self.worth_nanos += self._worth(deployment) - int(self.costs(deployment)[node])
+
+    def _release(self, node: int, deployment: Deployment) -> None:
+        self._put(node, deployment, 1)
+        self.worth_nanos -= self._worth(deployment) - int(self.costs(deployment)[node])
+        del self.on_node[node][deployment.name]
+        del self._held[deployment.name][node]
+        self.worth_nanos += self._worth(deployment)
+
+    def _put(self, node: int, deployment: Deployment, sign: int) -> None:
+        need = deployment.manifest
+        self.memory_mib[node] += sign * need.memory_mib
+        self.slots[node] += sign * need.slots
+        if need.power_w:
+            self.power_w[node] += sign * need.power_w
+            self.site_power_w[self.fleet.site[node]] += sign * need.power_w
+
+    # --- where more would fit ----------------------------------------------------------------
+
+    def allowed(self, deployment: Deployment) -> Mask:
+        """Nodes it may run on, whatever room there is."""
+        key = (deployment.regions, deployment.pins)
+        if key not in self._masks:
+            allowed = [deployment.may_run_on(node) for node in self.fleet.nodes]
+            self._masks[key] = np.array(allowed, dtype=np.bool_)
+        return self._masks[key]
+
+    def fitting(self, deployment: Deployment) -> Indices:
+        """Nodes that could take a replica now; limits per site and feeder are not asked."""
+        need = deployment.manifest
+        mask = self.allowed(deployment) & self.open
+        mask &= self.memory_mib >= need.memory_mib
+        mask &= self.slots >= need.slots
+        if need.power_w:
+            mask &= self.power_w >= need.power_w
+            mask &= (self.site_power_w >= need.power_w)[self.fleet.site]
+        held = self._held.get(deployment.name)
+        if held:
+            mask[list(held)] = False
+        return np.flatnonzero(mask)
+
+    def homes(self, deployment: Deployment) -> int:
+        """On how many nodes it is or could be, if nothing else were there."""
+        need = deployment.manifest
+        mask = self.allowed(deployment) & self.fleet.takes_new
+        mask &= (self._whole[0] >= need.memory_mib) & (self._whole[1] >= need.slots)
+        mask[self.held(deployment.name)] = True
+        return int(mask.sum())
+
+    def movable(self) -> tuple[int, int]:
+        """Memory and slots of nodes that take more, and of what other nodes hold."""
+        takes = self.fleet.takes_new
+        totals = [int(whole[takes].sum()) for whole in self._whole]
+        for node in np.flatnonzero(~takes):
+            for one in self.on_node[node].values():
+                totals[0] += one.manifest.memory_mib
+                totals[1] += one.manifest.slots
+        return totals[0], totals[1]
+
+    @contextlib.contextmanager
+    def overlooking(self, nodes: list[int]) -> Iterator[None]:
+        """Within the context nothing more is put on these nodes."""
+        self.open = self.fleet.takes_new.copy()
+        self.open[nodes] = False
+        try:
+            yield
+        finally:
+            self.open = self.fleet.takes_new
+
+    def fits(self, node: int, deployment: Deployment) -> bool:
+        """Whether one node has the room; whether it takes anything new is not asked."""
+        return not self.shortage(node, deployment)
+
+    def shortage(self, node: int, deployment: Deployment) -> str:
+        """What one node lacks; empty when nothing."""
+        need = deployment.manifest
+        if deployment.name in self.on_node[node]:
+            return "already holds a replica"
+        if need.memory_mib > self.memory_mib[node]:
+            return f"{self.memory_mib[node]} of {need.memory_mib} MiB free"
+        if need.slots > self.slots[node]:
+            return f"{self.slots[node]} of {need.slots} slots free"
+        if need.power_w > self.power_w[node]:
+            return f"{self.power_w[node]} of {need.power_w} W free"
+        site = self.fleet.site[node]
+        if need.power_w > self.site_power_w[site]:
+            return f"{self.site_power_w[site]} of {need.power_w} W free at its site"
+        return ""
+
+    def tightness(self, nodes: Indices) -> Indices:
+        """Smaller is tighter: what is left there now, in parts of the largest node; < 4096."""
+        memory = self.memory_mib[nodes] // self._memory_unit
+        slots = self.slots[nodes] // self._slots_unit
+        return np.minimum(memory, _TIGHTNESS_MAX) + np.minimum(slots, _TIGHTNESS_MAX)
+
+    def share(self, deployment: Deployment) -> float:
+        """How much of a largest node one replica takes: of what it takes most of."""
+        need = deployment.manifest
+        return max(need.memory_mib / self._largest[0], need.slots / self._largest[1], 1e-9)
+
+    # --- what it costs -----------------------------------------------------------------------
+
+    def costs(self, deployment: Deployment) -> Indices:
+        """What a replica costs on each node, nanos an hour: power, and moving if it is new.
+
+        Where nothing has a price it is the seconds that loading takes.
+        """
+        name = deployment.name
+        if name not in self._costs:
+            self._costs[name] = self._all_costs(deployment)
+        return self._costs[name]
+
+    def _all_costs(self, deployment: Deployment) -> Indices:
+        fleet = self.fleet
+        before = list(fleet.before.get(deployment.name, ()))
+        seconds = np.full(len(fleet.nodes), economy.loading_s(deployment, cached=False))
+        seconds[list(fleet.cached.get(deployment.digest, ()))] = economy.loading_s(
+            deployment, cached=True
+        )
+        by_site = [economy.energy_nanos_per_h(deployment, site) for site in fleet.sites]
+        energy = np.array(by_site, dtype=np.int64)[fleet.site]
+        busy = economy.busy_nanos_per_h(deployment, fleet.demands.get(deployment.name))
+        if not busy and not energy.any():
+            seconds[before] = 0
+            return seconds
+        costs = energy + economy.moving_nanos(energy, busy, seconds)
+        costs[before] = energy[before] - economy.staying_nanos(energy[before])
+        return costs
+
+    def _worth(self, deployment: Deployment) -> int:
+        demand = self.fleet.demands.get(deployment.name)
+        return economy.revenue_nanos_per_h(deployment, demand, self.count(deployment.name))

@@ -1,0 +1,200 @@
+"""How long the scheduler takes to plan a large fleet, and how that grows: one core, no bus.
+
+The largest is forty sites, 5,000 nodes, 1,000 deployments and 20,000 replicas. Models
+come in four sizes, a tenth of the deployments survive the loss of a site, a fifth stay
+in one region, and power has another price at every site.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from random import Random
+
+from busbar_scheduler.domain.fleet import Demand, Deployment, Health, Node, Site, Snapshot
+from busbar_scheduler.domain.manifest import Manifest, Task
+from busbar_scheduler.domain.planning import Plan, plan, replan
+from rich.console import Console
+from rich.table import Table
+
+REGIONS, NODES_AT_SITE = 4, 125
+SIZES_GIB = ((4, 4, 200), (10, 8, 250), (18, 8, 300), (40, 16, 400))
+FULL_S_MAX, EVENT_S_MAX, MEMORY_MIB_MAX = 2.0, 0.1, 500
+
+
+def fleet(sites: int, deployments: int, replicas: int, seed: int = 1) -> Snapshot:
+    """An empty fleet and what is wanted of it; about two thirds of its memory will be taken."""
+    random = Random(seed)
+    places = [f"r{at % REGIONS}.s{at}" for at in range(sites)]
+    nodes = tuple(_node(place, at) for place in places for at in range(NODES_AT_SITE))
+    counts = [1] * deployments
+    for _ in range(replicas - deployments):
+        counts[random.randrange(deployments)] += 1
+    wanted = tuple(_deployment(random, at, count) for at, count in enumerate(counts))
+    return Snapshot(
+        1,
+        wanted,
+        nodes,
+        sites={
+            place: Site(place, 170_000, random.randint(20, 120) * 1_000_000) for place in places
+        },
+        demands={one.name: Demand(one.replicas, one.replicas * 900, 1_000) for one in wanted},
+    )
+
+
+def _node(place: str, at: int) -> Node:
+    region, site = place.split(".")
+    return Node(f"{place}.n{at}", region, site, 80 * 1024, 64, power_cap_w=2_800)
+
+
+def _deployment(random: Random, at: int, replicas: int) -> Deployment:
+    gib, slots, power_w = random.choices(SIZES_GIB, weights=(4, 4, 2, 1))[0]
+    name = f"d{at:04}"
+    manifest = Manifest(name, "1", Task.CHAT, slots, gib * 1024, "default", power_w=power_w)
+    return Deployment(
+        name,
+        f"sha256:{at:064x}",
+        manifest,
+        replicas,
+        regions=(f"r{random.randrange(REGIONS)}",) if random.random() < 0.2 else (),
+        created_unix_ms=at,
+        survives_site_loss=random.random() < 0.1,
+        value_nanos_per_request=random.randint(50, 500) * 1_000,
+    )
+
+
+# --- what happens to a fleet ---------------------------------------------------------------------
+
+
+def settled(snapshot: Snapshot, made: Plan) -> Snapshot:
+    """The fleet after a plan was carried out."""
+    return replace(snapshot, placements=made.placements, routes=made.routes)
+
+
+def node_lost(snapshot: Snapshot) -> Snapshot:
+    """A node is silent for so long that what it held is placed elsewhere."""
+    first, *others = snapshot.nodes
+    return replace(snapshot, nodes=(replace(first, health=Health.EVICTED), *others))
+
+
+def site_dark(snapshot: Snapshot) -> Snapshot:
+    """Every node of a site is."""
+    dark = snapshot.nodes[0].site_key
+    nodes = [
+        replace(one, health=Health.EVICTED) if one.site_key == dark else one
+        for one in snapshot.nodes
+    ]
+    return replace(snapshot, nodes=tuple(nodes))
+
+
+def node_joined(snapshot: Snapshot) -> Snapshot:
+    """One more."""
+    joined = replace(snapshot.nodes[0], key=snapshot.nodes[0].key + "x")
+    return replace(snapshot, nodes=(*snapshot.nodes, joined))
+
+
+def scaled_up(snapshot: Snapshot) -> Snapshot:
+    """A deployment needs five more replicas."""
+    first, *others = snapshot.deployments
+    more = replace(first, replicas=first.replicas + 5)
+    return replace(snapshot, deployments=(more, *others))
+
+
+EVENTS: dict[str, Callable[[Snapshot], Snapshot]] = {
+    "a node is lost": node_lost,
+    "a node joins": node_joined,
+    "five replicas more": scaled_up,
+    "a site goes dark": site_dark,
+}
+
+
+# --- measuring -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One size of fleet."""
+
+    sites: int
+    nodes: int
+    deployments: int
+    replicas: int
+    full_s: float
+    again_s: float
+    events_s: dict[str, float]
+    memory_mib: float
+
+
+def measure(sites: int, deployments: int, replicas: int, repeats: int) -> Measured:
+    """CPU seconds, the median of some repeats."""
+    empty = fleet(sites, deployments, replicas)
+    full_s, made = timed(lambda: plan(empty), repeats)
+    standing = settled(empty, made)
+    again_s, kept = timed(lambda: plan(standing), repeats)
+    events_s = {
+        name: timed(partial(replan, kept, happen(standing)), repeats)[0]
+        for name, happen in EVENTS.items()
+    }
+    memory_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return Measured(
+        sites, len(empty.nodes), deployments, replicas, full_s, again_s, events_s, memory_mib
+    )
+
+
+def timed(work: Callable[[], Plan], repeats: int) -> tuple[float, Plan]:
+    """The median CPU time of one core, and the last plan."""
+    times, made = list[float](), work()
+    for _ in range(repeats):
+        gc.collect()
+        began = time.process_time()
+        made = work()
+        times.append(time.process_time() - began)
+    return statistics.median(times), made
+
+
+def table(rows: list[Measured]) -> Table:
+    """How the times grow with the fleet."""
+    made = Table(title="Planning: CPU time of one core", box=None, title_justify="left")
+    for column in ("sites", "nodes", "deployments", "replicas", "from nothing", "again", *EVENTS):
+        made.add_column(column, justify="right", no_wrap=True)
+    made.add_column("memory", justify="right", no_wrap=True)
+    for one in rows:
+        made.add_row(
+            *(f"{count:,}" for count in (one.sites, one.nodes, one.deployments, one.replicas)),
+            *(f"{time_s * 1_000:,.0f} ms" for time_s in (one.full_s, one.again_s)),
+            *(f"{one.events_s[name] * 1_000:,.0f} ms" for name in EVENTS),
+            f"{one.memory_mib:.0f} MiB",
+        )
+    return made
+
+
+def main() -> int:
+    """Measure four sizes, smallest first; 1 when the largest misses a target."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=5)
+    repeats = parser.parse_args().repeats
+    rows = [measure(sites, sites * 25, sites * 500, repeats) for sites in (5, 10, 20, 40)]
+    console, largest = Console(width=160), rows[-1]
+    console.print(table(rows), soft_wrap=True)
+    console.print(
+        f"targets: a plan in {FULL_S_MAX:g} s, an event in {EVENT_S_MAX * 1_000:g} ms, "
+        f"{MEMORY_MIB_MAX} MiB; a site that goes dark moves 500 replicas at once and has no target"
+    )
+    events = [time_s for name, time_s in largest.events_s.items() if name != "a site goes dark"]
+    missed = (
+        max(largest.full_s, largest.again_s) > FULL_S_MAX
+        or max(events) > EVENT_S_MAX
+        or largest.memory_mib > MEMORY_MIB_MAX
+    )
+    return int(missed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
