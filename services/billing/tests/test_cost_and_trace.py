@@ -98,7 +98,12 @@ async def test_a_sampled_posting_is_a_span_under_the_commit_that_billed_it(
     unsampled = gateway.record(tenant, traceparent=f"00-{'ef' * 16}-{parent}-00")
     garbled = gateway.record(tenant, traceparent="00-zz")
     batch = usage_pb2.UsageRecorded(gateway_id="g1", records=[sampled, unsampled, garbled])
-    message = Msg(_client=None, subject="x", data=batch.SerializeToString())  # pyright: ignore[reportArgumentType]
+    message = Msg(
+        _client=None,  # pyright: ignore[reportArgumentType]
+        subject="x",
+        reply=f"$JS.ACK.USAGE.billing-usage.1.1.1.{time.time_ns()}.0",
+        data=batch.SerializeToString(),
+    )
     async with open_database(database.billing_dsn) as pool:
         ledger = Ledger(pool, Journal(pool), Prices(pool))
         poster = UsagePoster(ledger, Silent(), provider.get_tracer("test"), uuid7)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import NamedTuple
 from uuid import UUID
 
 TTL_MS = 30_000
@@ -159,8 +160,7 @@ def _slice(ask: Ask, standing: Standing, released: int) -> tuple[int, Refusal | 
     return held, None if held or want <= free else scarce
 
 
-@dataclass(frozen=True, slots=True)
-class Funding:
+class Funding(NamedTuple):
     """Where the money for a charge comes from."""
 
     held_nanos: int
@@ -168,8 +168,7 @@ class Funding:
     receivable_nanos: int
 
 
-@dataclass(frozen=True, slots=True)
-class Due:
+class Due(NamedTuple):
     """A charge to be funded."""
 
     tenant_id: str
@@ -177,35 +176,24 @@ class Due:
     amount_nanos: int
 
 
-def short_tenants(dues: Sequence[Due], leases: Mapping[UUID, Lease]) -> set[str]:
-    """Tenants whose leases do not cover their charges."""
-    left = _left_of(leases)
-    short: set[str] = set()
-    for due in dues:
-        rest = due.amount_nanos - _take(due, leases, left)
-        if rest:
-            short.add(due.tenant_id)
-    return short
-
-
 def fund(
     dues: Sequence[Due], leases: Mapping[UUID, Lease], available: Mapping[str, int]
 ) -> list[Funding]:
     """Fund each charge from its lease, then from the balance, and owe the rest."""
-    left, free = _left_of(leases), dict(available)
+    left = {lease_id: lease.left_nanos for lease_id, lease in leases.items()}
+    free = dict(available)
     fundings: list[Funding] = []
     for due in dues:
         held = _take(due, leases, left)
         rest = due.amount_nanos - held
+        if not rest:
+            fundings.append(Funding(held, 0, 0))
+            continue
         from_balance = max(0, min(rest, free.get(due.tenant_id, 0)))
         if from_balance:
             free[due.tenant_id] -= from_balance
         fundings.append(Funding(held, from_balance, rest - from_balance))
     return fundings
-
-
-def _left_of(leases: Mapping[UUID, Lease]) -> dict[UUID, int]:
-    return {lease_id: lease.left_nanos for lease_id, lease in leases.items()}
 
 
 def _take(due: Due, leases: Mapping[UUID, Lease], left: dict[UUID, int]) -> int:

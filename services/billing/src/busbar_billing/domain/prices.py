@@ -167,17 +167,14 @@ class PriceBooks:
 
         Raises Rejected when the currency has no prices at all.
         """
-        own = self._lines.get((currency, tenant_id), []) if tenant_id is not None else []
-        newest = next((one for one in own if one.effective_from_unix_ns <= at_unix_ns), None)
-        if newest is not None and newest.covers(at_unix_ns):
-            return newest
+        if tenant_id is not None and (own := self._lines.get((currency, tenant_id))):
+            newest = _begun(own, at_unix_ns)
+            if newest is not None and newest.covers(at_unix_ns):
+                return newest
         books = self._lines.get((currency, None))
         if not books:
             raise Rejected(f"there are no prices in {currency[:20]!r}")
-        for book in books:
-            if book.effective_from_unix_ns <= at_unix_ns:
-                return book
-        return books[-1]
+        return _begun(books, at_unix_ns) or books[-1]
 
     def check_no_overlap(self, wanted: PriceBook) -> None:
         """Raise Conflict when it would be unclear which of `wanted` and another one holds."""
@@ -196,6 +193,13 @@ class PriceBooks:
                     f"price book {other.version} begins at {start} (Unix ns), "
                     "before the prices wanted would end"
                 )
+
+
+def _begun(newest_first: Iterable[PriceBook], at_unix_ns: int) -> PriceBook | None:
+    for book in newest_first:
+        if book.effective_from_unix_ns <= at_unix_ns:
+            return book
+    return None
 
 
 def checked_classes(classes: Mapping[str, ClassPrices]) -> Mapping[str, ClassPrices]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 from uuid import UUID
 
 from busbar_billing.domain.ledger import Account, AccountKind, Posting, Transfer, TransferKind
@@ -32,8 +33,7 @@ class Spending:
     amount_nanos: int
 
 
-@dataclass(frozen=True, slots=True)
-class Charged:
+class Charged(NamedTuple):
     """A charge that may spend credit."""
 
     transfer_id: UUID

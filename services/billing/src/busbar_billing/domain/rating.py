@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from itertools import pairwise
+from typing import NamedTuple
 
 from busbar_errors import Rejected
 
@@ -38,8 +39,7 @@ class Line:
         return f"{whole}.{fraction:012d}".rstrip("0").rstrip(".")
 
 
-@dataclass(frozen=True, slots=True)
-class Rating:
+class Rating(NamedTuple):
     """A rated record. `charge_nanos` is what the tenant pays, `earned_nanos` the exact amount
     rounded to nanos; the two differ by less than the book's quantum. `before` is what the tenant
     had used of each graduated component, without which the amount cannot be explained."""
@@ -49,7 +49,7 @@ class Rating:
     currency: str
     charge_nanos: int
     earned_nanos: int
-    before: Mapping[Component, int] = field(default_factory=dict[Component, int])
+    before: Mapping[Component, int] = NOTHING_BEFORE
 
 
 def rate(

@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 from uuid import UUID
 
 from busbar_errors import Rejected
 
-from busbar_billing.domain.leases import Due, Funding, Lease, fund, short_tenants
+from busbar_billing.domain.leases import Due, Funding, Lease, fund
 from busbar_billing.domain.ledger import AccountKind, Transfer, charge, void
 from busbar_billing.domain.metering import Meter, consumed_by, meters_of
 from busbar_billing.domain.prices import PriceBook, PriceBooks
@@ -23,8 +23,7 @@ from busbar_billing.usecases.promotions import CreditTransaction, settle_credit
 _NOTHING: Mapping[Meter, int] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class RatedRecord:
+class RatedRecord(NamedTuple):
     """A record, what it costs, and the transfer that will say so."""
 
     record: UsageRecord
@@ -209,9 +208,12 @@ async def _fund(
     dues = [
         Due(one.record.tenant_id, one.record.lease_id, one.rating.charge_nanos) for one in charged
     ]
-    touched = short_tenants(dues, leases) | {one.tenant_id for one in met}
-    available = await transaction.available(touched) if touched else dict[str, int]()
-    fundings = fund(dues, leases, available)
+    fundings = fund(dues, leases, {})
+    pairs = zip(dues, fundings, strict=True)
+    touched = {due.tenant_id for due, money in pairs if money.receivable_nanos}
+    touched |= {one.tenant_id for one in met}
+    if touched:
+        fundings = fund(dues, leases, await transaction.available(touched))
     spent: dict[UUID, int] = {}
     for due, money in zip(dues, fundings, strict=True):
         if due.lease_id is not None and money.held_nanos:

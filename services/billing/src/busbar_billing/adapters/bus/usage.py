@@ -18,6 +18,7 @@ from opentelemetry.trace import SpanKind, Tracer
 
 from busbar_billing.adapters import metrics
 from busbar_billing.adapters.bus.consuming import Refusal
+from busbar_billing.adapters.ids import UUID_BYTES, read_id
 from busbar_billing.domain.usage import Outcome, UsageRecord, UsageVoid, by_the_stream_clock
 from busbar_billing.usecases.post_usage import (
     PostingReport,
@@ -30,7 +31,6 @@ from busbar_billing.usecases.post_usage import (
 log = structlog.get_logger()
 
 RECORDS_PER_TRANSACTION_MAX = 2_000
-_UUID_BYTES = 16
 _REASON_MAX = 200
 _OUTCOMES = {
     usage_pb2.USAGE_OUTCOME_COMPLETED: Outcome.COMPLETED,
@@ -197,7 +197,8 @@ def read_record(
         traceparent=message.traceparent,
         cached_tokens=message.cached_tokens,
         project_id=message.project_id,
-        lease_id=_lease_id(message.lease_id),
+        # None also for what is no id: the answer was delivered, so the charge must be posted.
+        lease_id=read_id(message.lease_id),
         stream_sequence=stream_sequence,
     )
 
@@ -212,14 +213,10 @@ def read_void(message: usage_pb2.UsageVoid) -> UsageVoid:
 
 
 def _request_id(raw: bytes) -> UUID:
-    if len(raw) != _UUID_BYTES:
-        raise Rejected(f"request_id has {len(raw)} bytes instead of {_UUID_BYTES}")
-    return UUID(bytes=raw)
-
-
-def _lease_id(raw: bytes) -> UUID | None:
-    """None also for what is none: the answer was delivered, so the charge must be posted."""
-    return UUID(bytes=raw) if len(raw) == _UUID_BYTES else None
+    request_id = read_id(raw)
+    if request_id is None:
+        raise Rejected(f"request_id has {len(raw)} bytes instead of {UUID_BYTES}")
+    return request_id
 
 
 def transactions(

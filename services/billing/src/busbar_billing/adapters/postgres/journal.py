@@ -80,29 +80,24 @@ class Journal:
         if not transfers:
             return
         accounts = await self._account_ids(
-            connection, {line.account for one in transfers for line in one.postings}
+            connection, {account for one in transfers for account, _ in one.postings}
         )
         await connection.execute(
             _ADD_TRANSFERS,
             [one.transfer_id for one in transfers],
-            [one.kind.value for one in transfers],
+            [one.kind for one in transfers],
             [one.idempotency_key for one in transfers],
             [one.tenant_id for one in transfers],
             [one.request_id for one in transfers],
             [one.reason for one in transfers],
         )
         lines = [
-            (one.transfer_id, number, line)
+            (one.transfer_id, number, accounts[account], account.currency, amount_nanos)
             for one in transfers
-            for number, line in enumerate(one.postings)
+            for number, (account, amount_nanos) in enumerate(one.postings)
         ]
         await connection.execute(
-            _ADD_POSTINGS,
-            [transfer_id for transfer_id, _, _ in lines],
-            [number for _, number, _ in lines],
-            [accounts[line.account] for _, _, line in lines],
-            [line.account.currency for _, _, line in lines],
-            [line.amount_nanos for _, _, line in lines],
+            _ADD_POSTINGS, *[list(column) for column in zip(*lines, strict=True)]
         )
 
     async def _account_ids(

@@ -210,7 +210,7 @@ def _record_columns(rated: Sequence[RatedRecord]) -> list[list[object]]:
             record.deployment,
             record.price_class,
             record.api,
-            record.outcome.value,
+            record.outcome,
             from_unix_ns(record.admitted_unix_ns),
             from_unix_ns(record.finished_unix_ns),
             record.input_tokens,
