@@ -65,13 +65,18 @@ def find_model_python(cache: Path, *, uv: str, progress: Callable[[str], None]) 
 def _candidates(uv: str) -> Iterator[str]:
     yield sys.executable
     for version in SUPPORTED:
-        found = _output([uv, "python", "find", "--no-python-downloads", "--system", version])
-        if found:
-            yield found
-    for version in SUPPORTED:
-        yield from map(str, sorted(Path("/usr/bin").glob(f"python{version}")))
-        pyenv = Path.home() / ".pyenv" / "versions"
-        yield from map(str, sorted(pyenv.glob(f"{version}*/bin/python{version}"), reverse=True))
+        yield from pythons_here(uv, version)
+
+
+def pythons_here(uv: str, version: str) -> Iterator[str]:
+    """Interpreters of a version, such as 3.12, that uv, the system or pyenv have on this machine;
+    nothing is fetched."""
+    found = _output([uv, "python", "find", "--no-python-downloads", "--system", version])
+    if found:
+        yield found
+    yield from map(str, sorted(Path("/usr/bin").glob(f"python{version}")))
+    pyenv = Path.home() / ".pyenv" / "versions"
+    yield from map(str, sorted(pyenv.glob(f"{version}*/bin/python{version}"), reverse=True))
 
 
 def _usable(executable: str) -> ModelPython | None:

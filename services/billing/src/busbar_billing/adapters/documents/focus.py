@@ -20,14 +20,16 @@ from busbar_billing.usecases.statements import Issued
 
 COLUMNS = (
     "BilledCost", "BillingAccountId", "BillingAccountName", "BillingAccountType",
-    "BillingCurrency", "BillingPeriodEnd", "BillingPeriodStart", "ChargeCategory", "ChargeClass",
-    "ChargeDescription", "ChargeFrequency", "ChargePeriodEnd", "ChargePeriodStart",
-    "ConsumedQuantity", "ConsumedUnit", "ContractedCost", "ContractedUnitPrice", "EffectiveCost",
-    "InvoiceId", "InvoiceIssuerName", "ListCost", "ListUnitPrice", "PricingCategory",
-    "PricingCurrency", "PricingQuantity", "PricingUnit", "ProviderName", "PublisherName",
-    "ResourceId", "ResourceName", "ResourceType", "ServiceCategory", "ServiceName",
-    "ServiceSubcategory", "SkuId", "SkuMeter", "SkuPriceDetails", "SkuPriceId", "SubAccountId",
-    "SubAccountName", "SubAccountType", "Tags",
+    "BillingCurrency", "BillingPeriodEnd", "BillingPeriodStart", "ChargeCategory",
+    "ChargeClass", "ChargeDescription", "ChargeFrequency", "ChargePeriodEnd",
+    "ChargePeriodStart", "CommitmentDiscountStatus", "ConsumedQuantity", "ConsumedUnit",
+    "ContractedCost", "ContractedUnitPrice", "EffectiveCost", "InvoiceId", "InvoiceIssuerName",
+    "ListCost", "ListUnitPrice", "PricingCategory", "PricingCurrency",
+    "PricingCurrencyContractedUnitPrice", "PricingCurrencyEffectiveCost",
+    "PricingCurrencyListUnitPrice", "PricingQuantity", "PricingUnit", "ProviderName",
+    "PublisherName", "ResourceId", "ResourceName", "ResourceType", "ServiceCategory",
+    "ServiceName", "ServiceSubcategory", "SkuId", "SkuMeter", "SkuPriceDetails", "SkuPriceId",
+    "SubAccountId", "SubAccountName", "SubAccountType", "Tags",
 )  # fmt: skip
 _UNITS = {
     Component.INPUT_TOKEN: "Tokens",
@@ -89,6 +91,7 @@ def _charge(line: Line) -> dict[str, str]:
         "EffectiveCost": cost,
         "ListCost": cost,
         "ContractedCost": cost,
+        "PricingCurrencyEffectiveCost": cost,
         "ChargeCategory": category,
         "ChargeClass": "",
         "ChargeDescription": safe_cell(subject + late),
@@ -109,7 +112,7 @@ def _measured(line: Line) -> dict[str, str]:
         priced = consumed / line.per_units
         price = price_nanos * _NANO
         exact = _plain(price * priced)
-    unit = _UNITS[component]
+    unit, unit_price = _UNITS[component], _plain(price)
     sku = f"{line.model}.{component.value}"
     return {
         "ConsumedQuantity": _plain(consumed),
@@ -117,8 +120,10 @@ def _measured(line: Line) -> dict[str, str]:
         "PricingQuantity": _plain(priced),
         "PricingUnit": unit if line.per_units == 1 else f"{line.per_units} {unit}",
         "PricingCategory": "Standard",
-        "ListUnitPrice": _plain(price),
-        "ContractedUnitPrice": _plain(price),
+        "ListUnitPrice": unit_price,
+        "ContractedUnitPrice": unit_price,
+        "PricingCurrencyListUnitPrice": unit_price,
+        "PricingCurrencyContractedUnitPrice": unit_price,
         "ListCost": exact,
         "ContractedCost": exact,
         "SkuId": sku,
