@@ -220,6 +220,40 @@ def test_usage_is_added_up_and_payments_are_told(busbar: Busbar) -> None:
     assert "BUSBAR_STRIPE_API_KEY" in busbar("payment", "checkout", "counted", "5", *pages).err
 
 
+def test_a_tenants_webhooks_and_when_its_balance_is_low(busbar: Busbar) -> None:
+    assert busbar("tenant", "create", "hooked").status == 0
+    url = "https://hooks.invalid/in"
+    made = busbar("webhook", "create", "hooked", url, "--event", "balance.low", "--json").json
+    endpoint = made["endpoint_id"]
+    listed = busbar("webhook", "list", "hooked")
+    changed = busbar("webhook", "set", "hooked", endpoint, "--event", "all", "--json").json
+    rotated = busbar("webhook", "rotate", "hooked", endpoint)
+    pinged = busbar("webhook", "ping", "hooked", endpoint, "--json").json
+    sent = busbar("webhook", "deliveries", "hooked", endpoint, "--json").json["items"]
+    again = busbar("webhook", "redeliver", "hooked", endpoint, pinged["delivery_id"])
+    disabled = busbar("webhook", "set", "hooked", endpoint, "--no-enabled")
+    low = busbar("tenant", "low-balance", "hooked", "2.5")
+    default = busbar("tenant", "low-balance", "hooked", "default")
+    inside = busbar("webhook", "create", "hooked", "https://169.254.169.254/")
+    nowhere = busbar("webhook", "ping", "hooked", "key_1")
+    deleted = busbar("webhook", "delete", "hooked", endpoint)
+
+    assert made["secret"].startswith("whsec_")
+    assert made["secret"] not in listed.out
+    assert url in listed.out
+    assert (changed["url"], changed["event_types"]) == (url, [])
+    assert rotated.out.startswith("whsec_")
+    assert rotated.out.strip() != made["secret"]
+    assert [one["delivery_id"] for one in sent] == [pinged["delivery_id"]]
+    assert again.status == 0
+    assert "disabled by hand" in disabled.out
+    assert low.out == "told below $2.50\n"
+    assert default.out == "told below $5.00 (default)\n"
+    assert (inside.status, nowhere.status, deleted.status) == (2, 2, 0)
+    assert "not a public address" in inside.err
+    assert busbar("webhook", "list", "hooked", "--json").json == {"items": []}
+
+
 def test_a_model_is_pushed_once_and_deployed(busbar: Busbar, model: Path, tmp_path: Path) -> None:
     pushed = busbar("model", "push", str(model), "--json").json
     again = busbar("model", "push", str(model), "--json").json

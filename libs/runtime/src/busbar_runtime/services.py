@@ -23,6 +23,13 @@ SERVICES = ("telemetry", "billing", "scheduler", "node-agent", "gateway")
 NATS_USER = {"node-agent": "agent"}  # the others are named as the service
 # What a developer may set for all services from outside.
 PASSED_ON = ("BUSBAR_LOG_LEVEL", "BUSBAR_TRACE_SAMPLE_RATIO")
+PASSED_ON_TO_BILLING = (
+    "BUSBAR_STRIPE_API_KEY",
+    "BUSBAR_STRIPE_WEBHOOK_SECRET",
+    "BUSBAR_LOW_BALANCE_NANOS",
+    "BUSBAR_WEBHOOK_ALLOW_HTTP",
+    "BUSBAR_WEBHOOK_ALLOWED_NETWORKS",
+)
 READY_TIMEOUT = timedelta(seconds=90)  # two busy cores, five interpreters, Triton proving itself
 # The node agent drains for up to 15 s, then gives Triton 10 s to unload.
 LONG_STOP = timedelta(seconds=35)
@@ -125,6 +132,7 @@ def _for_one(service: str, wiring: Wiring) -> dict[str, str]:
             }
         case "billing":
             return {
+                **{name: os.environ[name] for name in PASSED_ON_TO_BILLING if name in os.environ},
                 "BUSBAR_HTTP_PORT": str(ports["billing"]),
                 "BUSBAR_ACCOUNT_PORT": str(ports["account"]),
                 "BUSBAR_POSTGRES_DSN": wiring.postgres.billing_dsn,

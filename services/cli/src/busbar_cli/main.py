@@ -19,6 +19,7 @@ from busbar_cli.commands import (
     projects,
     statements,
     tenants,
+    webhooks,
 )
 from busbar_cli.commands.audit import audit, leakage
 from busbar_cli.commands.fleet import fleet
@@ -38,7 +39,7 @@ app = App(
 )
 for _noun in (
     *(tenants, projects, keys, plans, models, deployments, prices),
-    *(statements, invoicing, payments),
+    *(statements, invoicing, payments, webhooks),
 ):
     app.command(_noun.app)
 # Loaded when it is asked for: the bus client doubles the time to start.
