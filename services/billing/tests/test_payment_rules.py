@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import json
 from dataclasses import replace
 from uuid import uuid4
 
 import pytest
+from busbar_billing.adapters.stripe_payments import storable_json
 from busbar_billing.domain.ledger import AccountKind
 from busbar_billing.domain.payments import (
     Payment,
@@ -109,3 +111,18 @@ def test_what_the_balance_lacks_is_owed(available: int, taken: int, owed: int) -
     assert by_kind.get(AccountKind.TENANT_AVAILABLE, 0) == -taken
     assert by_kind.get(AccountKind.TENANT_RECEIVABLE, 0) == -owed
     assert by_kind[AccountKind.PAYMENTS_CLEARING] == 40
+
+
+@given(st.dictionaries(st.text(), st.text(), max_size=4))
+def test_whatever_a_payer_typed_can_be_stored_and_the_rest_stays(typed: dict[str, str]) -> None:
+    stored = storable_json(json.dumps(typed).encode()).decode()
+
+    assert json.loads(stored) == {
+        name.replace("\0", "\ufffd"): text.replace("\0", "\ufffd") for name, text in typed.items()
+    }
+
+
+def test_a_lone_surrogate_and_a_literal_backslash_are_told_apart() -> None:
+    assert json.loads(storable_json(b'{"a": "x\\ud800\\u0000\\\\u0000"}')) == {
+        "a": "x?\ufffd\\u0000"
+    }

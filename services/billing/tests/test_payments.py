@@ -188,6 +188,41 @@ async def test_an_event_that_cannot_be_right_is_kept_with_the_reason(
     assert await billing.metric("busbar_billing_payments_refused_total") == before + 1
 
 
+@pytest.mark.parametrize("text", ["a\x00b", "\ud800", "\u202e'; DROP TABLE payments; --"])
+async def test_text_that_a_database_may_not_like_is_kept_or_refused(
+    billing: Service, tenant: str, intent: str, text: str
+) -> None:
+    """Whatever a payer typed: an answer of 5xx would have it sent again for days."""
+    answers = [
+        await send(billing, checkout(tenant, intent, customer_details={"name": text})),
+        await send(billing, checkout(text, intent, metadata={}, client_reference_id=text)),
+        await send(billing, event(text, {"object": "payout"})),
+        await send(billing, event("payout.created", {"object": "payout"}, f"evt_{text}{intent}")),
+        await send(billing, checkout(tenant, f"pi_{text}{intent}")),
+    ]
+
+    assert all(answer.status_code in {200, 422} for answer in answers), answers
+    assert await billing.balance(tenant) in {0, 2_500 * CENTS, 5_000 * CENTS}
+
+
+async def test_a_repeated_id_with_another_content_changes_nothing(
+    billing: Service, tenant: str, intent: str
+) -> None:
+    first = checkout(tenant, intent)
+    forged = json.loads(first)
+    forged["data"]["object"] |= {"amount_total": 990_000, "payment_intent": f"{intent}2"}
+
+    assert await outcome(billing, first) == "posted"
+    assert await outcome(billing, json.dumps(forged).encode()) == "repeated"
+    assert await billing.balance(tenant) == 2_500 * CENTS
+
+
+async def test_a_body_without_bounds_is_refused(billing: Service) -> None:
+    answer = await post(billing, b"x" * 20_000_000, "t=1,v1=x")
+
+    assert answer.status_code == 413
+
+
 async def test_an_unpaid_checkout_waits_for_its_money(
     billing: Service, tenant: str, intent: str
 ) -> None:
