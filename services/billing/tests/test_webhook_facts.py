@@ -1,0 +1,169 @@
+"""Each fact that tenants can be told is told, from where it becomes true."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+import asyncpg
+import pytest
+import stripe
+from billing_parts import STRIPE_SECRET, Gateway, Json, Service
+from busbar_contracts.billing.v1 import leases_pb2
+from busbar_contracts.billing.v1.events_pb2 import BalanceExhausted
+from busbar_messaging import topology
+from harness.polling import eventually
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from webhook_receiver import Receiver, receiving
+
+PAID_NANOS = 1_000_000
+
+
+@pytest.fixture
+async def receiver(billing: Service, tenant: str) -> AsyncIterator[Receiver]:
+    """Where the tenant is told everything but what is low."""
+    async with receiving() as made:
+        types = [
+            *("balance.exhausted", "budget.reached", "payment.succeeded", "payment.returned"),
+            *("credit.granted", "charge.refunded", "statement.issued", "credit_note.issued"),
+        ]
+        body = {"url": made.url, "event_types": types}
+        await billing.json("POST", f"/tenants/{tenant}/webhooks", json=body)
+        yield made
+
+
+async def top_up(billing: Service, tenant: str, amount_nanos: int = PAID_NANOS) -> None:
+    body = {"amount_nanos": amount_nanos, "currency": "USD", "reference": uuid4().hex}
+    await billing.json("POST", f"/tenants/{tenant}/topups", json=body)
+
+
+async def told(receiver: Receiver, kind: str) -> Json:
+    """The first message of a type, once it came."""
+
+    async def so_far() -> list[Json]:
+        found = [json.loads(got.body) for got in receiver.received]
+        return [one["data"] for one in found if one["type"] == kind]
+
+    return (await eventually(so_far, within_s=20, what=f"{kind} is told"))[0]
+
+
+async def test_credit_refunds_and_statements_are_told(
+    billing: Service, tenant: str, gateway: Gateway, receiver: Receiver, admin: asyncpg.Connection
+) -> None:
+    last_month = (datetime.now(UTC).replace(day=1) - timedelta(days=1)).replace(day=1)
+    aged = "UPDATE tenants SET created_at = $2 WHERE tenant_id = $1"
+    await admin.execute(aged, tenant, last_month)
+    gift = {"amount_nanos": 50_000, "currency": "USD", "reference": "gift"}
+    gift["expires_at"] = "2090-01-01T00:00:00Z"
+    await billing.json("POST", f"/tenants/{tenant}/credits", json=gift)
+    await top_up(billing, tenant)
+    record = gateway.record(tenant, admitted_unix_ns=int(last_month.timestamp()) * 10**9 + 10**15)
+    await gateway.publish(record)
+    await billing.posted(tenant, 1)
+    request_id = f"req_{record.request_id.hex()}"
+    back = {"amount_nanos": 20_000, "reason": "slow", "reference": "r1"}
+    await billing.json("POST", f"/usage/{request_id}/refunds", json=back)
+    month = {"month": f"{last_month:%Y-%m}"}
+    closed = await billing.json("POST", f"/tenants/{tenant}/statements", json=month)
+
+    granted = await told(receiver, "credit.granted")
+    refunded = await told(receiver, "charge.refunded")
+    issued = await told(receiver, "statement.issued")
+    assert granted["amount_nanos"] == 50_000
+    assert (refunded["amount_nanos"], refunded["request_id"]) == (20_000, request_id)
+    assert (issued["number"], issued["month"]) == (closed["number"], month["month"])
+    assert isinstance(issued["closing_nanos"], int)
+
+
+async def test_a_payment_through_the_provider_and_its_return_are_told_once(
+    billing: Service, tenant: str, receiver: Receiver
+) -> None:
+    intent = f"pi_{uuid4().hex}"
+    paid: Json = {
+        "object": "checkout.session",
+        "mode": "payment",
+        "payment_status": "paid",
+        "payment_intent": intent,
+        "amount_total": 2_500,
+        "currency": "usd",
+        "client_reference_id": tenant,
+    }
+    returned = {
+        "object": "charge",
+        "payment_intent": intent,
+        "amount_refunded": 500,
+        "currency": "usd",
+    }
+    for kind, body in (
+        ("checkout.session.completed", paid),
+        ("checkout.session.completed", paid),
+        ("charge.refunded", returned),
+    ):
+        await tell_of_payment(billing, kind, body)
+    back = await told(receiver, "payment.returned")
+    came = await told(receiver, "payment.succeeded")
+
+    assert (came["amount_nanos"], came["reference"]) == (25 * 10**9, f"stripe:{intent}")
+    assert back["amount_nanos"] == -5 * 10**9
+    assert len(receiver.received) == 2
+
+
+async def tell_of_payment(billing: Service, kind: str, body: Json) -> None:
+    document: dict[str, Any] = {
+        "id": f"evt_{uuid4().hex}",
+        "object": "event",
+        "created": 1,
+        "type": kind,
+        "data": {"object": body},
+    }
+    text = json.dumps(document)
+    signature = stripe.WebhookSignature.generate_signature_header(text, STRIPE_SECRET)
+    url = f"{billing.account_url}/webhooks/stripe"
+    answer = await billing.client.post(url, content=text, headers={"stripe-signature": signature})
+    assert answer.status_code == 200, answer.text
+
+
+async def test_a_budget_that_is_reached_is_told(
+    billing: Service, tenant: str, gateway: Gateway, receiver: Receiver
+) -> None:
+    terms = {"overrides": {"monthly_budget_nanos": 110_000, "budget_kind": "alert"}}
+    await billing.json("PUT", f"/tenants/{tenant}/terms", json=terms)
+    await gateway.publish(gateway.record(tenant))
+    budget = await told(receiver, "budget.reached")
+
+    assert (budget["percent"], budget["spent_nanos"]) == (80, 100_000)
+    assert budget["hard"] is False
+
+
+async def test_a_balance_that_covers_no_request_is_exhausted_though_something_is_left(
+    billing: Service, tenant: str, receiver: Receiver, bus: Client
+) -> None:
+    events: list[BalanceExhausted] = []
+
+    async def note(message: Msg) -> None:
+        event = BalanceExhausted.FromString(message.data)
+        events.extend([event] if event.tenant_id == tenant else [])
+
+    await bus.subscribe(topology.event_subject("billing", "balance_exhausted"), cb=note)
+    await top_up(billing, tenant)
+
+    async def ask(need_nanos: int, run_id: str) -> leases_pb2.LeaseGrant:
+        wanted = leases_pb2.LeaseAsk(tenant_id=tenant, need_nanos=need_nanos, want_nanos=need_nanos)
+        call = leases_pb2.LeaseCall(gateway_id="g-hooks", run_id=run_id, asks=[wanted])
+        payload = call.SerializeToString()
+        reply = await bus.request(topology.CREDIT_LEASES, payload, timeout=5)
+        [grant] = leases_pb2.LeaseReply.FromString(reply.data).grants
+        return grant
+
+    refused = [await ask(PAID_NANOS + 1, "run-1") for _ in range(3)]
+    exhausted = await told(receiver, "balance.exhausted")
+    granted = await ask(PAID_NANOS // 2, "run-1")
+
+    assert {one.refusal for one in refused} == {leases_pb2.LEASE_REFUSAL_BALANCE}
+    assert exhausted["balance_nanos"] == PAID_NANOS
+    assert granted.granted_nanos >= PAID_NANOS // 2
+    assert [one.balance_nanos for one in events] == [PAID_NANOS]
