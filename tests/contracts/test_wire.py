@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from busbar_contracts.billing.v1.events_pb2 import AuditBreached
 from busbar_contracts.billing.v1.keys_pb2 import ApiKey
 from busbar_contracts.gateway.v1.usage_pb2 import UsageOutcome, UsageRecord, UsageRecorded
 from busbar_contracts.node.v1.work_pb2 import (
@@ -75,6 +76,10 @@ GOLDEN: list[tuple[Message, str]] = [
             ],
         ),
         "0a026731121a0a10000102030405060708090a0b0c0d0e0f1202743138015007",
+    ),
+    (
+        AuditBreached(check="c", subject="s", detail="d", found_unix_ms=5),
+        "0a01631201731a01642005",
     ),
     (ApiKey(key_id="k", tenant_id="t", deployments=["d"]), "0a016b1201741a0164"),
     (

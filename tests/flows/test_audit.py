@@ -25,6 +25,10 @@ async def test_after_requests_of_every_end_the_books_are_right(
         assert refused.is_client_error
     await operator.usage_of(answers[-1].headers["x-request-id"])
 
+    known = await operator.json("billing", "GET", "/admin/v1/audits")
+    assert known["swept_at"] is not None
+    assert known["breaches"] == []
+
     report = await assert_audit_clean(platform)
     rows = {check["check"]: check["rows"] for check in report["checks"]}
     assert rows["charges_rated_again"] >= 5

@@ -9,13 +9,15 @@ import asyncpg
 import pytest
 from account_parts import Account, open_account
 from billing_parts import Gateway, Json, Service, environment_of, running
-from busbar_billing.migrate import admit_service, apply_migrations
+from busbar_billing.adapters.postgres.database import open_database
+from busbar_billing.migrate import admit_service, apply_migrations, isolate_tenants
 from busbar_messaging import provision, topology
 from busbar_messaging.connection import close, connect
 from busbar_runtime.ports import PortPool
 from busbar_runtime.pytest_plugin import Database, NatsServer, PostgresServer
 from nats.aio.client import Client
 from nats.js.kv import KeyValue
+from planted import Messages, Parts, copy_of, make_busy
 
 
 @pytest.fixture(scope="session")
@@ -109,3 +111,31 @@ async def document(mine: Account) -> Json:
     """The customers' API, documented."""
     headers = {"authorization": f"Bearer {mine.keys['read_usage']['key']}"}
     return (await mine.client.get(f"{mine.url}/openapi.json", headers=headers)).json()
+
+
+@pytest.fixture(scope="session")
+async def busy_ledger(postgres_server: PostgresServer) -> tuple[Database, Messages]:
+    """A ledger in which much has happened, and what was delivered to it; for copies only."""
+    made = postgres_server.create_database()
+    await asyncio.to_thread(apply_migrations, made.admin_dsn)
+    await isolate_tenants(made.admin_dsn)
+    await admit_service(made.admin_dsn, made.billing_dsn)
+    async with open_database(made.billing_dsn) as pool:
+        parts = Parts(pool)
+        await make_busy(parts)
+    return made, parts.stream
+
+
+@pytest.fixture
+async def ledger_copy(busy_ledger: tuple[Database, Messages]) -> Database:
+    """A copy of the busy ledger for one test."""
+    return await copy_of(busy_ledger[0])
+
+
+@pytest.fixture
+async def busy(
+    ledger_copy: Database, busy_ledger: tuple[Database, Messages]
+) -> AsyncIterator[Parts]:
+    """The stores of that copy."""
+    async with open_database(ledger_copy.billing_dsn) as pool:
+        yield Parts(pool, Messages(dict(busy_ledger[1].kept)))

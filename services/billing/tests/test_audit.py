@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
 import asyncpg
-import planted
 import pytest
-from busbar_billing.adapters.postgres.database import open_database
-from busbar_billing.migrate import admit_service, apply_migrations
 from busbar_errors import Unavailable
-from busbar_runtime.pytest_plugin import Database, PostgresServer
-from planted import Messages, Parts, record
+from busbar_runtime.pytest_plugin import Database
+from planted import Parts, record
 
 CHARGE = """
     (SELECT transfer_id FROM usage_records WHERE tenant_id = 'acme' AND amount_nanos > 0
@@ -57,30 +53,6 @@ THE_RECORD = f"SELECT 'req_' || replace({RECORD}::text, '-', '')"
 LAST_RECORD = "SELECT 'req_' || replace(max(request_id::text), '-', '') FROM usage_records"
 
 
-@pytest.fixture(scope="module")
-async def busy(postgres_server: PostgresServer) -> tuple[Database, Messages]:
-    """A ledger in which much has happened, and what was delivered to it."""
-    made = postgres_server.create_database()
-    await asyncio.to_thread(apply_migrations, made.admin_dsn)
-    await admit_service(made.admin_dsn, made.billing_dsn)
-    async with open_database(made.billing_dsn) as pool:
-        parts = Parts(pool)
-        await planted.make_busy(parts)
-    return made, parts.stream
-
-
-@pytest.fixture
-async def copy(busy: tuple[Database, Messages]) -> Database:
-    """A ledger of its own for one test."""
-    return await planted.copy_of(busy[0])
-
-
-@pytest.fixture
-async def parts(copy: Database, busy: tuple[Database, Messages]) -> AsyncIterator[Parts]:
-    async with open_database(copy.billing_dsn) as pool:
-        yield Parts(pool, Messages(dict(busy[1].kept)))
-
-
 async def plant(database: Database, *statements: str, fetch: str = "SELECT ''") -> str:
     """Do what no role may: past every trigger. Returns what `fetch` says of the row beforehand."""
     connection = await asyncpg.connect(database.admin_dsn)
@@ -92,28 +64,28 @@ async def plant(database: Database, *statements: str, fetch: str = "SELECT ''") 
     return found
 
 
-async def test_a_busy_ledger_has_no_findings(parts: Parts) -> None:
-    found = await parts.audited()
+async def test_a_busy_ledger_has_no_findings(busy: Parts) -> None:
+    found = await busy.audited()
 
     assert found == []
 
 
-async def test_it_is_the_same_wherever_the_replay_stops(parts: Parts) -> None:
-    async with parts.pool.connection() as connection:
+async def test_it_is_the_same_wherever_the_replay_stops(busy: Parts) -> None:
+    async with busy.pool.connection() as connection:
         ids = await connection.fetch("SELECT transfer_id FROM transfers ORDER BY 1")
     for settled in (UUID(int=0), ids[3]["transfer_id"], ids[-1]["transfer_id"]):
-        assert await parts.audited(settled) == []
+        assert await busy.audited(settled) == []
 
 
-async def test_postings_under_way_are_never_taken_for_a_breach(parts: Parts) -> None:
+async def test_postings_under_way_are_never_taken_for_a_breach(busy: Parts) -> None:
     stopping = asyncio.Event()
 
     async def post_on() -> None:
         while not stopping.is_set():
-            await parts.post(*[record() for _ in range(20)], *[record("umbrella")])
+            await busy.post(*[record() for _ in range(20)], *[record("umbrella")])
 
     posting = [asyncio.create_task(post_on()) for _ in range(3)]
-    audits = [await parts.audited(UUID(int=0)) for _ in range(5)]
+    audits = [await busy.audited(UUID(int=0)) for _ in range(5)]
     stopping.set()
     await asyncio.gather(*posting)
 
@@ -271,77 +243,77 @@ PLANTED = [
 
 @pytest.mark.parametrize("planted_", PLANTED, ids=lambda one: one.what)
 async def test_what_is_planted_is_found_and_named(
-    copy: Database, parts: Parts, planted_: Plant
+    ledger_copy: Database, busy: Parts, planted_: Plant
 ) -> None:
-    subject = await plant(copy, planted_.statement, fetch=planted_.which)
+    subject = await plant(ledger_copy, planted_.statement, fetch=planted_.which)
 
-    found = await parts.audited()
+    found = await busy.audited()
     named = [one for one in found if (one.check, one.subject) == (planted_.check, subject)]
     assert any(planted_.detail in one.detail for one in named), found
 
 
-async def test_an_answer_that_was_delivered_and_not_charged_is_found(parts: Parts) -> None:
+async def test_an_answer_that_was_delivered_and_not_charged_is_found(busy: Parts) -> None:
     missing = record()
-    parts.stream.add([record("nobody"), record(input_tokens=10**10), missing])
+    busy.stream.add([record("nobody"), record(input_tokens=10**10), missing])
 
-    found = await parts.audited()
+    found = await busy.audited()
     assert [(one.check, one.subject) for one in found] == [
         ("answers_charged", f"req_{missing.request_id.hex}")
     ]  # and not what can never be billed: that is a dead letter
 
 
-async def test_a_charge_without_an_answer_is_found(parts: Parts) -> None:
-    delivered = parts.stream.kept[1]
+async def test_a_charge_without_an_answer_is_found(busy: Parts) -> None:
+    delivered = busy.stream.kept[1]
     lost, *rest = delivered.records
-    parts.stream.kept[1] = replace(delivered, records=rest)
+    busy.stream.kept[1] = replace(delivered, records=rest)
 
-    found = await parts.audited()
+    found = await busy.audited()
     assert [(one.check, one.subject) for one in found] == [
         ("charges_answered", f"req_{lost.request_id.hex}")
     ]
 
 
-async def test_a_message_that_is_gone_was_no_answer_unless_it_was_too_old(parts: Parts) -> None:
-    gone = parts.stream.kept.pop(1)
-    found = await parts.audited()
-    parts.stream.first = 2
+async def test_a_message_that_is_gone_was_no_answer_unless_it_was_too_old(busy: Parts) -> None:
+    gone = busy.stream.kept.pop(1)
+    found = await busy.audited()
+    busy.stream.first = 2
     assert [one.check for one in found] == ["charges_answered"] * len(gone.records)
-    assert await parts.audited() == []
+    assert await busy.audited() == []
 
 
-async def test_a_charge_that_names_no_message_is_found(copy: Database, parts: Parts) -> None:
+async def test_a_charge_that_names_no_message_is_found(ledger_copy: Database, busy: Parts) -> None:
     subject = await plant(
-        copy,
+        ledger_copy,
         "UPDATE usage_origins SET kept_since = now() - interval '1 day'",
         f"UPDATE usage_records SET stream_sequence = 0 WHERE request_id = {RECORD}",
         fetch=THE_RECORD,
     )
 
-    found = await parts.audited()
+    found = await busy.audited()
     assert [(one.check, one.subject) for one in found] == [("charges_answered", subject)]
 
 
-async def test_what_is_kept_otherwise_than_delivered_is_found(parts: Parts) -> None:
-    delivered = parts.stream.kept[1]
+async def test_what_is_kept_otherwise_than_delivered_is_found(busy: Parts) -> None:
+    delivered = busy.stream.kept[1]
     one, *rest = delivered.records
     other = replace(one, output_tokens=11, node="r1.s1.n2")
-    parts.stream.kept[1] = replace(delivered, records=[other, *rest])
+    busy.stream.kept[1] = replace(delivered, records=[other, *rest])
 
-    found = await parts.audited()
+    found = await busy.audited()
     assert {(one.check, one.detail) for one in found} == {
         ("answers_charged", "was delivered with output_tokens 11; it is kept with 10"),
         ("answers_charged", "was delivered with node 'r1.s1.n2'; it is kept with 'r1.s1.n1'"),
     }
 
 
-async def test_an_answer_that_was_committed_twice_is_one(parts: Parts) -> None:
-    parts.stream.add(parts.stream.kept[1].records)
+async def test_an_answer_that_was_committed_twice_is_one(busy: Parts) -> None:
+    busy.stream.add(busy.stream.kept[1].records)
 
-    assert await parts.audited() == []
+    assert await busy.audited() == []
 
 
-async def test_the_auditor_can_read_and_nothing_else(parts: Parts) -> None:
-    async with parts.pool.as_auditor() as connection:
+async def test_the_auditor_can_read_and_nothing_else(busy: Parts) -> None:
+    async with busy.pool.as_auditor() as connection:
         assert await connection.fetchval("SELECT count(*) FROM usage_records") == 11
     for statement in (
         "INSERT INTO transfers (transfer_id, kind, idempotency_key) VALUES (uuidv7(), 'void', 'x')",
@@ -350,9 +322,9 @@ async def test_the_auditor_can_read_and_nothing_else(parts: Parts) -> None:
         "SET ROLE postgres",
     ):
         with pytest.raises((asyncpg.PostgresError, Unavailable)):
-            await _as_auditor(parts, statement)
+            await _as_auditor(busy, statement)
 
 
-async def _as_auditor(parts: Parts, statement: str) -> Any:
-    async with parts.pool.as_auditor() as connection:
+async def _as_auditor(busy: Parts, statement: str) -> Any:
+    async with busy.pool.as_auditor() as connection:
         return await connection.execute(statement)

@@ -37,6 +37,7 @@ from busbar_billing.adapters.bus.mirrored_bucket import keep_equal
 from busbar_billing.adapters.bus.policy_directory import PolicyDirectory
 from busbar_billing.adapters.bus.price_directory import PriceDirectoryBucket
 from busbar_billing.adapters.bus.usage import UsagePoster
+from busbar_billing.adapters.continuous_audit import ContinuousAudit
 from busbar_billing.adapters.http.app import Parts, account_application, admin_application
 from busbar_billing.adapters.http.payments import PaymentProvider
 from busbar_billing.adapters.ids import new_id
@@ -45,6 +46,7 @@ from busbar_billing.adapters.postgres.adjustments import Adjustments
 from busbar_billing.adapters.postgres.audit_inbox import AuditedInbox
 from busbar_billing.adapters.postgres.audit_journal import AuditedJournal
 from busbar_billing.adapters.postgres.audit_standing import AuditedStanding
+from busbar_billing.adapters.postgres.audit_walks import AuditWalks
 from busbar_billing.adapters.postgres.balance_watches import BalanceWatches
 from busbar_billing.adapters.postgres.budgets import Budgets
 from busbar_billing.adapters.postgres.database import Database, open_database
@@ -120,6 +122,13 @@ async def serve(settings: Settings, stop: Stop) -> None:
             watch_budgets(parts.budgets, parts.events),
             balance_watch.run(),
             courier(database, parts, hmac_secret).run(),
+            ContinuousAudit(
+                parts.auditor.books,
+                parts.audit_walks,
+                parts.events,
+                settings.audit_interval,
+                settings.audit_sweep_interval,
+            ).run(),
         ):
             await stack.enter_async_context(background(work, stop))
         await stack.enter_async_context(
@@ -166,6 +175,7 @@ def build(database: Database, client: Client, wanted: asyncio.Event, settings: S
         credits=Credits(database),
         leakage=Leakage(database),
         auditor=Auditor(audited(database, prices, client)),
+        audit_walks=AuditWalks(database),
         energy=EnergyPrices(database),
         prices=prices,
         reader=Reader(database),

@@ -39,6 +39,12 @@ class Settings(BusSettings):
     webhook_allowed_networks: list[IPv4Network | IPv6Network] = Field(
         default=[], description="to send webhooks to besides public addresses, as JSON"
     )
+    audit_interval: timedelta = Field(
+        default=timedelta(seconds=30), description="how often what is new is audited"
+    )
+    audit_sweep_interval: timedelta = Field(
+        default=timedelta(days=1), description="how long after an audit from zero the next begins"
+    )
     log_level: str = "info"
     otel_exporter_otlp_endpoint: str | None = Field(
         default=None, validation_alias="OTEL_EXPORTER_OTLP_ENDPOINT"

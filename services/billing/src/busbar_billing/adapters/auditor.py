@@ -21,6 +21,7 @@ SETTLED_AFTER = timedelta(minutes=5)
 """A posting is committed or undone long before: statements end after 10 s, a transaction in which
 nothing happens after 30 s."""
 _KEPT_MAX = 20
+_RANDOM_BITS = 80
 
 
 class State(StrEnum):
@@ -55,7 +56,7 @@ class Auditor:
     """Runs audits and remembers the last of them."""
 
     def __init__(self, books: Books) -> None:
-        self._books = books
+        self.books = books
         self._runs: dict[str, Run] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -89,9 +90,9 @@ class Auditor:
 
     async def _carry_out(self, run: Run) -> None:
         try:
-            run.rows_expected = 2 * await self._books.journal.rows()
+            run.rows_expected = 2 * await self.books.journal.rows()
             settled = id_at(run.started_at - SETTLED_AFTER)
-            await audit(self._books, settled, run.report, run.progress)
+            await audit(self.books, settled, run.report, run.progress)
             run.state = State.FINISHED
         except Unavailable as error:
             run.state, run.reason = State.FAILED, error.reason
@@ -103,6 +104,11 @@ class Auditor:
             run.finished_at = datetime.now(UTC)
 
 
+def moment_of(transfer_id: UUID) -> datetime:
+    """When an UUIDv7 was made."""
+    return datetime.fromtimestamp((transfer_id.int >> _RANDOM_BITS) / 1_000, UTC)
+
+
 def id_at(moment: datetime) -> UUID:
     """The first UUIDv7 of a moment: RFC 9562, section 5.7."""
-    return UUID(int=int(moment.timestamp() * 1_000) << 80)
+    return UUID(int=int(moment.timestamp() * 1_000) << _RANDOM_BITS)

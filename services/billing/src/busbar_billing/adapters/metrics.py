@@ -40,6 +40,20 @@ UNCOVERED = Counter(
 )
 LEASE_ASKS = Counter("busbar_billing_lease_asks", "Asks of gateways for credit", ["outcome"])
 LEASES_RECLAIMED = Counter("busbar_billing_leases_reclaimed", "Leases closed")
+AUDIT_BREACHES = Gauge(
+    "busbar_billing_audit_breaches", "What the auditor found and nothing has repaired", ["check"]
+)
+AUDIT_ROWS = Counter("busbar_billing_audit_rows", "Rows the auditor looked at", ["check"])
+AUDIT_CLEAN = Gauge(
+    "busbar_billing_audit_clean_timestamp_seconds",
+    "When the auditor last had looked at all that was posted and knew of no breach",
+)
+AUDIT_LAG = Gauge(
+    "busbar_billing_audit_lag_seconds", "Age of the newest transfer that was looked at"
+)
+AUDIT_SWEPT = Gauge(
+    "busbar_billing_audit_swept_timestamp_seconds", "When all was last audited from zero"
+)
 PAYMENTS_REFUSED = Counter(
     "busbar_billing_payments_refused",
     "Events of the payment provider that cannot be right; see GET /admin/v1/payments/events",

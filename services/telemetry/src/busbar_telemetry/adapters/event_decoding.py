@@ -9,6 +9,7 @@ from typing import Any
 from busbar_contracts.billing.v1.events_pb2 import (
     ApiKeyCreated,
     ApiKeyRevoked,
+    AuditBreached,
     TenantCreated,
     UsagePosted,
 )
@@ -69,6 +70,12 @@ _WORDINGS = {
     ),
     "apikeycreated": _Wording(
         ApiKeyCreated, "info", lambda m: m.tenant_id, lambda m: f"key {m.key_id} created"
+    ),
+    "auditbreached": _Wording(
+        AuditBreached,
+        "error",
+        lambda m: m.subject,
+        lambda m: f"the books are not right ({m.check}): {m.subject} {m.detail}",
     ),
     "apikeyrevoked": _Wording(
         ApiKeyRevoked, "warning", lambda m: m.tenant_id, lambda m: f"key {m.key_id} revoked"

@@ -433,3 +433,39 @@ class WebhookDisabled(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WebhookDisabled: _TypeAlias = WebhookDisabled  # noqa: Y015
+
+@_typing.final
+class AuditBreached(_message.Message):
+    """The auditor found something in the books that must not be. Each breach is told once, and again
+    when it was gone in between.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHECK_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    FOUND_UNIX_MS_FIELD_NUMBER: _builtins.int
+    check: _builtins.str
+    """Which check found it, such as "transfers_balanced"."""
+    subject: _builtins.str
+    """The row: "transfer <id>", "req_<id>", "tenant <id>", "account <number>", "lease <id>", ..."""
+    detail: _builtins.str
+    """What is wrong with it, in words."""
+    found_unix_ms: _builtins.int
+    """Unix time in milliseconds at which it was found."""
+    def __init__(
+        self,
+        *,
+        check: _builtins.str = ...,
+        subject: _builtins.str = ...,
+        detail: _builtins.str = ...,
+        found_unix_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["check", b"check", "detail", b"detail", "found_unix_ms", b"found_unix_ms", "subject", b"subject"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AuditBreached: _TypeAlias = AuditBreached  # noqa: Y015

@@ -18,6 +18,7 @@ from uuid_utils.compat import uuid7
 
 from busbar_billing.adapters import metrics
 from busbar_billing.adapters.postgres.budgets import BudgetAlert
+from busbar_billing.domain.audit.findings import Breach
 from busbar_billing.domain.balance_alerts import Level, Watched
 from busbar_billing.domain.keys import ApiKey
 from busbar_billing.usecases.post_usage import RatedRecord, Uncovered
@@ -132,6 +133,16 @@ class Events:
             tenant_id=tenant_id, endpoint_id=endpoint_id, reason=reason
         )
         self._enqueue("webhook_disabled", event)
+
+    def audit_breached(self, breach: Breach, found_unix_ms: int) -> None:
+        """The auditor found something that must not be."""
+        event = events_pb2.AuditBreached(
+            check=breach.check.value,
+            subject=breach.subject,
+            detail=breach.detail,
+            found_unix_ms=found_unix_ms,
+        )
+        self._enqueue("audit_breached", event)
 
     def _enqueue(self, fact: str, event: Message) -> None:
         try:

@@ -43,6 +43,7 @@ from busbar_billing.adapters.http.webhooks import (
     webhook_routes,
 )
 from busbar_billing.adapters.postgres.adjustments import Adjustments
+from busbar_billing.adapters.postgres.audit_walks import AuditWalks
 from busbar_billing.adapters.postgres.balance_watches import BalanceWatches
 from busbar_billing.adapters.postgres.budgets import Budgets
 from busbar_billing.adapters.postgres.database import Database
@@ -82,6 +83,7 @@ class Parts:
     credits: Credits
     leakage: Leakage
     auditor: Auditor
+    audit_walks: AuditWalks
     energy: EnergyPrices
     reader: Reader
     rollups: Rollups
@@ -118,7 +120,7 @@ def admin_application(parts: Parts, operator_token: str, hmac_secret: bytes) -> 
     app.include_router(price_routes(parts.prices, parts.tenants, parts.price_directory))
     app.include_router(energy_routes(parts.energy))
     app.include_router(leakage_routes(parts.leakage))
-    app.include_router(audit_routes(parts.auditor))
+    app.include_router(audit_routes(parts.auditor, parts.audit_walks))
     app.include_router(payment_routes(parts.payments, parts.tenants, parts.provider.checkout))
     app.include_router(adjustment_routes(parts.adjustments, parts.tenants, parts.credits))
     include_webhooks(

@@ -7,7 +7,8 @@ from datetime import datetime
 from fastapi import APIRouter
 from pydantic import BaseModel
 
-from busbar_billing.adapters.auditor import Auditor, Run, State
+from busbar_billing.adapters.auditor import Auditor, Run, State, moment_of
+from busbar_billing.adapters.postgres.audit_walks import AuditStanding, AuditWalks
 from busbar_billing.domain.audit.findings import Check, Finding
 
 
@@ -44,8 +45,26 @@ class AuditAnswer(BaseModel):
     checks: list[CheckAnswer]
 
 
-def audit_routes(auditor: Auditor) -> APIRouter:
-    """POST /audits, GET /audits/{id}."""
+class KnownBreachAnswer(BaseModel):
+    """Something that must not be, found in passing."""
+
+    check: str
+    subject: str
+    detail: str
+    found_at: datetime
+
+
+class StandingAnswer(BaseModel):
+    """What the audit that never ends knows: all up to `followed_to` is checked, and once everything
+    from zero, beginning at `swept_at`. Null: not yet."""
+
+    followed_to: datetime | None
+    swept_at: datetime | None
+    breaches: list[KnownBreachAnswer]
+
+
+def audit_routes(auditor: Auditor, walks: AuditWalks) -> APIRouter:
+    """GET, POST /audits, GET /audits/{id}."""
     router = APIRouter(prefix="/admin/v1/audits", tags=["audit"])
 
     @router.post("", status_code=202)
@@ -53,11 +72,30 @@ def audit_routes(auditor: Auditor) -> APIRouter:
         """Audit everything from zero in the background, or say which audit does so already."""
         return show_run(auditor.start())
 
+    @router.get("")
+    async def known() -> StandingAnswer:
+        return show_standing(await walks.standing())
+
     @router.get("/{audit_id}")
     async def get(audit_id: str) -> AuditAnswer:
         return show_run(auditor.run(audit_id))
 
     return router
+
+
+def show_standing(standing: AuditStanding) -> StandingAnswer:
+    """What is known without asking for an audit."""
+    followed = standing.followed_to
+    return StandingAnswer(
+        followed_to=None if followed is None else moment_of(followed),
+        swept_at=standing.swept_at,
+        breaches=[
+            KnownBreachAnswer(
+                check=one.check, subject=one.subject, detail=one.detail, found_at=one.found_at
+            )
+            for one in standing.breaches
+        ],
+    )
 
 
 def show_run(run: Run) -> AuditAnswer:
@@ -86,7 +124,5 @@ def show_check(check: Check, finding: Finding) -> CheckAnswer:
         says=check.says,
         rows=finding.rows,
         breaches_total=finding.total,
-        breaches=[
-            BreachAnswer(subject=one.subject, detail=one.detail) for one in finding.listed.values()
-        ],
+        breaches=[BreachAnswer(subject=one.subject, detail=one.detail) for one in finding.listed],
     )

@@ -52,8 +52,8 @@ class Breach:
 
     @property
     def fingerprint(self) -> str:
-        """The same for the same breach whenever it is found."""
-        return f"{self.check.value}|{self.subject}|{self.detail}"
+        """The same for the same breach whenever it is found: details may name moving amounts."""
+        return f"{self.check.value} {self.subject}"
 
 
 @dataclass(slots=True)
@@ -61,16 +61,16 @@ class Finding:
     """One check: how many rows it looked at and what it found."""
 
     rows: int = 0
-    listed: dict[str, Breach] = field(default_factory=dict[str, Breach])
+    listed: dict[Breach, None] = field(default_factory=dict[Breach, None])
     total: int = 0
 
     def add(self, breach: Breach) -> None:
         """Count it unless it is listed; list it unless there are too many."""
-        if breach.fingerprint in self.listed:
+        if breach in self.listed:
             return
         self.total += 1
         if len(self.listed) < LISTED_MAX:
-            self.listed[breach.fingerprint] = breach
+            self.listed[breach] = None
 
 
 class Report:
@@ -97,7 +97,7 @@ class Report:
     @property
     def breaches(self) -> list[Breach]:
         """All that are listed."""
-        return [breach for _, finding in self.findings for breach in finding.listed.values()]
+        return [breach for _, finding in self.findings for breach in finding.listed]
 
     @property
     def total(self) -> int:

@@ -1,0 +1,127 @@
+"""The audit that never ends: what is new every few seconds, everything once a day."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Protocol
+
+import structlog
+from busbar_errors import Unavailable
+from uuid_utils.compat import uuid7
+
+from busbar_billing.adapters import metrics
+from busbar_billing.adapters.auditor import SETTLED_AFTER, id_at, moment_of
+from busbar_billing.adapters.postgres.audit_walks import AuditWalks
+from busbar_billing.domain.audit.findings import Breach, Report
+from busbar_billing.usecases.audit import Books
+from busbar_billing.usecases.audit_walk import Walk, follow, sweep
+
+log = structlog.get_logger()
+
+NEW, SWEEP = "new", "sweep"
+FOLLOW_SHARE, SWEEP_SHARE = 0.5, 0.2
+"""Of the interval between two looks, at most so much goes into each walk."""
+FOLLOWED_AFTER = timedelta(seconds=30)
+"""What is committed later than this behind the mark is looked at by the sweep."""
+TOLD_AT_ONCE_MAX = 100
+_HOLD_EXTRA = timedelta(minutes=10)
+"""Longer than the longest statement: nobody else takes over while one is under way."""
+
+
+class Alarm(Protocol):
+    """Who is told."""
+
+    def audit_breached(self, breach: Breach, found_unix_ms: int) -> None:
+        """The auditor found something that must not be."""
+        ...
+
+
+@dataclass(slots=True)
+class ContinuousAudit:
+    """Looks every `every`, begins at zero every `sweep_every`; one instance at a time does."""
+
+    books: Books
+    walks: AuditWalks
+    alarm: Alarm
+    every: timedelta
+    sweep_every: timedelta
+    followed_after: timedelta = FOLLOWED_AFTER
+    _holder: str = field(default_factory=lambda: uuid7().hex)
+    _following: Walk | None = None
+    _sweeping: Walk | None = None
+
+    async def run(self) -> None:
+        """Look for ever. Nothing that is found, and no failure, stops it."""
+        while True:
+            try:
+                if await self.walks.hold(self._holder, self.every + _HOLD_EXTRA):
+                    await self.look(datetime.now(UTC))
+                else:
+                    self._following = self._sweeping = None
+            except Unavailable as error:
+                self._following = self._sweeping = None
+                log.warning("not audited", reason=error.reason)
+            except Exception:
+                self._following = self._sweeping = None
+                log.exception("the audit failed")
+            await asyncio.sleep(self.every.total_seconds())
+
+    async def look(self, now: datetime) -> None:
+        """Check what is new, and a part of everything."""
+        settled = id_at(now - self.followed_after)
+        report = Report()
+        walk = self._following or await self.walks.load(NEW) or Walk(now)
+        self._following = walk
+        caught_up = await follow(self.books, walk, settled, report, self._within(FOLLOW_SHARE))
+        await self._tell(report)
+        await self.walks.save(NEW, walk)
+        metrics.AUDIT_LAG.set(max(0.0, (now - moment_of(walk.mark.transfer)).total_seconds()))
+        await self._sweep(now)
+        breaches = await self.walks.counts()
+        for check, count in breaches.items():
+            metrics.AUDIT_BREACHES.labels(check.value).set(count)
+        if caught_up and not any(breaches.values()):
+            metrics.AUDIT_CLEAN.set(now.timestamp())
+
+    async def _sweep(self, now: datetime) -> None:
+        walk = self._sweeping or await self.walks.load(SWEEP)
+        if walk is None:
+            ended = await self.walks.ended_at(SWEEP)
+            if ended is not None and now - ended < self.sweep_every:
+                return
+            walk = Walk(now)
+        self._sweeping = walk
+        report = Report()
+        settled = id_at(walk.began_at - SETTLED_AFTER)
+        done = await sweep(self.books, walk, settled, report, self._within(SWEEP_SHARE))
+        await self._tell(report)
+        await self.walks.save(SWEEP, walk)
+        if done:
+            await self.walks.end(SWEEP, walk)
+            self._sweeping = None
+            metrics.AUDIT_SWEPT.set(now.timestamp())
+            log.info("audited from zero", began_at=walk.began_at.isoformat())
+
+    async def _tell(self, report: Report) -> None:
+        """Count what was looked at; tell of each breach once."""
+        for check, finding in report.findings:
+            metrics.AUDIT_ROWS.labels(check.value).inc(finding.rows)
+        fresh = await self.walks.note(report.breaches)
+        for breach in fresh[:TOLD_AT_ONCE_MAX]:
+            log.error(
+                "audit breached",
+                check=breach.check.value,
+                subject=breach.subject,
+                detail=breach.detail,
+            )
+            self.alarm.audit_breached(breach, time.time_ns() // 1_000_000)
+        if len(fresh) > TOLD_AT_ONCE_MAX:
+            log.error("audit breached, and not each told", more=len(fresh) - TOLD_AT_ONCE_MAX)
+
+    def _within(self, share: float) -> Callable[[], bool]:
+        until = time.monotonic() + share * self.every.total_seconds()
+        return lambda: time.monotonic() < until

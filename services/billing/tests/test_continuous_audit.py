@@ -1,0 +1,157 @@
+"""The audit that never ends: each breach is told once, and it goes on from anywhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+
+import asyncpg
+import planted
+import pytest
+from busbar_billing.adapters.continuous_audit import ContinuousAudit
+from busbar_billing.adapters.postgres.audit_walks import AuditWalks
+from busbar_billing.domain.audit.findings import Breach, Check, Report
+from busbar_billing.usecases.audit_walk import Walk, follow, sweep
+from busbar_runtime.pytest_plugin import Database
+from planted import Parts, record
+from uuid_utils.compat import uuid7
+
+DAY = timedelta(days=1)
+BALANCE_OFF = "UPDATE account_balances SET balance_nanos = balance_nanos {} 5 WHERE account_id = 1"
+
+
+@dataclass
+class Told:
+    """Who listens."""
+
+    breaches: list[str] = field(default_factory=list[str])
+
+    def audit_breached(self, breach: Breach, found_unix_ms: int) -> None:
+        assert found_unix_ms > 0
+        self.breaches.append(breach.fingerprint)
+
+
+@pytest.fixture
+def told() -> Told:
+    return Told()
+
+
+def auditor(busy: Parts, told: Told, sweep_every: timedelta = DAY) -> ContinuousAudit:
+    every = timedelta(seconds=5)
+    walks = AuditWalks(busy.pool)
+    return ContinuousAudit(busy.books, walks, told, every, sweep_every, timedelta(0))
+
+
+async def harm(database: Database, statement: str) -> None:
+    connection = await asyncpg.connect(database.admin_dsn)
+    await connection.execute("SET session_replication_role = replica")
+    await connection.execute(statement)
+    await connection.close()
+
+
+async def test_what_is_new_is_looked_at_once(busy: Parts) -> None:
+    walk = Walk(datetime.now(UTC))
+    rows: list[int] = []
+    for batch in ([], [record(), record("umbrella")], []):
+        if batch:
+            await busy.post(*batch)
+        report = Report()
+        assert await follow(busy.books, walk, uuid7(), report, lambda: True)
+        assert report.breaches == []
+        rows.append(report.of(Check.CHARGES_RATED_AGAIN).rows)
+
+    assert rows == [11, 2, 0]
+
+
+async def test_a_walk_stopped_anywhere_is_carried_on_by_another(busy: Parts) -> None:
+    walks, report, settled = AuditWalks(busy.pool), Report(), uuid7()
+    steps = 0
+    while True:
+        walk = await walks.load("sweep") or Walk(datetime.now(UTC))
+        turns = iter([True, False])
+        done = await sweep(busy.books, walk, settled, report, lambda t=turns: next(t))
+        await walks.save("sweep", walk)
+        steps += 1
+        if done:
+            break
+
+    assert steps >= 3
+    assert report.breaches == []
+    assert report.of(Check.CHARGES_RATED_AGAIN).rows == 11
+    assert report.of(Check.RECORDS_CHARGED_ONCE).rows == 11
+    assert report.of(Check.ANSWERS_CHARGED).rows == 13  # two of them were told twice
+
+
+async def test_a_breach_is_told_once_and_again_after_it_was_gone(
+    ledger_copy: Database, busy: Parts, told: Told
+) -> None:
+    audit = auditor(busy, told, sweep_every=timedelta(0))
+    await audit.look(datetime.now(UTC))
+    assert told.breaches == []
+
+    await harm(ledger_copy, BALANCE_OFF.format("+"))
+    for _ in range(3):
+        await audit.look(datetime.now(UTC))
+    known = await audit.walks.standing()
+    assert told.breaches == ["transfers_balanced currency USD", "balances_replayed account 1"]
+    assert {one.subject for one in known.breaches} == {"currency USD", "account 1"}
+
+    await harm(ledger_copy, BALANCE_OFF.format("-"))
+    await audit.look(datetime.now(UTC))
+    assert (await audit.walks.standing()).breaches == []
+
+    await harm(ledger_copy, BALANCE_OFF.format("+"))
+    await audit.look(datetime.now(UTC))
+    assert told.breaches == 2 * told.breaches[:2]
+
+
+async def test_old_rows_are_found_by_the_next_audit_from_zero(
+    ledger_copy: Database, busy: Parts, told: Told
+) -> None:
+    audit = auditor(busy, told)
+    now = datetime.now(UTC)
+    await audit.look(now)
+    await harm(
+        ledger_copy, "UPDATE usage_records SET output_tokens = 77 WHERE tenant_id = 'umbrella'"
+    )
+    await audit.look(now + timedelta(minutes=1))
+    assert told.breaches == []
+
+    await audit.look(now + 2 * DAY)
+    assert len(told.breaches) == 6  # rated to another amount, and not as they were delivered
+    assert {one.split()[0] for one in told.breaches} == {"charges_rated_again", "answers_charged"}
+
+
+async def test_what_is_committed_behind_the_mark_is_no_breach(busy: Parts, told: Told) -> None:
+    ids = [uuid7() for _ in range(3)]
+    audit = auditor(busy, told)
+    await audit.look(datetime.now(UTC))
+    late = planted.ledger.top_up(ids[0], planted.TENANT, 100, "USD", "late")
+    await planted.Journal(busy.pool).post_once(late)
+    await audit.look(datetime.now(UTC))
+    await busy.post(record())
+    await audit.look(datetime.now(UTC))
+
+    assert told.breaches == []
+
+
+async def test_one_instance_audits_at_a_time(busy: Parts) -> None:
+    walks = AuditWalks(busy.pool)
+    held = [
+        await walks.hold("first", timedelta(minutes=1)),
+        await walks.hold("second", timedelta(minutes=1)),
+        await walks.hold("first", timedelta(seconds=-1)),
+        await walks.hold("second", timedelta(minutes=1)),
+    ]
+
+    assert held == [True, False, True, True]
+
+
+async def test_a_stream_that_was_made_anew_is_read_from_its_beginning(busy: Parts) -> None:
+    walk = Walk(datetime.now(UTC))
+    await follow(busy.books, walk, uuid7(), Report(), lambda: True)
+    before = walk.mark
+    walk.mark = replace(before, message=10_000, stream_created_at=None)
+    await follow(busy.books, walk, uuid7(), Report(), lambda: True)
+
+    assert walk.mark.message == before.message
