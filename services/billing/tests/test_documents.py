@@ -19,6 +19,7 @@ from busbar_billing.domain.prices import Component
 from busbar_billing.domain.statements import (
     CHARGING,
     Movement,
+    Party,
     Tax,
     close,
 )
@@ -67,6 +68,15 @@ def test_a_pdf_has_its_fonts_inside_and_the_same_bytes_each_time(issued: Issued)
     assert first.startswith(b"%PDF-")
     assert b"/FontFile2" in first
     assert b"Roboto" in first
+
+
+def test_letters_that_the_font_lacks_do_not_vanish() -> None:
+    lacking, said, without = (
+        render_pdf(replace(ISSUED, customer=Party("a", name)))
+        for name in ("\u6771 Ltd", "\ufffd Ltd", " Ltd")
+    )
+
+    assert lacking == said != without
 
 
 def test_many_lines_go_on_more_pages() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.resources import files
 
 from fpdf import FPDF
+from fpdf.fonts import FontFace, TTFFont
 
 from busbar_billing.adapters.documents.layout import Block, Document, lay_out
 from busbar_billing.domain.statements import Party
@@ -12,6 +13,10 @@ from busbar_billing.usecases.statements import Issued
 
 _FONT = "Roboto"
 _WIDTHS_MM = (72.0, 34.0, 36.0, 32.0)
+_WIDTHS_WITHOUT_QUANTITY_MM = (138.0, 36.0)
+_CLOSING_MM = 40.0
+"""Room for the closing balance and its notes, so that they stay together."""
+_LACKING = "\ufffd"
 _MARGIN_MM, _LINE_MM = 18.0, 5.2
 _INK, _GREY, _RULE = (28, 36, 48), (90, 102, 117), (228, 232, 237)
 
@@ -23,16 +28,23 @@ class _Page(FPDF):
         super().__init__(format="A4")
         self._number = number
 
+    def normalize_text(self, text: str) -> str:
+        """Called by fpdf with each text: what the font lacks would vanish without a trace."""
+        font = self.current_font
+        if isinstance(font, TTFFont):
+            text = "".join(one if ord(one) in font.cmap else _LACKING for one in text)
+        return super().normalize_text(text)
+
     def footer(self) -> None:
         """Called by fpdf at the end of each page."""
         self.set_y(-14)
         self.set_font(_FONT, size=8)
         self.set_text_color(*_GREY)
-        self.cell(0, 5, f"{self._number}   page {self.page_no()} of {{nb}}", align="R")
+        self.cell(0, 5, f"{self._number}   page {self.page_no()} of {{nb}}")
 
 
 def render_pdf(issued: Issued) -> bytes:
-    """The document; letters that the font lacks are shown as a box."""
+    """The document; letters that the font lacks are shown as U+FFFD."""
     document = lay_out(issued)
     page = _Page(document.number)
     page.set_creation_date(issued.issued_at)
@@ -61,10 +73,10 @@ def _heading(page: FPDF, document: Document) -> None:
     below = page.get_y()
     page.set_y(top)
     for name, text in document.facts:
-        page.set_x(112)
+        page.set_x(101)
         page.set_text_color(*_GREY)
         page.set_font(_FONT, size=9)
-        page.cell(22, _LINE_MM, name)
+        page.cell(20, _LINE_MM, name)
         page.set_text_color(*_INK)
         page.multi_cell(0, _LINE_MM, text, new_x="LMARGIN", new_y="NEXT", align="L")
     page.set_y(max(below, page.get_y()) + 8)
@@ -94,30 +106,34 @@ def _balance(page: FPDF, name: str, text: str, *, size: float) -> None:
 
 
 def _block(page: FPDF, block: Block, currency: str) -> None:
-    page.ln(3)
-    page.set_font(_FONT, "B", 8)
-    page.set_text_color(*_GREY)
-    page.cell(0, 6, block.title.upper(), new_x="LMARGIN", new_y="NEXT")
+    """A table whose headings are repeated on each page that it goes on to."""
+    page.ln(5)
     page.set_text_color(*_INK)
     page.set_draw_color(*_RULE)
     page.set_font(_FONT, size=8.5)
+    measured = any(row.quantity for row in block.rows)
+    widths = _WIDTHS_MM if measured else _WIDTHS_WITHOUT_QUANTITY_MM
     with page.table(
-        col_widths=_WIDTHS_MM,
-        text_align=("LEFT", "RIGHT", "RIGHT", "RIGHT"),
+        col_widths=widths,
+        text_align=("LEFT", *["RIGHT"] * (len(widths) - 1)),
+        v_align="TOP",
         borders_layout="HORIZONTAL_LINES",
-        first_row_as_headings=False,
+        headings_style=FontFace(emphasis="BOLD", size_pt=8, color=_GREY),
         line_height=_LINE_MM,
-        width=sum(_WIDTHS_MM),
+        width=sum(widths),
         align="LEFT",
     ) as table:
+        table.row((block.title.upper(), *(("QUANTITY", "PRICE") if measured else ()), currency))
         for row in block.rows:
-            cells = table.row()
-            for text in (row.text, row.quantity, row.price, row.amount):
-                cells.cell(text)
-    _balance(page, "Total", f"{block.total} {currency}", size=9)
+            middle = (row.quantity, row.price) if measured else ()
+            table.row((row.text, *middle, row.amount))
+        blank = ("", "") if measured else ()
+        table.row(("Total", *blank, block.total), style=FontFace(emphasis="BOLD"))
 
 
 def _closing(page: FPDF, document: Document) -> None:
+    if page.will_page_break(_CLOSING_MM):
+        page.add_page()
     page.ln(4)
     page.set_draw_color(*_INK)
     page.line(_MARGIN_MM, page.get_y(), page.w - _MARGIN_MM, page.get_y())
