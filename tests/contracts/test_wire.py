@@ -15,6 +15,7 @@ from busbar_contracts.node.v1.work_pb2 import (
     WorkTimings,
     WorkUsage,
 )
+from busbar_contracts.scheduler.v1.deployment_pb2 import Deployment
 from busbar_contracts.scheduler.v1.plan_pb2 import NodePlacement, ReplicaAssignment
 from busbar_errors import Rejected
 from busbar_messaging.dispositions import decode
@@ -82,6 +83,20 @@ GOLDEN: list[tuple[Message, str]] = [
         "0a01631201731a01642005",
     ),
     (ApiKey(key_id="k", tenant_id="t", deployments=["d"]), "0a016b1201741a0164"),
+    (
+        Deployment(
+            name="d",
+            replicas=2,
+            max_replicas=3,
+            pins=["r1.s1"],
+            per_site_max=4,
+            per_feeder_max=5,
+            survives_site_loss=True,
+            value_nanos_per_request=6,
+            previous_bundle_digest="x",
+        ),
+        "0a0164200240034a0572312e73315004580560016806720178",
+    ),
     (
         NodePlacement(
             node="r1.s1.n1",

@@ -270,6 +270,14 @@ def test_a_model_is_pushed_once_and_deployed(busbar: Busbar, model: Path, tmp_pa
     assert status.status == 0
     assert "unplaced" in status.out
     assert "small" in busbar("model", "list").out
+    why = busbar("deploy", "explain", "one", "--json").json
+    assert (why["placed"], why["short"], why["never"]) == (0, 1, "no node in the fleet")
+    assert "can never be placed: no node in the fleet" in busbar("deploy", "explain", "one").out
+    scaled = busbar("deploy", "scale", "one", "2", "--max-replicas", "4", "--json").json
+    assert (scaled["replicas"], scaled["max_replicas"]) == (2, 4)
+    assert busbar("deploy", "rollback", "one").err == (
+        "busbar: one has had no other bundle to go back to\n"
+    )
     assert busbar("deploy", "rm", "one", "--json").json == {"withdrawn": "one"}
     assert busbar("deploy", "rm", "none").status == 0
     assert busbar("deploy", "list", "--json").json == {"items": []}
@@ -329,6 +337,9 @@ def test_the_fleet_traces_and_the_bus(busbar: Busbar) -> None:
     [
         (["deploy", "status", "nope"], 3, "no deployment is called 'nope'"),
         (["deploy", "rm", "nope"], 3, "no deployment"),
+        (["deploy", "explain", "nope"], 3, "no deployment"),
+        (["deploy", "scale", "nope", "1"], 3, "no deployment"),
+        (["deploy", "rollback", "nope"], 3, "no deployment"),
         (["balance", "nobody"], 3, "busbar tenant list"),
         (["usage", "req_" + "0" * 32], 3, ""),
         (["usage", "explain", "req_" + "0" * 32], 3, "no usage is posted"),

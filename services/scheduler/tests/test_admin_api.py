@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+from harness.polling import eventually
 from scheduler_harness import Bus, Running, bundle, living, scheduling
 
 NODE = "r1.s1.n1"
@@ -204,3 +205,65 @@ async def test_writers_that_race_all_succeed_and_one_is_last(bus: Bus, tmp_path:
 
     assert len(answers) == 5
     assert standing["replicas"] in range(1, 6)
+
+
+async def test_a_declaration_that_contradicts_itself_changes_nothing(
+    bus: Bus, tmp_path: Path
+) -> None:
+    async with scheduler(bus, tmp_path) as running:
+        await running.push(bundle())
+        for body, said in (
+            ({"regions": ["r1"], "pins": ["r2/s1"]}, "allowed in r1 only"),
+            ({"replicas": 2, "pins": ["r1/s1/n1"]}, "pinned to 1 nodes"),
+            ({"survives_site_loss": True, "pins": ["r1/s1"]}, "cannot survive the loss"),
+            ({"pins": ["r1"]}, "pins.0"),
+            ({"per_site_max": -1}, "per_site_max"),
+        ):
+            path = "/admin/v1/deployments/simple"
+            response = await running.api.put(path, json={"bundle": "simple", **body})
+            assert_refused(response, 422, said)
+        listed = await running.get("/admin/v1/deployments")
+
+    assert listed["items"] == []
+
+
+async def test_a_plan_says_why_and_what_keeps_more_off(bus: Bus, tmp_path: Path) -> None:
+    async with scheduler(bus, tmp_path) as running, living(bus, NODE):
+        await running.push(bundle())
+        await running.put("simple", {"bundle": "simple", "replicas": 2})
+        why = await eventually(
+            lambda: running.get("/admin/v1/deployments/simple/explain"),
+            within_s=5,
+            what="a replica",
+            until=lambda found: found["placed"] == 1,
+        )
+        missing = await running.api.get("/admin/v1/deployments/other/explain")
+
+    assert [one["node"] for one in why["places"]] == [NODE]
+    assert (why["short"], why["open_nodes"]) == (1, 0)
+    assert why["hindrances"] == [
+        {"obstacle": "already holds a replica", "nodes": 1, "example": NODE}
+    ]
+    assert "only 1 could hold it" in why["never"]
+    assert_refused(missing, 404)
+
+
+async def test_a_deployment_is_scaled_and_rolled_back(bus: Bus, tmp_path: Path) -> None:
+    path = "/admin/v1/deployments/simple"
+    async with scheduler(bus, tmp_path) as running:
+        first = await running.push(bundle())
+        await running.put("simple", {"bundle": "simple", "survives_site_loss": True})
+        nowhere = await running.api.post(f"{path}/rollback", json={})
+        second = await running.push(bundle(memory_mb=65))
+        await running.put("simple", {"bundle": second["digest"], "survives_site_loss": True})
+        scaled = await running.api.post(f"{path}/scale", json={"replicas": 3, "max_replicas": 5})
+        back = await running.api.post(f"{path}/rollback", json={})
+        missing = await running.api.post("/admin/v1/deployments/x/scale", json={"replicas": 1})
+
+    assert_refused(nowhere, 422, "no other bundle")
+    assert_refused(missing, 404)
+    assert (scaled.json()["replicas"], scaled.json()["max_replicas"]) == (3, 5)
+    assert scaled.json()["survives_site_loss"] is True
+    view = back.json()
+    assert (view["bundle"], view["previous_bundle"]) == (first["digest"], second["digest"])
+    assert view["replicas"] == 3

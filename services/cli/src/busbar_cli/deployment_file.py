@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,9 +25,16 @@ EXAMPLE = """\
   replicas: 2               # default 1
   regions: [r1]             # default: all
   tenants: [acme]           # ids or names; default: all
+  survives_site_loss: true  # 2 are left when any one site is lost; default: no
+  pins: [r1/s1, r1/s2/n4]   # sites and nodes it may run on; default: all
+  per_site_max: 3           # also per_feeder_max; default: any number
+  max_replicas: 6           # how far demand may scale it; default: not at all
+  value_per_request: 0.0004 # what a served request brings in; default: not known
 """
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+
+Count = Annotated[int, Field(ge=0, le=1000, strict=True)]
 
 
 class Declared(BaseModel):
@@ -37,9 +45,15 @@ class Declared(BaseModel):
     name: Name
     bundle: str | None = None
     path: Path | None = None
-    replicas: Annotated[int, Field(ge=0, le=1000, strict=True)] = 1
+    replicas: Count = 1
     regions: list[Name] = []
     tenants: list[str] = []
+    survives_site_loss: bool = False
+    pins: list[str] = []
+    per_site_max: Count = 0
+    per_feeder_max: Count = 0
+    max_replicas: Count = 0
+    value_per_request: Annotated[Decimal, Field(ge=0, le=1_000_000, decimal_places=9)] = Decimal(0)
 
     @model_validator(mode="after")
     def _one_source(self) -> Declared:

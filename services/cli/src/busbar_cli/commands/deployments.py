@@ -8,6 +8,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
+from busbar_cli.amounts import NANOS, show_amount
 from busbar_cli.api import Api, Json
 from busbar_cli.commands.models import push_directory
 from busbar_cli.commands.tenants import find_tenant
@@ -37,7 +38,7 @@ def deploy(
     Parameters
     ----------
     file
-        YAML: a list of {name, bundle or path, replicas, regions, tenants}. A bundle is named by
+        YAML: a list of {name, bundle or path, replicas, regions, ...}. A bundle is named by
         its name (the newest is taken) or digest; a path is a model directory that is pushed first.
     wait
         Wait until every replica is ready, showing progress on standard error.
@@ -85,6 +86,66 @@ def rm(name: str, *, output: Output = DEFAULT) -> None:
     output.print({"withdrawn": name}, f"{name} withdrawn")
 
 
+@app.command
+def scale(
+    name: str, replicas: int, *, max_replicas: int | None = None, output: Output = DEFAULT
+) -> None:
+    """Promise another number of replicas: busbar deploy scale chat 4 --max-replicas 8."""
+    body = {"replicas": replicas, "max_replicas": max_replicas}
+    view = Api("scheduler").post(f"{_DEPLOYMENTS}/{name}/scale", body)
+    output.print(view, _summary([view]))
+
+
+@app.command
+def rollback(name: str, *, output: Output = DEFAULT) -> None:
+    """Go back to the bundle that served before the present one."""
+    view = Api("scheduler").post(f"{_DEPLOYMENTS}/{name}/rollback", {})
+    output.print(view, _summary([view]))
+
+
+@app.command
+def explain(name: str, *, output: Output = DEFAULT) -> None:
+    """Say why each replica is where it is, and what keeps more off the other nodes."""
+    why = Api("scheduler").get(f"{_DEPLOYMENTS}/{name}/explain")
+    if output.json:
+        output.print(why, "")
+        return
+    output.print(why, _standing(why))
+    places = [
+        [
+            show_node(one["node"]),
+            one["verdict"],
+            f"{show_amount(one['energy_nanos_per_h'])}/h",
+            f"{one['loading_s']} s" if one["loading_s"] else "",
+            f"{one['cheaper_with_room']} of {one['cheaper_places']}",
+            one["reason"],
+        ]
+        for one in why["places"]
+    ]
+    columns = ["NODE", "VERDICT", "POWER>", "LOADS>", "CHEAPER, WITH ROOM>", "REASON"]
+    output.print(why, table(columns, places, title="\nReplicas", empty="no replicas"))
+    hindered = [
+        [one["nodes"], one["obstacle"], show_node(one["example"])] for one in why["hindrances"]
+    ]
+    columns = ["NODES>", "WHAT KEEPS ONE MORE OFF", "FOR EXAMPLE"]
+    nothing = "\nnothing keeps one more off any node"
+    output.print(why, table(columns, hindered, title="\nOther nodes", empty=nothing))
+
+
+def _standing(why: Json) -> str:
+    placed = f"{why['placed']} of {why['wanted']} replicas have a place"
+    left = f"{why['survivors']} are left when a site is lost"
+    lines = [
+        f"{why['name']}: {placed}, {why['promised']} are promised, {left}",
+        f"one more would fit on {why['open_nodes']} nodes",
+    ]
+    if why["revenue_nanos_per_h"]:
+        lines.append(f"brings in {show_amount(why['revenue_nanos_per_h'])} an hour")
+    lines += [f"not placed: {reason}" for reason in why["unplaced"]]
+    lines += [f"can never be placed: {why['never']}"] if why["never"] else []
+    return "\n".join(lines)
+
+
 def _tenant_ids(file: Path, declared: list[Declared]) -> dict[str, str]:
     """The id of every tenant the file names, before anything is declared.
 
@@ -107,6 +168,12 @@ def _declare(one: Declared, tenant_ids: dict[str, str], *, show_progress: bool) 
         "replicas": one.replicas,
         "regions": one.regions,
         "tenants": [tenant_ids[tenant] for tenant in one.tenants],
+        "survives_site_loss": one.survives_site_loss,
+        "pins": one.pins,
+        "per_site_max": one.per_site_max,
+        "per_feeder_max": one.per_feeder_max,
+        "max_replicas": one.max_replicas,
+        "value_nanos_per_request": int(one.value_per_request * NANOS),
     }
     try:
         Api("scheduler").put(f"{_DEPLOYMENTS}/{one.name}", body)

@@ -57,6 +57,7 @@ def manifest_message(manifest: Manifest) -> ModelManifest:
         input_tokens_output=manifest.input_tokens_output,
         output_tokens_output=manifest.output_tokens_output,
         stop=manifest.stop,
+        power_w=manifest.power_w,
     )
 
 
@@ -79,6 +80,7 @@ def manifest_of(message: ModelManifest) -> Manifest:
         input_tokens_output=message.input_tokens_output,
         output_tokens_output=message.output_tokens_output,
         stop=tuple(message.stop),
+        power_w=message.power_w,
     )
 
 
@@ -92,6 +94,13 @@ def deployment_message(deployment: Deployment) -> DeploymentMessage:
         regions=deployment.regions,
         tenants=deployment.tenants,
         created_unix_ms=deployment.created_unix_ms,
+        max_replicas=deployment.max_replicas,
+        pins=deployment.pins,
+        per_site_max=deployment.per_site_max,
+        per_feeder_max=deployment.per_feeder_max,
+        survives_site_loss=deployment.survives_site_loss,
+        value_nanos_per_request=deployment.value_nanos_per_request,
+        previous_bundle_digest=deployment.previous_digest,
     )
 
 
@@ -105,6 +114,13 @@ def deployment_of(message: DeploymentMessage) -> Deployment:
         regions=tuple(message.regions),
         tenants=tuple(message.tenants),
         created_unix_ms=message.created_unix_ms,
+        max_replicas=message.max_replicas,
+        pins=tuple(message.pins),
+        per_site_max=message.per_site_max,
+        per_feeder_max=message.per_feeder_max,
+        survives_site_loss=message.survives_site_loss,
+        value_nanos_per_request=message.value_nanos_per_request,
+        previous_digest=message.previous_bundle_digest,
     )
 
 

@@ -101,6 +101,7 @@ class BundleFile(_Section):
     instances: Positive = 1
     decoupled: bool = False
     price_class: Name
+    power_w: Annotated[int, Field(ge=0, le=100_000, strict=True)] = 0
     limits: Limits = Limits()
     usage: Usage = Usage()
     truncate: Literal["refuse", "on-request"] = "refuse"
@@ -134,4 +135,5 @@ class BundleFile(_Section):
             input_tokens_output=self.usage.input_tokens or "",
             output_tokens_output=self.usage.output_tokens or "",
             stop=tuple(self.stop),
+            power_w=self.power_w,
         )

@@ -159,6 +159,8 @@ class Deployment:
     """Whether `replicas` must be left when any one site is lost."""
     value_nanos_per_request: int = 0
     """What one served request brings in; 0 when nobody said."""
+    previous_digest: str = ""
+    """The bundle before this one; empty when there was none."""
 
     @property
     def most(self) -> int:

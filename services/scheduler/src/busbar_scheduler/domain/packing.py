@@ -76,6 +76,10 @@ class Fleet:
             demands=snapshot.demands,
         )
 
+    def cheaper_than(self, by_site: list[int], cost: int) -> Mask:
+        """Nodes at sites where something costs less; `by_site` is what it costs at each."""
+        return (np.array(by_site, dtype=np.int64) < cost)[self.site]
+
     def empties(self, node: int) -> bool:
         """Whether what is on a node has to go."""
         return self.nodes[node].order.empties or self.sites[self.site[node]].order.empties

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
-from busbar_errors import Conflict, NotFound
+from busbar_errors import Conflict, NotFound, Rejected
 
+from busbar_scheduler.domain.explaining import contradictory
 from busbar_scheduler.domain.fleet import Bundle, Deployment
 from busbar_scheduler.usecases.ports import Declarations
 
@@ -22,6 +24,12 @@ class Wish:
     replicas: int
     regions: tuple[str, ...]
     tenants: tuple[str, ...]
+    max_replicas: int = 0
+    pins: tuple[str, ...] = ()
+    per_site_max: int = 0
+    per_feeder_max: int = 0
+    survives_site_loss: bool = False
+    value_nanos_per_request: int = 0
 
 
 def find_bundle(bundles: tuple[Bundle, ...], wanted: str) -> Bundle:
@@ -37,11 +45,14 @@ def find_bundle(bundles: tuple[Bundle, ...], wanted: str) -> Bundle:
 
 
 async def declare(declarations: Declarations, wish: Wish, now_unix_ms: int) -> Deployment:
-    """Create or change a deployment; the last writer wins. Raises NotFound for its bundle."""
+    """Create or change a deployment; the last writer wins.
+
+    Raises NotFound for its bundle, and Rejected when it asks for what no fleet could give.
+    """
     bundle = find_bundle(declarations.bundles(), wish.bundle)
-    for attempt in range(1, _ATTEMPTS_MAX + 1):
-        before = declarations.deployment(wish.name)
-        deployment = Deployment(
+
+    def wished(before: Deployment | None) -> Deployment:
+        return Deployment(
             name=wish.name,
             digest=bundle.digest,
             manifest=bundle.manifest,
@@ -49,7 +60,73 @@ async def declare(declarations: Declarations, wish: Wish, now_unix_ms: int) -> D
             regions=wish.regions,
             tenants=wish.tenants,
             created_unix_ms=before.created_unix_ms if before else now_unix_ms,
+            max_replicas=wish.max_replicas,
+            pins=wish.pins,
+            per_site_max=wish.per_site_max,
+            per_feeder_max=wish.per_feeder_max,
+            survives_site_loss=wish.survives_site_loss,
+            value_nanos_per_request=wish.value_nanos_per_request,
+            previous_digest=_previous(before, bundle.digest),
         )
+
+    if contradiction := contradictory(wished(None)):
+        raise Rejected(f"{wish.name}: {contradiction}")
+    return await _change(declarations, wish.name, wished)
+
+
+def _previous(before: Deployment | None, digest: str) -> str:
+    if before is None:
+        return ""
+    return before.previous_digest if before.digest == digest else before.digest
+
+
+async def scale(
+    declarations: Declarations, name: str, replicas: int, max_replicas: int | None
+) -> Deployment:
+    """Promise another number of replicas; raises NotFound, and Rejected as `declare` does."""
+
+    def scaled(before: Deployment | None) -> Deployment:
+        most = _there(before, name).max_replicas if max_replicas is None else max_replicas
+        wanted = replace(_there(before, name), replicas=replicas, max_replicas=most)
+        if contradiction := contradictory(wanted):
+            raise Rejected(f"{name}: {contradiction}")
+        return wanted
+
+    return await _change(declarations, name, scaled)
+
+
+async def roll_back(declarations: Declarations, name: str) -> Deployment:
+    """Go back to the bundle before; raises NotFound, and Rejected when there was none."""
+
+    def rolled_back(before: Deployment | None) -> Deployment:
+        there = _there(before, name)
+        found = [one for one in declarations.bundles() if one.digest == there.previous_digest]
+        if not found:
+            raise Rejected(f"{name} has had no other bundle to go back to")
+        (bundle,) = found
+        return replace(
+            there,
+            digest=bundle.digest,
+            manifest=bundle.manifest,
+            previous_digest=there.digest,
+        )
+
+    return await _change(declarations, name, rolled_back)
+
+
+def _there(deployment: Deployment | None, name: str) -> Deployment:
+    if deployment is None:
+        raise NotFound(f"no deployment is called {name!r}")
+    return deployment
+
+
+async def _change(
+    declarations: Declarations, name: str, change: Callable[[Deployment | None], Deployment]
+) -> Deployment:
+    """Change what stands there, again when somebody else was faster."""
+    for attempt in range(1, _ATTEMPTS_MAX + 1):
+        before = declarations.deployment(name)
+        deployment = change(before)
         if deployment == before:
             return deployment
         try:
@@ -64,6 +141,5 @@ async def declare(declarations: Declarations, wish: Wish, now_unix_ms: int) -> D
 
 async def withdraw(declarations: Declarations, name: str) -> None:
     """Withdraw a deployment; raises NotFound when there is none."""
-    if declarations.deployment(name) is None:
-        raise NotFound(f"no deployment is called {name!r}")
+    _there(declarations.deployment(name), name)
     await declarations.delete_deployment(name)

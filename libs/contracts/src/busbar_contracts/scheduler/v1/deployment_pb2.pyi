@@ -66,6 +66,7 @@ class ModelManifest(_message.Message):
     INPUT_TOKENS_OUTPUT_FIELD_NUMBER: _builtins.int
     OUTPUT_TOKENS_OUTPUT_FIELD_NUMBER: _builtins.int
     STOP_FIELD_NUMBER: _builtins.int
+    POWER_W_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Bundle name, ^[a-z0-9][a-z0-9_-]{0,62}$."""
     version: _builtins.str
@@ -90,6 +91,8 @@ class ModelManifest(_message.Message):
     """Output tensor that counts prompt tokens; empty when the model counts none."""
     output_tokens_output: _builtins.str
     """Output tensor that counts generated tokens; empty when the model counts none."""
+    power_w: _builtins.int
+    """Power that one busy replica draws, W; 0 means that its author did not say, and it counts for nothing."""
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Strings that end a chat turn, added to the caller's own; empty when the task is not chat."""
@@ -110,10 +113,11 @@ class ModelManifest(_message.Message):
         input_tokens_output: _builtins.str = ...,
         output_tokens_output: _builtins.str = ...,
         stop: _abc.Iterable[_builtins.str] | None = ...,
+        power_w: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat_template", b"chat_template", "input_tokens_output", b"input_tokens_output", "max_input_tokens", b"max_input_tokens", "max_output_tokens", b"max_output_tokens", "max_payload_bytes", b"max_payload_bytes", "memory_mib", b"memory_mib", "name", b"name", "output_tokens_output", b"output_tokens_output", "price_class", b"price_class", "slots", b"slots", "stop", b"stop", "task", b"task", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat_template", b"chat_template", "input_tokens_output", b"input_tokens_output", "max_input_tokens", b"max_input_tokens", "max_output_tokens", b"max_output_tokens", "max_payload_bytes", b"max_payload_bytes", "memory_mib", b"memory_mib", "name", b"name", "output_tokens_output", b"output_tokens_output", "power_w", b"power_w", "price_class", b"price_class", "slots", b"slots", "stop", b"stop", "task", b"task", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -132,6 +136,13 @@ class Deployment(_message.Message):
     REGIONS_FIELD_NUMBER: _builtins.int
     TENANTS_FIELD_NUMBER: _builtins.int
     CREATED_UNIX_MS_FIELD_NUMBER: _builtins.int
+    MAX_REPLICAS_FIELD_NUMBER: _builtins.int
+    PINS_FIELD_NUMBER: _builtins.int
+    PER_SITE_MAX_FIELD_NUMBER: _builtins.int
+    PER_FEEDER_MAX_FIELD_NUMBER: _builtins.int
+    SURVIVES_SITE_LOSS_FIELD_NUMBER: _builtins.int
+    VALUE_NANOS_PER_REQUEST_FIELD_NUMBER: _builtins.int
+    PREVIOUS_BUNDLE_DIGEST_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name customers use as the model name; ^[a-z0-9][a-z0-9_-]{0,62}$."""
     bundle_digest: _builtins.str
@@ -140,6 +151,18 @@ class Deployment(_message.Message):
     """Replicas wanted."""
     created_unix_ms: _builtins.int
     """Unix time in milliseconds at which it was first declared."""
+    max_replicas: _builtins.int
+    """Most replicas that demand may scale it to; 0, or less than `replicas`, means that it is not scaled."""
+    per_site_max: _builtins.int
+    """Most replicas at one site; 0 means any number."""
+    per_feeder_max: _builtins.int
+    """Most replicas on one feeder; 0 means any number."""
+    survives_site_loss: _builtins.bool
+    """True when `replicas` must be left whichever one site is lost."""
+    value_nanos_per_request: _builtins.int
+    """What one served request brings in, 1e-9 of the operator's currency; 0 means that nobody said."""
+    previous_bundle_digest: _builtins.str
+    """Bundle that served it before the present one, which a rollback goes back to; empty for none."""
     @_builtins.property
     def manifest(self) -> Global___ModelManifest:
         """Manifest of that bundle."""
@@ -152,6 +175,10 @@ class Deployment(_message.Message):
     def tenants(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Tenants that may use it; empty means all."""
 
+    @_builtins.property
+    def pins(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Sites ("region.site") and nodes ("region.site.node") it may run on; empty means all."""
+
     def __init__(
         self,
         *,
@@ -162,10 +189,17 @@ class Deployment(_message.Message):
         regions: _abc.Iterable[_builtins.str] | None = ...,
         tenants: _abc.Iterable[_builtins.str] | None = ...,
         created_unix_ms: _builtins.int = ...,
+        max_replicas: _builtins.int = ...,
+        pins: _abc.Iterable[_builtins.str] | None = ...,
+        per_site_max: _builtins.int = ...,
+        per_feeder_max: _builtins.int = ...,
+        survives_site_loss: _builtins.bool = ...,
+        value_nanos_per_request: _builtins.int = ...,
+        previous_bundle_digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_digest", b"bundle_digest", "created_unix_ms", b"created_unix_ms", "manifest", b"manifest", "name", b"name", "regions", b"regions", "replicas", b"replicas", "tenants", b"tenants"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_digest", b"bundle_digest", "created_unix_ms", b"created_unix_ms", "manifest", b"manifest", "max_replicas", b"max_replicas", "name", b"name", "per_feeder_max", b"per_feeder_max", "per_site_max", b"per_site_max", "pins", b"pins", "previous_bundle_digest", b"previous_bundle_digest", "regions", b"regions", "replicas", b"replicas", "survives_site_loss", b"survives_site_loss", "tenants", b"tenants", "value_nanos_per_request", b"value_nanos_per_request"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

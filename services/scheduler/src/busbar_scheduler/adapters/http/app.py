@@ -19,13 +19,21 @@ from busbar_scheduler.adapters.declarations import Declarations
 from busbar_scheduler.adapters.fleet_view import FleetView
 from busbar_scheduler.adapters.http import schemas
 from busbar_scheduler.adapters.http.errors import ErrorBody, answer_failures
+from busbar_scheduler.adapters.http.explanations import ExplanationView
 from busbar_scheduler.adapters.http.uploads import Uploads
 from busbar_scheduler.adapters.leadership import Leadership
 from busbar_scheduler.adapters.model_store import ModelStore
+from busbar_scheduler.domain.accounts import account_of
 from busbar_scheduler.domain.explaining import emptied
 from busbar_scheduler.domain.planning import plan
 from busbar_scheduler.domain.progress import progress_of
-from busbar_scheduler.usecases.declare_deployment import Wish, declare, withdraw
+from busbar_scheduler.usecases.declare_deployment import (
+    Wish,
+    declare,
+    roll_back,
+    scale,
+    withdraw,
+)
 from busbar_scheduler.usecases.push_bundle import push
 
 _BUNDLES_PATH = "/admin/v1/bundles"
@@ -60,6 +68,7 @@ class AdminApi:
         app = FastAPI(title="Busbar scheduler", version="1", docs_url=None, redoc_url=None)
         app.include_router(self._bundles())
         app.include_router(self._deployments())
+        app.include_router(self._changes())
         answer_failures(app)
         return OperatorGate(app, OperatorToken(operator_token), unbounded_paths={_BUNDLES_PATH})
 
@@ -111,10 +120,7 @@ class AdminApi:
             name: DeploymentName, body: schemas.DeploymentBody
         ) -> schemas.DeploymentView:
             """Declare a deployment; `unplaceable` says that the present nodes can never hold it."""
-            wish = Wish(
-                name, body.bundle, body.replicas, _unique(body.regions), _unique(body.tenants)
-            )
-            await declare(self.declarations, wish, _now_unix_ms())
+            await declare(self.declarations, _wish(name, body), _now_unix_ms())
             return self._view_of(name)
 
         @router.delete("/admin/v1/deployments/{name}", status_code=204, responses=_FAILURES)
@@ -128,6 +134,36 @@ class AdminApi:
             return self._plan_view()
 
         del list_deployments, get_deployment, put_deployment, delete_deployment, get_plan
+        return router
+
+    def _changes(self) -> APIRouter:
+        router = _router("deployments")
+
+        @router.get("/admin/v1/deployments/{name}/explain", responses=_FAILURES)
+        async def explain_deployment(name: DeploymentName) -> ExplanationView:
+            """Why each replica is where it is, and what keeps more of them off the other nodes."""
+            snapshot = self.view.look()
+            found = [one for one in snapshot.deployments if one.name == name]
+            if not found:
+                raise NotFound(f"no deployment is called {name!r}")
+            account = account_of(found[0], plan(snapshot), emptied(snapshot))
+            return ExplanationView.of(name, account)
+
+        @router.post("/admin/v1/deployments/{name}/scale", responses=_FAILURES)
+        async def scale_deployment(
+            name: DeploymentName, body: schemas.ScaleBody
+        ) -> schemas.DeploymentView:
+            """Promise another number of replicas."""
+            await scale(self.declarations, name, body.replicas, body.max_replicas)
+            return self._view_of(name)
+
+        @router.post("/admin/v1/deployments/{name}/rollback", responses=_FAILURES)
+        async def roll_back_deployment(name: DeploymentName) -> schemas.DeploymentView:
+            """Go back to the bundle that served before the present one."""
+            await roll_back(self.declarations, name)
+            return self._view_of(name)
+
+        del explain_deployment, scale_deployment, roll_back_deployment
         return router
 
     def _views(self) -> list[schemas.DeploymentView]:
@@ -155,6 +191,22 @@ class AdminApi:
             nodes=[schemas.NodeView.of(one, held.get(one.key, [])) for one in snapshot.nodes],
             decisions=[schemas.DecisionView.of(one) for one in decided.decisions],
         )
+
+
+def _wish(name: str, body: schemas.DeploymentBody) -> Wish:
+    return Wish(
+        name=name,
+        bundle=body.bundle,
+        replicas=body.replicas,
+        regions=_unique(body.regions),
+        tenants=_unique(body.tenants),
+        max_replicas=body.max_replicas,
+        pins=tuple(pin.replace("/", ".") for pin in _unique(body.pins)),
+        per_site_max=body.per_site_max,
+        per_feeder_max=body.per_feeder_max,
+        survives_site_loss=body.survives_site_loss,
+        value_nanos_per_request=body.value_nanos_per_request,
+    )
 
 
 def _router(tag: str) -> APIRouter:

@@ -20,6 +20,13 @@ BundleReference = Annotated[str, StringConstraints(pattern=r"^(sha256:)?[a-z0-9]
 TenantId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,127}$")]
 
 
+PINS_MAX = 100
+_PART = NAME_PATTERN.strip("^$")
+PlaceName = Annotated[str, StringConstraints(pattern=rf"^{_PART}/{_PART}(/{_PART})?$")]
+"""region/site or region/site/node."""
+Limit = Annotated[int, Field(ge=0, le=REPLICAS_MAX, strict=True)]
+
+
 class DeploymentBody(BaseModel):
     """A deployment to declare."""
 
@@ -29,6 +36,31 @@ class DeploymentBody(BaseModel):
     replicas: Annotated[int, Field(ge=0, le=REPLICAS_MAX, strict=True)] = 1
     regions: list[Name] = Field(default=[], max_length=REGIONS_MAX, description="none: all")
     tenants: list[TenantId] = Field(default=[], max_length=TENANTS_MAX, description="none: all")
+    max_replicas: Annotated[int, Field(ge=0, le=REPLICAS_MAX, strict=True)] = Field(
+        default=0, description="how far demand may scale it; 0: not at all"
+    )
+    pins: list[PlaceName] = Field(
+        default=[], max_length=PINS_MAX, description="sites and nodes it may run on; none: all"
+    )
+    per_site_max: Limit = Field(default=0, description="replicas at one site; 0: any number")
+    per_feeder_max: Limit = Field(default=0, description="replicas on one feeder; 0: any number")
+    survives_site_loss: bool = Field(
+        default=False, description="whether `replicas` are left when any one site is lost"
+    )
+    value_nanos_per_request: Annotated[int, Field(ge=0, le=10**15, strict=True)] = Field(
+        default=0, description="what a served request brings in; 0: not known"
+    )
+
+
+class ScaleBody(BaseModel):
+    """How many replicas are promised from now on."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    replicas: Annotated[int, Field(ge=0, le=REPLICAS_MAX, strict=True)]
+    max_replicas: Annotated[int, Field(ge=0, le=REPLICAS_MAX, strict=True)] | None = Field(
+        default=None, description="how far demand may scale it; none: as before"
+    )
 
 
 class BundleView(BaseModel):
@@ -87,6 +119,13 @@ class DeploymentView(BaseModel):
     regions: list[str]
     tenants: list[str]
     created_unix_ms: int
+    max_replicas: int
+    pins: list[str]
+    per_site_max: int
+    per_feeder_max: int
+    survives_site_loss: bool
+    value_nanos_per_request: int
+    previous_bundle: str = Field(description="what a rollback goes back to; empty for nothing")
     status: str = Field(description="ready, progressing, failing, unplaceable or stopped")
     reason: str = Field(description="why it is not ready; empty when it is")
     ready_replicas: int
@@ -105,6 +144,13 @@ class DeploymentView(BaseModel):
             regions=list(deployment.regions),
             tenants=list(deployment.tenants),
             created_unix_ms=deployment.created_unix_ms,
+            max_replicas=deployment.max_replicas,
+            pins=[pin.replace(".", "/") for pin in deployment.pins],
+            per_site_max=deployment.per_site_max,
+            per_feeder_max=deployment.per_feeder_max,
+            survives_site_loss=deployment.survives_site_loss,
+            value_nanos_per_request=deployment.value_nanos_per_request,
+            previous_bundle=deployment.previous_digest,
             status=progress.status,
             reason=progress.reason,
             ready_replicas=progress.ready_replicas,
