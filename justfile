@@ -56,6 +56,11 @@ busbar *args: setup
 test *args: setup static
     @exec {{bin}}/pytest --reruns 1 --rerun-except "charge" "$@"
 
+# Faults at full length: the bus away for 30 s, a gateway that never comes back
+[group('test'), no-exit-message]
+long-faults *args: setup
+    @BUSBAR_BUS_AWAY_S=30 BUSBAR_LONG_FAULTS=1 exec {{bin}}/pytest -s tests/faults/test_bus_away.py tests/faults/test_killed_mid_stream.py "$@"
+
 # Everything but flows and faults
 [group('test'), no-exit-message]
 check: static unit
