@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from random import Random
 
 from busbar_scheduler.domain.filling import by_difficulty, fulfil, missing, top_up
-from busbar_scheduler.domain.fleet import Deployment, Snapshot
+from busbar_scheduler.domain.fleet import Snapshot
 from busbar_scheduler.domain.keeping import keep, linger
 from busbar_scheduler.domain.making_room import RoomMaker
 from busbar_scheduler.domain.packing import Fleet, Packing
@@ -41,8 +41,13 @@ def attempt(snapshot: Snapshot, carried: Mapping[str, Sequence[str]]) -> Attempt
     """Plan once; deployments that are `carried` stand on these nodes and are not in play."""
     packing = Packing(Fleet.of(snapshot))
     wanted = {one.name: snapshot.wanted(one) for one in snapshot.deployments}
-    packing.load([(one, carried[one.name]) for one in snapshot.deployments if one.name in carried])
-    in_play = _stable_first(snapshot, carried)
+    # The order in which things are listed must not matter: not to the dice either.
+    every = sorted(snapshot.deployments, key=lambda one: (one.created_unix_ms, one.name))
+    packing.load([(one, carried[one.name]) for one in every if one.name in carried])
+    growing = _growing(snapshot)
+    in_play = sorted(
+        [one for one in every if one.name not in carried], key=lambda one: one.name in growing
+    )
     # 1. What is placed stays; what keeps its bundle gets its room before what grows.
     gone = {one.name: keep(packing, one, wanted[one.name]) for one in in_play}
     kept = packing.mark()
@@ -61,24 +66,23 @@ def attempt(snapshot: Snapshot, carried: Mapping[str, Sequence[str]]) -> Attempt
         room.gain(deployment, wanted[deployment.name])
     # 4. A small fleet is searched for something better.
     if len(snapshot.nodes) <= NODES_MAX and sum(wanted.values()) <= REPLICAS_MAX:
-        goals = Goals(snapshot.deployments, wanted)
+        goals = Goals(every, wanted)
         search(packing, goals, _PATIENCE, Random(_SEED))  # noqa: S311 # nothing secret
     settled = not packing.moved_since(kept)
     touched = packing.touched() | {one.name for one in in_play}
-    concerned = [one for one in snapshot.deployments if one.name in touched]
+    concerned = [one for one in every if one.name in touched]
     short = {one.name: missing(packing, one) for one in concerned}
     # 5. What is replaced serves on until its replacement does.
     lingering = {one.name: linger(packing, one, wanted[one.name]) for one in concerned}
     return Attempt(packing, gone, short, lingering, touched, settled)
 
 
-def _stable_first(snapshot: Snapshot, carried: Mapping[str, Sequence[str]]) -> list[Deployment]:
-    digests = {one.name: one.digest for one in snapshot.deployments if one.name not in carried}
-    growing = {
+def _growing(snapshot: Snapshot) -> set[str]:
+    """Deployments that stand somewhere with another bundle than the declared one."""
+    digests = {one.name: one.digest for one in snapshot.deployments}
+    return {
         held.deployment
         for assignments in snapshot.placements.values()
         for held in assignments
         if held.digest != digests.get(held.deployment, held.digest)
     }
-    in_play = [one for one in snapshot.deployments if one.name not in carried]
-    return sorted(in_play, key=lambda one: (one.name in growing, one.created_unix_ms, one.name))
