@@ -14,7 +14,6 @@ from uuid_utils.compat import uuid7
 
 from busbar_billing.adapters.documents.focus import render_focus
 from busbar_billing.adapters.documents.html import render_html
-from busbar_billing.adapters.documents.pdf import render_pdf
 from busbar_billing.adapters.documents.spreadsheet import render_csv
 from busbar_billing.adapters.http import schemas
 from busbar_billing.adapters.http.paging import (
@@ -43,9 +42,16 @@ class Form(StrEnum):
     FOCUS = "focus"
 
 
+def _render_pdf(issued: Issued) -> bytes:
+    """Loads the PDF library, 40 MiB with its fonts, when somebody asks for the first PDF."""
+    from busbar_billing.adapters.documents.pdf import render_pdf  # noqa: PLC0415
+
+    return render_pdf(issued)
+
+
 _RENDERERS: dict[Form, tuple[Callable[[Issued], bytes], str, str]] = {
     Form.HTML: (render_html, "text/html; charset=utf-8", "html"),
-    Form.PDF: (render_pdf, "application/pdf", "pdf"),
+    Form.PDF: (_render_pdf, "application/pdf", "pdf"),
     Form.CSV: (render_csv, "text/csv; charset=utf-8", "csv"),
     Form.FOCUS: (render_focus, "text/csv; charset=utf-8", "focus.csv"),
 }
