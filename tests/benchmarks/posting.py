@@ -22,6 +22,7 @@ from pathlib import Path
 from uuid import UUID
 
 import asyncpg
+from busbar_billing.adapters.bus.usage import RECORDS_PER_TRANSACTION_MAX
 from busbar_billing.adapters.ids import new_id
 from busbar_billing.adapters.postgres.database import Database, open_database
 from busbar_billing.adapters.postgres.journal import Journal
@@ -37,7 +38,7 @@ from rich.console import Console
 from rich.table import Table
 
 TENANTS = 500
-BATCH = 2_000
+BATCH = RECORDS_PER_TRANSACTION_MAX
 TARGET_PER_S = 5_000
 TARGET_RATIO = 0.5
 LEFT_BEHIND = ("usage_records", "transfers", "postings")

@@ -134,7 +134,8 @@ class Consumer:
         # While it fails one message is tried for all: a delivery is used up with each attempt.
         if not messages or self._failed_in_a_row:
             return messages
-        await asyncio.sleep(self._gather_s)
+        if messages[0].metadata.num_pending < MESSAGES_MAX:  # else a whole batch is there already
+            await asyncio.sleep(self._gather_s)
         # Fewer come when another instance takes them.
         with contextlib.suppress(TimeoutError):
             messages += await subscription.fetch(MESSAGES_MAX - 1, timeout=_REST_TIMEOUT_S)
