@@ -16,7 +16,11 @@ from busbar_observability.ops import serve_http
 from busbar_telemetry.adapters import jaeger
 from busbar_telemetry.adapters.otlp_decoding import read_detail
 from busbar_telemetry.adapters.otlp_grpc import serve_otlp_grpc
-from busbar_telemetry.adapters.otlp_http import BODY_BYTES_MAX, otlp_http_application
+from busbar_telemetry.adapters.otlp_http import (
+    BODY_BYTES_MAX,
+    ONE_EXPORT_PER_CONNECTION,
+    otlp_http_application,
+)
 from google.rpc.status_pb2 import Status
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcExporter
@@ -55,7 +59,8 @@ def sdk_spans() -> tuple[str, Sequence[ReadableSpan]]:
 @pytest.fixture
 async def http_url(telemetry: Any) -> AsyncIterator[str]:
     application = otlp_http_application(telemetry.intake)
-    async with serve_http(application, "127.0.0.1", 0) as port:
+    added = ONE_EXPORT_PER_CONNECTION
+    async with serve_http(application, "127.0.0.1", 0, headers=added) as port:
         yield f"http://127.0.0.1:{port}"
 
 
@@ -95,6 +100,18 @@ async def test_the_sdk_exports_over_http(
 
     assert await export(exporter, spans) is SpanExportResult.SUCCESS
     assert_holds_sdk_trace(telemetry, trace_id)
+
+
+async def test_no_connection_is_left_to_end_under_the_next_export(http_url: str) -> None:
+    async with httpx.AsyncClient() as client:
+        answer = await client.post(
+            f"{http_url}/v1/traces",
+            content=ExportTraceServiceRequest().SerializeToString(),
+            headers={"content-type": "application/x-protobuf"},
+        )
+
+    assert answer.status_code == 200
+    assert answer.headers["connection"] == "close"
 
 
 @pytest.mark.parametrize("compression", [None, grpc.Compression.Gzip])

@@ -22,7 +22,10 @@ from busbar_telemetry.adapters.event_consumer import EventConsumer
 from busbar_telemetry.adapters.http.application import http_application
 from busbar_telemetry.adapters.metrics import FleetCollector
 from busbar_telemetry.adapters.otlp_grpc import serve_otlp_grpc
-from busbar_telemetry.adapters.otlp_http import otlp_http_application
+from busbar_telemetry.adapters.otlp_http import (
+    ONE_EXPORT_PER_CONNECTION,
+    otlp_http_application,
+)
 from busbar_telemetry.adapters.otlp_intake import SpanIntake
 from busbar_telemetry.domain.events import RecentEvents
 from busbar_telemetry.domain.fleet import Fleet
@@ -78,7 +81,13 @@ async def _listen_for_spans(
     host = settings.otlp_host
     otlp = otlp_http_application(intake)
     await stack.enter_async_context(
-        serve_http(otlp, host, settings.otlp_http_port, limit_concurrency=_HTTP_CONNECTIONS_MAX)
+        serve_http(
+            otlp,
+            host,
+            settings.otlp_http_port,
+            limit_concurrency=_HTTP_CONNECTIONS_MAX,
+            headers=ONE_EXPORT_PER_CONNECTION,
+        )
     )
     await stack.enter_async_context(serve_otlp_grpc(intake, host, settings.otlp_grpc_port))
 

@@ -37,6 +37,10 @@ class _Unsupported(BusbarError):
     """A content type or encoding that we do not read."""
 
 
+ONE_EXPORT_PER_CONNECTION = [("connection", "close")]
+"""What the listener adds to every answer. Exporters send a batch, then nothing for a while; where
+the connection then ends just as the next batch goes out, Triton's exporter drops that batch."""
+
 _ANSWERS: dict[type[BusbarError], tuple[int, int]] = {
     _TooLarge: (413, Code.INVALID_ARGUMENT),
     _Unsupported: (415, Code.INVALID_ARGUMENT),
