@@ -17,8 +17,8 @@ default:
 # Start everything, send real requests through the real SDKs, show cost and trace, stop
 [group('platform'), no-exit-message]
 demo *args: setup
-    @[ $# = 0 ] || exec {{python}} deploy/demo/demo.py "$@"
-    @exec {{python}} -m busbar_runtime exec --home "${BUSBAR_DEMO_HOME:-.busbar/demo}" -- {{python}} deploy/demo/demo.py
+    @[ $# = 0 ] || exec {{python}} deploy/demo/demo.py "$@"; \
+    exec {{python}} -m busbar_runtime exec --home "${BUSBAR_DEMO_HOME:-.busbar/demo}" -- {{python}} deploy/demo/demo.py
 
 # Start the platform and leave it running (--foreground stays attached)
 [group('platform'), no-exit-message]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import struct
 from http import HTTPStatus
@@ -22,7 +23,6 @@ CHAT: Any = {
     "messages": [{"role": "user", "content": "Where does the money live?"}],
     "max_tokens": 12,
 }
-CHAIN = ("gateway", "node-agent", "triton", "billing")
 
 
 def client_of(platform: Platform, customer: Customer) -> openai.AsyncOpenAI:
@@ -120,37 +120,57 @@ def attributes(span: dict[str, Any]) -> dict[str, Any]:
     return {tag["key"]: tag["value"] for tag in span["tags"]}
 
 
+def tops(spans: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    known = {span["spanID"] for span in spans}
+    return [s for s in spans if not any(r["spanID"] in known for r in s["references"])]
+
+
+def whole(spans: list[dict[str, Any]]) -> bool:
+    """All have told their parts, Triton perhaps not, and the gateway its last."""
+    services = {span["service"] for span in spans}
+    return services >= {"gateway", "node-agent", "billing"} and [
+        span["service"] for span in tops(spans)
+    ] == ["gateway"]
+
+
 async def test_one_request_is_one_tree_from_the_edge_to_the_ledger(
     platform: Platform, operator: Operator, customer: Customer
 ) -> None:
-    trace_id, caller_span = secrets.token_hex(16), secrets.token_hex(8)
-    headers = {"traceparent": f"00-{trace_id}-{caller_span}-01"}
+    async def traced() -> tuple[str, str, list[dict[str, Any]]]:
+        trace_id, caller_span = secrets.token_hex(16), secrets.token_hex(8)
+        extra = {"traceparent": f"00-{trace_id}-{caller_span}-01"}
+        raw = await client.chat.completions.with_raw_response.create(**CHAT, extra_headers=extra)
+        what = "a trace up to the gateway's last span"
+        spans = await eventually(
+            lambda: trace_of(operator, trace_id), within_s=15, what=what, until=whole
+        )
+        with contextlib.suppress(AssertionError):  # of some requests Triton makes no spans
+            spans = await eventually(
+                lambda: trace_of(operator, trace_id),
+                within_s=2,
+                what="Triton's spans",
+                until=lambda found: any(span["service"] == "triton" for span in found),
+            )
+        return raw.headers["x-request-id"], caller_span, spans
+
     async with client_of(platform, customer) as client:
-        raw = await client.chat.completions.with_raw_response.create(**CHAT, extra_headers=headers)
+        request_id, caller_span, spans = await eventually(
+            traced,
+            within_s=15,
+            what="a trace with Triton's part",
+            until=lambda found: any(span["service"] == "triton" for span in found[2]),
+        )
 
-    def complete(spans: list[dict[str, Any]]) -> bool:
-        return all(any(part in s["service"] for s in spans) for part in CHAIN)
-
-    spans = await eventually(
-        lambda: trace_of(operator, trace_id),
-        within_s=15,
-        what="a trace of all parts",
-        until=complete,
-    )
-
-    by_id = {span["spanID"]: span for span in spans}
-    parents = {s["spanID"]: [r["spanID"] for r in s["references"]] for s in spans}
-    roots = [s for s in spans if not any(p in by_id for p in parents[s["spanID"]])]
-    assert len(roots) == 1, [(s["service"], s["operationName"]) for s in roots]
-    assert roots[0]["service"] == "gateway"
-    assert parents[roots[0]["spanID"]] in ([caller_span], [])
+    (root,) = tops(spans)
+    assert root["service"] == "gateway"
+    assert [r["spanID"] for r in root["references"]] in ([caller_span], [])
     everything = {k: v for span in spans for k, v in attributes(span).items()}
-    assert everything["busbar.request_id"] == raw.headers["x-request-id"]
+    assert everything["busbar.request_id"] == request_id
     assert everything["busbar.tenant"] == customer.tenant_id
     assert everything["busbar.deployment"] == "tiny-lm"
     assert everything["busbar.node"]
     assert int(everything["busbar.tokens.output"]) > 0
-    record = await operator.usage_of(raw.headers["x-request-id"])
+    record = await operator.usage_of(request_id)
     assert int(everything["busbar.cost_nanos"]) == record["amount_nanos"]
 
 

@@ -102,6 +102,7 @@ async def test_a_traceparent_arrives_only_where_there_is_one(
     await rpc.infer(b"2", 5.0, "")
 
     assert [each.get("traceparent") for each in server.seen] == [traceparent, None]
+    assert [each.get("x-trace-end") for each in server.seen] == ["1", None]
 
 
 async def test_a_deadline_cancels_the_call_at_the_server(rpc: TritonRpc, server: Server) -> None:

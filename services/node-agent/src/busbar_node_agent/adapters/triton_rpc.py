@@ -32,6 +32,12 @@ _CHANNEL_OPTIONS: Sequence[tuple[str, Any]] = (
 # Without it a model's error in a stream comes as text only, with no status code.
 _STATUS_IN_STREAMS = ("triton_grpc_error", "true")
 
+# Triton 2.51 takes the traceparent for a C string and ignores one that no NUL follows. In an HPACK
+# block the next thing after it may be a literal header without indexing, which begins with NUL.
+# It helps where gRPC does not copy the value, which is most of the time.
+_TRACE_END = ("x-trace-end", "1")
+_TRACE_END_BLOCK = b"\x00" + b"".join(bytes([len(text)]) + text.encode() for text in _TRACE_END)
+
 
 class TritonRpc:
     """One connection to one run of Triton. Every call raises TritonRefused."""
@@ -63,7 +69,7 @@ class TritonRpc:
         """See usecases.lane.Inference."""
         metadata: list[tuple[str, str]] = [_STATUS_IN_STREAMS]
         if traceparent:
-            metadata.append(("traceparent", traceparent))
+            metadata += [("traceparent", traceparent), _TRACE_END]
         if self._channel is None:
             self._channel = grpc.aio.insecure_channel(self.address, options=_CHANNEL_OPTIONS)
         method = self._channel.stream_stream(f"{_SERVICE}ModelStreamInfer")
@@ -150,7 +156,7 @@ class TritonRpc:
             connection = await self._connect(timeout_s)
         head = self._heads.get(method) or self._head(method)
         if traceparent:
-            head += header_block({"traceparent": traceparent})
+            head += header_block({"traceparent": traceparent}) + _TRACE_END_BLOCK
         stream_id, answer = connection.start(head, request)
         expiry = answer.get_loop().call_later(timeout_s, _expire, answer)
         try:
