@@ -9,6 +9,8 @@ from uuid import UUID
 
 import asyncpg
 import pytest
+from busbar_billing.domain.audit.findings import Check, Report
+from busbar_billing.usecases.audit import LAST_ID, audit
 from busbar_errors import Unavailable
 from busbar_runtime.pytest_plugin import Database
 from planted import Parts, record
@@ -45,6 +47,7 @@ STATEMENT_2 = """
     ('BB-000002', 'default', 2, 'statement', 'acme', '2026-10-01', now(), 0, '{}')
 """
 USED_MORE = '{"input_token": {"before": 9999, "quantity": 1000}}'
+A_MONTH = "SELECT 'month ' || to_char(month, 'YYYY-MM') || ' of acme' FROM tenant_months"
 THE_TRANSFER = f"SELECT 'transfer ' || {CHARGE}::text"
 THE_REQUEST = f"""
     SELECT 'req_' || replace(request_id::text, '-', '') FROM transfers WHERE {OF_CHARGE}
@@ -65,9 +68,15 @@ async def plant(database: Database, *statements: str, fetch: str = "SELECT ''") 
 
 
 async def test_a_busy_ledger_has_no_findings(busy: Parts) -> None:
-    found = await busy.audited()
+    report = Report()
+    await audit(busy.books, LAST_ID, report, lambda _check, _rows: None)
 
-    assert found == []
+    assert report.breaches == []
+    assert {check for check, finding in report.findings if finding.rows} == set(Check) - {
+        Check.STATEMENTS_NUMBERED
+    }
+    assert report.leaked_attempts == 2  # one was taken back, one never charged
+    assert report.leaked_energy_mj == 2 * 1_234_567
 
 
 async def test_it_is_the_same_wherever_the_replay_stops(busy: Parts) -> None:
@@ -230,6 +239,49 @@ PLANTED = [
         "SELECT 'credit ' || credit_id::text FROM promotional_credits WHERE tenant_id = 'acme'",
         "credits_spent",
         "nothing spent",
+    ),
+    Plant(
+        "a month that was spent less in",
+        "UPDATE tenant_months SET spent_nanos = spent_nanos - 1 WHERE tenant_id = 'acme'",
+        A_MONTH,
+        "months_add_up",
+        "nanos; its records add up to ",
+    ),
+    Plant(
+        "a rollup without a request",
+        "UPDATE usage_rollups SET requests = requests - 1"
+        " WHERE tenant_id = 'acme' AND bucket_s = 3600",
+        A_MONTH,
+        "months_add_up",
+        "rolled up by 3600 s is ",
+    ),
+    Plant(
+        "an allowance that seems unused",
+        "UPDATE monthly_use SET quantity = quantity - 7 WHERE tenant_id = 'acme'",
+        A_MONTH,
+        "months_add_up",
+        "input_token of chat-small is metered as ",
+    ),
+    Plant(
+        "energy that was not booked",
+        "DELETE FROM transfers WHERE idempotency_key = 'energy_cost:r1.s1.n1:run-1:1'",
+        "SELECT 'energy_cost:r1.s1.n1:run-1:1'",
+        "energy_booked",
+        "booked is nothing",
+    ),
+    Plant(
+        "energy that was measured otherwise",
+        "UPDATE work_measured SET energy_mj = 1 WHERE agent_run_id = 'run-2'",
+        "SELECT 'energy_cost:r1.s1.n1:run-2:1'",
+        "energy_booked",
+        "booked is {'USD': 84",
+    ),
+    Plant(
+        "work measured for somebody else",
+        f"UPDATE work_measured SET tenant_id = 'umbrella' WHERE request_id = {RECORD}",
+        THE_RECORD,
+        "work_joined",
+        "for umbrella and charged to acme",
     ),
     Plant(
         "a gap in the numbers of statements",

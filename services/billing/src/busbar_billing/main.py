@@ -47,6 +47,7 @@ from busbar_billing.adapters.postgres.audit_inbox import AuditedInbox
 from busbar_billing.adapters.postgres.audit_journal import AuditedJournal
 from busbar_billing.adapters.postgres.audit_standing import AuditedStanding
 from busbar_billing.adapters.postgres.audit_walks import AuditWalks
+from busbar_billing.adapters.postgres.audit_work import AuditedWork
 from busbar_billing.adapters.postgres.balance_watches import BalanceWatches
 from busbar_billing.adapters.postgres.budgets import Budgets
 from busbar_billing.adapters.postgres.database import Database, open_database
@@ -201,6 +202,7 @@ def audited(database: Database, prices: Prices, client: Client) -> Books:
         AuditedJournal(database, prices),
         AuditedStanding(database),
         Answers(DeliveredAnswers(client), AuditedInbox(database, prices)),
+        AuditedWork(database),
     )
 
 

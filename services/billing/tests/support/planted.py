@@ -14,9 +14,11 @@ from busbar_billing.adapters.postgres.adjustments import Adjustments
 from busbar_billing.adapters.postgres.audit_inbox import AuditedInbox
 from busbar_billing.adapters.postgres.audit_journal import AuditedJournal
 from busbar_billing.adapters.postgres.audit_standing import AuditedStanding
+from busbar_billing.adapters.postgres.audit_work import AuditedWork
 from busbar_billing.adapters.postgres.database import Database as Pool
 from busbar_billing.adapters.postgres.journal import Journal
 from busbar_billing.adapters.postgres.leases import Leases
+from busbar_billing.adapters.postgres.measured import MeasuredWork
 from busbar_billing.adapters.postgres.posting import Ledger
 from busbar_billing.adapters.postgres.prices import Prices
 from busbar_billing.adapters.postgres.tenants import Tenants
@@ -36,9 +38,14 @@ from busbar_billing.usecases.audit import LAST_ID, Books, audit
 from busbar_billing.usecases.audit_answers import Answers, Extent
 from busbar_billing.usecases.leases import Asker, answer_asks
 from busbar_billing.usecases.post_usage import post_usage
+from busbar_contracts.node.v1.status_pb2 import WorkMeasured, WorkMeasuredBatch
 from busbar_runtime.pytest_plugin import Database
 from uuid_utils.compat import uuid7
 
+ENERGY_PRICE = """
+    INSERT INTO energy_prices (site, effective_from, currency, kwh_nanos, created_at)
+    VALUES ('r1/s1', now() - interval '1 hour', 'USD', 123456789, now() - interval '2 hours')
+"""
 TENANT, OTHER = "acme", "umbrella"
 DAY_NS = 24 * 3600 * 10**9
 
@@ -120,6 +127,7 @@ class Parts:
             AuditedJournal(self.pool, self.prices),
             AuditedStanding(self.pool),
             Answers(self.stream, AuditedInbox(self.pool, self.prices)),
+            AuditedWork(self.pool),
         )
 
     async def post(self, *records: UsageRecord, voids: Sequence[UsageVoid] = ()) -> None:
@@ -177,7 +185,34 @@ async def make_busy(parts: Parts) -> None:
         reason="slow",
         transfer_id=uuid7(),
     )
+    async with pool.transaction() as connection:
+        await connection.execute(ENERGY_PRICE)
+    await _measure(pool, [*leased, *foreign], run="run-1")
+    await _measure(pool, [replace(record(), attempt=2), *plain[:1]], run="run-2")
     await expire_credits(adjustments, uuid7, time.time_ns() + 10**9)
+
+
+async def _measure(pool: Pool, worked: Sequence[UsageRecord], *, run: str) -> None:
+    """What a node tells of these requests."""
+    batch = WorkMeasuredBatch(
+        node="r1.s1.n1",
+        agent_run_id=run,
+        first_sequence=1,
+        records=[
+            WorkMeasured(
+                request_id=one.request_id.bytes,
+                attempt=one.attempt,
+                tenant_id=one.tenant_id,
+                deployment=one.deployment,
+                finished=True,
+                energy_mj=1_234_567,
+                energy_measured=True,
+                ended_unix_ms=time.time_ns() // 10**6 + 1,
+            )
+            for one in worked
+        ],
+    )
+    await MeasuredWork(pool, Journal(pool)).add([batch], uuid7)
 
 
 def _tiered() -> PriceBook:

@@ -68,6 +68,11 @@ def cost_by_currency(spent: Sequence[Spent], prices: Sequence[EnergyPrice]) -> d
     return {currency: round_half_even(cost, MJ_PER_KWH) for currency, cost in exact.items()}
 
 
+def energy_key(node: str, agent_run_id: str, sequence: int) -> str:
+    """The idempotency key of what was stored together, from record `sequence` of the run on."""
+    return f"energy_cost:{node}:{agent_run_id}:{sequence}"[:400]
+
+
 def energy_cost(
     transfer_id: UUID, node: str, agent_run_id: str, sequence: int, costs: dict[str, int]
 ) -> Transfer | None:
@@ -87,7 +92,7 @@ def energy_cost(
     return Transfer(
         transfer_id=transfer_id,
         kind=TransferKind.ENERGY_COST,
-        idempotency_key=f"energy_cost:{node}:{agent_run_id}:{sequence}"[:400],
+        idempotency_key=energy_key(node, agent_run_id, sequence),
         postings=tuple(postings),
         reason=f"energy of {node}",
     )

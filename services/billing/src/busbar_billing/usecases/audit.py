@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Protocol
 from uuid import UUID
 
@@ -29,11 +30,13 @@ from busbar_billing.domain.audit.standing import (
 )
 from busbar_billing.domain.prices import PriceBooks
 from busbar_billing.usecases.audit_answers import Answers, Progress, check_answers, check_origins
+from busbar_billing.usecases.audit_work import Work, check_months, check_work
 
 PIECE = 500
 """Rows decided on at once; in between others have their turn."""
 FIRST_ID = UUID(int=0)
 LAST_ID = UUID(int=2**128 - 1)
+EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 _CONFIRMED_AT_ONCE = 20
 
 
@@ -110,6 +113,7 @@ class Books:
     journal: Journal
     standing: Standing
     answers: Answers
+    work: Work
 
 
 async def audit(books: Books, settled: UUID, report: Report, progress: Progress) -> None:
@@ -120,6 +124,8 @@ async def audit(books: Books, settled: UUID, report: Report, progress: Progress)
     await check_inbox(books.journal, report, progress)
     await check_answers(books.answers, 0, await books.answers.stream.extent(), report, progress)
     await check_origins(books.answers.inbox, report)
+    await check_work(books.work, report, progress, EARLIEST)
+    await check_months(books.work, report)
     await check_balances(books.standing, settled, replayed, report)
     await check_leases(books.standing, report)
     await check_credits(books.standing, report)

@@ -13,6 +13,7 @@ from uuid import UUID
 
 from busbar_billing.domain.audit.findings import Check, Report
 from busbar_billing.usecases.audit import (
+    EARLIEST,
     FIRST_ID,
     LAST_ID,
     Books,
@@ -24,6 +25,7 @@ from busbar_billing.usecases.audit import (
     replay_piece,
 )
 from busbar_billing.usecases.audit_answers import Extent, check_origins, check_piece
+from busbar_billing.usecases.audit_work import check_months, check_work
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,8 @@ async def sweep(books: Books, walk: Walk, settled: UUID, report: Report, go_on: 
     if not await _compare(books, walk, report, go_on):
         return False
     await check_origins(books.answers.inbox, report)
+    await check_work(books.work, report, _unwatched, EARLIEST)
+    await check_months(books.work, report)
     await check_balances(books.standing, walk.mark.transfer, walk.replayed, report)
     await check_leases(books.standing, report)
     await check_credits(books.standing, report)

@@ -44,6 +44,10 @@ def audit(*, known: bool = False, output: Output = DEFAULT) -> None:
         for one in found["checks"]
     ]
     output.print(found, table(["CHECK", "STATE", "ROWS>", "BREACHES>", "WHAT HOLDS"], rows))
+    if found["leaked_attempts"] and not output.json:
+        energy = f"{found['leaked_energy_mj'] / 1_000:,.1f} J"
+        said = f"{found['leaked_attempts']:,} attempts brought nothing in, {energy}"
+        output.print(found, f"{said}: busbar leakage lists them")
     if found["clean"]:
         return
     if not output.json:

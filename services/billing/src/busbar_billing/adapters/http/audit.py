@@ -30,7 +30,8 @@ class CheckAnswer(BaseModel):
 
 
 class AuditAnswer(BaseModel):
-    """An audit. `clean` is null until it is finished; `rows_expected` is an estimate."""
+    """An audit. `clean` is null until it is finished; `rows_expected` is an estimate. What leaked
+    was worked and brought nothing in: no breach, see /admin/v1/leakage."""
 
     audit_id: str
     state: State
@@ -42,6 +43,8 @@ class AuditAnswer(BaseModel):
     rows: int
     rows_expected: int
     breaches_total: int
+    leaked_attempts: int
+    leaked_energy_mj: int
     checks: list[CheckAnswer]
 
 
@@ -113,6 +116,8 @@ def show_run(run: Run) -> AuditAnswer:
         rows=run.rows,
         rows_expected=max(run.rows, run.rows_expected),
         breaches_total=report.total,
+        leaked_attempts=report.leaked_attempts,
+        leaked_energy_mj=report.leaked_energy_mj,
         checks=[show_check(check, finding) for check, finding in report.findings],
     )
 

@@ -21,6 +21,9 @@ class Check(StrEnum):
     CHARGES_ANSWERED = "charges_answered"
     LEASES_HELD = "leases_held"
     CREDITS_SPENT = "credits_spent"
+    MONTHS_ADD_UP = "months_add_up"
+    ENERGY_BOOKED = "energy_booked"
+    WORK_JOINED = "work_joined"
     STATEMENTS_NUMBERED = "statements_numbered"
 
     @property
@@ -38,6 +41,9 @@ _SAYS = {
     Check.CHARGES_ANSWERED: "every charge is of an answer that was delivered",
     Check.LEASES_HELD: "what tenants hold in leases equals their outstanding leases",
     Check.CREDITS_SPENT: "promotional credit is spent by charges and never twice",
+    Check.MONTHS_ADD_UP: "months, rollups and metered quantities are what the records add up to",
+    Check.ENERGY_BOOKED: "energy of measured work is booked at the price known at the time",
+    Check.WORK_JOINED: "work is measured for the tenant who is charged for it",
     Check.STATEMENTS_NUMBERED: "statements are numbered without gaps",
 }
 
@@ -78,6 +84,9 @@ class Report:
 
     def __init__(self) -> None:
         self._findings: dict[Check, Finding] = {}
+        self.leaked_attempts = 0
+        self.leaked_energy_mj = 0
+        """Work that brought nothing in: no breach, and listed elsewhere."""
 
     def looked(self, rows: int, *checks: Check) -> None:
         """These checks looked at so many rows more."""
