@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from busbar_contracts.billing.v1.events_pb2 import AuditBreached
+from busbar_contracts.billing.v1.events_pb2 import (
+    AuditBreached,
+    BalanceExhausted,
+    BalanceLow,
+    WebhookDisabled,
+)
 from busbar_contracts.billing.v1.keys_pb2 import ApiKey
 from busbar_contracts.gateway.v1.usage_pb2 import UsageOutcome, UsageRecord, UsageRecorded
 from busbar_contracts.node.v1.work_pb2 import (
@@ -104,6 +109,18 @@ GOLDEN: list[tuple[Message, str]] = [
             replicas=[ReplicaAssignment(deployment="d", bundle_digest="sha256:00", slots=2)],
         ),
         "0a0872312e73312e6e31100922100a016412097368613235363a30301802",
+    ),
+    (
+        BalanceLow(tenant_id="t1", currency="USD", balance_nanos=-5, threshold_nanos=6),
+        "0a027431120355534418fbffffffffffffffff012006",
+    ),
+    (
+        BalanceExhausted(tenant_id="t1", currency="USD", balance_nanos=3),
+        "0a02743112035553441803",
+    ),
+    (
+        WebhookDisabled(tenant_id="t1", endpoint_id="whe_1", reason="gone"),
+        "0a02743112057768655f311a04676f6e65",
     ),
 ]
 

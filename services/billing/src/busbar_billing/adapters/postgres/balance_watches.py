@@ -14,7 +14,7 @@ from busbar_billing.domain.balance_alerts import Level, Watched, is_news, level_
 from busbar_billing.domain.names import is_tenant_id
 from busbar_billing.domain.webhooks import EventType, JsonValue, Notice
 
-PAGE_TENANTS = 1_000
+PAGE_TENANTS = 5_000
 
 # A tenant whose accounts nothing was ever posted to is not watched.
 _WATCHED = """
@@ -24,6 +24,7 @@ _WATCHED = """
         coalesce(w.level, 'fine') AS level, coalesce(w.told_nanos, 0) AS told_nanos
     FROM tenants AS t
     INNER JOIN accounts AS a ON a.tenant_id = t.tenant_id AND a.currency = t.currency
+    AND a.kind IN ('tenant_available', 'tenant_held', 'tenant_receivable')
     INNER JOIN account_balances AS b USING (account_id)
     LEFT JOIN balance_watches AS w ON w.tenant_id = t.tenant_id
 """

@@ -20,7 +20,7 @@ CLAIM_FOR = timedelta(seconds=60)
 """Longer than any attempt may take."""
 PER_TENANT_AT_ONCE = 2
 KEPT_FOR = timedelta(days=30)
-_PRUNED_AT_ONCE = 1_000
+_PRUNED_AT_ONCE, _PRUNE_ROUNDS_MAX = 1_000, 100
 _CANDIDATES_MAX = 256
 
 _CLAIM = """
@@ -76,6 +76,7 @@ _PRUNE = """
         WHERE occurred_at < now() - $1::interval
         ORDER BY occurred_at LIMIT $2
     )
+    RETURNING 1
 """
 
 
@@ -147,10 +148,16 @@ class Deliveries:
             await put_notices(connection, [notice])
             return True
 
-    async def prune(self) -> None:
-        """Forget messages older than KEPT_FOR, some at a time."""
-        async with self._database.connection() as connection:
-            await connection.execute(_PRUNE, KEPT_FOR, _PRUNED_AT_ONCE)
+    async def prune(self) -> int:
+        """Forget messages older than KEPT_FOR, some at a time; return how many."""
+        forgotten = 0
+        for _ in range(_PRUNE_ROUNDS_MAX):
+            async with self._database.connection() as connection:
+                gone = len(await connection.fetch(_PRUNE, KEPT_FOR, _PRUNED_AT_ONCE))
+            forgotten += gone
+            if gone < _PRUNED_AT_ONCE:
+                break
+        return forgotten
 
 
 async def _say(
