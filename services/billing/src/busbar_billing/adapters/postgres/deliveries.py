@@ -42,7 +42,7 @@ _CLAIM = """
     )
     UPDATE webhook_deliveries AS d SET
         attempts = d.attempts + 1, next_attempt_at = now() + $5::interval,
-        claim_id = gen_random_uuid(), last_attempt_at = now()
+        claim_id = gen_random_uuid(), last_attempt_at = now(), last_status = NULL, last_error = ''
     FROM mine, webhook_messages AS m, webhook_endpoints AS e
     WHERE d.delivery_id = mine.delivery_id
     AND m.message_id = d.message_id AND e.endpoint_id = d.endpoint_id
