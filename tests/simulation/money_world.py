@@ -113,10 +113,13 @@ class Gateway:
 class World:
     """All of it. Every choice comes from `draws`, so a seed is a whole history."""
 
-    def __init__(self, draws: random.Random, store: Store, tenants: list[str]) -> None:
+    def __init__(
+        self, draws: random.Random, store: Store, tenants: list[str], *, faults: bool = True
+    ) -> None:
         self.draws = draws
         self.store = store
         self.tenants = tenants
+        self.faults = faults
         self.now = 0.0
         self.stream = Stream()
         self.gateways: list[Gateway] = []
@@ -137,6 +140,10 @@ class World:
         bus: Any = self.stream
         return Reclaimer(bus, self.store, self.store, self.new_id, clock=lambda: self.now)
 
+    def _chance(self) -> float:
+        """Below 0.3 something may go wrong."""
+        return self.draws.random() if self.faults else 1.0
+
     # --- gateways -------------------------------------------------------------------------------
 
     def start_gateway(self, gateway_id: str) -> None:
@@ -155,14 +162,15 @@ class World:
                 self._publish(request)
         self.dead_commits.setdefault(gateway.gateway_id, []).extend(caught)
 
-    def send_request(self, gateway: Gateway) -> None:
-        cost = self.draws.randint(1, COST_MAX)
+    def send_request(self, gateway: Gateway, cost: int = 0, charged: int = 0) -> None:
+        cheaper = self.draws.random() < 0.2
+        cost = cost or self.draws.randint(1, COST_MAX)
         request = Request(
             self.new_id(),
             self.draws.choice(self.tenants),
             likely=max(1, cost + self.draws.randint(-20, 20)),
             cost=cost,
-            charged=cost - (self.draws.randint(0, cost) if self.draws.random() < 0.2 else 0),
+            charged=charged or (self.draws.randint(0, cost) if cheaper else cost),
             waits_until=self.now + WAIT_MAX_S,
         )
         if gateway.claim(request, self.now):
@@ -174,15 +182,15 @@ class World:
         request = gateway.served.pop(self.draws.randrange(len(gateway.served)))
         wallet = gateway.wallet(request.tenant_id)
         assert request.claim is not None
-        if self.draws.random() < 0.1 or not self._pay(gateway, request):
+        if self._chance() < 0.1 or not self._pay(gateway, request):
             wallet.release(request.claim)  # it failed, or lacks the money: no answer, no charge
             return
-        fate = self.draws.random()
-        if fate < 0.8:
+        fate = self._chance()
+        if fate > 0.2:
             self._publish(request)
             self.delivered[request.request_id] = request
             return
-        if fate < 0.9:  # in the stream, but not acknowledged in time
+        if fate > 0.1:  # in the stream, but not acknowledged in time
             self._publish(request)
         self._publish_void(request)
         wallet.take_back(request.claim)
@@ -199,7 +207,7 @@ class World:
     def _publish(self, request: Request) -> None:
         record = self._record(request)
         self.stream.publish(record)
-        while self.draws.random() < SENT_AGAIN_PROBABILITY:
+        while self._chance() < SENT_AGAIN_PROBABILITY:
             self.stream.publish(record)
 
     def _publish_void(self, request: Request) -> None:
@@ -260,7 +268,7 @@ class World:
         asker = Asker(gateway.gateway_id, gateway.run_id)
         sent, asked_at = [_sent(ask) for ask in asks], self.now
         grants: list[Answered] | None = None
-        fate = self.draws.random()
+        fate = self._chance()
         if not self.billing_up or fate < 0.1:
             pass  # lost
         elif fate < 0.15:
@@ -269,7 +277,7 @@ class World:
             grants = await self._answer(asker, sent)
             if fate < 0.2:
                 grants = await self._answer(asker, sent)  # heard twice
-            if fate > 0.9:
+            if 0.2 <= fate < 0.3:
                 grants = None  # the reply is lost
         gateway.billing_away = grants is None
         for ask, grant in zip(asks, grants or (), strict=grants is not None):
@@ -376,6 +384,7 @@ def _heard(answered: Answered) -> credit.Granted:
         tenant_id=grant.tenant_id,
         lease_id=lease.lease_id.bytes if lease is not None else b"",
         granted_nanos=lease.granted_nanos if lease is not None else 0,
+        posted_nanos=lease.posted_nanos if lease is not None else 0,
         currency=lease.currency if lease is not None else "",
         ttl_s=lending.TTL_MS / 1000,
         closed=refusal is lending.Refusal.CLOSED,

@@ -26,7 +26,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulation.memory_ledger import CURRENCY, MemoryLedger
-from simulation.money_world import World
+from simulation.money_world import TICK_S, World
 
 TENANTS = 2
 STEPS, STEPS_ON_POSTGRES = 250, 120
@@ -192,3 +192,26 @@ async def test_the_real_ledger_keeps_the_same_promises(books: PostgresStore, see
         available, held, owed, outstanding = await books.standing(tenant_id)
         assert held == outstanding == 0
         check_at_rest(world, tenant_id, paid_in, available, owed)
+
+
+async def test_what_the_ledger_charges_less_than_was_claimed_is_not_lost_to_the_tenant() -> None:
+    """Tiers and allowances: gateways reserve the dearest price, the ledger charges half of it."""
+    world: World
+    books = MemoryLedger(BOOK, lambda: world.now_ms())  # noqa: PLW0108 - as above
+    world = World(random.Random(1), books, ["tenant"], faults=False)
+    books.tenants.add("tenant")
+    paid_in = 2_000
+    await books.add_transfers([ledger.top_up(world.new_id(), "tenant", paid_in, CURRENCY, "first")])
+    world.start_gateway("g1")
+    [gateway] = world.gateways
+    for _ in range(200):
+        if not gateway.waiting:
+            world.send_request(gateway, cost=40, charged=20)
+        await world.pass_time(TICK_S)
+        while gateway.served:
+            world.finish_request(gateway)
+        await world.post(all_of_it=True)
+
+    available, held, owed, _ = standing(books, "tenant")
+    assert owed == 0
+    assert available + held < 40

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import grpc
@@ -10,6 +11,7 @@ import pytest
 from busbar_contracts.billing.v1.keys_pb2 import ApiKey
 from busbar_contracts.gateway.v1.usage_pb2 import UsageRecord
 from busbar_contracts.node.v1 import work_pb2
+from busbar_gateway.usecases.crediting import WAIT_MAX_S
 from gateway_harness import (
     Platform,
     chunk,
@@ -70,7 +72,9 @@ async def test_sixty_four_at_once_spend_no_more_than_there_is(platform: Platform
 
     assert set(codes) <= {"OK", "RESOURCE_EXHAUSTED"}
     assert codes.count("OK") == len(records) == affordable
-    assert {bytes(one.lease_id) for one in records} <= set(platform.billing.leases)
+    assert {bytes(one.lease_id) for one in records} <= {
+        ask.lease_id for ask in platform.billing.asks
+    }
 
 
 async def test_who_has_nothing_is_told_that_a_retry_is_in_vain(platform: Platform) -> None:
@@ -179,19 +183,22 @@ async def test_a_stream_ends_where_the_money_ends_and_what_was_delivered_is_char
             await say(chunk=chunk(work, sequence))
 
     agent.behaviour = behave
+    began = time.monotonic()
     call = platform.channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")(
         timeout=10, metadata=auth
     )
     await call.write(request(model))
     await call.done_writing()
     answers = [answer async for answer in call]
+    took_s = time.monotonic() - began
 
     async def charged() -> list[UsageRecord]:
         return await records_of(platform, tenant_id)
 
     [record] = await eventually(charged)
-    assert b"balance" in answers[-1]
+    assert b"add credit" in answers[-1]
     assert len(answers) - 1 == 4 == record.output_tokens
+    assert took_s < WAIT_MAX_S, "it waited for money that only it claimed"
 
 
 async def test_a_stream_that_costs_more_than_guessed_is_charged_in_full(

@@ -95,6 +95,7 @@ def _read(grant: LeaseGrant) -> Granted:
         tenant_id=grant.tenant_id,
         lease_id=grant.lease_id,
         granted_nanos=grant.granted_nanos,
+        posted_nanos=grant.posted_nanos,
         currency=grant.currency,
         ttl_s=grant.ttl_ms / 1000,
         closed=grant.refusal == LeaseRefusal.LEASE_REFUSAL_CLOSED,

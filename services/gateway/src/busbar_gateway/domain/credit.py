@@ -74,6 +74,8 @@ class Lease:
     returned_nanos: int = 0
     spent_nanos: int = 0
     reserved_nanos: int = 0
+    posted_nanos: int = 0
+    """What billing has charged of it, when it last said so."""
     fresh_until: float = 0.0
     """Later billing may have taken it back, unless it is known to be away."""
     renew_at: float = 0.0
@@ -84,6 +86,11 @@ class Lease:
     def free_nanos(self) -> int:
         """What nobody has a claim on."""
         return self.granted_nanos - self.returned_nanos - self.spent_nanos - self.reserved_nanos
+
+    @property
+    def unposted_nanos(self) -> int:
+        """Spent and not charged: not posted yet, taken back, or cheaper than it can be at most."""
+        return max(0, self.spent_nanos - self.posted_nanos)
 
 
 @dataclass(slots=True, eq=False)
@@ -220,6 +227,7 @@ class Granted:
     tenant_id: str
     lease_id: bytes = b""
     granted_nanos: int = 0
+    posted_nanos: int = 0
     currency: str = ""
     ttl_s: float = 0.0
     closed: bool = False
@@ -267,11 +275,22 @@ def _for_those_who_wait(wallet: Wallet, wanted: list[int], now: float) -> Ask | 
     if now - wallet.asked_at < RETRY_S and now - wallet.refused_at < REFUSAL_HOLDS_S:
         return None
     lease = wallet.lease
+    if lease is not None and _worth_closing(wallet, lease, wanted[0]):
+        return _close(wallet, lease)
     free = lease.free_nanos if lease is not None else 0
     need = max(0, wanted[0] - max(0, free))
     ahead = max(wallet.target_nanos, ESTIMATES_AHEAD * max(wanted))
     want = max(need, sum(wanted) + ahead - max(0, free))
     return _ask(wallet, lease, want_nanos=want, need_nanos=need)
+
+
+def _worth_closing(wallet: Wallet, lease: Lease, lacking_nanos: int) -> bool:
+    """Whether what nobody can spend of a lease would help who waits: it comes back with the rest
+    when the lease is closed and all of it is posted."""
+    if wallet.refused is not Refused.BALANCE or lease.reserved_nanos or not lease.unposted_nanos:
+        return False
+    coming = lease.free_nanos + lease.unposted_nanos + wallet.elsewhere_nanos
+    return coming >= lacking_nanos
 
 
 def close_lease(wallet: Wallet) -> Ask | None:
@@ -331,6 +350,7 @@ def apply_grant(wallet: Wallet, ask: Ask, grant: Granted, asked_at: float, now: 
     if lease.lease_id != grant.lease_id:
         return
     lease.granted_nanos = max(lease.granted_nanos, grant.granted_nanos)
+    lease.posted_nanos = grant.posted_nanos
     lease.fresh_until = max(lease.fresh_until, asked_at + grant.ttl_s)
     lease.renew_at = asked_at + grant.ttl_s / RENEW_PART
 
@@ -351,17 +371,22 @@ class Verdict(Enum):
     """Billing cannot be asked, and what it lent is spent."""
 
 
-def judge(wallet: Wallet, lacking_nanos: int, now: float, *, billing_away: bool) -> Verdict:
+def judge(
+    wallet: Wallet, lacking_nanos: int, now: float, *, billing_away: bool, stuck_nanos: int = 0
+) -> Verdict:
     """Whether it is worth waiting for `lacking_nanos`: requests in flight claim more than they
-    spend, and other gateways give back what they do not use."""
+    spend, the ledger may charge less than was spent, and other gateways give back what they do
+    not use. `stuck_nanos` is claimed by those who wait themselves."""
     lease = wallet.lease
-    ours = lease.free_nanos + lease.reserved_nanos if lease is not None else 0
+    ours = lease.free_nanos + lease.reserved_nanos - stuck_nanos if lease is not None else 0
     if ours >= lacking_nanos and (billing_away or wallet.refused is not Refused.SUSPENDED):
         return Verdict.WAIT
     if billing_away:
         return Verdict.AWAY
     if wallet.refused is None or now - wallet.refused_at > REFUSAL_HOLDS_S:
         return Verdict.WAIT
-    if wallet.refused is Refused.BALANCE and ours + wallet.elsewhere_nanos >= lacking_nanos:
+    unposted = lease.unposted_nanos if lease is not None else 0
+    coming = ours + unposted + wallet.elsewhere_nanos
+    if wallet.refused is Refused.BALANCE and coming >= lacking_nanos:
         return Verdict.WAIT
     return Verdict.REFUSE

@@ -266,6 +266,7 @@ class Credit:
         if waiting is None or wallet is None:
             return
         now = asyncio.get_running_loop().time()
+        stuck = sum(_claimed(one, wallet) for one in waiting)
         while waiting:
             waiter = waiting[0]
             if not waiter.done.done():
@@ -273,9 +274,10 @@ class Credit:
                 if claimed is not None:
                     waiter.done.set_result(claimed)
                 else:
-                    failure = self._failure(wallet, waiter, now)
+                    failure = self._failure(wallet, waiter, now, stuck)
                     if failure is None:
                         return
+                    stuck -= _claimed(waiter, wallet)  # free as soon as it has heard
                     waiter.done.set_exception(failure)
             waiting.popleft()
 
@@ -284,9 +286,11 @@ class Credit:
             return wallet.reserve(waiter.nanos, now, billing_away=self.billing_away)
         return waiter.reservation if wallet.extend(waiter.reservation, waiter.nanos) else None
 
-    def _failure(self, wallet: Wallet, waiter: _Waiter, now: float) -> Exception | None:
-        lacking = _lacking(waiter)
-        verdict = judge(wallet, lacking, now, billing_away=self.billing_away)
+    def _failure(
+        self, wallet: Wallet, waiter: _Waiter, now: float, stuck_nanos: int
+    ) -> Exception | None:
+        lacking, away = _lacking(waiter), self.billing_away
+        verdict = judge(wallet, lacking, now, billing_away=away, stuck_nanos=stuck_nanos)
         if verdict is Verdict.WAIT:
             return None
         if verdict is Verdict.AWAY:
@@ -298,7 +302,24 @@ class Credit:
     def _likely_nanos(self, call: InferenceCall, wallet: Wallet) -> int:
         history = self._histories.get((wallet.tenant_id, call.route.deployment))
         likely = history.likely_nanos if history is not None else None
-        return self._guess_nanos(call) if likely is None else likely
+        if likely is None:
+            likely = self._guess_nanos(call)
+        most = self._most_nanos(call)
+        return likely if most is None else min(likely, most)
+
+    def _most_nanos(self, call: InferenceCall) -> int | None:
+        """What a generation can cost at most; None where that is not known."""
+        manifest = call.route.manifest
+        output_tokens = call.output_tokens_max or manifest.max_output_tokens
+        if manifest.task != "chat" or not output_tokens:
+            return None
+        rates = self._rates(call, self._unix_ns())
+        if rates.compute_us or rates.byte:
+            return None
+        input_tokens = call.request_bytes or len(call.payload)  # none is shorter than a byte
+        if manifest.max_input_tokens:
+            input_tokens = min(input_tokens, manifest.max_input_tokens)
+        return rates.cost_nanos(input_tokens, output_tokens, 0, 0)
 
     def _guess_nanos(self, call: InferenceCall) -> int:
         """Before anything is known of a tenant's requests: by what the model can do."""
@@ -349,6 +370,12 @@ def _lacking(waiter: _Waiter) -> int:
     if held is None or held.lease.closed:
         return waiter.nanos
     return waiter.nanos - held.nanos
+
+
+def _claimed(waiter: _Waiter, wallet: Wallet) -> int:
+    """What a waiter keeps from the others while it waits for more."""
+    held = waiter.reservation
+    return held.nanos if held is not None and held.lease is wallet.lease else 0
 
 
 def _give_up(waiter: _Waiter) -> None:
