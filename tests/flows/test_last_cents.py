@@ -1,0 +1,178 @@
+"""A tenant with one cent and 64 clients on two gateways."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import numpy as np
+import pytest
+from busbar_runtime.platform import Platform
+from google.rpc.error_details_pb2 import ErrorInfo
+from google.rpc.status_pb2 import Status
+from harness.operator import Operator
+from harness.polling import eventually
+from harness.second_gateway import second_gateway
+from tritonclient.grpc import service_pb2
+
+CENT_NANOS = 10_000_000
+REQUEST_NANOS = 50_000
+"""Two hundred requests to the cent: 64 of them at once are nearly a third of it."""
+CLIENTS_OF_EACH = 16
+"""Of each API at each gateway."""
+_METHOD = "/inference.GRPCInferenceService/ModelInfer"
+
+
+@dataclass
+class Seen:
+    """How the requests ended."""
+
+    answered: int = 0
+    refused: Counter[str] = field(default_factory=Counter[str])
+    """Refused for good, by API."""
+    later: int = 0
+    """Told to come back soon: requests in flight claimed what was left."""
+
+
+async def over_http(url: str, key: str, seen: Seen) -> None:
+    """Ask until the money is gone."""
+    body = {"model": "all-minilm-l6-v2", "input": "one cent"}
+    headers = {"authorization": f"Bearer {key}"}
+    async with httpx.AsyncClient(
+        base_url=url, headers=headers, timeout=30, trust_env=False
+    ) as client:
+        while True:
+            answer = await client.post("/v1/embeddings", json=body)
+            if answer.is_success:
+                seen.answered += 1
+                continue
+            assert answer.status_code == 429, answer.text
+            error = answer.json()["error"]
+            if error["code"] == "rate_limit_exceeded":
+                assert int(answer.headers["retry-after-ms"]) > 0
+                seen.later += 1
+                continue
+            assert error["code"] == error["type"] == "insufficient_quota"
+            assert "credit" in error["message"]
+            assert answer.headers["x-should-retry"] == "false"
+            assert "retry-after" not in answer.headers
+            seen.refused["http"] += 1
+            return
+
+
+async def over_grpc(address: str, key: str, seen: Seen) -> None:
+    """Ask until the money is gone."""
+    request: Any = service_pb2.ModelInferRequest(model_name="echo-fp32")
+    request.raw_input_contents.append(np.arange(16, dtype=np.float32).tobytes())
+    request.inputs.add(name="INPUT0", datatype="FP32", shape=[16])
+    body, metadata = request.SerializeToString(), (("authorization", f"Bearer {key}"),)
+    async with grpc.aio.insecure_channel(address) as channel:
+        infer = channel.unary_unary(_METHOD)
+        while True:
+            try:
+                await infer(body, timeout=30, metadata=metadata)
+                seen.answered += 1
+            except grpc.aio.AioRpcError as error:
+                reason = reason_of(error)
+                if reason == "RATE_LIMIT_EXCEEDED":
+                    seen.later += 1
+                    continue
+                if reason != "INSUFFICIENT_QUOTA":
+                    raise
+                seen.refused["grpc"] += 1
+                return
+
+
+def reason_of(error: grpc.aio.AioRpcError) -> str:
+    """What the details say; empty for anything but RESOURCE_EXHAUSTED."""
+    if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return ""
+    trailing: dict[str, Any] = dict(error.trailing_metadata() or ())
+    status, info = Status.FromString(trailing["grpc-status-details-bin"]), ErrorInfo()
+    assert status.details[0].Unpack(info)
+    return info.reason
+
+
+@dataclass(frozen=True)
+class Poor:
+    """A tenant without money yet, known to both gateways."""
+
+    tenant_id: str
+    key: str
+    gateways: tuple[tuple[str, str], ...]
+    """HTTP and gRPC address of each."""
+
+
+@pytest.fixture
+async def poor(platform: Platform, operator: Operator, tmp_path: Path) -> AsyncIterator[Poor]:
+    name = f"cent-{secrets.token_hex(4)}"
+    made = await operator.json("billing", "POST", "/admin/v1/tenants", json={"name": name})
+    tenant_id: str = made["tenant_id"]
+    prices = {"default": {"request": {"amount_nanos": REQUEST_NANOS, "per_units": 1}}}
+    wanted = {"tenant_id": tenant_id, "currency": "USD", "classes": prices}
+    await operator.json("billing", "POST", "/admin/v1/prices", json=wanted)
+    key: str = (await operator.key(tenant_id))["key"]
+    async with second_gateway(platform, tmp_path / "gateway") as second:
+        first = platform.endpoints["http"], platform.endpoints["grpc"]
+        gateways = (first, (second.http, second.grpc))
+        for http, address in gateways:
+
+            async def refuses(http: str = http, address: str = address) -> bool:
+                seen = Seen()
+                try:
+                    await over_http(http, key, seen)
+                    await over_grpc(address, key, seen)
+                except (AssertionError, grpc.aio.AioRpcError):
+                    return False
+                return seen.answered == 0
+
+            await eventually(refuses, within_s=20, what="both APIs refuse who has nothing")
+        yield Poor(tenant_id, key, gateways)
+
+
+async def test_a_cent_is_spent_to_the_last_and_never_twice(operator: Operator, poor: Poor) -> None:
+    path = f"/admin/v1/tenants/{poor.tenant_id}"
+    paid = {"amount_nanos": CENT_NANOS, "currency": "USD", "reference": "the cent"}
+    await operator.json("billing", "POST", f"{path}/topups", json=paid)
+    seen, polled = Seen(), list[dict[str, Any]]()
+
+    async def poll() -> None:
+        while True:
+            polled.append(await operator.json("billing", "GET", f"{path}/balance"))
+
+    polling = asyncio.create_task(poll())
+    clients = [
+        client
+        for http, address in poor.gateways
+        for _ in range(CLIENTS_OF_EACH)
+        for client in (over_http(http, poor.key, seen), over_grpc(address, poor.key, seen))
+    ]
+    async with asyncio.timeout(60):
+        await asyncio.gather(*clients)
+
+    async def charged() -> int:
+        return sum(one["amount_nanos"] for one in await operator.usage(poor.tenant_id))
+
+    spent = await eventually(
+        charged,
+        within_s=15,
+        what="everything that was answered is charged",
+        until=lambda nanos: nanos >= seen.answered * REQUEST_NANOS,
+    )
+    polling.cancel()
+    print(f"\n{seen}, {spent} nanos charged, {len(polled)} polls")  # noqa: T201
+    assert seen.refused == {"http": 2 * CLIENTS_OF_EACH, "grpc": 2 * CLIENTS_OF_EACH}
+    assert spent == seen.answered * REQUEST_NANOS
+    assert 0.9 * CENT_NANOS <= spent <= CENT_NANOS
+    assert len(polled) >= 3
+    for balance in polled:
+        assert balance["available_nanos"] >= 0
+        assert balance["balance_nanos"] >= 0
+        assert balance["owed_nanos"] == 0
