@@ -8,7 +8,6 @@ from typing import Any
 
 import grpc
 import pytest
-from busbar_contracts.billing.v1.keys_pb2 import ApiKey
 from busbar_contracts.gateway.v1.usage_pb2 import UsageRecord
 from busbar_contracts.node.v1 import work_pb2
 from busbar_gateway.usecases.crediting import WAIT_MAX_S
@@ -17,10 +16,9 @@ from gateway_harness import (
     chunk,
     eventually,
     failing,
-    fresh_name,
-    put_key,
     request,
     stream_of,
+    tenant_with,
 )
 from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
@@ -28,23 +26,6 @@ from lending import REQUEST_NANOS, TOKEN_NANOS
 
 ECHO_NANOS = REQUEST_NANOS + 2 * TOKEN_NANOS
 """What the echoing agent's answer costs."""
-
-
-async def tenant_with(platform: Platform, balance_nanos: int) -> tuple[str, Any]:
-    """A tenant with a key; returns its id and the metadata of its calls."""
-    tenant_id, key = fresh_name("tenant"), fresh_name("bb")
-    platform.billing.balances[tenant_id] = balance_nanos
-    await put_key(platform.provisioner, key, ApiKey(key_id="key-2", tenant_id=tenant_id))
-    auth = (("authorization", f"Bearer {key}"),)
-
-    def known() -> bool:
-        try:
-            return bool(platform.gateway.keys.authenticate(auth[0][1]))
-        except Exception:  # noqa: BLE001
-            return False
-
-    await eventually(known)
-    return tenant_id, auth
 
 
 async def codes_of(platform: Platform, model: str, auth: Any, count: int) -> list[str]:

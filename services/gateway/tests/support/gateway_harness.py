@@ -361,3 +361,20 @@ async def put_key(provisioner: Client, key: str, value: ApiKey) -> None:
     bucket = await provisioner.jetstream().key_value(topology.KEYS.name)
     name = hmac.new(SECRET.encode(), key.encode(), "sha256").hexdigest()
     await bucket.put(name, value.SerializeToString())
+
+
+async def tenant_with(platform: Platform, balance_nanos: int) -> tuple[str, Any]:
+    """A tenant with a key; returns its id and the metadata of its calls."""
+    tenant_id, key = fresh_name("tenant"), fresh_name("bb")
+    platform.billing.balances[tenant_id] = balance_nanos
+    await put_key(platform.provisioner, key, ApiKey(key_id="key-2", tenant_id=tenant_id))
+    auth = (("authorization", f"Bearer {key}"),)
+
+    def known() -> bool:
+        try:
+            return bool(platform.gateway.keys.authenticate(auth[0][1]))
+        except Exception:  # noqa: BLE001
+            return False
+
+    await eventually(known)
+    return tenant_id, auth

@@ -264,7 +264,8 @@ def _renewal(wallet: Wallet, lease: Lease, now: float) -> Ask | None:
         return _ask(wallet, lease)
     if due and lease.free_nanos > SPARE_FACTOR * wallet.target_nanos:
         lease.returned_nanos += lease.free_nanos - wallet.target_nanos
-    asks_for_more = wallet.low and now - wallet.refused_at > REFUSAL_HOLDS_S
+    asked_lately = now - wallet.asked_at < RETRY_S or now - wallet.refused_at <= REFUSAL_HOLDS_S
+    asks_for_more = wallet.low and not asked_lately
     if not due and not asks_for_more:
         return None
     want = max(0, wallet.target_nanos - lease.free_nanos)

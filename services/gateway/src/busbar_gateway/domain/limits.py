@@ -90,9 +90,10 @@ class Bucket:
         if self.filled_at is None:
             self.level, self.filled_at = capacity, now
             return
-        came = max(0.0, now - self.filled_at) * capacity / _S_PER_MINUTE
-        self.level = min(capacity, self.level + came)
+        if now > self.filled_at:
+            self.level += (now - self.filled_at) * capacity / _S_PER_MINUTE
         self.filled_at = now
+        self.level = min(self.level, capacity)
 
     def wait_s(self, amount: float, capacity: float) -> float:
         """How long until `amount` is there."""
@@ -158,7 +159,8 @@ class Limits:
         meter = self._meters.get(tenant_id) or self._new_meter(tenant_id)
         meter.arrived += 1
         meter.tokens_asked += tokens
-        meter.in_flight_peak = max(meter.in_flight_peak, meter.in_flight + 1)
+        if meter.in_flight >= meter.in_flight_peak:
+            meter.in_flight_peak = meter.in_flight + 1
         requests_most, tokens_most, slots = meter.capacities(policy)
         if policy.max_in_flight and meter.in_flight >= slots:
             return Refused("requests in flight", policy.max_in_flight, _SLOT_RETRY_AFTER_S)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -83,6 +83,8 @@ class Credit:
         self._waiting: dict[str, deque[_Waiter]] = {}
         self._histories: dict[tuple[str, str], CostHistory] = {}
         self._wake = asyncio.Event()
+        self._pressing: set[str] = set()
+        """Tenants of whom billing is to hear before the next look at all of them."""
         self._measured_at = 0.0
         self.billing_away = False
 
@@ -100,7 +102,7 @@ class Credit:
         likely = self._likely_nanos(call, wallet)
         reservation = wallet.reserve(likely, now, billing_away=self.billing_away)
         if wallet.low:
-            self._wake.set()
+            self._press(tenant_id)
         return reservation
 
     async def wait(self, call: InferenceCall) -> Reservation:
@@ -171,11 +173,14 @@ class Credit:
     async def tick(self) -> None:
         """Ask once, and serve or refuse who waits."""
         now = asyncio.get_running_loop().time()
+        tenants = [*self._pressing, *self._waiting]
+        self._pressing.clear()
         if now - self._measured_at >= MEASURE_EVERY_S:
             self._measured_at = now
+            tenants = list(self._wallets)
             for wallet in self._wallets.values():
                 wallet.measure(now)
-        asks = self._due_asks(now)
+        asks = self._due_asks(tenants, now)
         for start in range(0, len(asks), ASKS_MAX):
             await self._ask(asks[start : start + ASKS_MAX])
         for tenant_id in list(self._waiting):
@@ -187,7 +192,7 @@ class Credit:
             wallet = self._wallets.get(tenant_id)
             if wallet is not None and wallet.lease is not None:
                 wallet.recalled = True
-                self._wake.set()
+                self._press(tenant_id)
 
     async def close(self) -> None:
         """Give everything back; nothing may be claimed any more."""
@@ -201,9 +206,16 @@ class Credit:
         leases = [one.lease for one in self._wallets.values() if one.lease is not None]
         return sum(lease.free_nanos + lease.reserved_nanos for lease in leases)
 
-    def _due_asks(self, now: float) -> list[Ask]:
+    def _press(self, tenant_id: str) -> None:
+        self._pressing.add(tenant_id)
+        self._wake.set()
+
+    def _due_asks(self, tenants: Iterable[str], now: float) -> list[Ask]:
         asks: list[Ask] = []
-        for tenant_id, wallet in list(self._wallets.items()):
+        for tenant_id in dict.fromkeys(tenants):
+            wallet = self._wallets.get(tenant_id)
+            if wallet is None:
+                continue
             waiting = self._waiting.get(tenant_id, ())
             ask = plan_ask(wallet, [_lacking(one) for one in waiting], now)
             if ask is not None:
@@ -305,7 +317,7 @@ class Credit:
         if likely is None:
             likely = self._guess_nanos(call)
         most = self._most_nanos(call)
-        return likely if most is None else min(likely, most)
+        return likely if most is None or likely <= most else most
 
     def _most_nanos(self, call: InferenceCall) -> int | None:
         """What a generation can cost at most; None where that is not known."""
