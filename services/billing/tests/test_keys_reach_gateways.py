@@ -7,9 +7,12 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from billing_parts import HMAC_SECRET, Json, Service
+from busbar_billing.adapters.bus.mirrored_bucket import MARKER_KEPT
 from busbar_billing.domain.keys import key_digest
 from busbar_contracts.billing.v1.keys_pb2 import KEY_SCOPE_SERVE, ApiKey
+from busbar_messaging import topology
 from harness.polling import eventually
+from nats.aio.client import Client
 from nats.js.errors import KeyNotFoundError
 from nats.js.kv import KeyValue
 
@@ -58,6 +61,26 @@ async def test_a_key_is_there_when_it_is_shown_and_gone_when_it_is_revoked(
     assert time.monotonic() - started < EFFECTIVE_S
     again = await billing.json("DELETE", f"/keys/{made['key_id']}")
     assert again["revoked_at"] == revoked["revoked_at"]
+
+
+async def test_nothing_of_a_revoked_key_stays_in_the_bucket(
+    billing: Service, bus: Client, keys_bucket: KeyValue, tenant: str
+) -> None:
+    made = await new_key(billing, tenant)
+    await billing.json("DELETE", f"/keys/{made['key_id']}")
+    subject = f"$KV.{topology.KEYS.name}.{bucket_key(made['key'])}"
+    mark = await bus.jetstream().get_last_msg(f"KV_{topology.KEYS.name}", subject)
+    kept = await billing.json("GET", f"/keys/{made['key_id']}")
+    await keys_bucket.purge("gone", msg_ttl=1)
+    before = (await keys_bucket.status()).values
+
+    async def pruned() -> bool:
+        return (await keys_bucket.status()).values < before
+
+    # The server takes marks away when their time is over.
+    await eventually(pruned, within_s=10, what="the mark is gone")
+    assert (mark.headers or {})["Nats-TTL"] == str(int(MARKER_KEPT.total_seconds()))
+    assert kept["revoked_at"]
 
 
 async def test_the_key_itself_is_nowhere_but_in_the_first_answer(

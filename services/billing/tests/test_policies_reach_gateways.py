@@ -157,6 +157,10 @@ async def test_ten_thousand_keys_are_bounded_listed_and_restored_after_their_pol
         await bus.jetstream(timeout=10).purge_stream(f"KV_{bucket.name}")
     watching = await bus.subscribe("$KV.*.>", cb=note, pending_msgs_limit=10 * MANY_KEYS)
     await billing.start()
+    began = time.monotonic()
+    last_key = page["items"][-1]["key_id"]
+    revoked = await billing.json("DELETE", f"/keys/{last_key}")
+    revoked_s = time.monotonic() - began
     await eventually(
         async_count(written, topology.KEYS.name),
         within_s=RESTORED_S,
@@ -167,6 +171,8 @@ async def test_ten_thousand_keys_are_bounded_listed_and_restored_after_their_pol
     found = await policy(policies, tenant)
     await admin.execute("UPDATE api_keys SET revoked_at = now() WHERE tenant_id = $1", tenant)
 
+    assert revoked["propagated"]
+    assert revoked_s < EFFECTIVE_S  # and does not wait until all the others are written
     assert refused.status_code == 422
     assert "10000 keys" in refused.json()["error"]["message"]
     assert len(page["items"]) == 1000

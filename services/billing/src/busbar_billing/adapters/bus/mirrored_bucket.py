@@ -22,6 +22,9 @@ from busbar_billing.adapters import metrics
 log = structlog.get_logger()
 
 RECONCILE_INTERVAL = timedelta(seconds=30)
+MARKER_KEPT = timedelta(hours=1)
+"""How long the mark of a deletion stays: whoever watches has seen it by then, or reads the whole
+bucket anew. For ever, a tenant that makes and revokes keys would fill the bucket."""
 _WIPE_LOOK_INTERVAL_S = 3.0
 _REFRESH_TIMEOUT_S = 2.0
 _WRITE_TIMEOUT_S = 2.0
@@ -129,7 +132,7 @@ class MirroredBucket:
 
     async def _write(self, bucket: KeyValue, name: str, value: bytes | None) -> None:
         if value is None:
-            await bucket.delete(name)
+            await bucket.purge(name, msg_ttl=MARKER_KEPT.total_seconds())
             self._mirror.pop(name, None)
         else:
             await bucket.put(name, value)
