@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from busbar_cli.main import run
 from busbar_runtime.platform import Platform
+from busbar_runtime.postgres import binary
 
 MANIFEST = """\
 name: small
@@ -448,3 +450,33 @@ def test_statements_are_listed_and_what_cannot_be_closed_is_refused(busbar: Busb
     assert "before tenant" in early.err
     assert "not over" in late.err
     assert (missing.status, document.status, note.status) == (3, 3, 3)
+
+
+def in_database(platform: Platform, statement: str) -> None:
+    """Change the books past every trigger, as only an administrator can."""
+    subprocess.run(
+        [binary("psql"), "--quiet", "--no-psqlrc", platform.endpoints["postgres"]],
+        input=f"SET session_replication_role = replica; {statement}",
+        text=True,
+        check=True,
+    )
+
+
+def test_the_audit_names_what_is_wrong_and_ends_with_1(busbar: Busbar, platform: Platform) -> None:
+    busbar("tenant", "create", "Audited Ltd", "--tenant-id", "audited")
+    busbar("tenant", "topup", "audited", "12", "--reference", "a1")
+    right = busbar("audit")
+    in_database(platform, "UPDATE account_balances SET balance_nanos = balance_nanos + 1")
+    wrong, as_json = busbar("audit"), busbar("audit", "--json")
+    in_database(platform, "UPDATE account_balances SET balance_nanos = balance_nanos - 1")
+    again = busbar("audit", "--json")
+
+    assert right.status == 0
+    assert "balances replayed" in right.out
+    assert wrong.status == 1
+    assert "tenant_available of audited in USD is kept as 12000000001 nanos" in wrong.out
+    assert "the books are not right" in wrong.err
+    assert as_json.status == 1
+    assert as_json.json["clean"] is False
+    assert again.json["clean"] is True
+    assert busbar("leakage", "--json").json == {"items": []}

@@ -28,8 +28,9 @@ FOLLOW_SHARE, SWEEP_SHARE = 0.5, 0.2
 FOLLOWED_AFTER = timedelta(seconds=30)
 """What is committed later than this behind the mark is looked at by the sweep."""
 TOLD_AT_ONCE_MAX = 100
-_HOLD_EXTRA = timedelta(minutes=10)
-"""Longer than the longest statement: nobody else takes over while one is under way."""
+_HOLD_EXTRA = timedelta(minutes=1)
+"""How long nobody audits after a crash. Should two do so because a statement took longer, the sums
+that they keep differ from the balances, which makes them look again."""
 
 
 class Alarm(Protocol):
