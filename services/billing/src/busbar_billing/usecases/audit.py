@@ -32,7 +32,7 @@ from busbar_billing.domain.prices import PriceBooks
 from busbar_billing.usecases.audit_answers import Answers, Progress, check_answers, check_origins
 from busbar_billing.usecases.audit_work import Work, check_months, check_work
 
-PIECE = 500
+PIECE = 250
 """Rows decided on at once; in between others have their turn."""
 FIRST_ID = UUID(int=0)
 LAST_ID = UUID(int=2**128 - 1)
