@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from busbar_errors import Conflict, NotFound, Rejected, Unavailable
+from busbar_messaging.dead_letters import unix_ns_of_text
 from busbar_messaging.dispositions import BUG_DELIVERIES_MAX, DeadLetter, Retry, dispose
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,3 +34,15 @@ def test_a_bug_is_retried_a_few_times_and_then_dead_with_its_reason() -> None:
     assert outcomes[-1] == DeadLetter(
         f"gave up after {BUG_DELIVERIES_MAX} deliveries: KeyError('x')"
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "unix_ns"),
+    [
+        ("2026-11-21T07:34:39.889571123Z", 1_795_246_479_889_571_123),
+        ("2026-11-21T07:34:39.5Z", 1_795_246_479_500_000_000),
+        ("2026-11-21T07:34:39Z", 1_795_246_479_000_000_000),
+    ],
+)
+def test_the_servers_times_are_read_to_the_nanosecond(text: str, unix_ns: int) -> None:
+    assert unix_ns_of_text(text) == unix_ns

@@ -149,6 +149,8 @@ def test_what_nobody_could_be_charged_for_is_replayed_and_charged_once(
     assert len(ids) == len(charged) == 2
     assert shown["content"]["records"][0]["request_id"] in ids
     assert busbar("balance", "late")["owed_nanos"] == 2 * 100_000
+    audited = busbar("audit")
+    assert audited["clean"], audited
 
 
 def test_what_still_cannot_be_handled_becomes_a_letter_again(

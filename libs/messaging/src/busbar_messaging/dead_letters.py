@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 from nats.aio.msg import Msg
 from nats.js.client import JetStreamContext
 
 from busbar_messaging.connection import publish_durably
 from busbar_messaging.topology import ConsumerSpec, dead_letter_subject
-from busbar_messaging.watching import unix_ns_of
 
 _GIVE_UP_AFTER = timedelta(seconds=15)
 
@@ -23,12 +22,31 @@ STORED_AT = "Busbar-Stored-At"
 _REASON_MAX = 500
 
 
+_DIRECT_TIME = "Nats-Time-Stamp"
+_V1_TOKENS, _V1_TIME, _V2_TIME = 9, 7, 9
+"""Where a delivered message's reply subject says when it was stored: NATS ADR-15."""
+
+
 def stored_unix_ns(message: Msg) -> int:
-    """When its stream stored the message; for a replayed one, when it did so the first time."""
-    said = (message.headers or {}).get(STORED_AT, "")
+    """When its stream stored the message; for a replayed one, when it did so the first time.
+
+    The same for a message that a consumer delivered and for one that was got directly.
+    """
+    headers = message.headers or {}
+    said = headers.get(STORED_AT, "")
     if said.isascii() and said.isdigit():
         return int(said)
-    return unix_ns_of(message.metadata.timestamp)
+    if direct := headers.get(_DIRECT_TIME):
+        return unix_ns_of_text(direct)
+    tokens = message.reply.split(".")
+    return int(tokens[_V1_TIME if len(tokens) == _V1_TOKENS else _V2_TIME])
+
+
+def unix_ns_of_text(rfc3339: str) -> int:
+    """Nanoseconds since 1970 of a moment in UTC as the server writes it, exactly."""
+    seconds, _, fraction = rfc3339.removesuffix("Z").partition(".")
+    whole = datetime.fromisoformat(seconds).replace(tzinfo=UTC)
+    return int(whole.timestamp()) * 10**9 + int(fraction.ljust(9, "0") or 0)
 
 
 async def put_aside(

@@ -9,6 +9,7 @@ from uuid import UUID
 
 from busbar_contracts.gateway.v1 import usage_pb2
 from busbar_errors import Rejected, Unavailable
+from busbar_messaging.dead_letters import stored_unix_ns
 from busbar_messaging.dispositions import decode
 from busbar_messaging.topology import BILLING_USAGE
 from nats.aio.client import Client
@@ -20,7 +21,7 @@ from nats.js.errors import NotFoundError
 
 from busbar_billing.adapters.bus.usage import read_record, read_void
 from busbar_billing.domain.audit.answers import Delivered
-from busbar_billing.domain.usage import UsageRecord
+from busbar_billing.domain.usage import UsageRecord, by_the_stream_clock
 from busbar_billing.usecases.audit_answers import Extent
 
 _STREAM = BILLING_USAGE.stream
@@ -70,7 +71,7 @@ class DeliveredAnswers:
             return None
         except _AWAY as error:
             raise Unavailable(f"the bus does not give usage again: {error!r}") from error
-        return delivered(sequence, found.data or b"")
+        return delivered(sequence, found.data or b"", None)
 
     async def _batch(self, wanted: dict[str, int]) -> list[Delivered]:
         inbox = self._client.new_inbox()
@@ -87,7 +88,7 @@ class DeliveredAnswers:
                     return found
                 if status is not None:
                     raise NatsError(f"{status} {headers.get('Description', '')}")
-                found.append(delivered(_sequence(message), message.data))
+                found.append(delivered(_sequence(message), message.data, stored_unix_ns(message)))
         finally:
             await subscription.unsubscribe()
 
@@ -102,8 +103,11 @@ def _created(stream: StreamInfo) -> datetime:
     return stream.created
 
 
-def delivered(sequence: int, payload: bytes) -> Delivered:
-    """What a message says. What cannot be read was refused by the poster, too, and is left out."""
+def delivered(sequence: int, payload: bytes, stored_ns: int | None) -> Delivered:
+    """What a message says, its times as the poster reads them where it is known when it was stored.
+
+    What cannot be read was refused by the poster, too, and is left out.
+    """
     try:
         batch = decode(usage_pb2.UsageRecorded, payload)
     except Rejected:
@@ -112,7 +116,9 @@ def delivered(sequence: int, payload: bytes) -> Delivered:
     voids: list[UUID] = []
     for record in batch.records:
         with contextlib.suppress(Rejected):
-            records.append(read_record(record, batch.gateway_id, sequence))
+            read = read_record(record, batch.gateway_id, sequence)
+            timed = read if stored_ns is None else by_the_stream_clock(read, stored_ns)
+            records.append(timed)
     for void in batch.voids:
         with contextlib.suppress(Rejected):
             voids.append(read_void(void).request_id)
