@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import platform
 import statistics
@@ -203,22 +202,16 @@ def main() -> int:
     )
     table = rows(measured)
     show(table, idle_line, how)
-    steps = [*admission.report(), *reserving.report()]
-    for line in steps:
+    for line in [*admission.report(), *reserving.report()]:
         limit = f", limit {line['limit_us']:.0f}" if "limit_us" in line else ""
         Console().print(f"{line['step']}: {line['cpu_us']:.1f} us CPU a request{limit}")
     if not options.no_report:
         write_report(table, idle_line, how)
-    return verdict(measured, steps)
+    return verdict(measured)
 
 
-def verdict(measured: list[Cell], steps: list[dict[str, Any]]) -> int:
-    """0 when the gateway reaches its floor at 32 in flight on both APIs, and its steps cost no
-    more than they may."""
-    for line in steps:
-        if line["cpu_us"] > line.get("limit_us", math.inf):
-            sys.stderr.write(f"{line['step']}: {line['cpu_us']:.1f} us of CPU a request\n")
-            return 1
+def verdict(measured: list[Cell]) -> int:
+    """0 when the gateway reaches its floor at 32 in flight on both APIs."""
     by_key = {(c.protocol, c.target): c for c in measured if c.in_flight == max(IN_FLIGHT)}
     for protocol in ("gRPC", "HTTP"):
         gateway, direct = by_key[(protocol, "gateway")], by_key[(protocol, "direct")]
