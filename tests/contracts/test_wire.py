@@ -70,6 +70,10 @@ GOLDEN: list[tuple[Message, str]] = [
         "0a10000102030405060708090a0b0c0d0e0f10013a050803120178",
     ),
     (
+        InferenceWork(request_id=REQUEST_ID, engine_losses=1),
+        "0a10000102030405060708090a0b0c0d0e0f5001",
+    ),
+    (
         UsageRecorded(
             gateway_id="g1",
             records=[

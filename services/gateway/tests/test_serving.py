@@ -128,6 +128,31 @@ async def test_a_node_that_cannot_serve_is_tried_around(platform: Platform) -> N
     assert record.attempt == 2
 
 
+async def test_a_request_that_triton_died_with_has_one_more_chance(platform: Platform) -> None:
+    name, agent = await platform.deploy()
+
+    async def innocent(work: work_pb2.InferenceWork, say: Say) -> None:
+        await (echo if work.engine_losses else failing(Kind.FAILURE_KIND_ENGINE_LOST))(work, say)
+
+    agent.behaviour = innocent
+    await platform.infer(request(name))
+
+    assert [work.engine_losses for work in agent.works] == [0, 1]
+    assert len((await platform.usage()).charged) == 1
+
+
+async def test_a_request_that_triton_died_of_twice_is_given_up_and_free(
+    platform: Platform,
+) -> None:
+    name, agent = await platform.deploy()
+    agent.behaviour = failing(Kind.FAILURE_KIND_ENGINE_LOST)
+
+    assert await status_of(platform.infer(request(name))) is grpc.StatusCode.INTERNAL
+
+    assert [work.engine_losses for work in agent.works] == [0, 1]
+    assert not (await platform.usage()).charged
+
+
 async def test_after_three_tries_the_customer_is_told(platform: Platform) -> None:
     name, agent = await platform.deploy()
     agent.behaviour = failing(Kind.FAILURE_KIND_UNAVAILABLE)

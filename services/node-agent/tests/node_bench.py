@@ -250,6 +250,7 @@ class NodeBench:
         attempt: int = 1,
         request_id: bytes = b"",
         traceparent: str = "",
+        engine_losses: int = 0,
     ) -> Sent:
         sent = Sent(request_id or uuid.uuid4().bytes)
         self._sent[sent.request_id] = sent
@@ -263,6 +264,7 @@ class NodeBench:
             traceparent=traceparent,
             stream=stream,
             payload=data,
+            engine_losses=engine_losses,
         )
         subject = topology.work_subject(self.node.region, deployment)
         await self.client.jetstream().publish(subject, work.SerializeToString())

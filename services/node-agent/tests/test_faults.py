@@ -36,7 +36,10 @@ async def _restarted(node: NodeBench, before: int, within_s: float = 30.0) -> No
 
 async def test_a_killed_triton_hands_its_work_back_and_comes_back(node: NodeBench) -> None:
     killed, restarts = node.triton_pid, (await node.status()).triton_restarts
-    sent = [await node.send("slow-echo", slow_echo(delay_ms=20_000)) for _ in range(2)]
+    sent = [
+        await node.send("slow-echo", slow_echo(delay_ms=20_000), engine_losses=losses)
+        for losses in (0, 1)
+    ]
     for each in sent:
         await each.until("started")
     began_s = time.monotonic()
@@ -47,9 +50,14 @@ async def test_a_killed_triton_hands_its_work_back_and_comes_back(node: NodeBenc
     await _restarted(node, restarts)
     after = await node.send("slow-echo", slow_echo())
 
-    assert {frame.failed.kind for frame in frames} == {work_pb2.FAILURE_KIND_UNAVAILABLE}
+    assert {frame.failed.kind for frame in frames} == {work_pb2.FAILURE_KIND_ENGINE_LOST}
     assert handed_back_s < 1.0
     assert (await after.last()).WhichOneof("frame") == "finished"
+    letters = topology.dead_letter_subject("node", "work")
+    buried = await node.client.jetstream().get_last_msg(topology.DLQ.name, letters)
+    assert buried.data is not None
+    work = work_pb2.InferenceWork.FromString(buried.data)
+    assert work.request_id == sent[1].request_id, "what two Tritons died of is kept"
     assert node.triton_pid != killed
 
 
@@ -97,7 +105,7 @@ async def test_a_hung_triton_is_noticed_within_five_seconds_and_replaced(node: N
     noticed_s = time.monotonic() - began_s
     await _restarted(node, restarts)
 
-    assert failed.kind == work_pb2.FAILURE_KIND_UNAVAILABLE
+    assert failed.kind == work_pb2.FAILURE_KIND_ENGINE_LOST
     assert noticed_s < 5.0
     assert node.triton_pid != hung
     assert not Path(f"/proc/{hung}").exists()

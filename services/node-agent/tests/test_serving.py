@@ -256,3 +256,16 @@ async def test_every_attempt_leaves_a_gapless_cost_record(node: NodeBench) -> No
     assert mine.finished
     assert mine.compute_us >= 20_000
     assert not mine.energy_measured
+
+
+async def test_of_requests_that_lost_a_triton_it_has_one_at_a_time(node: NodeBench) -> None:
+    ordinary = await node.send("slow-echo", slow_echo(delay_ms=300))
+    suspects = [
+        await node.send("slow-echo", slow_echo(delay_ms=300), engine_losses=1) for _ in range(2)
+    ]
+
+    queued_us = [(await sent.last()).finished.timings.queue_us for sent in suspects]
+
+    assert (await ordinary.last()).finished.timings.queue_us < 200_000
+    assert max(queued_us) > 250_000
+    assert max(queued_us) < 2_000_000

@@ -124,7 +124,7 @@ def build(settings: Settings, client: Client, tracer: Tracer) -> Agent:
     )
 
     def on_lost(reason: str) -> None:
-        handed_back = work.hand_back(f"Triton was lost: {reason}")
+        handed_back = work.engine_lost(f"Triton was lost: {reason}")
         event = events_pb2.TritonLost(node=node.key, reason=reason, handed_back=handed_back)
         events.publish("triton_lost", event)
 

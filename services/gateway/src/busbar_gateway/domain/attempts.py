@@ -2,7 +2,7 @@
 
 An attempt's number is its fencing token: every publish takes the next one, and
 frames of older numbers never count. `tries` bounds how often nodes may fail at
-the same request, so that a request that crashes models cannot do so for ever.
+the same request, `engine_losses` how often Triton may die of it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 TRIES_MAX = 3
+ENGINE_LOSSES_MAX = 2
+"""The first may be another request's doing; at the second none of the first time was beside it."""
 SILENCE_S = 3.0
 """A node that has spoken and then says nothing for this long has lost the attempt."""
 UNSTARTED_SILENCE_S = 1.0
@@ -38,6 +40,8 @@ class Attempts:
     """Number of the newest attempt; 0 before the first."""
     tries: int = 0
     """Attempts that a node may have worked on."""
+    engine_losses: int = 0
+    """Attempts that Triton did not survive."""
     node: str = ""
     """Node that works on the current attempt, as far as known."""
     published: float = 0.0
@@ -83,6 +87,10 @@ class Attempts:
     def may_retry(self) -> bool:
         """Whether another attempt is allowed after the current one failed at a node."""
         return self.tries < TRIES_MAX and not self.delivering
+
+    def blamed(self) -> bool:
+        """Whether the request has cost as many Tritons as it may."""
+        return self.engine_losses >= ENGINE_LOSSES_MAX
 
     def backoff_s(self) -> float:
         """How long to wait before the next attempt."""

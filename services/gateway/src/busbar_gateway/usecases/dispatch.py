@@ -134,6 +134,7 @@ class Dispatcher:
             traceparent=traceparent,
             stream=pending.streamed,
             payload=call.payload,
+            engine_losses=pending.attempts.engine_losses,
         )
 
         def acknowledged(result: int | Exception) -> None:
@@ -283,6 +284,8 @@ class Dispatch:
             if failed.kind not in RETRYABLE:
                 raise _failure(failed.kind, failed.reason)
             reason = f"{outcome.node}: {failed.reason}"
+            if failed.kind == FailureKind.FAILURE_KIND_ENGINE_LOST:
+                self._count_engine_loss(reason)
         else:
             reason = outcome.reason
             if self.node:
@@ -298,6 +301,13 @@ class Dispatch:
         pending.attempts.tries += 1
         log.info("request goes out again", request_id=pending.call.request_id.hex(), reason=reason)
         await self._again(pause_s, "failed" if isinstance(outcome, WorkFrame) else "lost")
+
+    def _count_engine_loss(self, reason: str) -> None:
+        attempts, request_id = self._pending.attempts, self._pending.call.request_id.hex()
+        attempts.engine_losses += 1
+        if attempts.blamed() and not attempts.delivering:
+            log.error("request given up: engines die of it", request_id=request_id, reason=reason)
+            raise ModelFailed("the model stopped twice on this request; it was not charged")
 
     async def _again(self, pause_s: float, cause: str) -> None:
         pending = self._pending

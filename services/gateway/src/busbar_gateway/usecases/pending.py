@@ -147,6 +147,7 @@ RETRYABLE = frozenset(
         FailureKind.FAILURE_KIND_UNAVAILABLE,
         FailureKind.FAILURE_KIND_NOT_FOUND,
         FailureKind.FAILURE_KIND_CANCELLED,
+        FailureKind.FAILURE_KIND_ENGINE_LOST,
         FailureKind.FAILURE_KIND_UNSPECIFIED,
     }
 )

@@ -19,6 +19,7 @@ class FailureKind(Enum):
     DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
     TOO_LARGE = "TOO_LARGE"
     CANCELLED = "CANCELLED"
+    ENGINE_LOST = "ENGINE_LOST"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,11 @@ def refusal_code(message: str) -> str:
         if phrase in message:
             return code
     return "INVALID_ARGUMENT"
+
+
+def may_be_a_crash(code: str, message: str) -> bool:
+    """Whether a call was cut off, rather than refused by a Triton that lives."""
+    return code == "UNAVAILABLE" and not any(phrase in message for phrase, _ in _REFUSALS)
 
 
 def judge(code: str, message: str, *, loaded: bool) -> Failure:

@@ -17,7 +17,7 @@ from busbar_messaging.topology import MAX_FRAME_PAYLOAD_BYTES
 from google.protobuf.message import DecodeError
 
 from busbar_node_agent.domain.usage import TokenCount
-from busbar_node_agent.domain.verdicts import Failure, FailureKind, judge
+from busbar_node_agent.domain.verdicts import Failure, FailureKind, judge, may_be_a_crash
 from busbar_node_agent.usecases import frames
 from busbar_node_agent.usecases.lane import Lane, TritonRefused
 
@@ -26,7 +26,16 @@ log = structlog.get_logger()
 FIRST_SIGN_AFTER_S = 0.1
 SIGN_INTERVAL_S = 1.0
 _TICK_S = 0.1
-_SUSPICIOUS = {FailureKind.DEADLINE_EXCEEDED, FailureKind.INTERNAL, FailureKind.UNAVAILABLE}
+_SUSPICIOUS = {
+    FailureKind.DEADLINE_EXCEEDED,
+    FailureKind.INTERNAL,
+    FailureKind.UNAVAILABLE,
+    FailureKind.ENGINE_LOST,
+}
+CRASH_TOLD_WITHIN_S = 0.3
+"""A cut-off call is often the first that is heard of a Triton that died."""
+TURN_WITHIN_S = 2.0
+"""Longest that a suspect waits for another suspect; then it goes ahead beside it."""
 
 Publish = Callable[[bytes, bytes], None]
 """Sends data to a subject without waiting; raises when it cannot."""
@@ -103,6 +112,8 @@ class WorkInHand:
     failed_by_kind: Counter[FailureKind] = field(default_factory=Counter[FailureKind])
     _attempts: dict[bytes, Attempt] = field(default_factory=dict[bytes, Attempt])
     _busy: asyncio.Event = field(default_factory=asyncio.Event)
+    _suspect: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while Triton has a request that was in hand when a Triton was lost."""
 
     def __len__(self) -> int:
         return len(self._attempts)
@@ -140,6 +151,13 @@ class WorkInHand:
         for attempt in mine:
             attempt.give_up(Failure(FailureKind.UNAVAILABLE, reason))
         return len(mine)
+
+    def engine_lost(self, reason: str) -> int:
+        """As `hand_back`, and say of those that Triton had that it died with them."""
+        for attempt in self._attempts.values():
+            kind = FailureKind.ENGINE_LOST if attempt.called_s else FailureKind.UNAVAILABLE
+            attempt.give_up(Failure(kind, reason))
+        return len(self._attempts)
 
     def longest_in_hand(self, lane: Lane) -> float:
         """When the oldest work of `lane` was taken, by time.monotonic(); infinite for none."""
@@ -183,8 +201,29 @@ class WorkInHand:
             self._say(attempt.work, frames.failed(attempt.work, self.node, failure))
         if attempt.called_s:
             self._account_for(attempt, finished=failure is None)
+        if failure is not None and failure.kind is FailureKind.ENGINE_LOST:
+            self._bury_if_blamed(attempt.work, failure)
+
+    def _bury_if_blamed(self, work: work_pb2.InferenceWork, failure: Failure) -> None:
+        """Keep what Triton died of twice, for people to look at; the gateway gives it up."""
+        if work.engine_losses:
+            reason = f"a Triton was lost again with this request in it: {failure.reason}"
+            self.on_poison(work.SerializeToString(), reason)
 
     async def _through_triton(self, attempt: Attempt) -> Failure | None:
+        if not attempt.work.engine_losses:
+            return await self._call_triton(attempt)
+        turn = False
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(TURN_WITHIN_S):
+                turn = await self._suspect.acquire()
+        try:
+            return await self._call_triton(attempt)
+        finally:
+            if turn:
+                self._suspect.release()
+
+    async def _call_triton(self, attempt: Attempt) -> Failure | None:
         """Answer the attempt, or return why it failed."""
         work, lane = attempt.work, attempt.lane
         timeout_s = work.deadline_unix_ms / 1000 - time.time()
@@ -205,6 +244,8 @@ class WorkInHand:
             failure = judge(error.code, error.reason, loaded=lane.loaded)
             if failure.kind in _SUSPICIOUS:
                 lane.failed()
+            if may_be_a_crash(error.code, error.reason):
+                await asyncio.sleep(CRASH_TOLD_WITHIN_S)  # `engine_lost` ends it
         except asyncio.CancelledError:
             failure = attempt.given_up
             raise

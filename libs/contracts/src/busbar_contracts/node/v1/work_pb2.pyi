@@ -39,6 +39,8 @@ class _FailureKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FailureKi
     """The answer is larger than a frame may be: final."""
     FAILURE_KIND_CANCELLED: _FailureKind.ValueType  # 7
     """The gateway cancelled it."""
+    FAILURE_KIND_ENGINE_LOST: _FailureKind.ValueType  # 8
+    """Triton died or hung while it had the request: another attempt may help, one."""
 
 class FailureKind(_FailureKind, metaclass=_FailureKindEnumTypeWrapper):
     """Whose fault a failure is and whether another attempt may help."""
@@ -59,6 +61,8 @@ FAILURE_KIND_TOO_LARGE: FailureKind.ValueType  # 6
 """The answer is larger than a frame may be: final."""
 FAILURE_KIND_CANCELLED: FailureKind.ValueType  # 7
 """The gateway cancelled it."""
+FAILURE_KIND_ENGINE_LOST: FailureKind.ValueType  # 8
+"""Triton died or hung while it had the request: another attempt may help, one."""
 Global___FailureKind: _TypeAlias = FailureKind  # noqa: Y015
 
 @_typing.final
@@ -78,6 +82,7 @@ class InferenceWork(_message.Message):
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     STREAM_FIELD_NUMBER: _builtins.int
     PAYLOAD_FIELD_NUMBER: _builtins.int
+    ENGINE_LOSSES_FIELD_NUMBER: _builtins.int
     request_id: _builtins.bytes
     """UUIDv7 of the request, 16 bytes; stays the same across attempts."""
     attempt: _builtins.int
@@ -102,6 +107,10 @@ class InferenceWork(_message.Message):
     """
     payload: _builtins.bytes
     """Serialized inference.ModelInferRequest, forwarded to Triton unparsed."""
+    engine_losses: _builtins.int
+    """How many attempts ended in FAILURE_KIND_ENGINE_LOST. From 1 on nodes work on it beside no
+    other request of which that is true, so that the one that is to blame takes no other along.
+    """
     def __init__(
         self,
         *,
@@ -114,10 +123,11 @@ class InferenceWork(_message.Message):
         traceparent: _builtins.str = ...,
         stream: _builtins.bool = ...,
         payload: _builtins.bytes = ...,
+        engine_losses: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "deadline_unix_ms", b"deadline_unix_ms", "deployment", b"deployment", "payload", b"payload", "reply_subject", b"reply_subject", "request_id", b"request_id", "stream", b"stream", "tenant_id", b"tenant_id", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "deadline_unix_ms", b"deadline_unix_ms", "deployment", b"deployment", "engine_losses", b"engine_losses", "payload", b"payload", "reply_subject", b"reply_subject", "request_id", b"request_id", "stream", b"stream", "tenant_id", b"tenant_id", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
