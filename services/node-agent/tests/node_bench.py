@@ -166,7 +166,12 @@ class NodeBench:
         return f"sha256:{name or digest}"
 
     async def place(
-        self, replicas: Mapping[str, tuple[str, int]], *, token: int = 1, **outputs: str
+        self,
+        replicas: Mapping[str, tuple[str, int]],
+        *,
+        token: int = 1,
+        drain_within_ms: int = 0,
+        **outputs: str,
     ) -> None:
         """Write the node's placement: deployment → (digest, slots)."""
         jetstream = self.client.jetstream()
@@ -177,6 +182,7 @@ class NodeBench:
             node=self.node.key,
             fencing_token=token,
             snapshot_revision=next(self._revision),
+            drain_within_ms=drain_within_ms,
             replicas=[
                 plan_pb2.ReplicaAssignment(
                     deployment=deployment, bundle_digest=digest, slots=slots, **outputs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+import time
 import urllib.error
 import urllib.request
 
@@ -115,6 +116,23 @@ async def test_a_link_out_of_the_bundle_is_refused(node: NodeBench) -> None:
     replica = await node.replica("simple", FAILED)
 
     assert "neither a file nor a directory" in replica.reason
+
+
+async def test_a_drained_model_hands_back_what_its_grace_does_not_suffice_for(
+    node: NodeBench,
+) -> None:
+    await node.place({"slow-echo": (await node.push("slow-echo"), 2)})
+    await node.ready("slow-echo")
+    sent = await node.send("slow-echo", slow_echo(delay_ms=6000))
+    await sent.until("started")
+
+    began = time.monotonic()
+    await node.place({}, drain_within_ms=300)
+    last = await sent.last()
+
+    assert last.WhichOneof("frame") == "failed"
+    assert "draining" in last.failed.reason
+    assert 0.2 < time.monotonic() - began < 5
 
 
 async def test_a_withdrawn_model_finishes_its_work_first(node: NodeBench) -> None:

@@ -207,6 +207,7 @@ TENANTS = BucketSpec("tenants", "file")
 PRICES = BucketSpec("prices", "file")
 DEPLOYMENTS = BucketSpec("deployments", "file")
 BUNDLES = BucketSpec("bundles", "file")
+SITES = BucketSpec("sites", "file")
 PLACEMENTS = BucketSpec("placements", "file")
 ROUTES = BucketSpec("routes", "file")
 LEADERS = BucketSpec("leaders", "file", ttl=timedelta(seconds=5))
@@ -220,6 +221,7 @@ BUCKETS = (
     PRICES,
     DEPLOYMENTS,
     BUNDLES,
+    SITES,
     PLACEMENTS,
     ROUTES,
     LEADERS,

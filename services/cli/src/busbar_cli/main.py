@@ -14,6 +14,7 @@ from busbar_cli.commands import (
     keys,
     models,
     payments,
+    places,
     plans,
     prices,
     projects,
@@ -48,7 +49,7 @@ app.command(
     name="bus",
     help="The bus: bring it to the topology, compare it, replay dead letters.",
 )
-for _group in (usage_app, adjustments.credit):
+for _group in (usage_app, adjustments.credit, places.site_app, places.node_app):
     app.command(_group)
 for _command in (fleet, balance, ledger, adjustments.refund, adjustments.correct, audit, leakage):
     app.command(_command)

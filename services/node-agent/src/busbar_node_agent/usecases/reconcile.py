@@ -9,7 +9,7 @@ import structlog
 from busbar_contracts.scheduler.v1 import plan_pb2
 
 from busbar_node_agent.domain.desired import Assignment, Present, next_steps
-from busbar_node_agent.usecases.replica import Replica, Tools
+from busbar_node_agent.usecases.replica import DRAIN_TIMEOUT_S, Replica, Tools
 
 log = structlog.get_logger()
 
@@ -25,6 +25,7 @@ class Reconciler:
     """Whether the desired state has been read once; an empty one counts."""
     _desired: dict[str, Assignment] = field(default_factory=dict[str, Assignment])
     _fencing_token: int = 0
+    _drain_s: float = DRAIN_TIMEOUT_S
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _leaving: set[asyncio.Task[None]] = field(default_factory=set[asyncio.Task[None]])
 
@@ -39,6 +40,8 @@ class Reconciler:
             return
         self._fencing_token = placement.fencing_token
         self.revision = placement.snapshot_revision
+        within_s = placement.drain_within_ms / 1000
+        self._drain_s = min(within_s, DRAIN_TIMEOUT_S) if within_s else DRAIN_TIMEOUT_S
         self._desired = {each.deployment: _assignment(each) for each in placement.replicas}
         self._wake.set()
 
@@ -86,7 +89,7 @@ class Reconciler:
 
     async def _leave(self, replica: Replica) -> None:
         try:
-            await replica.leave()
+            await replica.leave(self._drain_s)
         except Exception:  # it is not wanted any more; what remains of it must not block the next
             log.exception("replica not removed cleanly", deployment=replica.deployment)
         self.replicas.pop(replica.deployment, None)

@@ -36,7 +36,8 @@ class Board:
         self, node: str, held: tuple[Assignment, ...], fencing_token: int, revision: int
     ) -> None:
         """Tell a node what it must hold."""
-        message = codec.placement_message(node, held, fencing_token, revision)
+        within_ms = self.view.table.drain_within_ms(node)
+        message = codec.placement_message(node, held, fencing_token, revision, within_ms)
         await self._put(_PLACEMENTS, node, message.SerializeToString(), fencing_token)
 
     async def delete_placement(self, node: str, fencing_token: int) -> None:

@@ -12,18 +12,23 @@ from busbar_contracts.scheduler.v1.deployment_pb2 import (
 )
 from busbar_contracts.scheduler.v1.plan_pb2 import NodePlacement, ReplicaAssignment, RouteTarget
 from busbar_contracts.scheduler.v1.plan_pb2 import Route as RouteMessage
+from busbar_contracts.scheduler.v1.site_pb2 import NodeOrder, OrderKind, PlaceOrder
+from busbar_contracts.scheduler.v1.site_pb2 import Site as SiteMessage
 from busbar_errors import Rejected
 
 from busbar_scheduler.domain.fleet import (
     Assignment,
     Bundle,
     Deployment,
+    Order,
     Replica,
     ReplicaState,
     Route,
+    Site,
     Target,
 )
 from busbar_scheduler.domain.manifest import Manifest, Task
+from busbar_scheduler.domain.orders import Described, Told
 
 _TASKS = {
     Task.TENSOR: ModelTask.MODEL_TASK_TENSOR,
@@ -144,14 +149,63 @@ def bundle_of(message: ModelBundle) -> Bundle:
     )
 
 
+_ORDERS = {Order.CORDON: OrderKind.ORDER_KIND_CORDON, Order.DRAIN: OrderKind.ORDER_KIND_DRAIN}
+_ORDERS_BACK = {message: order for order, message in _ORDERS.items()}
+
+
+def site_message(described: Described) -> SiteMessage:
+    """A described site as the bus carries it."""
+    site = described.site
+    return SiteMessage(
+        site=site.key,
+        power_cap_w=site.power_cap_w,
+        energy_nanos_per_kwh=site.energy_nanos_per_kwh,
+        feeder=site.feeder,
+        order=_order_message(described.told) if described.told else None,
+        nodes=[
+            NodeOrder(node=node, order=_order_message(told))
+            for node, told in sorted(described.nodes.items())
+        ],
+    )
+
+
+def _order_message(told: Told) -> PlaceOrder:
+    return PlaceOrder(
+        kind=_ORDERS[told.order],
+        given_unix_ms=told.given_unix_ms,
+        grace_ms=told.grace_ms,
+        reason=told.reason,
+    )
+
+
+def site_of(message: SiteMessage) -> Described:
+    """The described site in a message."""
+    site = Site(message.site, message.power_cap_w, message.energy_nanos_per_kwh, message.feeder)
+    told = {one.node: _told(one.order) for one in message.nodes}
+    nodes = {node: one for node, one in told.items() if one}
+    return Described(site, _told(message.order) if message.HasField("order") else None, nodes)
+
+
+def _told(message: PlaceOrder) -> Told | None:
+    order = _ORDERS_BACK.get(message.kind)
+    if order is None:
+        return None
+    return Told(order, message.given_unix_ms, message.grace_ms, message.reason)
+
+
 def placement_message(
-    node: str, held: tuple[Assignment, ...], fencing_token: int, snapshot_revision: int
+    node: str,
+    held: tuple[Assignment, ...],
+    fencing_token: int,
+    snapshot_revision: int,
+    drain_within_ms: int = 0,
 ) -> NodePlacement:
     """What a node must hold, as the bus carries it."""
     return NodePlacement(
         node=node,
         fencing_token=fencing_token,
         snapshot_revision=snapshot_revision,
+        drain_within_ms=drain_within_ms,
         replicas=[
             ReplicaAssignment(
                 deployment=one.deployment,

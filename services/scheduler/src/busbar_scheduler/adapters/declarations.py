@@ -11,8 +11,10 @@ from busbar_scheduler.adapters import codec
 from busbar_scheduler.adapters.buckets import Buckets
 from busbar_scheduler.adapters.fleet_view import FleetView
 from busbar_scheduler.domain.fleet import Bundle, Deployment
+from busbar_scheduler.domain.orders import Described
 
 _DEPLOYMENTS, _BUNDLES = topology.DEPLOYMENTS.name, topology.BUNDLES.name
+_SITES = topology.SITES.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +35,25 @@ class Declarations:
     async def put_deployment(self, deployment: Deployment) -> None:
         """Declare; raises Conflict when somebody else changed it meanwhile."""
         value = codec.deployment_message(deployment).SerializeToString()
-        known = self.view.table.revision_of(_DEPLOYMENTS, deployment.name)
+        await self._put(_DEPLOYMENTS, deployment.name, value)
+
+    def described(self, site: str) -> Described:
+        """A site by "region.site"; the plainest one when nobody described it."""
+        return self.view.table.described(site)
+
+    async def put_site(self, described: Described) -> None:
+        """Describe a site; raises Conflict when somebody else changed it meanwhile."""
+        value = codec.site_message(described).SerializeToString()
+        await self._put(_SITES, described.site.key, value)
+
+    async def _put(self, bucket: str, key: str, value: bytes) -> None:
+        known = self.view.table.revision_of(bucket, key)
         try:
-            revision = await self.buckets.put_if(_DEPLOYMENTS, deployment.name, value, known)
+            revision = await self.buckets.put_if(bucket, key, value, known)
         except Conflict:
-            await self._learn(deployment.name)
+            await self._learn(bucket, key)
             raise
-        self.view.record(_DEPLOYMENTS, deployment.name, value, revision)
+        self.view.record(bucket, key, value, revision)
         self.view.changed.set()
 
     async def delete_deployment(self, name: str) -> None:
@@ -48,7 +62,7 @@ class Declarations:
         try:
             await self.buckets.delete_if(_DEPLOYMENTS, name, known)
         except Conflict:
-            await self._learn(name)
+            await self._learn(_DEPLOYMENTS, name)
             raise
         self.view.record_deletion(_DEPLOYMENTS, name)
         self.view.changed.set()
@@ -60,8 +74,8 @@ class Declarations:
         revision = await self.buckets.put(_BUNDLES, key, value)
         self.view.record(_BUNDLES, key, value, revision)
 
-    async def _learn(self, name: str) -> None:
-        entry = await self.buckets.get(_DEPLOYMENTS, name)
-        self.view.record_deletion(_DEPLOYMENTS, name)
+    async def _learn(self, bucket: str, key: str) -> None:
+        entry = await self.buckets.get(bucket, key)
+        self.view.record_deletion(bucket, key)
         if entry:
-            self.view.record(_DEPLOYMENTS, name, entry.value, entry.revision)
+            self.view.record(bucket, key, entry.value, entry.revision)

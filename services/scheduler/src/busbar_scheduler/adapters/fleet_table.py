@@ -10,14 +10,25 @@ from busbar_contracts.scheduler.v1.deployment_pb2 import Deployment as Deploymen
 from busbar_contracts.scheduler.v1.deployment_pb2 import ModelBundle
 from busbar_contracts.scheduler.v1.plan_pb2 import NodePlacement
 from busbar_contracts.scheduler.v1.plan_pb2 import Route as RouteMessage
+from busbar_contracts.scheduler.v1.site_pb2 import Site as SiteMessage
 from busbar_errors import Rejected
 from busbar_messaging import topology
 from busbar_messaging.dispositions import decode
 from busbar_messaging.topology import NodeId
 
 from busbar_scheduler.adapters import codec
-from busbar_scheduler.domain.fleet import Assignment, Bundle, Deployment, Node, Route, Snapshot
+from busbar_scheduler.domain.fleet import (
+    Assignment,
+    Bundle,
+    Deployment,
+    Node,
+    Order,
+    Route,
+    Site,
+    Snapshot,
+)
 from busbar_scheduler.domain.health import Signs, judge, until_next_change_s
+from busbar_scheduler.domain.orders import Described
 from busbar_scheduler.domain.publishing import Published, Stamped
 
 log = structlog.get_logger()
@@ -25,6 +36,7 @@ log = structlog.get_logger()
 BUCKETS = (
     topology.DEPLOYMENTS,
     topology.BUNDLES,
+    topology.SITES,
     topology.PLACEMENTS,
     topology.ROUTES,
     topology.NODES,
@@ -42,6 +54,7 @@ class _Life:
     heard_at: float
     run_id: str = ""
     ready: bool = True
+    in_flight: int = 0
 
 
 @dataclass(slots=True)
@@ -63,6 +76,7 @@ class FleetTable:
     def __init__(self) -> None:
         self.bundles: dict[str, Bundle] = {}
         self._deployments: dict[str, tuple[Deployment, int]] = {}
+        self._sites: dict[str, tuple[Described, int]] = {}
         self._placements: dict[str, tuple[Assignment, ...]] = {}
         self._placement_stamps: dict[str, Stamped] = {}
         self._routes: dict[str, Route] = {}
@@ -93,6 +107,8 @@ class FleetTable:
                 self._deployments[key] = (deployment, revision)
             case topology.BUNDLES.name:
                 self.bundles[key] = codec.bundle_of(decode(ModelBundle, value))
+            case topology.SITES.name:
+                self._sites[key] = (codec.site_of(decode(SiteMessage, value)), revision)
             case topology.PLACEMENTS.name:
                 self._placement_stamps[key] = Stamped(0, revision)
                 placement = decode(NodePlacement, value)
@@ -122,7 +138,7 @@ class FleetTable:
             log.warning("entry not understood", bucket="leases", key=key, error=str(error))
             return False
         before = self._lives.get(key)
-        self._lives[key] = _Life(now, lease.agent_run_id, lease.ready)
+        self._lives[key] = _Life(now, lease.agent_run_id, lease.ready, lease.in_flight)
         if before is None:
             return True
         was_silent = now - before.heard_at >= _SUSPECT_AFTER.total_seconds()
@@ -136,6 +152,8 @@ class FleetTable:
                 return self._deployments.pop(key, None) is not None
             case topology.BUNDLES.name:
                 return self.bundles.pop(key, None) is not None
+            case topology.SITES.name:
+                return self._sites.pop(key, None) is not None
             case topology.PLACEMENTS.name:
                 self._placements.pop(key, None)
                 return self._placement_stamps.pop(key, None) is not None
@@ -150,6 +168,8 @@ class FleetTable:
         match bucket:
             case topology.DEPLOYMENTS.name:
                 return self._deployments[key][1] if key in self._deployments else 0
+            case topology.SITES.name:
+                return self._sites[key][1] if key in self._sites else 0
             case topology.PLACEMENTS.name:
                 return self._placement_stamps[key].revision if key in self._placement_stamps else 0
             case topology.ROUTES.name:
@@ -192,16 +212,34 @@ class FleetTable:
         found = self._deployments.get(name)
         return found[0] if found else None
 
-    def snapshot(self, now: float) -> Snapshot:
+    def described(self, site: str) -> Described:
+        """A site as the operator described it; the plainest one when nobody did."""
+        found = self._sites.get(site)
+        return found[0] if found else Described(Site(site))
+
+    def drain_within_ms(self, node: str) -> int:
+        """How long what leaves a node may finish; 0 when it was not told to drain."""
+        region, site, name = node.split(".")
+        described = self.described(f"{region}.{site}")
+        told = [one for one in (described.told, described.nodes.get(name)) if one]
+        return min((one.drain_within_ms for one in told if one.drain_within_ms), default=0)
+
+    def in_flight(self, node: str) -> int:
+        """Requests that a node last said it had in hand."""
+        life = self._lives.get(node)
+        return life.in_flight if life else 0
+
+    def snapshot(self, now: float, now_unix_ms: int = 0) -> Snapshot:
         """Everything a plan is made from, as it is now."""
         self._forget(now)
         keys = sorted({*self._reports, *self._placement_stamps})
         return Snapshot(
             revision=max((revision for _, revision in self._deployments.values()), default=0),
             deployments=tuple(deployment for deployment, _ in self._deployments.values()),
-            nodes=tuple(self._node(key, now) for key in keys),
+            nodes=tuple(self._node(key, now, now_unix_ms) for key in keys),
             placements=dict(self._placements),
             routes=dict(self._routes),
+            sites={key: one.site_at(now_unix_ms) for key, (one, _) in self._sites.items()},
         )
 
     def published(self) -> Published:
@@ -219,8 +257,9 @@ class FleetTable:
         waits = (until_next_change_s(self._signs(key, now), _SUSPECT_AFTER) for key in keys)
         return min(waits, default=float("inf"))
 
-    def _node(self, key: str, now: float) -> Node:
-        region, site, _ = key.split(".")
+    def _node(self, key: str, now: float, now_unix_ms: int) -> Node:
+        region, site, name = key.split(".")
+        told = self.described(f"{region}.{site}").nodes.get(name)
         report = self._reports.get(key)
         capacity = report.status.capacity if report else None
         return Node(
@@ -231,6 +270,7 @@ class FleetTable:
             slots=capacity.slots if capacity else 0,
             health=judge(self._signs(key, now), _SUSPECT_AFTER),
             replicas=codec.replicas_of(report.status) if report else (),
+            order=told.at(now_unix_ms) if told else Order.SERVE,
         )
 
     def _signs(self, key: str, now: float) -> Signs:

@@ -54,11 +54,11 @@ class FleetView:
             self.table.deaf(now)
             return None
         self.table.listening(now)
-        return self.table.snapshot(now) if self.table.settled(now) else None
+        return self.table.snapshot(now, _now_unix_ms()) if self.table.settled(now) else None
 
     def look(self) -> Snapshot:
         """The fleet as last seen, for showing it to people."""
-        return self.table.snapshot(time.monotonic())
+        return self.table.snapshot(time.monotonic(), _now_unix_ms())
 
     def published(self) -> Published:
         """What stands in the buckets."""
@@ -88,3 +88,7 @@ class FleetView:
                     matters = True
             if matters:
                 self.changed.set()
+
+
+def _now_unix_ms() -> int:
+    return time.time_ns() // 1_000_000

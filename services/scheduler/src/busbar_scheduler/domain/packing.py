@@ -157,6 +157,10 @@ class Packing:
         """Replicas of a deployment."""
         return len(self._held.get(name, ()))
 
+    def on(self, node: str) -> list[Deployment]:
+        """What a node is given, by its key."""
+        return list(self.on_node[self.fleet.index[node]].values())
+
     def per_site(self, name: str) -> Indices:
         """Replicas of a deployment by site."""
         at = np.fromiter(self._held.get(name, ()), dtype=np.int64)

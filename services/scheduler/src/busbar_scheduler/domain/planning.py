@@ -57,6 +57,10 @@ class Plan:
         gone = tuple(one for one in self.forgotten if one.deployment == deployment)
         return self.by_deployment.get(deployment, ()) + gone
 
+    def nodes_of(self, deployment: str) -> list[str]:
+        """Where a deployment has its replicas, those included that are leaving."""
+        return [self.packing.fleet.nodes[at].key for at in self.packing.held(deployment)]
+
     @property
     def changed(self) -> Iterable[Decision]:
         """What is not as it was."""

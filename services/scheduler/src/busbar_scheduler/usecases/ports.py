@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from busbar_scheduler.domain.fleet import Assignment, Bundle, Deployment, Route, Snapshot
+from busbar_scheduler.domain.orders import Described
 from busbar_scheduler.domain.planning import Plan
 from busbar_scheduler.domain.publishing import Changes, Published
 
@@ -102,6 +103,18 @@ class Declarations(Protocol):
 
     async def put_bundle(self, bundle: Bundle) -> None:
         """Note that a bundle is there."""
+        ...
+
+
+class Sites(Protocol):
+    """Where sites are described, and what they and their nodes were told."""
+
+    def described(self, site: str) -> Described:
+        """A site by "region.site"; the plainest one when nobody described it."""
+        ...
+
+    async def put_site(self, described: Described) -> None:
+        """Describe; raises Conflict when somebody else changed it meanwhile."""
         ...
 
 

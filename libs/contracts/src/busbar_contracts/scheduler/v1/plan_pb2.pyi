@@ -29,6 +29,7 @@ class NodePlacement(_message.Message):
     FENCING_TOKEN_FIELD_NUMBER: _builtins.int
     SNAPSHOT_REVISION_FIELD_NUMBER: _builtins.int
     REPLICAS_FIELD_NUMBER: _builtins.int
+    DRAIN_WITHIN_MS_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     """"region.site.node"."""
     fencing_token: _builtins.int
@@ -37,6 +38,10 @@ class NodePlacement(_message.Message):
     """
     snapshot_revision: _builtins.int
     """Revision of the snapshot the plan was made from."""
+    drain_within_ms: _builtins.int
+    """How long replicas that are not among them any more may finish what they have in hand,
+    milliseconds; 0 means the agent's own bound.
+    """
     @_builtins.property
     def replicas(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReplicaAssignment]:
         """Replicas the node must hold, and no others."""
@@ -48,10 +53,11 @@ class NodePlacement(_message.Message):
         fencing_token: _builtins.int = ...,
         snapshot_revision: _builtins.int = ...,
         replicas: _abc.Iterable[Global___ReplicaAssignment] | None = ...,
+        drain_within_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fencing_token", b"fencing_token", "node", b"node", "replicas", b"replicas", "snapshot_revision", b"snapshot_revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drain_within_ms", b"drain_within_ms", "fencing_token", b"fencing_token", "node", b"node", "replicas", b"replicas", "snapshot_revision", b"snapshot_revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

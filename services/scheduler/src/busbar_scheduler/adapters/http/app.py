@@ -20,6 +20,7 @@ from busbar_scheduler.adapters.fleet_view import FleetView
 from busbar_scheduler.adapters.http import schemas
 from busbar_scheduler.adapters.http.errors import ErrorBody, answer_failures
 from busbar_scheduler.adapters.http.explanations import ExplanationView
+from busbar_scheduler.adapters.http.places import PlacesApi
 from busbar_scheduler.adapters.http.uploads import Uploads
 from busbar_scheduler.adapters.leadership import Leadership
 from busbar_scheduler.adapters.model_store import ModelStore
@@ -69,6 +70,9 @@ class AdminApi:
         app.include_router(self._bundles())
         app.include_router(self._deployments())
         app.include_router(self._changes())
+        places = PlacesApi(self.view, self.declarations)
+        app.include_router(places.sites())
+        app.include_router(places.nodes())
         answer_failures(app)
         return OperatorGate(app, OperatorToken(operator_token), unbounded_paths={_BUNDLES_PATH})
 

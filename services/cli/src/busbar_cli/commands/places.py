@@ -1,0 +1,269 @@
+"""busbar site, busbar node: what there is, what it was told, draining it."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from busbar_cli.amounts import read_amount, show_amount
+from busbar_cli.api import Api, Json
+from busbar_cli.failures import CommandError, Exit
+from busbar_cli.output import DEFAULT, Output, err, show_node, table
+
+site_app = App(name="site", help="Sites: list, describe, cordon, drain, resume.")
+node_app = App(name="node", help="Nodes: list, show, cordon, drain, resume.")
+
+_SITES, _NODES = "/admin/v1/sites", "/admin/v1/nodes"
+_NAME = r"[a-z0-9][a-z0-9_-]{0,62}"
+_POLL_S = 0.5
+_LATE_S = 15.0
+"""How much longer than its grace a drain is waited for: reports take a moment."""
+
+
+@site_app.command(name="list")
+def list_sites(*, output: Output = DEFAULT) -> None:
+    """List the sites."""
+    answer = Api("scheduler").get(_SITES)
+    output.print(answer, _site_table(answer["items"]))
+
+
+@site_app.command(name="show")
+def show_site(site: str, *, output: Output = DEFAULT) -> None:
+    """Show one site: busbar site show r1/s1."""
+    view = Api("scheduler").get(_site_path(site))
+    output.print(view, _site_table([view]))
+
+
+@site_app.command(name="set")
+def set_site(
+    site: str,
+    *,
+    power_cap_kw: float | None = None,
+    energy_per_kwh: str | None = None,
+    feeder: str | None = None,
+    output: Output = DEFAULT,
+) -> None:
+    """Describe a site: busbar site set r1/s1 --power-cap-kw 60 --energy-per-kwh 0.08.
+
+    Parameters
+    ----------
+    power_cap_kw
+        Most that its replicas may draw together; 0 takes the limit away.
+    energy_per_kwh
+        What a kilowatt hour costs there.
+    feeder
+        What powers it; sites that share a feeder are lost together.
+    """
+    known = {one["site"]: one for one in Api("scheduler").get(_SITES)["items"]}
+    before = known.get(_key(site, 2), {})
+    body = {
+        "power_cap_w": _given(power_cap_kw, before.get("power_cap_w", 0), 1_000),
+        "energy_nanos_per_kwh": before.get("energy_nanos_per_kwh", 0)
+        if energy_per_kwh is None
+        else read_amount(energy_per_kwh),
+        "feeder": before.get("feeder", "") if feeder is None else feeder,
+    }
+    view = Api("scheduler").put(_site_path(site), body)
+    output.print(view, _site_table([view]))
+
+
+@site_app.command(name="cordon")
+def cordon_site(site: str, *, reason: str = "", output: Output = DEFAULT) -> None:
+    """Place nothing new at a site; what is there stays."""
+    view = Api("scheduler").post(f"{_site_path(site)}/cordon", {"reason": reason})
+    output.print(view, _site_table([view]))
+
+
+@site_app.command(name="drain")
+def drain_site(
+    site: str,
+    *,
+    grace: float = 120.0,
+    reason: str = "",
+    wait: Annotated[bool, Parameter(negative="")] = False,
+    output: Output = DEFAULT,
+) -> None:
+    """Have everything at a site go within --grace seconds; --wait says what became of it."""
+    key = _key(site, 2)
+    before = [one for one in Api("scheduler").get(_NODES)["items"] if _site_of(one) == key]
+    body = {"grace_s": grace, "reason": reason}
+    view = Api("scheduler").post(f"{_site_path(site)}/drain", body)
+    if not wait:
+        output.print(view, _site_table([view]))
+        return
+    _tell(output, _drained([one["node"] for one in before], grace), before)
+
+
+@site_app.command(name="resume")
+def resume_site(site: str, *, output: Output = DEFAULT) -> None:
+    """Use a site as usual again; nodes that were told something by name stay so."""
+    view = Api("scheduler").post(f"{_site_path(site)}/resume", {})
+    output.print(view, _site_table([view]))
+
+
+@node_app.command(name="list")
+def list_nodes(*, output: Output = DEFAULT) -> None:
+    """List the nodes."""
+    answer = Api("scheduler").get(_NODES)
+    output.print(answer, _node_table(answer["items"]))
+
+
+@node_app.command(name="show")
+def show_one(node: str, *, output: Output = DEFAULT) -> None:
+    """Show one node: busbar node show r1/s1/n1."""
+    view = Api("scheduler").get(_node_path(node))
+    if not output.json:
+        output.print(view, _node_table([view]))
+    rows = [
+        [
+            one["deployment"],
+            one["state"],
+            one["verdict"],
+            ", ".join(show_node(at) for at in one["elsewhere"]),
+        ]
+        for one in view["replicas"]
+    ]
+    columns = ["DEPLOYMENT", "STATE", "VERDICT", "ALSO ON"]
+    output.print(view, table(columns, rows, title="\nReplicas", empty="\nno replicas"))
+
+
+@node_app.command(name="cordon")
+def cordon_node(node: str, *, reason: str = "", output: Output = DEFAULT) -> None:
+    """Place nothing new on a node; what is there stays."""
+    view = Api("scheduler").post(f"{_node_path(node)}/cordon", {"reason": reason})
+    output.print(view, _node_table([view]))
+
+
+@node_app.command(name="drain")
+def drain_node(
+    node: str,
+    *,
+    grace: float = 120.0,
+    reason: str = "",
+    wait: Annotated[bool, Parameter(negative="")] = False,
+    output: Output = DEFAULT,
+) -> None:
+    """Have everything on a node go within --grace seconds; --wait says what became of it."""
+    before = [Api("scheduler").get(_node_path(node))]
+    body = {"grace_s": grace, "reason": reason}
+    view = Api("scheduler").post(f"{_node_path(node)}/drain", body)
+    if not wait:
+        output.print(view, _node_table([view]))
+        return
+    _tell(output, _drained([_key(node, 3)], grace), before)
+
+
+@node_app.command(name="resume")
+def resume_node(node: str, *, output: Output = DEFAULT) -> None:
+    """Use a node as usual again."""
+    view = Api("scheduler").post(f"{_node_path(node)}/resume", {})
+    output.print(view, _node_table([view]))
+
+
+def _drained(keys: list[str], grace_s: float) -> list[Json]:
+    """Wait until the nodes are empty; raises CommandError when they are not in time."""
+    until = time.monotonic() + grace_s + _LATE_S
+    with err().status("draining"):
+        while True:
+            views = [one for one in Api("scheduler").get(_NODES)["items"] if one["node"] in keys]
+            if all(one["empty"] for one in views):
+                return views
+            if time.monotonic() > until:
+                left = ", ".join(show_node(one["node"]) for one in views if not one["empty"])
+                raise CommandError(f"not empty after {grace_s:g} s: {left}", Exit.UNAVAILABLE)
+            time.sleep(_POLL_S)
+
+
+def _tell(output: Output, after: list[Json], before: list[Json]) -> None:
+    """What became of each replica that was there."""
+    deployments = {
+        one["name"]: one for one in Api("scheduler").get("/admin/v1/deployments")["items"]
+    }
+    items = list[Json]()
+    for node in before:
+        for one in node["replicas"]:
+            view = deployments.get(one["deployment"])
+            at = [] if view is None else [x["node"] for x in view["replica_states"] if x["node"]]
+            items.append(
+                {
+                    "node": node["node"],
+                    "deployment": one["deployment"],
+                    "now_on": at,
+                    "status": "withdrawn" if view is None else view["status"],
+                    "reason": "" if view is None else view["reason"],
+                }
+            )
+    answer = {"drained": [one["node"] for one in after], "replicas": items}
+    rows = [
+        [
+            show_node(one["node"]),
+            one["deployment"],
+            ", ".join(show_node(at) for at in one["now_on"]) or "nowhere",
+            one["status"],
+            one["reason"],
+        ]
+        for one in items
+    ]
+    columns = ["DRAINED", "DEPLOYMENT", "NOW ON", "STATUS", "REASON"]
+    output.print(answer, table(columns, rows, empty="drained; it held nothing"))
+
+
+def _key(place: str, parts: int) -> str:
+    if not re.fullmatch("/".join([_NAME] * parts), place):
+        what = "region/site" if parts == 2 else "region/site/node"  # noqa: PLR2004
+        raise CommandError(f"{place!r} is not {what}", Exit.USAGE)
+    return place.replace("/", ".")
+
+
+def _site_path(site: str) -> str:
+    return f"{_SITES}/{_key(site, 2).replace('.', '/')}"
+
+
+def _node_path(node: str) -> str:
+    return f"{_NODES}/{_key(node, 3).replace('.', '/')}"
+
+
+def _site_of(node: Json) -> str:
+    return node["node"].rsplit(".", 1)[0]
+
+
+def _given(value: float | None, before: int, unit: int) -> int:
+    return before if value is None else round(value * unit)
+
+
+def _site_table(views: list[Json]) -> object:
+    columns = ["SITE", "NODES>", "DRAWS>", "CAP>", "PER KWH>", "FEEDER", "ORDER", "REASON"]
+    rows = [
+        [
+            show_node(one["site"]),
+            one["nodes"],
+            f"{one['drawn_w']} W",
+            f"{one['power_cap_w']} W" if one["power_cap_w"] else "none",
+            show_amount(one["energy_nanos_per_kwh"]),
+            one["feeder"] or "its own",
+            one["order"]["order"],
+            one["order"]["reason"],
+        ]
+        for one in views
+    ]
+    return table(columns, rows, empty="no sites: no node has reported")
+
+
+def _node_table(views: list[Json]) -> object:
+    columns = ["NODE", "HEALTH", "ORDER", "MEMORY FREE>", "SLOTS FREE>", "IN HAND>", "REPLICAS>"]
+    rows = [
+        [
+            show_node(one["node"]),
+            one["health"],
+            one["order"]["order"],
+            f"{one['memory_free_mib']} of {one['memory_mib']} MiB",
+            f"{one['slots_free']} of {one['slots']}",
+            one["in_flight"],
+            len(one["replicas"]),
+        ]
+        for one in views
+    ]
+    return table(columns, rows, empty="no nodes have reported")

@@ -1,0 +1,161 @@
+"""Bodies of sites and nodes."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from busbar_scheduler.domain.accounts import room_on
+from busbar_scheduler.domain.decisions import Verdict
+from busbar_scheduler.domain.fleet import Node
+from busbar_scheduler.domain.orders import Described, Told
+from busbar_scheduler.domain.planning import Plan
+
+GRACE_S_MAX = 3_600
+Reason = Annotated[str, StringConstraints(max_length=500)]
+FeederName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_./-]{0,100}$")]
+
+
+class SiteBody(BaseModel):
+    """What a site is like."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    power_cap_w: Annotated[int, Field(ge=0, le=10**9, strict=True)] = Field(
+        default=0, description="most that its replicas may draw together; 0: no limit"
+    )
+    energy_nanos_per_kwh: Annotated[int, Field(ge=0, le=10**12, strict=True)] = 0
+    feeder: FeederName = Field(default="", description="sites may share one; empty: its own")
+
+
+class CordonBody(BaseModel):
+    """Why."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    reason: Reason = ""
+
+
+class DrainBody(CordonBody):
+    """How long it may take, and why."""
+
+    grace_s: Annotated[float, Field(ge=1, le=GRACE_S_MAX, allow_inf_nan=False)] = Field(
+        default=120.0,
+        description="half of it is for replacements to load, half to finish what is in hand",
+    )
+
+
+class OrderView(BaseModel):
+    """What a site or a node was told."""
+
+    order: str = Field(description="serve, cordon or drain")
+    given_unix_ms: int
+    grace_ms: int
+    reason: str
+
+    @classmethod
+    def of(cls, told: Told | None) -> OrderView:
+        """As the API shows it."""
+        if told is None:
+            return cls(order="serve", given_unix_ms=0, grace_ms=0, reason="")
+        return cls(
+            order=str(told.order),
+            given_unix_ms=told.given_unix_ms,
+            grace_ms=told.grace_ms,
+            reason=told.reason,
+        )
+
+
+class SiteView(BaseModel):
+    """A site as the plan sees it."""
+
+    site: str = Field(description="region.site")
+    nodes: int
+    power_cap_w: int
+    drawn_w: int = Field(description="what its replicas draw when all of them are busy")
+    energy_nanos_per_kwh: int
+    feeder: str
+    order: OrderView
+
+    @classmethod
+    def of(cls, described: Described, *, nodes: int, drawn_w: int) -> SiteView:
+        """As the API shows it."""
+        site = described.site
+        return cls(
+            site=site.key,
+            nodes=nodes,
+            power_cap_w=site.power_cap_w,
+            drawn_w=drawn_w,
+            energy_nanos_per_kwh=site.energy_nanos_per_kwh,
+            feeder=site.feeder,
+            order=OrderView.of(described.told),
+        )
+
+
+class SiteList(BaseModel):
+    """Every site, by name."""
+
+    items: list[SiteView]
+
+
+class HeldView(BaseModel):
+    """A replica that a node holds, or that the plan wants there."""
+
+    deployment: str
+    state: str = Field(description="as the node reports it; empty when it reports none")
+    verdict: str = Field(description="kept, placed, leaving or removed; empty: left over")
+    elsewhere: list[str] = Field(description="other nodes where the plan has it")
+
+
+class NodeDetail(BaseModel):
+    """A node as the plan sees it."""
+
+    node: str = Field(description="region.site.node")
+    health: str
+    order: OrderView = Field(description="what it, or else its whole site, was told")
+    memory_mib: int
+    memory_free_mib: int
+    slots: int
+    slots_free: int
+    in_flight: int = Field(description="requests in hand, as it last said")
+    empty: bool = Field(description="whether it reports nothing and nothing is placed there")
+    replicas: list[HeldView]
+
+    @classmethod
+    def of(cls, node: Node, told: Told | None, in_flight: int, plan: Plan) -> NodeDetail:
+        """As the API shows it."""
+        room = room_on(plan.packing, node.key)
+        states = {one.deployment: str(one.state) for one in node.replicas}
+        verdicts = {
+            one.deployment: str(one.verdict)
+            for one in plan.decisions
+            if one.node == node.key and one.verdict is not Verdict.UNPLACED
+        }
+        names = sorted({*states, *verdicts})
+        return cls(
+            node=node.key,
+            health=str(node.health),
+            order=OrderView.of(told),
+            memory_mib=node.memory_mib,
+            memory_free_mib=room.memory_mib,
+            slots=node.slots,
+            slots_free=room.slots,
+            in_flight=in_flight,
+            empty=not states and not plan.packing.on(node.key),
+            replicas=[
+                HeldView(
+                    deployment=name,
+                    state=states.get(name, ""),
+                    verdict=verdicts.get(name, ""),
+                    elsewhere=[key for key in plan.nodes_of(name) if key != node.key],
+                )
+                for name in names
+            ],
+        )
+
+
+class NodeDetailList(BaseModel):
+    """Every node, by name."""
+
+    items: list[NodeDetail]
