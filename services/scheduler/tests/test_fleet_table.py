@@ -7,6 +7,7 @@ from busbar_contracts.node.v1.status_pb2 import NodeCapacity, NodeLease, NodeSta
 from busbar_contracts.scheduler.v1.plan_pb2 import NodePlacement, ReplicaAssignment
 from busbar_scheduler.adapters.fleet_table import FleetTable
 from busbar_scheduler.domain.fleet import Health
+from busbar_scheduler.domain.planning import plan
 
 NODE = "r1.s1.n1"
 
@@ -128,3 +129,16 @@ def test_an_entry_that_cannot_be_read_is_kept_track_of_and_harms_nothing(table: 
     assert table.revision_of("routes", "m") == 3
     assert table.published().routes == {}
     assert [one.key for one in table.snapshot(101.0).nodes] == [NODE]
+
+
+def test_a_node_that_claims_impossible_memory_is_taken_at_its_last_good_word(
+    table: FleetTable,
+) -> None:
+    absurd = NodeCapacity(memory_mib=2**64 - 1, slots=10)
+    claim = NodeStatus(node=NODE, agent_run_id="run1", capacity=absurd).SerializeToString()
+    table.put("nodes", NODE, claim, 2, 101.0)
+    other = NodeStatus(node="r1.s1.n2", agent_run_id="x", capacity=absurd).SerializeToString()
+    table.put("nodes", "r1.s1.n2", other, 3, 101.0)
+
+    assert [(one.key, one.memory_mib) for one in table.snapshot(101.0).nodes] == [(NODE, 1000)]
+    assert plan(table.snapshot(101.0)).placements == {NODE: ()}

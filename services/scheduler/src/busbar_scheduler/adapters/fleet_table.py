@@ -45,6 +45,8 @@ BUCKETS = (
 _SUSPECT_AFTER = topology.SUSPECT_AFTER
 _FORGET_AFTER_S = 600.0
 """A node that is silent for this long is dropped from the picture."""
+_MEMORY_MIB_MAX, _SLOTS_MAX = 2**27, 2**20
+"""More than any node has: 128 TiB. A report that claims more is not taken."""
 
 
 @dataclass(slots=True)
@@ -124,6 +126,9 @@ class FleetTable:
 
     def _put_report(self, key: str, status: NodeStatus, now: float) -> None:
         NodeId.parse(key)  # placements are written under this name
+        has = status.capacity
+        if has.memory_mib > _MEMORY_MIB_MAX or has.slots > _SLOTS_MAX:
+            raise Rejected(f"{key} claims {has.memory_mib} MiB and {has.slots} slots: impossible")
         before = self._reports.get(key)
         same_run = before and before.status.agent_run_id == status.agent_run_id
         since = before.draining_since if before and same_run else None
