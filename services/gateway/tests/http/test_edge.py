@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from raw_http import read_answer
 
 REQUEST_ID = re.compile(r"req_[0-9a-f]{32}")
 ANYWHERE = [
@@ -201,6 +202,40 @@ def test_a_body_cut_off_reaches_no_model(edge: Any, key: str) -> None:
 
 
 # --- heads and connections -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v2/models/simple/infer"])
+@pytest.mark.parametrize(
+    "chunks",
+    [b"XYZ\r\nabc\r\n0\r\n\r\n", b"-5\r\nhello\r\n", b"3\r\nabcdef\r\n0\r\n\r\n", b"\r\n"],
+    ids=["no length", "negative length", "longer than its length", "nothing"],
+)
+def test_malformed_chunks_are_refused_in_the_routes_own_shape(
+    edge: Any, key: str, path: str, chunks: bytes
+) -> None:
+    before = len(edge.serving.calls)
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n"
+    with edge.connect() as connection:
+        connection.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode() + chunks)
+        status, headers, body = read_answer(connection)
+
+    assert (status, headers["connection"]) == (400, "close")
+    assert REQUEST_ID.fullmatch(headers["x-request-id"])
+    error = json.loads(body)["error"]
+    assert "chunks" in (error if path.startswith("/v2") else error["message"])
+    assert len(edge.serving.calls) == before
+
+
+def test_malformed_chunks_do_not_cost_the_request_before_its_answer(edge: Any, key: str) -> None:
+    head = f"Host: x\r\nAuthorization: Bearer {key}\r\n"
+    good = f"GET /v1/models HTTP/1.1\r\n{head}\r\n"
+    bad = f"POST /v1/embeddings HTTP/1.1\r\n{head}Transfer-Encoding: chunked\r\n\r\nXYZ\r\n"
+    with edge.connect() as connection:
+        connection.sendall((good + bad).encode())
+        status, _, rest = read_answer(connection)
+
+    assert status == 200
+    assert b"HTTP/1.1 400 " in rest
 
 
 def test_ten_thousand_headers_are_refused(edge: Any) -> None:

@@ -77,6 +77,8 @@ class HttpConnection(asyncio.Protocol):
         self._waiting: deque[ConnectionCycle] = deque()
         """Requests that were sent ahead of the answer before them."""
         self._refused = False
+        self._unparsable = False
+        """A body broke off: nothing after it can be read, its request is still answered."""
         self._lingering = False
         self._unread_bytes = 0
         self._reading_paused = False
@@ -109,7 +111,7 @@ class HttpConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser; give up on a head that has grown too large."""
-        if self._refused or self.transport.is_closing():
+        if self._refused or self._unparsable or self.transport.is_closing():
             return
         self._data_bytes = len(data)
         if self._in_head:
@@ -119,7 +121,7 @@ class HttpConnection(asyncio.Protocol):
         except httptools.HttpParserUpgrade:
             pass  # not offered: the request was answered as any other
         except httptools.HttpParserError:
-            self._refuse_head("Invalid HTTP request received.")
+            self._give_up_reading()
             return
         if self._in_head and (self._head_bytes or self._head_begun):
             if self._head_bytes > self.bounds.max_head_bytes:
@@ -259,6 +261,17 @@ class HttpConnection(asyncio.Protocol):
             await self._writable.wait()
 
     # --- refusing and closing ------------------------------------------------------------------
+
+    def _give_up_reading(self) -> None:
+        """What arrives is not HTTP: tell the request whose body it is in, else refuse."""
+        cycle = self._receiving
+        if self._in_head or cycle is None:
+            self._refuse_head("Invalid HTTP request received.")
+        elif cycle.answered:
+            self.transport.close()
+        else:
+            self._unparsable = True
+            cycle.body_broke_off()
 
     def _refuse_head(self, reason: str) -> None:
         """Refuse what is not HTTP, or what has too large a head."""

@@ -12,6 +12,7 @@ import httptools
 
 from busbar_gateway.adapters.http.errors import Headers, RequestTimeout
 from busbar_gateway.adapters.http.limits import ClientGone, HttpLimits, body_too_large
+from busbar_gateway.domain.failures import InvalidInput
 
 _STATUS_LINES = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
@@ -48,7 +49,8 @@ class Cycle(Protocol):
         """Return the whole body.
 
         Raises PayloadTooLarge as soon as that is known, RequestTimeout when the
-        client takes too long, and ClientGone when it leaves before the end.
+        client takes too long, InvalidInput when what arrives is not a body, and
+        ClientGone when it leaves before the end.
         """
         ...
 
@@ -89,6 +91,7 @@ class ConnectionCycle:
     __slots__ = (
         "_body_bytes",
         "_body_complete",
+        "_body_malformed",
         "_chunked",
         "_connection",
         "_head",
@@ -135,6 +138,7 @@ class ConnectionCycle:
         self._parts: list[bytes] = []
         self._body_bytes = 0
         self._body_complete = False
+        self._body_malformed = False
         self._waiter: asyncio.Future[None] | None = None
 
     @property
@@ -165,6 +169,8 @@ class ConnectionCycle:
                 while not self._body_complete and self._body_bytes <= limits.max_body_bytes:
                     if self.gone:
                         raise ClientGone
+                    if self._body_malformed:
+                        raise InvalidInput("the chunks of the request body are malformed")
                     self._connection.resume_reading()
                     self._waiter = asyncio.get_running_loop().create_future()
                     await self._waiter
@@ -189,6 +195,12 @@ class ConnectionCycle:
     def body_ended(self) -> None:
         """That was all of the body."""
         self._body_complete = True
+        self._wake()
+
+    def body_broke_off(self) -> None:
+        """What follows is no body, so no request can follow either."""
+        self._body_malformed = True
+        self.keep_alive = False
         self._wake()
 
     def lost(self) -> None:
