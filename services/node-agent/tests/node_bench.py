@@ -24,6 +24,7 @@ from busbar_contracts.node.v1 import status_pb2, work_pb2
 from busbar_contracts.scheduler.v1 import plan_pb2
 from busbar_messaging import topology
 from busbar_messaging.topology import NodeId
+from busbar_runtime.child import tethered
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.kv import KeyValue
@@ -124,7 +125,7 @@ class NodeBench:
     def start_agent(self) -> None:
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "busbar_node_agent"],
+                tethered([sys.executable, "-m", "busbar_node_agent"]),
                 env={**os.environ, **self.environment},
                 stdout=log,
                 stderr=log,
