@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from busbar_runtime import launcher
+from busbar_runtime.__main__ import main as command_line
 from busbar_runtime.control import ControlClient, ControlError, PlatformNotRunningError
 from busbar_runtime.daemon import LaunchSettings
 from busbar_runtime.home import Home
@@ -114,6 +115,21 @@ async def test_a_second_platform_in_the_same_home_is_refused(platform: Platform)
         Platform(platform.home.root, parts=["nats"]).launch()
 
     assert (await platform.status())["phase"] == "ready"
+
+
+async def test_starting_what_runs_already_says_so_and_where_everything_is(
+    platform: Platform, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = ["--home", str(platform.home.root)]
+    again = command_line(["up", *home])
+    said = capsys.readouterr().out
+    attached = command_line(["up", "--foreground", *home])
+
+    assert again == 0
+    assert "already running" in said
+    assert platform.endpoints["nats"] in said
+    assert attached == 1
+    assert "./just down" in capsys.readouterr().out
 
 
 async def test_two_platforms_run_side_by_side_and_keep_their_data_over_a_restart(
@@ -248,6 +264,18 @@ async def test_a_failed_start_says_which_part_and_why(tmp_path: Path) -> None:
         Platform(tmp_path, parts=["nats"]).launch()
 
     assert not broken.is_running()
+
+
+@pytest.mark.parametrize("command", ["up", "down", "status", "run gateway"])
+def test_an_unknown_argument_is_told_the_usage_of_its_command(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        command_line([*command.split(), "--bogus"])
+
+    said = capsys.readouterr().err
+    assert f"usage: ./just {command.split(maxsplit=1)[0]} " in said
+    assert "unrecognized arguments: --bogus" in said
 
 
 def test_an_unknown_part_or_port_is_refused(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from busbar_runtime.services import SERVICES, Ports
 
 FAILED, NOT_RUNNING, USAGE = 1, 2, 64
 LOG_LINES = 200
-TABLE = ("http", "grpc", "console", "otlp", "nats", "postgres")
+TABLE = ("http", "grpc", "account", "console", "otlp", "nats", "postgres")
 
 
 def show(text: str) -> None:
@@ -45,6 +45,10 @@ def settings_of(args: argparse.Namespace, *, follow_stdin: bool) -> LaunchSettin
 
 def up(args: argparse.Namespace, home: Home) -> int:
     if home.is_running():
+        show(f"a platform is already running in {home.root}\n")
+        if args.foreground:
+            show("stop it first: ./just down\n")
+            return FAILED
         launcher.wait_until_ready(home, None, show)
         print_status(home)
         return 0
@@ -215,7 +219,7 @@ def parser() -> argparse.ArgumentParser:
         made.add_argument(
             "--cache", type=Path, help="shared downloads (default: BUSBAR_CACHE or .busbar/cache)"
         )
-        made.set_defaults(action=action)
+        made.set_defaults(action=action, parser=made)
         return made
 
     def starts(made: argparse.ArgumentParser) -> None:
@@ -253,7 +257,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parser().parse_args(argv)
+    args, unknown = parser().parse_known_args(argv)
+    if unknown:  # told by the command's own parser, whose usage says what would be right
+        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     home = Home.of(args.home, args.cache)
     args.cache = home.cache
     if getattr(args, "argv", None):
@@ -266,6 +272,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ControlError, launcher.LaunchFailedError) as problem:
         print(str(problem).partition(":\n")[0], file=sys.stderr)
         return FAILED
+    except BrokenPipeError:  # nobody reads any further, and nothing is left to tell them
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 if __name__ == "__main__":

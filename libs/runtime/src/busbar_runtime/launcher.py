@@ -60,14 +60,18 @@ def console_lines(home: Home) -> Generator[Callable[[], str]]:
 def wait_until_ready(
     home: Home, daemon: subprocess.Popen[bytes] | None, show: Callable[[str], None]
 ) -> None:
-    """Return once everything is ready; raises LaunchFailedError when the daemon gives up."""
+    """Return once everything is ready; raises LaunchFailedError when the daemon gives up.
+
+    Without a `daemon` it waits for the one that somebody else has started.
+    """
     said: list[str] = []
     with console_lines(home) as more:
         while True:
             if text := more():
                 said.append(text)
                 show(text)
-            if daemon and daemon.poll() is not None:
+            gone = daemon.poll() is not None if daemon else not home.is_running()
+            if gone:
                 rest = more()
                 show(rest)
                 raise LaunchFailedError("the platform did not start:\n" + "".join([*said, rest]))
