@@ -394,8 +394,6 @@ def test_the_fleet_traces_and_the_bus(busbar: Busbar) -> None:
         (["tenant", "topup", "nobody", "ten"], 2, "not an amount"),
         (["model", "push", "/nowhere"], 2, "not a directory"),
         (["deploy", "/nowhere.yaml"], 2, "there is no file"),
-        (["tenant", "topup", "nobody"], 2, ""),
-        (["no-such-command"], 2, ""),
         (["key", "rotate", "key_nope"], 2, "key list"),
         (["plan", "show", "nope"], 3, "no plan"),
         (["tenant", "plan", "nobody", "nope"], 3, "no tenant"),
@@ -403,7 +401,6 @@ def test_the_fleet_traces_and_the_bus(busbar: Busbar) -> None:
         (["project", "list", "nobody"], 3, "no tenant"),
         (["plan", "set", "p", "--weight", "0"], 2, "weight"),
         (["plan", "set", "p", "--band", "vip"], 2, ""),
-        (["fleet", "--colour"], 2, ""),
     ],
 )
 def test_a_failure_is_said_on_standard_error_by_its_status(

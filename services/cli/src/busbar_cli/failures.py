@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+import shlex
 from enum import IntEnum
+
+from cyclopts import CycloptsError, UnusedCliTokensError
 
 
 class Exit(IntEnum):
@@ -28,3 +32,18 @@ class CommandError(Exception):
         super().__init__(message)
         self.message = message
         self.exit_status = exit_status
+
+
+def usage_problem(error: CycloptsError) -> str:
+    """What is wrong with a command line, and where to read what would be right."""
+    command = " ".join(["busbar", *(error.command_chain or ())])
+    said = str(error)
+    if isinstance(error, UnusedCliTokensError):
+        words = error.unused_tokens or []
+        said = f"{command} does not take {shlex.join(words)}"
+        options = inspect.signature(error.target).parameters if error.target else {}
+        if len(words) == 1 and "tenant" in options and not words[0].startswith("-"):
+            said += f"; for a tenant: {command} --tenant {shlex.quote(words[0])}"
+    else:
+        said = said if said.endswith("...") else said.removesuffix(".")
+    return f"busbar: {said} (see {command} --help)"

@@ -26,7 +26,7 @@ from busbar_cli.commands.audit import audit, leakage
 from busbar_cli.commands.fleet import fleet
 from busbar_cli.commands.money import balance, ledger, usage_app
 from busbar_cli.commands.traces import trace
-from busbar_cli.failures import EXIT_HELP, CommandError, Exit
+from busbar_cli.failures import EXIT_HELP, CommandError, Exit, usage_problem
 from busbar_cli.output import err
 
 app = App(
@@ -59,8 +59,9 @@ app.command(trace)
 def run(arguments: Sequence[str]) -> int:
     """Carry out one command line; return its exit status."""
     try:
-        app(list(arguments), exit_on_error=False, print_error=True, result_action="return_none")
-    except CycloptsError:
+        app(list(arguments), exit_on_error=False, print_error=False, result_action="return_none")
+    except CycloptsError as error:
+        err().print(usage_problem(error), style="red", soft_wrap=True, markup=False)
         return Exit.USAGE
     except CommandError as error:
         err().print(f"busbar: {error.message}", style="red", soft_wrap=True, markup=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from typing import Literal
 
@@ -166,6 +167,12 @@ def explain(request_id: str, *, output: Output = DEFAULT) -> None:
     request_id
         As its x-request-id header said.
     """
+    if not request_id.startswith("req_"):
+        raise CommandError(
+            f"{request_id!r} is no request id, req_ and 32 hex digits; "
+            f"for a tenant's usage: busbar usage --tenant {shlex.quote(request_id)}",
+            Exit.USAGE,
+        )
     found = Api("billing").get(f"/admin/v1/usage/{request_id}")
     rows = [
         [
