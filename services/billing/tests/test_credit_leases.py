@@ -21,6 +21,7 @@ from busbar_messaging import topology
 from busbar_runtime.pytest_plugin import Database as Made
 from harness.polling import eventually
 from nats.aio.client import Client
+from nats.aio.subscription import Subscription
 from uuid_utils.compat import uuid7
 
 BALANCE = 10_000_000
@@ -49,6 +50,12 @@ class Asking:
         return leases_pb2.LeaseReply.FromString(reply.data)
 
 
+async def recalled(recalls: Subscription) -> list[str]:
+    return list(
+        leases_pb2.CreditRecall.FromString((await recalls.next_msg(timeout=5)).data).tenant_ids
+    )
+
+
 @pytest.fixture
 async def rich(billing: Service) -> str:
     """A tenant with a balance."""
@@ -68,6 +75,11 @@ def asking(bus: Client, billing: Service) -> Asking:
 async def pool(database: Made) -> AsyncIterator[Database]:
     async with open_database(database.billing_dsn) as opened:
         yield opened
+
+
+async def set_budget(billing: Service, tenant_id: str, budget_nanos: int) -> None:
+    body = {"overrides": {"monthly_budget_nanos": budget_nanos}}
+    await billing.json("PUT", f"/tenants/{tenant_id}/terms", json=body)
 
 
 async def amounts(billing: Service, tenant_id: str) -> tuple[int, int, int]:
@@ -122,15 +134,56 @@ async def test_who_is_short_has_the_others_asked_to_give_back(
     other = Asking(bus, "g2")
     held = await asking.ask(rich, need_nanos=BALANCE)
     refused = await other.ask(rich, need_nanos=COST_NANOS)
-    recall = leases_pb2.CreditRecall.FromString((await recalls.next_msg(timeout=5)).data)
+    recall = await recalled(recalls)
     await asking.ask(rich, lease_id=held.lease_id, returned_nanos=BALANCE - 1)
     served = await other.ask(rich, need_nanos=COST_NANOS)
     await recalls.unsubscribe()
 
     assert refused.refusal == leases_pb2.LEASE_REFUSAL_BALANCE
     assert refused.held_elsewhere_nanos == BALANCE
-    assert list(recall.tenant_ids) == [rich]
+    assert recall == [rich]
     assert served.granted_nanos >= COST_NANOS
+
+
+async def test_a_budget_is_shared_like_a_balance(
+    bus: Client, billing: Service, asking: Asking, rich: str
+) -> None:
+    recalls = await bus.subscribe(topology.CREDIT_RECALLS)
+    other = Asking(bus, "g2")
+    await set_budget(billing, rich, COST_NANOS)
+    held = await asking.ask(rich, need_nanos=COST_NANOS)
+    await recalled(recalls)  # the budget was set
+    refused = await other.ask(rich, need_nanos=COST_NANOS)
+    assert await recalled(recalls) == [rich]
+    await asking.ask(rich, lease_id=held.lease_id, returned_nanos=COST_NANOS)
+    served = await other.ask(rich, need_nanos=COST_NANOS)
+    await recalls.unsubscribe()
+
+    assert refused.refusal == leases_pb2.LEASE_REFUSAL_BUDGET
+    assert (refused.available_nanos, refused.held_elsewhere_nanos) == (0, COST_NANOS)
+    assert served.granted_nanos == COST_NANOS
+
+
+async def test_what_was_lent_on_a_higher_budget_is_called_back(
+    bus: Client, billing: Service, asking: Asking, rich: str
+) -> None:
+    recalls = await bus.subscribe(topology.CREDIT_RECALLS)
+    held = await asking.ask(rich, need_nanos=10 * COST_NANOS)
+    await set_budget(billing, rich, COST_NANOS)
+    assert await recalled(recalls) == [rich]
+    # Whoever missed it is asked again when it asks for more.
+    more = await asking.ask(rich, lease_id=held.lease_id, want_nanos=1)
+    assert await recalled(recalls) == [rich]
+    # Following the recall starts no other.
+    await asking.ask(rich, lease_id=held.lease_id, returned_nanos=8 * COST_NANOS)
+    with pytest.raises(TimeoutError):
+        await recalls.next_msg(timeout=0.2)
+    refused = await Asking(bus, "g2").ask(rich, need_nanos=COST_NANOS)
+    await recalls.unsubscribe()
+
+    assert more.refusal == leases_pb2.LEASE_REFUSAL_BUDGET
+    assert more.granted_nanos == 10 * COST_NANOS
+    assert (refused.available_nanos, refused.held_elsewhere_nanos) == (0, COST_NANOS)
 
 
 async def test_a_charge_is_taken_from_its_lease_and_a_void_goes_back_into_it(

@@ -10,6 +10,7 @@ import grpc
 import pytest
 from busbar_contracts.gateway.v1.usage_pb2 import UsageRecord
 from busbar_contracts.node.v1 import work_pb2
+from busbar_gateway.domain.credit import Refused, Verdict, Wallet, judge
 from busbar_gateway.usecases.crediting import WAIT_MAX_S
 from gateway_harness import (
     Platform,
@@ -41,6 +42,24 @@ async def codes_of(platform: Platform, model: str, auth: Any, count: int) -> lis
 
 async def records_of(platform: Platform, tenant_id: str) -> list[UsageRecord]:
     return [one for one in (await platform.usage()).records if one.tenant_id == tenant_id]
+
+
+@pytest.mark.parametrize(
+    ("refused", "elsewhere", "verdict"),
+    [
+        (Refused.BALANCE, 5, Verdict.WAIT),
+        (Refused.BUDGET, 5, Verdict.WAIT),
+        (Refused.BALANCE, 4, Verdict.REFUSE),
+        (Refused.BUDGET, 4, Verdict.REFUSE),
+        (Refused.SUSPENDED, 5, Verdict.REFUSE),
+    ],
+)
+def test_what_other_gateways_hold_of_balance_or_budget_is_waited_for(
+    refused: Refused, elsewhere: int, verdict: Verdict
+) -> None:
+    wallet = Wallet("t", refused=refused, refused_at=10.0, elsewhere_nanos=elsewhere)
+
+    assert judge(wallet, 5, 10.1, billing_away=False) is verdict
 
 
 async def test_sixty_four_at_once_spend_no_more_than_there_is(platform: Platform) -> None:

@@ -29,7 +29,7 @@ from busbar_billing.adapters.budget_watch import watch_budgets
 from busbar_billing.adapters.bus.answers import DeliveredAnswers
 from busbar_billing.adapters.bus.backlog import UsageStream
 from busbar_billing.adapters.bus.consuming import Consumer
-from busbar_billing.adapters.bus.credit_leases import LeaseDesk, Reclaimer
+from busbar_billing.adapters.bus.credit_leases import LeaseDesk, Recalls, Reclaimer
 from busbar_billing.adapters.bus.events import Events
 from busbar_billing.adapters.bus.key_directory import KeyDirectory
 from busbar_billing.adapters.bus.measured import MeasuredWriter
@@ -182,6 +182,7 @@ def build(database: Database, client: Client, wanted: asyncio.Event, settings: S
         reader=Reader(database),
         rollups=Rollups(database),
         policies=policies,
+        recalls=Recalls(client),
         directory=KeyDirectory(client, keys, policies, wanted),
         statements=Statements(database, journal, prices),
         invoicing=Invoicing(database),

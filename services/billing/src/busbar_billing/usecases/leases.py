@@ -12,6 +12,7 @@ from busbar_billing.domain.leases import Ask, Grant, Lease, Refusal, Standing, a
 from busbar_billing.domain.ledger import Transfer, lease_hold, lease_release, receivable_paid
 
 _CLOSED_AT_ONCE_MAX = 1_000
+_SCARCE = (Refusal.BALANCE, Refusal.BUDGET)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,8 @@ class Answered:
     available_nanos: int
     held_elsewhere_nanos: int = 0
     budget_ends_unix_ms: int = 0
+    over_budget: bool = False
+    """Leases hold more than is left of the month's budget."""
 
 
 class LeaseTransaction(Protocol):
@@ -121,12 +124,14 @@ def _fresh(
 def _answered(grant: Grant, standing: Standing | None) -> Answered:
     if standing is None:
         return Answered(grant, 0)
-    return Answered(
-        grant,
-        standing.available_nanos + grant.released_nanos - grant.held_nanos,
-        standing.held_elsewhere_nanos,
-        standing.budget_ends_unix_ms,
-    )
+    moved = grant.released_nanos - grant.held_nanos
+    available, elsewhere = standing.available_nanos + moved, standing.held_elsewhere_nanos
+    left = standing.budget_left_nanos
+    if left is not None and grant.refusal is Refusal.BUDGET:
+        available = max(0, min(available, left + moved))
+        elsewhere = max(0, min(elsewhere, elsewhere + left + moved))
+    over_budget = left is not None and left + moved < 0
+    return Answered(grant, available, elsewhere, standing.budget_ends_unix_ms, over_budget)
 
 
 def transfers_of(
@@ -147,12 +152,17 @@ def transfers_of(
     return moved
 
 
-def somebody_is_short(answers: Sequence[Answered]) -> list[str]:
-    """Tenants that were refused although other gateways hold money of theirs."""
+def to_be_recalled(asks: Sequence[Ask], answers: Sequence[Answered]) -> list[str]:
+    """Tenants that were refused although other gateways hold money of theirs, and those of which
+    more is held than their budget has left.
+
+    Who asks for nothing gives back: that is how a recall is followed, and starts no other.
+    """
     return [
-        one.grant.tenant_id
-        for one in answers
-        if one.grant.refusal is Refusal.BALANCE and one.held_elsewhere_nanos
+        ask.tenant_id
+        for ask, one in zip(asks, answers, strict=True)
+        if (one.grant.refusal in _SCARCE and one.held_elsewhere_nanos)
+        or (one.over_budget and max(ask.want_nanos, ask.need_nanos))
     ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -42,6 +42,15 @@ class PolicyDirectory(Protocol):
         ...
 
 
+class Recalls(Protocol):
+    """Who lends on a budget."""
+
+    async def recall(self, tenant_ids: Sequence[str]) -> None:
+        """Have what is lent to these tenants and not used given back: it was lent by the budget
+        that they had."""
+        ...
+
+
 class TermsEvents(Protocol):
     """What the others are told."""
 
@@ -63,13 +72,19 @@ class ChangedTerms:
     propagated: bool
 
 
-async def put_plan(store: PlanStore, directory: PolicyDirectory, plan: Plan) -> tuple[Plan, bool]:
+async def put_plan(
+    store: PlanStore, directory: PolicyDirectory, recalls: Recalls, plan: Plan
+) -> tuple[Plan, bool]:
     """Make or change a plan; tells whether the gateways know what it means for its tenants."""
     checked_plan_id(plan.plan_id)
     check_bounds(plan.limits)
     named = replace(plan, name=checked_name(plan.name))
     await store.put(named)
-    return named, await directory.refresh(await store.tenants_of(plan.plan_id))
+    tenant_ids = await store.tenants_of(plan.plan_id)
+    propagated = await directory.refresh(tenant_ids)
+    if plan.limits.monthly_budget_nanos:
+        await recalls.recall(tenant_ids)
+    return named, propagated
 
 
 async def set_terms(
@@ -78,12 +93,17 @@ async def set_terms(
     tenant_id: str,
     plan_id: str | None,
     overrides: Overrides,
+    *,
+    recalls: Recalls,
 ) -> ChangedTerms:
     """Give a tenant a plan, or none, and what differs from it."""
     check_bounds(overrides)
     await store.set_terms(tenant_id, plan_id, overrides)
     propagated = await directory.refresh([tenant_id])
-    return ChangedTerms(await store.terms(tenant_id), propagated)
+    terms = await store.terms(tenant_id)
+    if terms.limits.monthly_budget_nanos:
+        await recalls.recall([tenant_id])
+    return ChangedTerms(terms, propagated)
 
 
 async def suspend(

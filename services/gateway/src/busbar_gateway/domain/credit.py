@@ -65,6 +65,10 @@ class Refused(Enum):
     UNKNOWN = auto()
 
 
+_SCARCE = (Refused.BALANCE, Refused.BUDGET)
+"""Other gateways may hold some of it, and give it back."""
+
+
 @dataclass(slots=True, eq=False)
 class Lease:
     """What this gateway may spend of one tenant's money."""
@@ -288,7 +292,7 @@ def _for_those_who_wait(wallet: Wallet, wanted: list[int], now: float) -> Ask | 
 def _worth_closing(wallet: Wallet, lease: Lease, lacking_nanos: int) -> bool:
     """Whether what nobody can spend of a lease would help who waits: it comes back with the rest
     when the lease is closed and all of it is posted."""
-    if wallet.refused is not Refused.BALANCE or lease.reserved_nanos or not lease.unposted_nanos:
+    if wallet.refused not in _SCARCE or lease.reserved_nanos or not lease.unposted_nanos:
         return False
     coming = lease.free_nanos + lease.unposted_nanos + wallet.elsewhere_nanos
     return coming >= lacking_nanos
@@ -388,6 +392,6 @@ def judge(
         return Verdict.WAIT
     unposted = lease.unposted_nanos if lease is not None else 0
     coming = ours + unposted + wallet.elsewhere_nanos
-    if wallet.refused is Refused.BALANCE and coming >= lacking_nanos:
+    if wallet.refused in _SCARCE and coming >= lacking_nanos:
         return Verdict.WAIT
     return Verdict.REFUSE

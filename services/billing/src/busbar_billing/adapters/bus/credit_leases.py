@@ -28,13 +28,14 @@ from busbar_billing.usecases.leases import (
     LeaseStore,
     answer_asks,
     close_settled,
-    somebody_is_short,
+    to_be_recalled,
 )
 
 log = structlog.get_logger()
 
 ASKS_MAX = 512
 WAITING_MAX = 256
+RECALLED_AT_ONCE_MAX = 1_000
 STALE_S = 2.0
 """Who asked longer ago has given up."""
 RECLAIM_INTERVAL = timedelta(seconds=1)
@@ -53,6 +54,21 @@ _REFUSALS = {
 }
 
 
+class Recalls:
+    """Asks all gateways to give back what they do not use; best effort."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    async def recall(self, tenant_ids: Sequence[str]) -> None:
+        """Of these tenants."""
+        for start in range(0, len(tenant_ids), RECALLED_AT_ONCE_MAX):
+            some = leases_pb2.CreditRecall(
+                tenant_ids=tenant_ids[start : start + RECALLED_AT_ONCE_MAX]
+            )
+            await _publish(self._client, CREDIT_RECALLS, some.SerializeToString())
+
+
 class LeaseDesk:
     """Answers asks, one call after the other, in the order in which they came."""
 
@@ -65,6 +81,7 @@ class LeaseDesk:
         refused: Callable[[str, int], None] | None = None,
     ) -> None:
         self._client = client
+        self._recalls = Recalls(client)
         self._refused = refused
         self._store = store
         self._new_id = new_id
@@ -109,9 +126,7 @@ class LeaseDesk:
             metrics.LEASE_ASKS.labels(one.grant.refusal or "granted").inc()
         await self._respond(message, write_reply(answers, now_unix_ms))
         self._tell_refused(asks, answers)
-        if short := somebody_is_short(answers):
-            recall = leases_pb2.CreditRecall(tenant_ids=short)
-            await self._publish(CREDIT_RECALLS, recall.SerializeToString())
+        await self._recalls.recall(to_be_recalled(asks, answers))
 
     def _tell_refused(self, asks: Sequence[Ask], answers: Sequence[Answered]) -> None:
         """Of tenants whose balance, wherever it is held, does not cover a request."""
@@ -124,13 +139,14 @@ class LeaseDesk:
 
     async def _respond(self, message: Msg, reply: leases_pb2.LeaseReply) -> None:
         if message.reply:
-            await self._publish(message.reply, reply.SerializeToString())
+            await _publish(self._client, message.reply, reply.SerializeToString())
 
-    async def _publish(self, subject: str, payload: bytes) -> None:
-        try:
-            await self._client.publish(subject, payload)
-        except _BUS_AWAY as error:
-            log.warning("bus away", error=repr(error))
+
+async def _publish(client: Client, subject: str, payload: bytes) -> None:
+    try:
+        await client.publish(subject, payload)
+    except _BUS_AWAY as error:
+        log.warning("bus away", error=repr(error))
 
 
 def read_call(payload: bytes) -> tuple[Asker, list[Ask]] | None:
@@ -170,10 +186,10 @@ def write_reply(answers: Sequence[Answered], now_unix_ms: int) -> leases_pb2.Lea
 def _write_grant(one: Answered, now_unix_ms: int) -> leases_pb2.LeaseGrant:
     lease, refusal = one.grant.lease, one.grant.refusal
     retry_unix_ms = 0
-    if refusal is Refusal.BUDGET:
-        retry_unix_ms = one.budget_ends_unix_ms
-    elif refusal is Refusal.BALANCE and one.held_elsewhere_nanos:
+    if refusal in {Refusal.BALANCE, Refusal.BUDGET} and one.held_elsewhere_nanos:
         retry_unix_ms = now_unix_ms + _RETRY_SOON_MS
+    elif refusal is Refusal.BUDGET:
+        retry_unix_ms = one.budget_ends_unix_ms
     grant = leases_pb2.LeaseGrant(
         tenant_id=one.grant.tenant_id,
         refusal=_REFUSALS[refusal] if refusal else leases_pb2.LEASE_REFUSAL_UNSPECIFIED,

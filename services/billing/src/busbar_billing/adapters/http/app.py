@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from busbar_billing.adapters.auditor import Auditor
 from busbar_billing.adapters.bus.backlog import UsageStream
+from busbar_billing.adapters.bus.credit_leases import Recalls
 from busbar_billing.adapters.bus.events import Events
 from busbar_billing.adapters.bus.key_directory import KeyDirectory
 from busbar_billing.adapters.bus.policy_directory import PolicyDirectory
@@ -88,6 +89,7 @@ class Parts:
     reader: Reader
     rollups: Rollups
     policies: PolicyDirectory
+    recalls: Recalls
     directory: KeyDirectory
     statements: Statements
     invoicing: Invoicing
@@ -111,8 +113,10 @@ def admin_application(parts: Parts, operator_token: str, hmac_secret: bytes) -> 
     app.include_router(tenant_routes(parts.tenants, parts.journal, parts.policies, parts.events))
     app.include_router(project_routes(parts.projects, parts.tenants))
     app.include_router(key_routes(parts.keys, parts.tenants, desk))
-    app.include_router(plan_routes(parts.plans, parts.policies))
-    app.include_router(terms_routes(parts.plans, parts.budgets, parts.policies, parts.events))
+    app.include_router(plan_routes(parts.plans, parts.policies, parts.recalls))
+    app.include_router(
+        terms_routes(parts.plans, parts.budgets, parts.policies, parts.recalls, parts.events)
+    )
     app.include_router(usage_routes(parts.rollups, parts.tenants))
     app.include_router(ledger_routes(parts.reader, parts.prices))
     app.include_router(statement_routes(parts.statements, parts.backlog))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
+from busbar_billing.adapters.bus.credit_leases import Recalls
 from busbar_billing.adapters.bus.events import Events
 from busbar_billing.adapters.bus.policy_directory import PolicyDirectory
 from busbar_billing.adapters.http import tenancy_schemas as schemas
@@ -15,7 +16,7 @@ from busbar_billing.adapters.postgres.plans import Plans
 from busbar_billing.usecases.plans import ChangedTerms, put_plan, resume, set_terms, suspend
 
 
-def plan_routes(plans: Plans, policies: PolicyDirectory) -> APIRouter:
+def plan_routes(plans: Plans, policies: PolicyDirectory, recalls: Recalls) -> APIRouter:
     """GET /plans; PUT, GET, DELETE /plans/{id}."""
     router = APIRouter(prefix="/admin/v1/plans", tags=["plans"])
 
@@ -28,7 +29,7 @@ def plan_routes(plans: Plans, policies: PolicyDirectory) -> APIRouter:
 
     @router.put("/{plan_id}")
     async def put(plan_id: str, wanted: schemas.WantedPlan) -> schemas.ChangedPlanAnswer:
-        plan, propagated = await put_plan(plans, policies, wanted.plan(plan_id))
+        plan, propagated = await put_plan(plans, policies, recalls, wanted.plan(plan_id))
         return schemas.ChangedPlanAnswer(**show_plan(plan).model_dump(), propagated=propagated)
 
     @router.get("/{plan_id}")
@@ -43,7 +44,7 @@ def plan_routes(plans: Plans, policies: PolicyDirectory) -> APIRouter:
 
 
 def terms_routes(
-    plans: Plans, budgets: Budgets, policies: PolicyDirectory, events: Events
+    plans: Plans, budgets: Budgets, policies: PolicyDirectory, recalls: Recalls, events: Events
 ) -> APIRouter:
     """GET, PUT /tenants/{id}/terms; POST /tenants/{id}/suspend and /resume."""
     router = APIRouter(prefix="/admin/v1/tenants/{tenant_id}", tags=["plans"])
@@ -55,7 +56,9 @@ def terms_routes(
     @router.put("/terms")
     async def put(tenant_id: str, wanted: schemas.WantedTerms) -> schemas.ChangedTermsAnswer:
         overrides = wanted.domain_overrides()
-        return await show(await set_terms(plans, policies, tenant_id, wanted.plan_id, overrides))
+        return await show(
+            await set_terms(plans, policies, tenant_id, wanted.plan_id, overrides, recalls=recalls)
+        )
 
     @router.post("/suspend")
     async def suspend_tenant(
