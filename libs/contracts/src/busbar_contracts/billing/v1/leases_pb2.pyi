@@ -193,7 +193,9 @@ class LeaseGrant(_message.Message):
     refusal: Global___LeaseRefusal.ValueType
     """Why less than wanted was granted."""
     available_nanos: _builtins.int
-    """The tenant's balance outside any lease after this grant."""
+    """The tenant's balance outside any lease after this grant; where the budget is scarcer, what is
+    left of that.
+    """
     retry_unix_ms: _builtins.int
     """Unix time in milliseconds at which a refused tenant may be served again; 0 when nobody knows."""
     ttl_ms: _builtins.int
@@ -230,7 +232,7 @@ Global___LeaseGrant: _TypeAlias = LeaseGrant  # noqa: Y015
 @_typing.final
 class CreditRecall(_message.Message):
     """Asks every gateway to give back what it does not use of these tenants' leases, because
-    another one is short: published on the recall subject, best effort.
+    another one is short, or their budget has changed: published on the recall subject, best effort.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -238,7 +240,7 @@ class CreditRecall(_message.Message):
     TENANT_IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def tenant_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Tenants that are short."""
+        """The tenants."""
 
     def __init__(
         self,
