@@ -206,7 +206,8 @@ def test_several_gateways_together_let_through_no_more_than_the_limit(
 
     allowed = per_minute * (1 + seconds / 60)
     most, least = (1.15, 0.5) if moves else (1 + NEWCOMER_RATIO, 0.75)
-    assert least * allowed - gateways <= passed <= most * allowed + gateways
+    # Each may end with a request's fraction unspent, and another of its newcomer's part.
+    assert least * allowed - 2 * gateways <= passed <= most * allowed + gateways
 
 
 def test_a_newcomer_can_start_and_a_silent_gateway_leaves_its_share() -> None:
