@@ -97,6 +97,8 @@ class _Band:
     tenants: FairQueue[Ticket] = field(default_factory=FairQueue[Ticket])
     counter: float = 0.0
     in_flight: int = 0
+    kept: int = 0
+    """The lane's holdback from this band and those below."""
 
 
 def _bands() -> tuple[_Band, ...]:
@@ -117,6 +119,8 @@ class Lane:
     _typical: float = 0.0
     bands: tuple[_Band, ...] = field(default_factory=_bands)
     _last: _Band | None = None
+    _kept_of: int = 0
+    """The limit of which the bands' holdbacks are."""
 
     def try_start(self, ticket: Ticket, now: float) -> bool:
         """Start at once when a slot is free and nobody waits."""
@@ -127,9 +131,8 @@ class Lane:
             return False
         flow = _flow(band, ticket)
         self._lift(band)
-        cost = self._predicted(flow, ticket)
-        band.tenants.start(flow, cost)
-        self._start(band, ticket, cost, now)
+        band.tenants.lift(flow)
+        self._start(band, flow, ticket, now)
         return True
 
     def enqueue(self, ticket: Ticket, now: float) -> Full | Ticket | None:
@@ -138,20 +141,23 @@ class Lane:
         Returns Full when it is refused, the ticket that it displaced when
         there was one, or None. `start_next` may find that it can start at once.
         """
-        wait_s = self.expected_wait_s(ticket)
-        if self.limit and wait_s > ticket.deadline - now:
-            return Full(_bounded_retry_s(wait_s))
+        if self._hopeless(ticket, now):
+            return self._full(ticket)
         displaced = None
         if self.waiting >= self.queue_max:
             displaced = self._make_room(ticket)
             if displaced is None:
-                return Full(_bounded_retry_s(wait_s))
+                return self._full(ticket)
         band = self.bands[ticket.band]
         if not band.tenants.waiting:
             self._lift(band)
         band.tenants.push(_flow(band, ticket), ticket)
         self.waiting += 1
         return displaced
+
+    def may_start(self, ticket: Ticket) -> bool:
+        """Whether there is a slot for it, were it the next."""
+        return self.in_flight < self.limit and self._may_start(self.bands[ticket.band])
 
     def start_next(self, now: float) -> Ticket | None:
         """Take the next ticket whose turn it is; None when none may start."""
@@ -163,15 +169,14 @@ class Lane:
             return None
         ticket = band.tenants.pop(flow)
         self.waiting -= 1
-        cost = self._predicted(flow, ticket)
-        band.tenants.serve(flow, cost)
-        self._start(band, ticket, cost, now)
+        self._start(band, flow, ticket, now)
         return ticket
 
     def used(self, ticket: Ticket, cost: float) -> None:
         """Charge what a ticket in flight has cost so far where that is more than was predicted."""
         if cost > ticket.charged:
-            self._correct(ticket, cost)
+            band = self.bands[ticket.band]
+            _correct(band, _flow(band, ticket), ticket, cost)
 
     def finish(self, ticket: Ticket, now: float, cost: float | None = None) -> None:
         """Give back the slot of a ticket that was started.
@@ -179,10 +184,12 @@ class Lane:
         `cost` is what it has cost in the end; None when that is not known, and
         then the prediction stands.
         """
+        band = self.bands[ticket.band]
+        flow = _flow(band, ticket)
         if cost is not None:
-            self._correct(ticket, cost)
-            self._learn(ticket, max(0.0, cost - ticket.known_cost))
-        self._end(ticket)
+            _correct(band, flow, ticket, cost)
+            self._learn(flow, max(0.0, cost - ticket.known_cost))
+        self._end(band, flow)
         took_s = max(0.0, now - ticket.started)
         if self.service_s:
             weight = _SLOWER_WEIGHT if took_s > self.service_s else _FASTER_WEIGHT
@@ -192,8 +199,10 @@ class Lane:
 
     def release(self, ticket: Ticket) -> None:
         """Give back the slot of a ticket that was started but never served; it costs nothing."""
-        self._correct(ticket, 0.0)
-        self._end(ticket)
+        band = self.bands[ticket.band]
+        flow = _flow(band, ticket)
+        _correct(band, flow, ticket, 0.0)
+        self._end(band, flow)
 
     def withdraw(self, ticket: Ticket) -> bool:
         """Take a waiting ticket out of the queue; False when it does not wait."""
@@ -233,15 +242,31 @@ class Lane:
             for flow in band.tenants.flows_waiting():
                 yield from flow.waiting
 
+    def _hopeless(self, ticket: Ticket, now: float) -> bool:
+        """Whether this ticket's deadline would pass before its turn."""
+        if not self.limit:
+            return False
+        left_s = ticket.deadline - now
+        if (self.waiting + 1) * self.service_s <= left_s * self.limit:
+            return False  # not even behind everybody
+        return self.expected_wait_s(ticket) > left_s
+
+    def _full(self, ticket: Ticket) -> Full:
+        return Full(_bounded_retry_s(self.expected_wait_s(ticket)))
+
     def _may_start(self, band: _Band) -> bool:
         """Whether the holdback of the bands above leaves this one a slot."""
-        kept = holdback(band.number, self.limit)
-        if not kept:
+        if self._kept_of != self.limit:
+            self._kept_of = self.limit
+            for one in self.bands:
+                one.kept = holdback(one.number, self.limit)
+        most = self.limit - band.kept
+        if self.in_flight < most or not band.kept:
             return True
-        at_most_this = band.in_flight
-        if band.number is Band.STANDARD:
-            at_most_this += self.bands[Band.BATCH].in_flight
-        return at_most_this < self.limit - kept
+        at_most_this = self.in_flight
+        for above in self.bands[: band.number]:
+            at_most_this -= above.in_flight
+        return at_most_this < most
 
     def _next_band(self) -> _Band | None:
         chosen = None
@@ -258,32 +283,23 @@ class Lane:
         if lowest is not None and lowest.counter > band.counter:
             band.counter = lowest.counter
 
-    def _predicted(self, flow: Flow[Ticket], ticket: Ticket) -> float:
-        return ticket.known_cost + (flow.typical or self._typical) or _FIRST_COST
-
-    def _start(self, band: _Band, ticket: Ticket, cost: float, now: float) -> None:
+    def _start(self, band: _Band, flow: Flow[Ticket], ticket: Ticket, now: float) -> None:
+        cost = ticket.known_cost + (flow.typical or self._typical) or _FIRST_COST
+        band.tenants.serve(flow, cost)
         ticket.started, ticket.charged = now, cost
         band.counter += cost / band.weight
         band.in_flight += 1
         self._last = band
         self.in_flight += 1
 
-    def _correct(self, ticket: Ticket, cost: float) -> None:
-        difference, ticket.charged = cost - ticket.charged, cost
-        band = self.bands[ticket.band]
-        band.counter += difference / band.weight
-        band.tenants.correct(_flow(band, ticket), difference)
-
-    def _learn(self, ticket: Ticket, beyond_known: float) -> None:
-        flow = _flow(self.bands[ticket.band], ticket)
+    def _learn(self, flow: Flow[Ticket], beyond_known: float) -> None:
         weight = _TYPICAL_WEIGHT if flow.typical else 1.0
         flow.typical += weight * (beyond_known - flow.typical)
         weight = _TYPICAL_WEIGHT if self._typical else 1.0
         self._typical += weight * (beyond_known - self._typical)
 
-    def _end(self, ticket: Ticket) -> None:
-        band = self.bands[ticket.band]
-        band.tenants.close(_flow(band, ticket))
+    def _end(self, band: _Band, flow: Flow[Ticket]) -> None:
+        band.tenants.close(flow)
         band.in_flight -= 1
         self.in_flight -= 1
 
@@ -307,6 +323,12 @@ def _flow(band: _Band, ticket: Ticket) -> Flow[Ticket]:
     if flow is None:
         flow = ticket.flow = band.tenants.flow(ticket.tenant_id, ticket.weight)
     return flow
+
+
+def _correct(band: _Band, flow: Flow[Ticket], ticket: Ticket, cost: float) -> None:
+    difference, ticket.charged = cost - ticket.charged, cost
+    band.counter += difference / band.weight
+    band.tenants.correct(flow, difference)
 
 
 def _bounded_retry_s(wait_s: float) -> float:

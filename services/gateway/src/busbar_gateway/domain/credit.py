@@ -35,25 +35,26 @@ _ESTIMATE_FADES = 0.95
 class CostHistory:
     """Recent costs of one tenant's requests to one deployment."""
 
-    __slots__ = ("_ordered", "_recent")
+    __slots__ = ("_ordered", "_recent", "likely_nanos")
 
     def __init__(self) -> None:
         self._recent: deque[int] = deque()
         self._ordered: list[int] = []
+        self.likely_nanos: int | None = None
+        """The 95th percentile; None while nothing is known."""
 
     def add(self, nanos: int) -> None:
         """Remember a cost; the oldest is forgotten."""
-        if len(self._recent) == _HISTORY:
-            del self._ordered[bisect_left(self._ordered, self._recent.popleft())]
-        self._recent.append(nanos)
-        insort(self._ordered, nanos)
-
-    @property
-    def likely_nanos(self) -> int | None:
-        """The 95th percentile; None while nothing is known."""
-        if not self._ordered:
-            return None
-        return self._ordered[int(_PERCENTILE * (len(self._ordered) - 1) + 0.5)]
+        recent, ordered = self._recent, self._ordered
+        if len(recent) == _HISTORY:
+            oldest = recent.popleft()
+            if oldest == nanos:  # most requests cost what others did
+                recent.append(nanos)
+                return
+            del ordered[bisect_left(ordered, oldest)]
+        recent.append(nanos)
+        insort(ordered, nanos)
+        self.likely_nanos = ordered[int(_PERCENTILE * (len(ordered) - 1) + 0.5)]
 
 
 class Refused(Enum):

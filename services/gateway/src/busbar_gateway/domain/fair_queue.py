@@ -87,16 +87,20 @@ class FairQueue(Generic[ItemT]):
         """The flows of which something waits."""
         return iter(self._active.values())
 
-    def start(self, flow: Flow[ItemT], cost: float) -> None:
-        """Charge what starts without having waited."""
-        if not flow.waiting:
-            self._lift(flow)
-        self.serve(flow, cost)
+    def lift(self, flow: Flow[ItemT]) -> None:
+        """Make up for its idleness; before it is served without having waited."""
+        lowest = self.next_flow() if self._active else self._last
+        if lowest is None:
+            return
+        least = lowest.counter
+        if flow.open:  # so that no two that wait come further apart than one request
+            least = min(least, self._top - flow.started_for)
+        flow.counter = max(flow.counter, least)
 
     def push(self, flow: Flow[ItemT], item: ItemT) -> None:
         """Queue behind the flow's own."""
         if not flow.waiting:
-            self._lift(flow)
+            self.lift(flow)
             self._active[flow.key] = flow
             self.waiting_weight += flow.weight
             self._place(flow)
@@ -124,18 +128,19 @@ class FairQueue(Generic[ItemT]):
         return item
 
     def serve(self, flow: Flow[ItemT], cost: float) -> None:
-        """Charge an item that was popped and starts now."""
-        flow.started_for = cost / flow.weight
-        flow.counter += flow.started_for
+        """Charge an item that starts now: one that was popped, or of a flow that was lifted."""
+        flow.started_for = started_for = cost / flow.weight
+        flow.counter = counter = flow.counter + started_for
         flow.open += 1
         self._last = flow
-        self._top = max(self._top, flow.counter)
+        self._top = max(self._top, counter)
 
     def correct(self, flow: Flow[ItemT], difference: float) -> None:
         """Add to an open charge what was found to be missing, or take back."""
         flow.counter += difference / flow.weight
-        self._top = max(self._top, flow.counter)
-        if difference < 0 and flow.waiting and flow.counter < flow.position:
+        if difference > 0:
+            self._top = max(self._top, flow.counter)
+        elif flow.waiting and flow.counter < flow.position:
             self._place(flow)
 
     def close(self, flow: Flow[ItemT]) -> None:
@@ -155,15 +160,6 @@ class FairQueue(Generic[ItemT]):
         item = flow.waiting.pop()
         self._taken(flow)
         return item
-
-    def _lift(self, flow: Flow[ItemT]) -> None:
-        lowest = self.next_flow() if self._active else self._last
-        if lowest is None:
-            return
-        least = lowest.counter
-        if flow.open:  # so that no two that wait come further apart than one request
-            least = min(least, self._top - flow.started_for)
-        flow.counter = max(flow.counter, least)
 
     def _place(self, flow: Flow[ItemT]) -> None:
         if len(self._order) > 2 * len(self._active) + _STALE_ENTRIES_MAX:

@@ -87,13 +87,14 @@ class Bucket:
 
     def fill(self, capacity: float, now: float) -> None:
         """Let in what has come since; `capacity` is also what comes in a minute."""
-        if self.filled_at is None:
-            self.level, self.filled_at = capacity, now
+        filled_at, self.filled_at = self.filled_at, now
+        if filled_at is None:
+            self.level = capacity
             return
-        if now > self.filled_at:
-            self.level += (now - self.filled_at) * capacity / _S_PER_MINUTE
-        self.filled_at = now
-        self.level = min(self.level, capacity)
+        level = self.level
+        if now > filled_at:
+            level += (now - filled_at) * capacity / _S_PER_MINUTE
+        self.level = min(capacity, level)
 
     def wait_s(self, amount: float, capacity: float) -> float:
         """How long until `amount` is there."""
@@ -118,14 +119,25 @@ class Meter:
     request_share: float = 1.0
     token_share: float = 1.0
     slot_share: float = 1.0
+    _held_to: Policy | None = None
+    """Whose capacities these are; None after the shares have changed."""
+    _capacities: tuple[float, float, int] = (1.0, 1.0, 1)
 
     def capacities(self, policy: Policy) -> tuple[float, float, int]:
         """Requests and tokens a minute and requests in flight that this gateway may let in."""
-        return (
-            max(1.0, policy.requests_per_minute * self.request_share),
-            max(1.0, policy.tokens_per_minute * self.token_share),
-            max(1, int(policy.max_in_flight * self.slot_share)),
-        )
+        if self._held_to is not policy:
+            self._held_to = policy
+            self._capacities = (
+                max(1.0, policy.requests_per_minute * self.request_share),
+                max(1.0, policy.tokens_per_minute * self.token_share),
+                max(1, int(policy.max_in_flight * self.slot_share)),
+            )
+        return self._capacities
+
+    def share(self, requests: float, tokens: float, slots: float) -> None:
+        """Have these parts of the limits from now on."""
+        self.request_share, self.token_share, self.slot_share = requests, tokens, slots
+        self._held_to = None
 
 
 @dataclass(slots=True, eq=False)
@@ -171,12 +183,13 @@ class Limits:
                 return Refused("requests", policy.requests_per_minute, _bounded(wait_s))
         reserved = 0.0
         if policy.tokens_per_minute:
-            meter.tokens.fill(tokens_most, now)
+            bucket = meter.tokens
+            bucket.fill(tokens_most, now)
             reserved = min(tokens, tokens_most)  # more than all at once: when all of it is there
-            if meter.tokens.level < reserved or meter.tokens.level <= 0:
-                wait_s = meter.tokens.wait_s(max(1.0, reserved), tokens_most)
+            if bucket.level < reserved or bucket.level <= 0:
+                wait_s = bucket.wait_s(max(1.0, reserved), tokens_most)
                 return Refused("tokens", policy.tokens_per_minute, _bounded(wait_s))
-            meter.tokens.level -= reserved
+            bucket.level -= reserved
         if policy.requests_per_minute:
             meter.requests.level -= 1
         meter.in_flight += 1
@@ -190,9 +203,11 @@ class Limits:
         """
         meter = grant.meter
         meter.in_flight -= 1
-        owed_most = policy.tokens_per_minute * meter.token_share
-        level = meter.tokens.level + grant.reserved_tokens - used
-        meter.tokens.level = max(level, min(meter.tokens.level, -owed_most))
+        difference = grant.reserved_tokens - used
+        if difference < 0:
+            owed_most = policy.tokens_per_minute * meter.token_share
+            difference = max(difference, min(0.0, -owed_most - meter.tokens.level))
+        meter.tokens.level += difference
         if output:
             weight = _OUTPUT_WEIGHT if meter.typical_output_tokens >= 0 else 1.0
             meter.typical_output_tokens += weight * (output - meter.typical_output_tokens)
@@ -267,15 +282,17 @@ class Limits:
     def _share(self, tenant_id: str, meter: Meter) -> None:
         own, gateways = meter.published, 1 + len(self._heard)
         if gateways == 1:
-            meter.request_share = meter.token_share = meter.slot_share = 1.0
+            meter.share(1.0, 1.0, 1.0)
             return
         others = [d for said in self._elsewhere.values() if (d := said.get(tenant_id))]
         requests = sum(other.requests_per_minute for other in others)
         tokens = sum(other.tokens_per_minute for other in others)
         slots = sum(other.in_flight for other in others)
-        meter.request_share = share_of(own.requests_per_minute, requests, gateways)
-        meter.token_share = share_of(own.tokens_per_minute, tokens, gateways)
-        meter.slot_share = share_of(own.in_flight, slots, gateways)
+        meter.share(
+            share_of(own.requests_per_minute, requests, gateways),
+            share_of(own.tokens_per_minute, tokens, gateways),
+            share_of(own.in_flight, slots, gateways),
+        )
 
     def _rest(self, tenant_id: str, meter: Meter, policy: Policy, now: float) -> None:
         """Forget a tenant that asks for nothing once its buckets are full again."""

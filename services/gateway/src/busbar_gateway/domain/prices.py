@@ -57,9 +57,12 @@ class PriceList:
 
     def __init__(self, sheets: Iterable[Sheet] = ()) -> None:
         self._lines: dict[tuple[str, str], list[Sheet]] = {}
+        self._own: set[str] = set()
+        """Tenants with prices of their own."""
         newest_first = sorted(sheets, key=lambda one: one.effective_from_unix_ns, reverse=True)
         for sheet in newest_first:
             self._lines.setdefault((sheet.currency, sheet.tenant_id), []).append(sheet)
+            self._own.add(sheet.tenant_id)
 
     def rates(self, tenant_id: str, currency: str, price_class: str, at_unix_ns: int) -> Rates:
         """What holds for a tenant at a time; nothing costs anything in an unknown currency,
@@ -70,7 +73,8 @@ class PriceList:
         return sheet.classes.get(price_class) or sheet.classes.get(FALLBACK_CLASS, FREE)
 
     def _in_force(self, tenant_id: str, currency: str, at_unix_ns: int) -> Sheet | None:
-        for sheet in self._lines.get((currency, tenant_id), ()):
+        own = self._lines.get((currency, tenant_id), ()) if tenant_id in self._own else ()
+        for sheet in own:
             if sheet.effective_from_unix_ns <= at_unix_ns:
                 if not sheet.effective_until_unix_ns or at_unix_ns < sheet.effective_until_unix_ns:
                     return sheet

@@ -162,7 +162,8 @@ class Admissions:
     async def _turn(self, admission: _Admission, ticket: Ticket, now: float) -> None:
         turn = asyncio.get_running_loop().create_future()
         admission.turns[ticket] = turn
-        self._pump(admission, now)  # who waits may be held back from slots that this one may take
+        if admission.lane.may_start(ticket):  # others may be held back from a slot that it may take
+            self._pump(admission, now)
         try:
             await turn
         except asyncio.CancelledError:

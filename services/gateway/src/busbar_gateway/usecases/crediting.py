@@ -98,9 +98,8 @@ class Credit:
             wallet = self._wallets[tenant_id] = Wallet(tenant_id)
         if tenant_id in self._waiting:
             return None
-        now = asyncio.get_running_loop().time()
         likely = self._likely_nanos(call, wallet)
-        reservation = wallet.reserve(likely, now, billing_away=self.billing_away)
+        reservation = wallet.reserve(likely, time.monotonic(), billing_away=self.billing_away)
         if wallet.low:
             self._press(tenant_id)
         return reservation
@@ -150,7 +149,8 @@ class Credit:
 
     def cost_nanos(self, call: InferenceCall, delivered: Delivered, at_unix_ns: int) -> int:
         """The most that the ledger charges for what was delivered."""
-        return self._rates(call, at_unix_ns).cost_nanos(
+        wallet = self._wallets.get(call.caller.tenant_id)
+        return self._rates(call, wallet, at_unix_ns).cost_nanos(
             delivered.input_tokens,
             delivered.output_tokens,
             (call.request_bytes or len(call.payload)) + delivered.response_bytes,
@@ -315,17 +315,17 @@ class Credit:
         history = self._histories.get((wallet.tenant_id, call.route.deployment))
         likely = history.likely_nanos if history is not None else None
         if likely is None:
-            likely = self._guess_nanos(call)
-        most = self._most_nanos(call)
+            likely = self._guess_nanos(call, wallet)
+        most = self._most_nanos(call, wallet)
         return likely if most is None or likely <= most else most
 
-    def _most_nanos(self, call: InferenceCall) -> int | None:
+    def _most_nanos(self, call: InferenceCall, wallet: Wallet) -> int | None:
         """What a generation can cost at most; None where that is not known."""
         manifest = call.route.manifest
         output_tokens = call.output_tokens_max or manifest.max_output_tokens
         if manifest.task != "chat" or not output_tokens:
             return None
-        rates = self._rates(call, self._unix_ns())
+        rates = self._rates(call, wallet, self._unix_ns())
         if rates.compute_us or rates.byte:
             return None
         input_tokens = call.request_bytes or len(call.payload)  # none is shorter than a byte
@@ -333,7 +333,7 @@ class Credit:
             input_tokens = min(input_tokens, manifest.max_input_tokens)
         return rates.cost_nanos(input_tokens, output_tokens, 0, 0)
 
-    def _guess_nanos(self, call: InferenceCall) -> int:
+    def _guess_nanos(self, call: InferenceCall, wallet: Wallet) -> int:
         """Before anything is known of a tenant's requests: by what the model can do."""
         manifest = call.route.manifest
         request_bytes = call.request_bytes or len(call.payload)
@@ -344,16 +344,14 @@ class Credit:
         if manifest.task == "chat":
             most = manifest.max_output_tokens or _GUESSED_OUTPUT_TOKENS
             output_tokens = min(most, _GUESSED_OUTPUT_TOKENS)
-        rates = self._rates(call, self._unix_ns())
+        rates = self._rates(call, wallet, self._unix_ns())
         payload_bytes = 2 * request_bytes + _GUESSED_RESPONSE_BYTES
         return rates.cost_nanos(input_tokens, output_tokens, payload_bytes, _GUESSED_COMPUTE_US)
 
-    def _rates(self, call: InferenceCall, at_unix_ns: int) -> Rates:
-        tenant_id = call.caller.tenant_id
-        wallet = self._wallets.get(tenant_id)
+    def _rates(self, call: InferenceCall, wallet: Wallet | None, at_unix_ns: int) -> Rates:
         currency = wallet.currency if wallet is not None else "USD"
         price_class = call.route.manifest.price_class
-        return self._prices().rates(tenant_id, currency, price_class, at_unix_ns)
+        return self._prices().rates(call.caller.tenant_id, currency, price_class, at_unix_ns)
 
     def _history(self, call: InferenceCall) -> CostHistory:
         key = (call.caller.tenant_id, call.route.deployment)

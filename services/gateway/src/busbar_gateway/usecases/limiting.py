@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping
+from time import monotonic
 
 from busbar_gateway.domain.costs import guessed_input_tokens
 from busbar_gateway.domain.failures import Forbidden, RateLimited
@@ -13,7 +13,7 @@ from busbar_gateway.usecases.calls import InferenceCall
 
 
 class Limiting:
-    """The limits of all tenants at this gateway, on the event loop's clock."""
+    """The limits of all tenants at this gateway."""
 
     def __init__(self, policy: Callable[[str], Policy]) -> None:
         self._policy = policy
@@ -32,7 +32,7 @@ class Limiting:
         if not policy.limited:
             return None
         tokens = self._estimate(call) if policy.tokens_per_minute else 0
-        found = self._limits.admit(tenant_id, policy, tokens, _now())
+        found = self._limits.admit(tenant_id, policy, tokens, monotonic())
         if isinstance(found, Refused):
             raise _refusal(found)
         return found
@@ -45,15 +45,15 @@ class Limiting:
     def standings(self, tenant_id: str) -> list[Standing]:
         """What the tenant has left of its limits here; empty when it has none."""
         policy = self._policy(tenant_id)
-        return self._limits.standings(tenant_id, policy, _now()) if policy.limited else []
+        return self._limits.standings(tenant_id, policy, monotonic()) if policy.limited else []
 
     def measure(self) -> dict[str, Demand]:
         """Demand by tenant since the last call, to be published once a second."""
-        return self._limits.measure(self._policy, _now())
+        return self._limits.measure(self._policy, monotonic())
 
     def heard(self, gateway_id: str, demands: Mapping[str, Demand]) -> None:
         """Another gateway has published its demand."""
-        self._limits.heard(gateway_id, demands, _now())
+        self._limits.heard(gateway_id, demands, monotonic())
 
     def gone(self, gateway_id: str) -> None:
         """Another gateway has stopped."""
@@ -61,7 +61,7 @@ class Limiting:
 
     def forget_silent(self, silent_s: float) -> None:
         """Give the share of gateways that were silent for so long to the others."""
-        self._limits.forget_silent(_now() - silent_s)
+        self._limits.forget_silent(monotonic() - silent_s)
 
     def _estimate(self, call: InferenceCall) -> int:
         manifest = call.route.manifest
@@ -69,10 +69,6 @@ class Limiting:
         most = (call.output_tokens_max or manifest.max_output_tokens) if generates else 0
         guessed = guessed_input_tokens(manifest, len(call.payload))
         return self._limits.estimate(call.caller.tenant_id, guessed, most)
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()
 
 
 def _refusal(refused: Refused) -> RateLimited:
