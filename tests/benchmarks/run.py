@@ -204,7 +204,7 @@ def main() -> int:
     show(table, idle_line, how)
     for line in [*admission.report(), *reserving.report()]:
         limit = f", limit {line['limit_us']:.0f}" if "limit_us" in line else ""
-        Console().print(f"{line['step']}: {line['cpu_us']:.1f} us CPU a request{limit}")
+        Console().print(f"{line['step']}: {line['cpu_us']:.1f} us CPU{limit}")
     if not options.no_report:
         write_report(table, idle_line, how)
     return verdict(measured)
