@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from decimal import Decimal, InvalidOperation
+import re
+from decimal import Decimal
 
 from busbar_cli.failures import CommandError, Exit
 
@@ -11,6 +12,10 @@ _DECIMALS_MIN = 2
 _DECIMALS_MAX = 9
 _SYMBOLS = {"USD": "$"}
 _INT64_MAX = 2**63 - 1
+_WRITTEN = re.compile(
+    r"-?\$?(?P<whole>\d{1,3}(,\d{3})+|\d{1,30})(\.(?P<decimals>\d{1,60}))?", re.ASCII
+)
+"""A comma stands before three digits: 10,50 would else be read as a thousand and fifty."""
 
 
 def show_amount(amount_nanos: int, currency: str = "USD") -> str:
@@ -25,14 +30,12 @@ def show_amount(amount_nanos: int, currency: str = "USD") -> str:
 
 def read_amount(text: str) -> int:
     """Nanos of an amount such as "10", "0.25" or "$1,000.50"; raises CommandError."""
-    cleaned = text.strip().removeprefix("$").replace(",", "")
-    try:
-        nanos = Decimal(cleaned) * NANOS
-        exact = nanos == nanos.to_integral_value()
-    except InvalidOperation as error:
-        raise CommandError(f"{text!r} is not an amount; write 10 or 0.25", Exit.USAGE) from error
-    if not exact:
+    written = _WRITTEN.fullmatch(text.strip())
+    if written is None:
+        raise CommandError(f"{text!r} is not an amount; write 10 or 0.25", Exit.USAGE)
+    if len((written["decimals"] or "").rstrip("0")) > _DECIMALS_MAX:
         raise CommandError(f"{text!r} has more than {_DECIMALS_MAX} decimals", Exit.USAGE)
+    nanos = Decimal(written[0].replace("$", "").replace(",", "")) * NANOS
     if not -_INT64_MAX <= nanos <= _INT64_MAX:
         raise CommandError(f"{text!r} is too large", Exit.USAGE)
     return int(nanos)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
 from fractions import Fraction
 
@@ -185,14 +186,18 @@ class PriceBooks:
                 raise Conflict(f"price book {other.version} begins at the same moment")
             if start < begins and until is not None and begins < until:
                 raise Conflict(
-                    f"price book {other.version} is in force until {until} (Unix ns): "
+                    f"price book {other.version} is in force until {_written(until)}: "
                     "prices that end cannot be replaced before they do"
                 )
             if begins < start and ends is not None and start < ends:
                 raise Conflict(
-                    f"price book {other.version} begins at {start} (Unix ns), "
+                    f"price book {other.version} begins at {_written(start)}, "
                     "before the prices wanted would end"
                 )
+
+
+def _written(unix_ns: int) -> str:
+    return datetime.fromtimestamp(unix_ns // 10**9, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def _begun(newest_first: Iterable[PriceBook], at_unix_ns: int) -> PriceBook | None:

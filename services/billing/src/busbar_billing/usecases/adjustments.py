@@ -173,6 +173,8 @@ async def refund_charge(
             return before
         if state.voided:
             raise Conflict(f"the charge of {name} was taken back: nothing is left to refund")
+        if not left:
+            raise Rejected(f"the charge of {name} was given back in full already")
         if not 0 < amount <= left:
             raise Rejected(f"of the charge of {name} {left} nanos are left, not {amount}")
         posted = await transaction.post(wanted)
