@@ -23,6 +23,7 @@ _REASON_MAX = 500
 
 
 _DIRECT_TIME = "Nats-Time-Stamp"
+_DIRECT_SEQUENCE = "Nats-Sequence"
 _V1_TOKENS, _V1_TIME, _V2_TIME = 9, 7, 9
 """Where a delivered message's reply subject says when it was stored: NATS ADR-15."""
 
@@ -40,6 +41,12 @@ def stored_unix_ns(message: Msg) -> int:
         return unix_ns_of_text(direct)
     tokens = message.reply.split(".")
     return int(tokens[_V1_TIME if len(tokens) == _V1_TOKENS else _V2_TIME])
+
+
+def stream_sequence(message: Msg) -> int:
+    """The message's number in its stream, delivered by a consumer or got directly."""
+    direct = (message.headers or {}).get(_DIRECT_SEQUENCE)
+    return int(direct) if direct else message.metadata.sequence.stream
 
 
 def unix_ns_of_text(rfc3339: str) -> int:

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from datetime import datetime
 from uuid import UUID
 
 from busbar_contracts.gateway.v1 import usage_pb2
 from busbar_errors import Rejected, Unavailable
-from busbar_messaging.dead_letters import stored_unix_ns
+from busbar_messaging.dead_letters import stored_unix_ns, stream_sequence
 from busbar_messaging.dispositions import decode
 from busbar_messaging.topology import BILLING_USAGE
 from nats.aio.client import Client
-from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.js.api import StreamInfo
 from nats.js.errors import Error as JetStreamError
 from nats.js.errors import NotFoundError
 
+from busbar_billing.adapters.bus.rereading import StreamReader
 from busbar_billing.adapters.bus.usage import read_record, read_void
 from busbar_billing.domain.audit.answers import Delivered
 from busbar_billing.domain.usage import UsageRecord, by_the_stream_clock
@@ -27,7 +26,6 @@ from busbar_billing.usecases.audit_answers import Extent
 _STREAM = BILLING_USAGE.stream
 _BATCH_BYTES_MAX = 4 * 1024 * 1024
 _TIMEOUT_S = 5.0
-_END_OF_BATCH, _NONE = "204", "404"
 _AWAY = (NatsError, JetStreamError, TimeoutError, OSError)
 
 
@@ -35,7 +33,7 @@ class DeliveredAnswers:
     """Reads messages by their numbers."""
 
     def __init__(self, client: Client) -> None:
-        self._client = client
+        self._reader = StreamReader(client, _STREAM)
         self._jetstream = client.jetstream(timeout=_TIMEOUT_S)
 
     async def extent(self) -> Extent:
@@ -49,19 +47,13 @@ class DeliveredAnswers:
         return Extent(stream.state.first_seq, floor, _created(stream))
 
     async def read(self, after: int, upto: int, limit: int) -> list[Delivered]:
-        """Up to `limit` messages, in order; fewer are no sign of the end. Raises Unavailable.
-
-        One request for all of them: NATS ADR-31.
-        """
-        wanted = {
-            "seq": after + 1,
-            "batch": min(limit, upto - after),
-            "max_bytes": _BATCH_BYTES_MAX,
-        }
+        """Up to `limit` messages, in order; fewer are no sign of the end. Raises Unavailable."""
         try:
-            return [one for one in await self._batch(wanted) if one.sequence <= upto]
+            found = await self._reader.read(after, min(limit, upto - after), _BATCH_BYTES_MAX)
         except _AWAY as error:
             raise Unavailable(f"the bus does not give usage again: {error!r}") from error
+        every = [delivered(stream_sequence(one), one.data, stored_unix_ns(one)) for one in found]
+        return [one for one in every if one.sequence <= upto]
 
     async def read_again(self, sequence: int) -> Delivered | None:
         """One message from the stream's leader; None when it is not there. Raises Unavailable."""
@@ -72,29 +64,6 @@ class DeliveredAnswers:
         except _AWAY as error:
             raise Unavailable(f"the bus does not give usage again: {error!r}") from error
         return delivered(sequence, found.data or b"", None)
-
-    async def _batch(self, wanted: dict[str, int]) -> list[Delivered]:
-        inbox = self._client.new_inbox()
-        subscription = await self._client.subscribe(inbox)
-        found: list[Delivered] = []
-        try:
-            subject = f"$JS.API.DIRECT.GET.{_STREAM}"
-            await self._client.publish(subject, json.dumps(wanted).encode(), reply=inbox)
-            while True:
-                message = await subscription.next_msg(timeout=_TIMEOUT_S)
-                headers = message.headers or {}
-                status = headers.get("Status")
-                if status in {_END_OF_BATCH, _NONE}:
-                    return found
-                if status is not None:
-                    raise NatsError(f"{status} {headers.get('Description', '')}")
-                found.append(delivered(_sequence(message), message.data, stored_unix_ns(message)))
-        finally:
-            await subscription.unsubscribe()
-
-
-def _sequence(message: Msg) -> int:
-    return int((message.headers or {})["Nats-Sequence"])
 
 
 def _created(stream: StreamInfo) -> datetime:
