@@ -10,7 +10,7 @@ from uuid import UUID
 import structlog
 from busbar_contracts.gateway.v1 import usage_pb2
 from busbar_errors import Rejected
-from busbar_messaging.dead_letters import stored_unix_ns
+from busbar_messaging.dead_letters import stored_unix_ns, stream_sequence
 from busbar_messaging.dispositions import decode
 from busbar_observability.tracing import record_span
 from nats.aio.msg import Msg
@@ -68,10 +68,10 @@ class UsagePoster:
         self._new_id = new_id
 
     async def handle(self, messages: Sequence[Msg]) -> list[Refusal]:
-        """Post what the messages hold; raises Rejected when one cannot be read at all."""
+        """Post what the messages hold; returns what had to be left out."""
         inbox = Inbox()
         for message in messages:
-            inbox.add(message, decode(usage_pb2.UsageRecorded, message.data))
+            inbox.add(message)
         for records, voids in transactions(inbox.records, inbox.voids):
             report = await self._post(records, voids)
             for one in report.refused:
@@ -132,9 +132,14 @@ class Inbox:
         self.refusals: list[Refusal] = []
         self._origins: dict[UUID, tuple[Msg, str, usage_pb2.UsageRecord]] = {}
 
-    def add(self, message: Msg, batch: usage_pb2.UsageRecorded) -> None:
+    def add(self, message: Msg) -> None:
         """Take what can be read of a message."""
-        sequence = message.metadata.sequence.stream
+        try:
+            batch = decode(usage_pb2.UsageRecorded, message.data)
+        except Rejected as error:
+            self.refusals.append(Refusal(message, message.data, error.reason))
+            return
+        sequence = stream_sequence(message)
         stored = stored_unix_ns(message)
         moved = 0
         for record in batch.records:
