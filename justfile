@@ -110,6 +110,7 @@ fix: setup
 bench *args: setup
     @{{python}} -m busbar_runtime exec --home "${BUSBAR_BENCH_HOME:-.busbar/bench}" -- {{python}} tests/benchmarks/run.py "$@"
     @{{python}} tests/benchmarks/posting.py
+    @{{python}} tests/benchmarks/backlog.py
     @exec {{python}} tests/benchmarks/placement.py
 
 

@@ -31,6 +31,7 @@ from busbar_billing.adapters.bus.backlog import UsageStream
 from busbar_billing.adapters.bus.consuming import Consumer
 from busbar_billing.adapters.bus.credit_leases import LeaseDesk, Recalls, Reclaimer
 from busbar_billing.adapters.bus.events import Events
+from busbar_billing.adapters.bus.fresh_usage import FreshUsage
 from busbar_billing.adapters.bus.key_directory import KeyDirectory
 from busbar_billing.adapters.bus.measured import MeasuredWriter
 from busbar_billing.adapters.bus.mirrored_bucket import keep_equal
@@ -110,6 +111,7 @@ async def serve(settings: Settings, stop: Stop) -> None:
         balance_watch = BalanceWatch(parts.watches, parts.events)
         listeners = Listeners(parts.events, key_use, balance_watch)
         poster = UsagePoster(ledger, listeners, tracer, new_id)
+        usage = Consumer(client, BILLING_USAGE, poster.handle, database.wait_until_reachable)
         leases = Leases(database, parts.journal)
         desk = LeaseDesk(client, leases, new_id, refused=balance_watch.refused)
         for work in (
@@ -118,6 +120,7 @@ async def serve(settings: Settings, stop: Stop) -> None:
             probe(database),
             desk.run(),
             Reclaimer(client, leases, leases, new_id, unanswered=lambda: desk.unanswered).run(),
+            FreshUsage(client, usage.far_behind, poster.handle).run(),
             expire(parts.adjustments),
             key_use.run(),
             watch_budgets(parts.budgets, parts.events),
@@ -132,9 +135,8 @@ async def serve(settings: Settings, stop: Stop) -> None:
             ).run(),
         ):
             await stack.enter_async_context(background(work, stop))
-        await stack.enter_async_context(
-            consuming(consumers(settings, client, database, poster), stop)
-        )
+        measured = measured_consumers(settings, client, database)
+        await stack.enter_async_context(consuming([usage, *measured], stop))
         token = settings.operator_token.get_secret_value()
         admin = admin_application(parts, token, hmac_secret)
         account = account_application(parts, hmac_secret)
@@ -235,20 +237,12 @@ def payment_provider(settings: Settings) -> PaymentProvider:
     )
 
 
-def consumers(
-    settings: Settings,
-    client: Client,
-    database: Database,
-    poster: UsagePoster,
-) -> list[Consumer]:
-    """Usage, and the measured work of every site."""
+def measured_consumers(settings: Settings, client: Client, database: Database) -> list[Consumer]:
+    """The measured work of every site."""
     able = database.wait_until_reachable
     writer = MeasuredWriter(MeasuredWork(database, Journal(database)), new_id)
     measured = [billing_measured_consumer(*site) for site in settings.site_pairs]
-    return [
-        Consumer(client, BILLING_USAGE, poster.handle, able),
-        *[Consumer(client, spec, writer.handle, able) for spec in measured],
-    ]
+    return [Consumer(client, spec, writer.handle, able) for spec in measured]
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ DISK_BYTES = 192 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Disk:
-    """A file system of DISK_BYTES that nobody else uses."""
+    """A small file system that nobody else uses."""
 
     place: Path
 
@@ -56,10 +56,10 @@ class Neighbours:
 
 
 @contextlib.asynccontextmanager
-async def neighbours(place: Path) -> AsyncIterator[Neighbours]:
-    """Start them, provisioned and migrated."""
+async def neighbours(place: Path, disk_bytes: int = DISK_BYTES) -> AsyncIterator[Neighbours]:
+    """Start them, provisioned and migrated; the database with a disk of that size."""
     platform = Platform(place, parts=["nats", "postgres-database"])
-    with _small_disk(platform.home.data / "postgres") as disk:
+    with _small_disk(platform.home.data / "postgres", disk_bytes) as disk:
         async with platform:
             found, secrets = platform.endpoints, platform.secrets
             admin_dsn: str = found["postgres"]
@@ -85,9 +85,9 @@ async def neighbours(place: Path) -> AsyncIterator[Neighbours]:
 
 
 @contextlib.contextmanager
-def _small_disk(at: Path) -> Iterator[Disk | None]:
+def _small_disk(at: Path, size_bytes: int) -> Iterator[Disk | None]:
     at.mkdir(parents=True)
-    options = f"size={DISK_BYTES},mode=0700"
+    options = f"size={size_bytes},mode=0700"
     mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(at)]
     if os.geteuid() != 0 or subprocess.call(mount, stderr=subprocess.DEVNULL) != 0:
         yield None

@@ -28,6 +28,10 @@ LAG_MESSAGES = Gauge(
 LAG_SECONDS = Gauge(
     "busbar_billing_lag_seconds", "Age of the oldest message when it was last taken", ["consumer"]
 )
+FRESH_LAG_SECONDS = Gauge(
+    "busbar_billing_fresh_lag_seconds",
+    "Age of the oldest of the records just posted beside a backlog; 0 without one",
+)
 EVENTS_DROPPED = Counter("busbar_billing_events_dropped", "Events that could not be published")
 BUCKET_WRITES = Counter(
     "busbar_billing_bucket_writes", "Entries written for gateways", ["bucket", "change"]

@@ -41,6 +41,9 @@ _RETRY_PAUSE_S = 0.5
 _FAILING_PAUSE_MAX_S = 10.0
 """Between attempts while the database answers but takes nothing, such as with a full disk."""
 _NAK_UNAVAILABLE_S = 0.25
+_FAR_BEHIND_S = 2.0
+"""A message that waited so long, while a whole batch waits behind it, is of a backlog."""
+_CAUGHT_UP_MESSAGES = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,9 @@ class Consumer:
         self._stopping = asyncio.Event()
         self._quiet_gather_s = self._gather_s = gather_s
         self._failed_in_a_row = 0
+        self.far_behind = asyncio.Event()
+        """Set while what comes now would wait behind a backlog."""
+        self._last_of_backlog = False
 
     def stop(self) -> None:
         """Take no more messages; `run` returns when those in hand are done."""
@@ -93,6 +99,8 @@ class Consumer:
                 messages = await self._fetch(subscription)
                 if messages:
                     await self._dispatch(messages)
+                    if self._last_of_backlog:
+                        self.far_behind.clear()
             except (NatsError, JetStreamError, TimeoutError, OSError) as error:
                 log.warning("consumer interrupted", consumer=self._spec.durable, error=repr(error))
                 await asyncio.sleep(_RETRY_PAUSE_S)
@@ -166,6 +174,10 @@ class Consumer:
         age_s = max(0.0, time.time() - oldest.metadata.timestamp.timestamp())
         metrics.LAG_SECONDS.labels(self._spec.durable).set(age_s)
         metrics.LAG_MESSAGES.labels(self._spec.durable).set(waiting)
+        old = age_s > _FAR_BEHIND_S
+        if old and waiting >= MESSAGES_MAX:
+            self.far_behind.set()
+        self._last_of_backlog = not old or waiting < _CAUGHT_UP_MESSAGES
 
     async def _dispatch(self, messages: Sequence[Msg]) -> None:
         """Handle a batch; when it fails for another reason than an outage, one by one."""

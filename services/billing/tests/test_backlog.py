@@ -1,0 +1,161 @@
+"""A backlog is posted, and what comes meanwhile does not wait behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from uuid import UUID
+
+import asyncpg
+import pytest
+from billing_parts import Gateway, running
+from busbar_billing.adapters.bus.answers import DeliveredAnswers
+from busbar_billing.adapters.postgres.audit_inbox import AuditedInbox
+from busbar_billing.adapters.postgres.database import open_database
+from busbar_billing.adapters.postgres.prices import Prices
+from busbar_billing.domain.audit.findings import Report
+from busbar_billing.usecases.audit_answers import Answers, Extent, check_answers
+from busbar_messaging.replaying import letters
+from busbar_runtime.ports import PortPool
+from harness.polling import eventually
+from ledger_checks import assert_ledger_holds
+from neighbours import Neighbours, neighbours
+
+TENANT = "backlog-test"
+FRESH_KEY = "key_fresh"
+MESSAGES, RECORDS_EACH, AT_ONCE = 6_000, 2, 500
+BACKLOG = MESSAGES * RECORDS_EACH
+OLD_S = 2.5
+"""Billing takes messages of that age for a backlog, if there are many."""
+FRESH_AT_ONCE = 5
+AUDITED_OF_BACKLOG = 300
+DRAINED_WITHIN_S = 60
+DISK_BYTES = 1024 * 1024 * 1024
+UNREADABLE, POISON_AT = b"\xff", 3
+POSTED = "SELECT request_id FROM usage_records WHERE request_id = ANY($1::uuid[])"
+POSTED_OF_BACKLOG = "SELECT count(*) FROM usage_records WHERE key_id <> $1"
+
+
+@pytest.fixture
+async def around(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Neighbours]:
+    async with neighbours(tmp_path_factory.mktemp("backlog"), DISK_BYTES) as found:
+        yield found
+
+
+@dataclass
+class Fresh:
+    """Records that come beside a backlog, and how much of it is posted at the time; so that how
+    fast the machine is does not matter."""
+
+    gateway: Gateway
+    database: asyncpg.Connection
+    came: dict[UUID, int] = field(default_factory=dict[UUID, int])
+    posted: dict[UUID, int] = field(default_factory=dict[UUID, int])
+
+    async def come(self, of_backlog: int) -> None:
+        """A record: every seventh twice, every tenth with a void; with the third come two that
+        nobody can bill."""
+        record = self.gateway.record(TENANT, key_id=FRESH_KEY)
+        number = len(self.came)
+        if number == POISON_AT:
+            await self.gateway.publish_raw(UNREADABLE)
+            await self.gateway.publish(self.gateway.record("nobody-we-know"))
+        voids = (self.gateway.void(record),) if number % 10 == 0 else ()
+        await self.gateway.publish(record, voids=voids)
+        self.came[UUID(bytes=record.request_id)] = of_backlog
+        if number % 7 == 0:
+            await self.gateway.publish(record)
+
+    async def look(self) -> int:
+        """Note what is posted by now; how much of the backlog is."""
+        waiting = [one for one in self.came if one not in self.posted]
+        rows = await self.database.fetch(POSTED, waiting)
+        of_backlog: int = await self.database.fetchval(POSTED_OF_BACKLOG, FRESH_KEY)
+        self.posted |= {row["request_id"]: of_backlog for row in rows}
+        return of_backlog
+
+    async def all_posted(self) -> bool:
+        """Whether nothing waits any more."""
+        await self.look()
+        return len(self.posted) == len(self.came)
+
+    def waited_for(self) -> list[int]:
+        """How many records of the backlog were posted while each waited."""
+        return [self.posted[one] - of_backlog for one, of_backlog in self.came.items()]
+
+
+async def pile_up(gateway: Gateway) -> None:
+    """What nobody posts yet."""
+    for _ in range(0, MESSAGES, AT_ONCE):
+        batches = [[gateway.record(TENANT) for _ in range(RECORDS_EACH)] for _ in range(AT_ONCE)]
+        await asyncio.gather(*(gateway.publish(*records) for records in batches))
+
+
+async def drain(fresh: Fresh) -> None:
+    """Let records come until the backlog is posted."""
+
+    async def through() -> bool:
+        of_backlog = await fresh.look()
+        if of_backlog:
+            for _ in range(FRESH_AT_ONCE):
+                await fresh.come(of_backlog)
+        return of_backlog >= BACKLOG
+
+    await eventually(through, within_s=DRAINED_WITHIN_S, what="the backlog is posted")
+
+
+async def assert_audit_clean(around: Neighbours, last: int) -> None:
+    """Once the consumer is through, what came last in the backlog and all that came beside it is
+    charged as it was delivered, both ways."""
+    stream = DeliveredAnswers(around.bus)
+
+    async def extent() -> Extent:
+        return await stream.extent()
+
+    reached = await eventually(
+        extent, within_s=DRAINED_WITHIN_S, what="through", until=lambda now: now.posted >= last
+    )
+    async with open_database(around.environment["BUSBAR_POSTGRES_DSN"]) as pool:
+        report = Report()
+        answers = Answers(stream, AuditedInbox(pool, Prices(pool)))
+        await check_answers(
+            answers, MESSAGES - AUDITED_OF_BACKLOG, reached, report, lambda _check, _rows: None
+        )
+    assert report.breaches == []
+
+
+async def test_fresh_records_do_not_wait_behind_a_backlog(
+    around: Neighbours, ports: PortPool
+) -> None:
+    gateway, database = around.gateway, await around.database()
+    await database.execute(
+        "INSERT INTO tenants (tenant_id, name, currency) VALUES ($1, 'Backlog Ltd', 'USD')", TENANT
+    )
+    began = time.monotonic()
+    await pile_up(gateway)
+
+    async def old() -> bool:
+        return time.monotonic() > began + OLD_S
+
+    await eventually(old, within_s=10, what="a backlog of an age")
+    fresh = Fresh(gateway, database)
+    async with running(around.environment, ports) as billing:
+        await drain(fresh)
+        last = await gateway.publish(gateway.record(TENANT))
+        await eventually(fresh.all_posted, within_s=30, what="all is posted")
+        await assert_audit_clean(around, last)
+        beside = await billing.metric("busbar_billing_duplicates_total")
+
+    # Behind the backlog the first would have waited for nearly all of it.
+    assert max(fresh.waited_for()) <= BACKLOG / 2
+    assert beside > len(fresh.came) / 2, "the backlog did not come to what was posted beside it"
+    rows = await database.fetchval("SELECT count(*) FROM usage_records")
+    assert rows == BACKLOG + len(fresh.came) + 1
+    await assert_ledger_holds(database)
+    held = [one async for one in letters(around.bus.jetstream(timeout=5))]
+    assert len(held) == 2, "a dead letter for each, however often it was met"
+    assert UNREADABLE in [one.payload for one in held]
+    assert "deadlock" not in around.platform.log("postgres")
+    await database.close()
