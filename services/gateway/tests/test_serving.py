@@ -444,9 +444,13 @@ async def test_without_a_replica_the_answer_is_unavailable_at_once(platform: Pla
     name, _ = await platform.deploy(slots=0)
     began = time.monotonic()
 
-    assert await status_of(platform.infer(request(name))) is grpc.StatusCode.UNAVAILABLE
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await platform.infer(request(name))
 
     assert time.monotonic() - began < 1
+    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert refused.value.details() == f"the model '{name}' is not ready: no replica is ready"
+    assert dict(refused.value.trailing_metadata() or ())["retry-after"] == "2.000"
 
 
 async def test_a_short_absence_of_replicas_is_a_pause(platform: Platform) -> None:

@@ -100,6 +100,12 @@ class Route:
         """Whether any replica takes work now."""
         return self.ready_slots > 0
 
+    @property
+    def unready(self) -> str:
+        """What somebody is told who asks a deployment that takes no work now."""
+        reason = self.unready_reason or "no replica is ready"
+        return f"the model '{self.deployment}' is not ready: {reason}"
+
     def open_to(self, caller: Caller) -> bool:
         """Whether this caller may know of the deployment at all."""
         if self.tenants and caller.tenant_id not in self.tenants:

@@ -69,7 +69,7 @@ class Admissions:
         ticket = self._ticket(call, now)
         if admission.lane.try_start(ticket, now):
             return ticket
-        self._refuse_unready(admission, now)
+        self._refuse_unready(admission, call.route, now)
         self._queue(admission, ticket, now)
         await self._turn(admission, ticket, now)
         return ticket
@@ -99,14 +99,15 @@ class Admissions:
         """Fail those who waited past their deadline, or too long for a replica."""
         for deployment, admission in self._admissions.items():
             lane = admission.lane
-            self._resize(admission, self._current_route(deployment))
+            route = self._current_route(deployment)
+            self._resize(admission, route)
             if not lane.waiting:
                 continue
             self._pump(admission, now)
             for ticket in lane.expired(now):
                 self._fail(admission, ticket, DeadlineExceeded("the deadline passed in the queue"))
             if not lane.limit:
-                self._fail_unready(admission, now)
+                self._fail_unready(admission, route, now)
 
     def _ticket(self, call: InferenceCall, now: float) -> Ticket:
         tenant_id = call.caller.tenant_id
@@ -114,12 +115,12 @@ class Admissions:
         known = known_cost(call.route.manifest, len(call.payload))
         return Ticket(tenant_id, call.deadline, now, policy.band, policy.weight, known)
 
-    def _fail_unready(self, admission: _Admission, now: float) -> None:
+    def _fail_unready(self, admission: _Admission, route: Route | None, now: float) -> None:
         grace_began = now - self._unready_grace_s
         if admission.ready_at is not None and admission.ready_at > grace_began:
             return
         for ticket in admission.lane.waiting_since_before(grace_began):
-            self._fail(admission, ticket, _unready())
+            self._fail(admission, ticket, _unready(route))
 
     def _admission(self, route: Route, now: float) -> _Admission:
         admission = self._admissions.get(route.deployment)
@@ -142,12 +143,12 @@ class Admissions:
         lane = admission.lane
         lane.limit = share_of_slots(ready_slots, self._gateways(), lane.service_s)
 
-    def _refuse_unready(self, admission: _Admission, now: float) -> None:
+    def _refuse_unready(self, admission: _Admission, route: Route, now: float) -> None:
         """A deployment that was ready a moment ago will likely be again: wait for it."""
         if admission.lane.limit:
             return
         if admission.ready_at is None or now - admission.ready_at > self._remembered_ready_s:
-            raise _unready()
+            raise _unready(route)
 
     @staticmethod
     def _queue(admission: _Admission, ticket: Ticket, now: float) -> None:
@@ -201,5 +202,6 @@ def _full(retry_after_s: float) -> RateLimited:
     )
 
 
-def _unready() -> Unavailable:
-    return Unavailable("no replica of this model is ready now", _RETRY_AFTER_UNREADY_S)
+def _unready(route: Route | None) -> Unavailable:
+    said = route.unready if route else "the model was withdrawn"
+    return Unavailable(said, _RETRY_AFTER_UNREADY_S)

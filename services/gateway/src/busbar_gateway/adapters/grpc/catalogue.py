@@ -110,7 +110,7 @@ class Catalogue:
     def _described(self, request: Any, call: Call) -> Route:
         route = self._find(self._authenticate(call.metadata), request.name)
         if not route.metadata:
-            raise Unavailable("no replica of this model was ready yet", 2.0)
+            raise Unavailable(route.unready)
         _check_version(route, request.version)
         return route
 

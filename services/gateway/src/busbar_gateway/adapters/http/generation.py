@@ -16,7 +16,6 @@ import orjson
 from tritonclient.grpc import service_pb2
 
 from busbar_gateway.adapters.http.errors import BadParameter
-from busbar_gateway.adapters.http.kserve import unready
 from busbar_gateway.adapters.http.kserve_elements import (
     join_bytes_elements,
     split_bytes_elements,
@@ -80,7 +79,7 @@ def require_chat(route: Route) -> None:
             f"The model '{route.deployment}' does not generate text.", "model", "unsupported_value"
         )
     if route.signature is None:
-        raise Unavailable(unready(route))
+        raise Unavailable(route.unready)
 
 
 def checked_token_limit(route: Route, wanted: int | None, param: str) -> int | None:

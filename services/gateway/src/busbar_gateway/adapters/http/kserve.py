@@ -97,7 +97,7 @@ class KServe:
         """Whether any replica takes work."""
         route = self._find(exchange)
         if not route.ready:
-            raise Unavailable(unready(route))
+            raise Unavailable(route.unready)
         await exchange.respond(200, [], b"")
 
     async def model_config(self, exchange: Exchange) -> None:
@@ -148,7 +148,7 @@ def check_request(route: Route, request: InferRequest) -> None:
         check_parameters(head.request_parameters, head.tensor_parameters)
     signature = route.signature
     if signature is None:
-        raise Unavailable(unready(route))
+        raise Unavailable(route.unready)
     if signature.decoupled:
         raise Unsupported(
             f"the model '{route.deployment}' answers with many responses; call it with gRPC"
@@ -176,12 +176,6 @@ def _restored(value: Any, field: Any) -> Any:
     if kind is not None:
         return restore_integers(value, kind)
     return int(value) if field.cpp_type in _INTEGERS_64 else value
-
-
-def unready(route: Route) -> str:
-    """Why the deployment cannot answer, for whoever asked it."""
-    reason = route.unready_reason or "no replica is ready"
-    return f"the model '{route.deployment}' is not ready: {reason}"
 
 
 def server_metadata() -> dict[str, Any]:
@@ -228,7 +222,7 @@ async def refuse_control(exchange: Exchange) -> None:
 
 def _known(route: Route, serialized: bytes) -> bytes:
     if not serialized:
-        raise Unavailable(unready(route))
+        raise Unavailable(route.unready)
     return serialized
 
 

@@ -16,7 +16,6 @@ from busbar_gateway.adapters.http.generation import (
     checked_token_limit,
     require_chat,
 )
-from busbar_gateway.adapters.http.kserve import unready
 from busbar_gateway.adapters.http.kserve_elements import join_bytes_elements
 from busbar_gateway.adapters.http.openai_generation import (
     AnswerShape,
@@ -206,7 +205,7 @@ def _require_embeddings(route: Route, dimensions: int | None) -> None:
             "unsupported_value",
         )
     if route.signature is None:
-        raise Unavailable(unready(route))
+        raise Unavailable(route.unready)
     spec = route.signature.outputs.get("embedding")
     if spec is not None and spec.shape and spec.shape[-1] > 0:
         _require_dimensions(dimensions, spec.shape[-1])
