@@ -110,7 +110,7 @@ class Gateway:
         self.admissions.leave(_ROUTE.deployment, one.ticket, 280.0)
         cost = credit.cost_nanos(call, _DELIVERED, 1)
         assert credit.covers(money, cost)
-        credit.spend(money, call, cost)
+        credit.spend(money, call, _DELIVERED, cost)
         credit.release(money)
         self.limiting.leave(call.caller.tenant_id, one.grant, 120, 80)
 

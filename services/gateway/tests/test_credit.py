@@ -11,6 +11,7 @@ import pytest
 from busbar_contracts.gateway.v1.usage_pb2 import UsageRecord
 from busbar_contracts.node.v1 import work_pb2
 from busbar_gateway.domain.credit import Refused, Verdict, Wallet, judge
+from busbar_gateway.domain.prices import SCALE
 from busbar_gateway.usecases.crediting import WAIT_MAX_S
 from gateway_harness import (
     Platform,
@@ -119,6 +120,26 @@ async def test_what_fails_gives_its_claim_back(platform: Platform) -> None:
     assert await codes_of(platform, model, auth, 2) == ["OK", "OK"]
     assert await codes_of(platform, model, auth, 1) == ["RESOURCE_EXHAUSTED"]
     assert len(await records_of(platform, tenant_id)) == 2
+
+
+async def test_what_a_dearer_price_puts_out_of_reach_is_refused_before_it_is_worked(
+    platform: Platform,
+) -> None:
+    model, agent = await platform.deploy()
+    _, auth = await tenant_with(platform, 20 * ECHO_NANOS)
+    assert await codes_of(platform, model, auth, 3) == ["OK"] * 3
+    await platform.billing.publish_prices(version=2, request_nanos=100 * REQUEST_NANOS)
+    await eventually(
+        lambda: (
+            platform.gateway.prices.current.rates("", "USD", "", 0).request
+            == 100 * REQUEST_NANOS * SCALE
+        )
+    )
+
+    codes = await codes_of(platform, model, auth, 3)
+
+    assert codes == ["RESOURCE_EXHAUSTED"] * 3
+    assert len(agent.works) == 3
 
 
 async def test_without_billing_it_serves_what_was_lent_and_then_says_503(

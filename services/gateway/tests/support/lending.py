@@ -32,15 +32,19 @@ class FakeBilling:
     silent: bool = False
 
     async def start(self) -> None:
-        sheet = prices_pb2.PriceSheet(version=1, currency="USD", charge_quantum_nanos=1)
+        await self.publish_prices(version=1, request_nanos=REQUEST_NANOS)
+        await self.client.subscribe(topology.CREDIT_LEASES, cb=self._answer)
+
+    async def publish_prices(self, *, version: int, request_nanos: int) -> None:
+        """Everybody's prices from now on."""
+        sheet = prices_pb2.PriceSheet(version=version, currency="USD", charge_quantum_nanos=1)
         prices = sheet.classes.add(price_class="default").components
         request = prices_pb2.PRICE_COMPONENT_REQUEST
         token = prices_pb2.PRICE_COMPONENT_OUTPUT_TOKEN
-        prices.add(component=request, amount_nanos=REQUEST_NANOS, per_units=1)
+        prices.add(component=request, amount_nanos=request_nanos, per_units=1)
         prices.add(component=token, amount_nanos=TOKEN_NANOS, per_units=1)
         bucket = await self.client.jetstream().key_value(topology.PRICES.name)
         await bucket.put("USD.1", sheet.SerializeToString())
-        await self.client.subscribe(topology.CREDIT_LEASES, cb=self._answer)
 
     async def recall(self, tenant_id: str) -> None:
         message = leases_pb2.CreditRecall(tenant_ids=[tenant_id])

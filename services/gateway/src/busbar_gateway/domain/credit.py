@@ -7,8 +7,6 @@ billing, so that asks and grants may be repeated, lost or out of order.
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
-from collections import deque
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -26,35 +24,8 @@ SPARE_FACTOR = 2
 """What is beyond this many times the target goes back at the next renewal."""
 ESTIMATES_AHEAD = 256
 """A lease should last for this many requests, before there is a rate to go by."""
-_HISTORY = 32
-_PERCENTILE = 0.95
 _RATE_WEIGHT = 0.5
 _ESTIMATE_FADES = 0.95
-
-
-class CostHistory:
-    """Recent costs of one tenant's requests to one deployment."""
-
-    __slots__ = ("_ordered", "_recent", "likely_nanos")
-
-    def __init__(self) -> None:
-        self._recent: deque[int] = deque()
-        self._ordered: list[int] = []
-        self.likely_nanos: int | None = None
-        """The 95th percentile; None while nothing is known."""
-
-    def add(self, nanos: int) -> None:
-        """Remember a cost; the oldest is forgotten."""
-        recent, ordered = self._recent, self._ordered
-        if len(recent) == _HISTORY:
-            oldest = recent.popleft()
-            if oldest == nanos:  # most requests cost what others did
-                recent.append(nanos)
-                return
-            del ordered[bisect_left(ordered, oldest)]
-        recent.append(nanos)
-        insort(ordered, nanos)
-        self.likely_nanos = ordered[int(_PERCENTILE * (len(ordered) - 1) + 0.5)]
 
 
 class Refused(Enum):

@@ -32,6 +32,10 @@ class Rates:
             + payload_bytes * self.byte
             + compute_us * self.compute_us
         )
+        return self.charged_nanos(exact)
+
+    def charged_nanos(self, exact: int) -> int:
+        """An amount in nanos over SCALE, rounded up to the ledger's quantum."""
         quantum = self.quantum_nanos
         return -(-exact // (SCALE * quantum)) * quantum
 

@@ -18,7 +18,6 @@ import structlog
 from busbar_gateway.domain.credit import (
     RETRY_S,
     Ask,
-    CostHistory,
     Granted,
     Refused,
     Reservation,
@@ -29,6 +28,7 @@ from busbar_gateway.domain.credit import (
     judge,
     plan_ask,
 )
+from busbar_gateway.domain.estimates import WorkHistory, likely_nanos
 from busbar_gateway.domain.failures import InsufficientQuota, RateLimited, Unavailable
 from busbar_gateway.domain.prices import PriceList, Rates
 from busbar_gateway.usecases.calls import InferenceCall
@@ -44,10 +44,6 @@ MEASURE_EVERY_S = 1.0
 HISTORIES_MAX = 50_000
 _RETRY_AFTER_AWAY_S = 2.0
 _RETRY_AFTER_CLAIMED_S = 1.0
-_GUESSED_OUTPUT_TOKENS = 256
-_GUESSED_COMPUTE_US = 100_000
-_GUESSED_RESPONSE_BYTES = 4096
-_BYTES_PER_TOKEN = 4
 
 
 class Lender(Protocol):
@@ -81,7 +77,7 @@ class Credit:
         self._prices = prices
         self._wallets: dict[str, Wallet] = {}
         self._waiting: dict[str, deque[_Waiter]] = {}
-        self._histories: dict[tuple[str, str], CostHistory] = {}
+        self._histories: dict[tuple[str, str], WorkHistory] = {}
         self._wake = asyncio.Event()
         self._pressing: set[str] = set()
         """Tenants of whom billing is to hear before the next look at all of them."""
@@ -130,10 +126,18 @@ class Credit:
         slice_nanos = nanos + max(nanos - reservation.nanos, reservation.nanos // 2)
         return wallet.extend(reservation, slice_nanos) or wallet.extend(reservation, nanos)
 
-    def spend(self, reservation: Reservation, call: InferenceCall, nanos: int) -> None:
-        """The request is charged this much."""
+    def spend(
+        self, reservation: Reservation, call: InferenceCall, delivered: Delivered, nanos: int
+    ) -> None:
+        """The request is charged this much, for what was delivered."""
         self._wallet_of(reservation).spend(reservation, nanos)
-        self._history(call).add(nanos)
+        self._history(call).add(
+            call.request_bytes or len(call.payload),
+            delivered.input_tokens,
+            delivered.output_tokens,
+            delivered.response_bytes,
+            delivered.compute_us,
+        )
         self._freed(reservation.tenant_id)
 
     def take_back(self, reservation: Reservation) -> None:
@@ -312,54 +316,24 @@ class Credit:
         return InsufficientQuota(_REASONS[wallet.refused or Refused.BALANCE])
 
     def _likely_nanos(self, call: InferenceCall, wallet: Wallet) -> int:
-        history = self._histories.get((wallet.tenant_id, call.route.deployment))
-        likely = history.likely_nanos if history is not None else None
-        if likely is None:
-            likely = self._guess_nanos(call, wallet)
-        most = self._most_nanos(call, wallet)
-        return likely if most is None or likely <= most else most
-
-    def _most_nanos(self, call: InferenceCall, wallet: Wallet) -> int | None:
-        """What a generation can cost at most; None where that is not known."""
-        manifest = call.route.manifest
-        output_tokens = call.output_tokens_max or manifest.max_output_tokens
-        if manifest.task != "chat" or not output_tokens:
-            return None
+        past = self._histories.get((wallet.tenant_id, call.route.deployment))
         rates = self._rates(call, wallet, self._unix_ns())
-        if rates.compute_us or rates.byte:
-            return None
-        input_tokens = call.request_bytes or len(call.payload)  # none is shorter than a byte
-        if manifest.max_input_tokens:
-            input_tokens = min(input_tokens, manifest.max_input_tokens)
-        return rates.cost_nanos(input_tokens, output_tokens, 0, 0)
-
-    def _guess_nanos(self, call: InferenceCall, wallet: Wallet) -> int:
-        """Before anything is known of a tenant's requests: by what the model can do."""
-        manifest = call.route.manifest
         request_bytes = call.request_bytes or len(call.payload)
-        input_tokens = request_bytes // _BYTES_PER_TOKEN
-        if manifest.max_input_tokens:
-            input_tokens = min(input_tokens, manifest.max_input_tokens)
-        output_tokens = 0
-        if manifest.task == "chat":
-            most = manifest.max_output_tokens or _GUESSED_OUTPUT_TOKENS
-            output_tokens = min(most, _GUESSED_OUTPUT_TOKENS)
-        rates = self._rates(call, wallet, self._unix_ns())
-        payload_bytes = 2 * request_bytes + _GUESSED_RESPONSE_BYTES
-        return rates.cost_nanos(input_tokens, output_tokens, payload_bytes, _GUESSED_COMPUTE_US)
+        manifest = call.route.manifest
+        return likely_nanos(manifest, request_bytes, call.output_tokens_max, rates, past)
 
     def _rates(self, call: InferenceCall, wallet: Wallet | None, at_unix_ns: int) -> Rates:
         currency = wallet.currency if wallet is not None else "USD"
         price_class = call.route.manifest.price_class
         return self._prices().rates(call.caller.tenant_id, currency, price_class, at_unix_ns)
 
-    def _history(self, call: InferenceCall) -> CostHistory:
+    def _history(self, call: InferenceCall) -> WorkHistory:
         key = (call.caller.tenant_id, call.route.deployment)
         found = self._histories.get(key)
         if found is None:
             if len(self._histories) >= HISTORIES_MAX:
                 self._histories.clear()
-            found = self._histories[key] = CostHistory()
+            found = self._histories[key] = WorkHistory()
         return found
 
     def _wallet_of(self, reservation: Reservation) -> Wallet:

@@ -150,7 +150,7 @@ class Served:
         cost = credit.cost_nanos(self.call, self.delivered, self._admitted_unix_ns)
         if not credit.covers(money, cost):
             await credit.cover(money, self.call, cost)
-        credit.spend(money, self.call, cost)
+        credit.spend(money, self.call, self.delivered, cost)
 
     async def _commit(self) -> Any:
         if self._trace is None:
@@ -173,7 +173,7 @@ class Served:
         usage.commit_later(slot, record)
         if self._money is not None:
             cost = credit.cost_nanos(self.call, delivered, self._admitted_unix_ns)
-            credit.spend(self._money, self.call, cost)
+            credit.spend(self._money, self.call, delivered, cost)
 
     def end(self, error: BaseException | None) -> None:
         """Count it, give up what it claims, and close its trace."""

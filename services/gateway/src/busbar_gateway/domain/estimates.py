@@ -1,0 +1,140 @@
+"""What a request is likely to cost before it runs: what is known of it already, at the prices that
+hold now, and for the rest what requests like it took.
+
+Amounts called exact are nanos over prices.SCALE, as rates are.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections import deque
+
+from busbar_gateway.domain.prices import FREE, Rates
+from busbar_gateway.domain.routes import Manifest
+
+_HISTORY = 32
+_PERCENTILE = 0.95
+_INPUT_FADES = 0.95
+_TOKENS_PER_BYTE = 0.25
+"""Of a text, as long as the model has not counted more."""
+_GUESSED_OUTPUT_TOKENS = 256
+_GUESSED_COMPUTE_US = 100_000
+_GUESSED_RESPONSE_BYTES = 4096
+
+
+class WorkHistory:
+    """Recent work for one tenant's requests to one deployment.
+
+    Kept in units, so that a new price holds for what was learned under the old one.
+    """
+
+    __slots__ = (
+        "_input_bytes",
+        "_input_tokens",
+        "_likely_rest",
+        "_ordered",
+        "_rates",
+        "_recent",
+        "tokens_per_byte",
+    )
+
+    def __init__(self) -> None:
+        self._recent: deque[tuple[int, int, int, int]] = deque()
+        """Exact cost of what was not known before: output tokens, response bytes, compute."""
+        self._ordered: list[int] = []
+        self._rates = FREE
+        self._likely_rest = 0
+        self._input_tokens = self._input_bytes = 0.0
+        self.tokens_per_byte = 0.0
+        """Of the inputs, by size: what the large ones had counts most."""
+
+    def add(
+        self,
+        request_bytes: int,
+        input_tokens: int,
+        output_tokens: int,
+        response_bytes: int,
+        compute_us: int,
+    ) -> None:
+        """Remember what a request took; the oldest is forgotten."""
+        self._input_bytes = _INPUT_FADES * self._input_bytes + request_bytes
+        self._input_tokens = _INPUT_FADES * self._input_tokens + input_tokens
+        self.tokens_per_byte = self._input_tokens / (self._input_bytes or 1.0)
+        rest = _rest(self._rates, output_tokens, response_bytes, compute_us)
+        recent, ordered = self._recent, self._ordered
+        recent.append((rest, output_tokens, response_bytes, compute_us))
+        if len(recent) > _HISTORY:
+            oldest = recent.popleft()[0]
+            if oldest == rest:  # most requests take what others did
+                return
+            del ordered[bisect_left(ordered, oldest)]
+        insort(ordered, rest)
+        self._likely_rest = ordered[_rank(len(ordered))]
+
+    def likely_rest(self, rates: Rates) -> int:
+        """The 95th percentile of what cannot be known before a request runs, exact."""
+        if rates is not self._rates:
+            self._reprice(rates)
+        return self._likely_rest
+
+    def _reprice(self, rates: Rates) -> None:
+        old, self._rates = self._rates, rates
+        if rates == old:
+            return
+        work = [one[1:] for one in self._recent]
+        self._recent = deque((_rest(rates, *one), *one) for one in work)
+        self._ordered = sorted(one[0] for one in self._recent)
+        self._likely_rest = self._ordered[_rank(len(self._ordered))] if self._ordered else 0
+
+
+def likely_nanos(
+    manifest: Manifest,
+    request_bytes: int,
+    output_tokens_max: int,
+    rates: Rates,
+    past: WorkHistory | None,
+) -> int:
+    """What a request likely costs: never less than its input does, as far as it can be told, and
+    never more than the request can."""
+    per_byte = 0.0 if manifest.task == "tensor" else _TOKENS_PER_BYTE
+    if past is None:
+        exact = _guessed_rest(manifest, request_bytes, rates)
+    else:
+        exact = past.likely_rest(rates)
+        counted = past.tokens_per_byte
+        per_byte = max(per_byte, counted)
+    input_tokens = _at_most(int(request_bytes * per_byte + 0.5), manifest)
+    exact += rates.request + input_tokens * rates.input_token + request_bytes * rates.byte
+    output_tokens = output_tokens_max or manifest.max_output_tokens
+    if manifest.task == "chat" and output_tokens and not (rates.compute_us or rates.byte):
+        longest = _at_most(request_bytes, manifest)  # no token is shorter than a byte
+        most = rates.request + longest * rates.input_token + output_tokens * rates.output_token
+        exact = min(exact, most)
+    return rates.charged_nanos(exact)
+
+
+def _at_most(input_tokens: int, manifest: Manifest) -> int:
+    longest = manifest.max_input_tokens
+    return longest if longest and input_tokens > longest else input_tokens
+
+
+def _guessed_rest(manifest: Manifest, request_bytes: int, rates: Rates) -> int:
+    """Before anything is known of a tenant's requests: by what the model can do."""
+    output_tokens = 0
+    if manifest.task == "chat":
+        most = manifest.max_output_tokens or _GUESSED_OUTPUT_TOKENS
+        output_tokens = min(most, _GUESSED_OUTPUT_TOKENS)
+    response_bytes = request_bytes + _GUESSED_RESPONSE_BYTES
+    return _rest(rates, output_tokens, response_bytes, _GUESSED_COMPUTE_US)
+
+
+def _rest(rates: Rates, output_tokens: int, response_bytes: int, compute_us: int) -> int:
+    return (
+        output_tokens * rates.output_token
+        + response_bytes * rates.byte
+        + compute_us * rates.compute_us
+    )
+
+
+def _rank(count: int) -> int:
+    return int(_PERCENTILE * (count - 1) + 0.5)

@@ -1,0 +1,96 @@
+"""What a request claims before it runs: its input at today's prices, and the usual output."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from busbar_gateway.domain.estimates import WorkHistory, likely_nanos
+from busbar_gateway.domain.prices import SCALE, Rates
+from busbar_gateway.domain.routes import Manifest
+from hypothesis import given
+from hypothesis import strategies as st
+
+CHAT = Manifest("chat", "1", "chat", "tokens", max_input_tokens=32_768, max_output_tokens=1024)
+TENSOR = Manifest("tensor", "1", "tensor", "bytes")
+TOKENS = Rates(request=50 * SCALE, input_token=10 * SCALE, output_token=40 * SCALE)
+BYTES = Rates(request=50 * SCALE, byte=2 * SCALE)
+
+
+def history(count: int = 40, **work: int) -> WorkHistory:
+    took = {"request_bytes": 40, "input_tokens": 10, "output_tokens": 5, **work}
+    past = WorkHistory()
+    for _ in range(count):
+        past.add(**{"response_bytes": 100, "compute_us": 0, **took})
+    return past
+
+
+def test_a_long_prompt_after_short_ones_claims_its_own_length() -> None:
+    past = history()
+
+    short, long = (likely_nanos(CHAT, size, 0, TOKENS, past) for size in (40, 40_000))
+
+    assert short == 50 + 10 * 10 + 5 * 40
+    assert long == 50 + 10_000 * 10 + 5 * 40
+
+
+def test_large_tensors_after_small_ones_claim_their_own_size() -> None:
+    past = history(input_tokens=0, output_tokens=0)
+
+    assert likely_nanos(TENSOR, 10**7, 0, BYTES, past) == 50 + 2 * (10**7 + 100)
+
+
+def test_who_writes_in_short_tokens_is_known_to_the_model() -> None:
+    past = history(request_bytes=1000, input_tokens=700)
+
+    assert likely_nanos(CHAT, 10_000, 0, TOKENS, past) == 50 + 7_000 * 10 + 5 * 40
+
+
+@pytest.mark.parametrize("factor", [0, 1, 3, 1000])
+def test_what_was_learned_is_claimed_at_the_price_that_holds_now(factor: int) -> None:
+    past = history()
+    before = likely_nanos(CHAT, 40, 0, TOKENS, past)
+    changed = Rates(
+        request=factor * TOKENS.request,
+        input_token=factor * TOKENS.input_token,
+        output_token=factor * TOKENS.output_token,
+    )
+
+    assert likely_nanos(CHAT, 40, 0, changed, past) == factor * before
+    assert likely_nanos(CHAT, 40, 0, replace(TOKENS), past) == before
+
+
+def test_no_request_claims_more_than_it_can_cost() -> None:
+    past = history(output_tokens=900)
+
+    assert likely_nanos(CHAT, 40, 16, TOKENS, past) == 50 + 40 * 10 + 16 * 40
+    assert likely_nanos(CHAT, 10**9, 1, TOKENS, past) == 50 + 32_768 * 10 + 40
+
+
+def test_rare_long_answers_do_not_set_the_claim_but_usual_ones_do() -> None:
+    past = history(31)
+    past.add(40, 10, 1000, 100, 0)
+    assert past.likely_rest(TOKENS) == 5 * TOKENS.output_token
+
+    for _ in range(31):
+        past.add(40, 10, 1000, 100, 0)
+
+    assert past.likely_rest(TOKENS) == 1000 * TOKENS.output_token
+
+
+@given(
+    st.lists(st.tuples(*[st.integers(0, 10**6)] * 5), max_size=80),
+    st.sampled_from([TOKENS, BYTES, Rates(compute_us=SCALE), Rates()]),
+    st.integers(0, 40),
+)
+def test_a_history_is_the_same_whenever_prices_came(
+    works: list[tuple[int, ...]], rates: Rates, changed_after: int
+) -> None:
+    early, late = WorkHistory(), WorkHistory()
+    for number, (size, *took) in enumerate(works):
+        if number == changed_after:
+            early.likely_rest(rates)
+        for past in (early, late):
+            past.add(size, *took)
+
+    assert early.likely_rest(rates) == late.likely_rest(rates)
