@@ -214,6 +214,7 @@ async def test_a_bad_tenant_is_refused(billing: Service, body: Any) -> None:
         {"classes": {"default": {"goodwill": {"amount_nanos": 1, "per_units": 1}}}},
         {"classes": {"default": {}, "Bad Class": {}}},
         {"currency": "dollars"},
+        {"currency": "XYZ"},
         {"charge_quantum_nanos": 0},
         {"charge_quantum_nanos": 10**10},
         {"note": "\u202e"},

@@ -356,7 +356,14 @@ def test_an_absurd_top_up_is_refused(amount: int) -> None:
         checked_top_up(amount)
 
 
-@pytest.mark.parametrize("code", ["", "usd", "US", "USDT", "U$D", "ЮSD"])
-def test_what_is_no_currency_code_is_refused(code: str) -> None:
+@pytest.mark.parametrize(
+    "code", ["", "usd", "US", "USDT", "U$D", "ЮSD", "XYZ", "ZZZ", "XAU", "XTS", "XXX", "DEM", "CHE"]
+)
+def test_what_is_no_currency_in_use_is_refused(code: str) -> None:
     with pytest.raises(Rejected):
         checked_currency(code)
+
+
+@pytest.mark.parametrize("code", ["USD", "EUR", "JPY", "XOF", "ZWG"])
+def test_a_currency_in_use_is_taken(code: str) -> None:
+    assert checked_currency(code) == code

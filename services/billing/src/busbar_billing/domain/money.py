@@ -9,6 +9,8 @@ import re
 
 from busbar_errors import Rejected
 
+from busbar_billing.domain import currencies
+
 AMOUNT_NANOS_MAX = 2**63 - 1
 TOP_UP_NANOS_MAX = 10**15
 """A million units of the currency: more at once is a typing error."""
@@ -29,11 +31,13 @@ def round_half_even(numerator: int, denominator: int) -> int:
 
 
 def checked_currency(code: str) -> str:
-    """Return `code` when it has the form of an ISO 4217 code; raise Rejected otherwise."""
+    """Return `code` when it is an active currency of ISO 4217; raise Rejected otherwise."""
     if not _CURRENCY.fullmatch(code):
         raise Rejected(
             f"{code[:20]!r} is not a currency code: use three capital letters, as in USD"
         )
+    if code not in currencies.ACTIVE:
+        raise Rejected(f"{code} is not a currency that is in use (ISO 4217): check the code")
     return code
 
 
