@@ -192,6 +192,33 @@ async def test_an_old_secret_opens_until_it_ends_and_a_revoked_key_nothing(mine:
     assert gone.status_code == 401
 
 
+async def test_a_key_gives_no_more_deployments_than_it_has(mine: Account) -> None:
+    async def made(scope: str, **wanted: Any) -> httpx.Response:
+        body = {"name": "k", "scopes": ["administer", "serve"], **wanted}
+        return await mine.call("POST", "/keys", scope, json=body)
+
+    mine.keys["limited"] = (await made("administer", deployments=["echo", "chat"])).json()
+    refusals = [
+        await made("limited"),
+        await made("limited", deployments=["echo", "other"]),
+        *[
+            await mine.call("POST", f"/keys/{mine.keys[one]['key_id']}/rotate", "limited", json={})
+            for one in ("administer", "serve")
+        ],
+    ]
+    mine.keys["narrow"] = (await made("limited", deployments=["echo"])).json()
+    paths = {one: f"/keys/{mine.keys[one]['key_id']}/rotate" for one in ("limited", "narrow")}
+    widened = await mine.call("POST", paths["limited"], "narrow", json={})
+    rotated = [await mine.call("POST", paths[one], "limited", json={}) for one in reversed(paths)]
+    opens = await mine.call("GET", "/tenant", "administer")
+
+    for one in [*refusals, widened]:
+        assert (one.status_code, one.json()["error"]["code"]) == (403, "forbidden")
+    assert mine.keys["narrow"]["deployments"] == ["echo"]
+    assert [one.status_code for one in rotated] == [200, 200]
+    assert opens.status_code == 200  # the refused rotation left its secret as it was
+
+
 async def test_when_a_key_was_last_used_is_known_to_the_minute(mine: Account) -> None:
     key_id = mine.keys["serve"]["key_id"]
 

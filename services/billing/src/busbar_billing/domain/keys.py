@@ -6,6 +6,7 @@ import base64
 import hashlib
 import hmac
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
@@ -21,6 +22,10 @@ OVERLAP_MAX = timedelta(days=7)
 
 _TEXT = re.compile(r"bb_[A-Za-z0-9_-]{43}")
 _DAY_MS = 86_400_000
+
+
+class NotAllowed(Rejected):
+    """Whoever asks may do such things, but not this one."""
 
 
 class Scope(StrEnum):
@@ -83,6 +88,26 @@ def checked_scopes(scopes: list[Scope]) -> tuple[Scope, ...]:
     if not scopes:
         raise Rejected("a key without scopes could do nothing: give it one at least")
     return tuple(scope for scope in Scope if scope in scopes)
+
+
+def check_may_give(held: Collection[str], given: Collection[str]) -> None:
+    """Raise NotAllowed when a key limited to deployments `held` would give away access to others.
+
+    Empty is every deployment, on both sides. Scopes need no such rule: only `administer` gives
+    keys, and it comprises the others.
+    """
+    if not held:
+        return
+    if not given:
+        raise NotAllowed(
+            "your key is limited to some deployments, and this one would not be: name deployments"
+            " out of your key's"
+        )
+    beyond = sorted(set(given).difference(held))
+    if beyond:
+        raise NotAllowed(
+            f"your key may not be used for {beyond[0]!r}, so it cannot give access to it"
+        )
 
 
 def checked_overlap(until_unix_ms: int | None, now_unix_ms: int) -> int:

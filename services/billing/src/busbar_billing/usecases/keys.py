@@ -12,6 +12,7 @@ from busbar_errors import Rejected
 from busbar_billing.domain.keys import (
     ApiKey,
     Scope,
+    check_may_give,
     checked_overlap,
     checked_scopes,
     key_digest,
@@ -52,6 +53,10 @@ class NewSecret:
 
 class KeyStore(Protocol):
     """Where keys are kept. `tenant_id` given: keys of others are not there."""
+
+    async def get(self, key_id: str, tenant_id: str | None) -> StoredKey:
+        """Return one; raise NotFound."""
+        ...
 
     async def add(self, key: ApiKey) -> StoredKey:
         """Add one; raise NotFound when there is no such tenant or project, Rejected when the tenant
@@ -104,6 +109,8 @@ class NewKey:
     expires_unix_ms: int | None
     scopes: list[Scope] = field(default_factory=lambda: [Scope.SERVE])
     project_id: str | None = None
+    asked_with: Collection[str] = ()
+    """Deployments that the key of whoever asks is limited to; empty: it is not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +129,8 @@ async def create_key(
     """Create a key from 32 random bytes; returns its text, which is shown once and kept nowhere."""
     if wanted.expires_unix_ms is not None and wanted.expires_unix_ms <= now_unix_ms:
         raise Rejected("expires_at has passed already: give a time to come, or leave it out")
+    deployments = checked_deployments(wanted.deployments)
+    check_may_give(wanted.asked_with, deployments)
     text = key_text(secret)
     key = ApiKey(
         key_id=key_id,
@@ -129,7 +138,7 @@ async def create_key(
         name=checked_name(wanted.name),
         digest=key_digest(desk.hmac_secret, text),
         prefix=key_prefix(text),
-        deployments=tuple(checked_deployments(wanted.deployments)),
+        deployments=tuple(deployments),
         expires_unix_ms=wanted.expires_unix_ms,
         scopes=checked_scopes(wanted.scopes),
         project_id=wanted.project_id,
@@ -148,8 +157,14 @@ async def rotate_key(
     secret: bytes,
     old_until_unix_ms: int | None,
     now_unix_ms: int,
+    asked_with: Collection[str] = (),
 ) -> tuple[str, Change]:
-    """Give a key a new secret; the one it has is accepted until then, one from before no longer."""
+    """Give a key a new secret; the one it has is accepted until then, one from before no longer.
+
+    `asked_with` as in NewKey: who may not use all that the key may does not get its secret.
+    """
+    if asked_with:  # no key's deployments ever change
+        check_may_give(asked_with, (await desk.store.get(key_id, tenant_id)).key.deployments)
     text = key_text(secret)
     until = checked_overlap(old_until_unix_ms, now_unix_ms)
     new = NewSecret(key_digest(desk.hmac_secret, text), key_prefix(text), until)

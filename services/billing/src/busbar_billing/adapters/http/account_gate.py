@@ -87,6 +87,12 @@ def calling_tenant(request: Request) -> str:
     return key.tenant_id
 
 
+def calling_deployments(request: Request) -> tuple[str, ...]:
+    """Deployments that the presented key is limited to; empty: it is not."""
+    key: ApiKey = request.state.key
+    return key.deployments
+
+
 def _bearer_token(headers: Headers) -> str:
     given = headers.getlist("authorization")
     scheme, _, token = given[0].partition(" ") if len(given) == 1 else ("", "", "")

@@ -6,7 +6,7 @@ from fastapi import APIRouter
 
 from busbar_billing.adapters.http import schemas, tenancy_schemas
 from busbar_billing.adapters.http.account import PREFIX
-from busbar_billing.adapters.http.account_view import CallingTenant, Own
+from busbar_billing.adapters.http.account_view import CallingDeployments, CallingTenant, Own
 from busbar_billing.adapters.http.keys import (
     Prefix,
     ProjectFilter,
@@ -56,8 +56,10 @@ def key_routes(desk: KeyDesk) -> APIRouter:
     router = APIRouter(prefix=PREFIX, tags=["keys"])
 
     @router.post("/keys", status_code=201)
-    async def create(tenant_id: CallingTenant, wanted: schemas.WantedKey) -> schemas.NewKeyAnswer:
-        return await create_for(desk, tenant_id, wanted)
+    async def create(
+        tenant_id: CallingTenant, asked_with: CallingDeployments, wanted: schemas.WantedKey
+    ) -> schemas.NewKeyAnswer:
+        return await create_for(desk, tenant_id, wanted, asked_with)
 
     @router.get("/keys")
     async def list_all(
@@ -86,9 +88,12 @@ def key_routes(desk: KeyDesk) -> APIRouter:
 
     @router.post("/keys/{key_id}/rotate")
     async def rotate(
-        tenant_id: CallingTenant, key_id: str, wanted: schemas.WantedRotation
+        tenant_id: CallingTenant,
+        asked_with: CallingDeployments,
+        key_id: str,
+        wanted: schemas.WantedRotation,
     ) -> schemas.NewKeyAnswer:
-        return await rotate_for(desk, key_id, tenant_id, wanted)
+        return await rotate_for(desk, key_id, tenant_id, wanted, asked_with)
 
     @router.delete("/keys/{key_id}")
     async def revoke(tenant_id: CallingTenant, key_id: str) -> schemas.ChangedKeyAnswer:

@@ -8,7 +8,7 @@ from typing import Annotated, TypeAlias
 
 from fastapi import Depends, Request
 
-from busbar_billing.adapters.http.account_gate import calling_tenant
+from busbar_billing.adapters.http.account_gate import calling_deployments, calling_tenant
 from busbar_billing.adapters.postgres.budgets import Budgets
 from busbar_billing.adapters.postgres.database import Database
 from busbar_billing.adapters.postgres.invoicing import Invoicing
@@ -71,5 +71,6 @@ def _calling_view(request: Request) -> AccountView:
     return open_view(calling_tenant(request))
 
 
+CallingDeployments = Annotated[tuple[str, ...], Depends(calling_deployments)]
 CallingTenant = Annotated[str, Depends(calling_tenant)]
 Own = Annotated[AccountView, Depends(_calling_view)]

@@ -12,10 +12,12 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from busbar_billing.adapters.http.schemas import ErrorAnswer
+from busbar_billing.domain.keys import NotAllowed
 
 log = structlog.get_logger()
 
 _KINDS: list[tuple[type[BusbarError], int, str, str]] = [
+    (NotAllowed, 403, "permission_error", "forbidden"),
     (Rejected, 422, "invalid_request_error", "invalid_value"),
     (NotFound, 404, "not_found_error", "not_found"),
     (Conflict, 409, "conflict_error", "conflict"),
@@ -29,7 +31,7 @@ DOCUMENTED: dict[int | str, dict[str, Any]] = {
     for status, description in {
         400: "The body or the query cannot be read.",
         401: "No operator token, or a wrong one.",
-        403: "The API key lacks the scope for this.",
+        403: "The API key lacks the scope for this, or would give more than it has.",
         404: "There is no such thing.",
         405: "Not with this method.",
         409: "In conflict with what is there.",

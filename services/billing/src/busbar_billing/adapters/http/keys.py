@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
@@ -72,9 +73,9 @@ def key_routes(keys: Keys, tenants: Tenants, desk: KeyDesk) -> APIRouter:
 
 
 async def create_for(
-    desk: KeyDesk, tenant_id: str, wanted: schemas.WantedKey
+    desk: KeyDesk, tenant_id: str, wanted: schemas.WantedKey, asked_with: Collection[str] = ()
 ) -> schemas.NewKeyAnswer:
-    """Create a key of a tenant."""
+    """Create a key of a tenant, for no more deployments than `asked_with` unless that is empty."""
     text, change = await create_key(
         desk,
         NewKey(
@@ -84,6 +85,7 @@ async def create_for(
             expires_unix_ms=_unix_ms(wanted.expires_at),
             scopes=wanted.scopes,
             project_id=wanted.project_id,
+            asked_with=asked_with,
         ),
         key_id=f"key_{uuid7().hex}",
         secret=secrets.token_bytes(SECRET_BYTES),
@@ -93,9 +95,13 @@ async def create_for(
 
 
 async def rotate_for(
-    desk: KeyDesk, key_id: str, tenant_id: str | None, wanted: schemas.WantedRotation
+    desk: KeyDesk,
+    key_id: str,
+    tenant_id: str | None,
+    wanted: schemas.WantedRotation,
+    asked_with: Collection[str] = (),
 ) -> schemas.NewKeyAnswer:
-    """Give a key a new secret; `tenant_id` None: whosever it is."""
+    """Give a key a new secret; `tenant_id` None: whosever it is. `asked_with` as in create_for."""
     text, change = await rotate_key(
         desk,
         key_id,
@@ -103,6 +109,7 @@ async def rotate_for(
         secret=secrets.token_bytes(SECRET_BYTES),
         old_until_unix_ms=_unix_ms(wanted.old_valid_until),
         now_unix_ms=_now_ms(),
+        asked_with=asked_with,
     )
     return schemas.NewKeyAnswer(**show_change(change).model_dump(), key=text)
 
