@@ -52,10 +52,10 @@ busbar *args: setup
 
 # ── Checks and tests ──────────────────────────────────────────────────────
 
-# Every check and every test; what CI runs. A failed test is run once more and counted as "rerun", a wrong charge never
+# Every check and every test, in two processes; what CI runs. A failed test is run once more and counted as "rerun", a wrong charge never
 [group('test'), no-exit-message]
 test *args: setup static
-    @exec {{bin}}/pytest --reruns 1 --rerun-except "charge" "$@"
+    @exec {{bin}}/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --reruns 1 --rerun-except "charge" "$@"
 
 # Faults at full length: the bus away for 30 s, a gateway that never comes back
 [group('test'), no-exit-message]

@@ -16,7 +16,7 @@ from harness.polling import eventually
 BODY: dict[str, Any] = {
     "model": "tiny-lm",
     "messages": [{"role": "user", "content": "Where does the money live?"}],
-    "max_tokens": 300,
+    "max_tokens": 512,
 }
 IN_FLIGHT = 'busbar_gateway_in_flight{deployment="tiny-lm"}'
 

@@ -34,8 +34,9 @@ NOTICE = Notice("t1", EventType.BALANCE_LOW, {"balance_nanos": 5, "note": "grÃ¶Ã
 
 
 def test_signatures_are_what_the_standard_says() -> None:
-    payload = write_payload(NOTICE, NOW).encode()
-    headers = signed_headers("msg_1", int(NOW.timestamp()), payload, SECRETS)
+    now = datetime.now(UTC)
+    payload = write_payload(NOTICE, now).encode()
+    headers = signed_headers("msg_1", int(now.timestamp()), payload, SECRETS)
     for secret in SECRETS:
         verified = Webhook(secret_text(secret)).verify(payload, headers)
 
@@ -46,8 +47,9 @@ def test_signatures_are_what_the_standard_says() -> None:
 
 @pytest.mark.parametrize("field", ["webhook-id", "webhook-timestamp", "webhook-signature", "body"])
 def test_a_message_that_was_changed_is_not_verified(field: str) -> None:
-    payload = write_payload(NOTICE, NOW).encode()
-    headers = signed_headers("msg_1", int(NOW.timestamp()), payload, SECRETS[:1])
+    now = datetime.now(UTC)
+    payload = write_payload(NOTICE, now).encode()
+    headers = signed_headers("msg_1", int(now.timestamp()), payload, SECRETS[:1])
     if field == "body":
         payload += b" "
     elif field == "webhook-timestamp":
@@ -55,7 +57,7 @@ def test_a_message_that_was_changed_is_not_verified(field: str) -> None:
     elif field == "webhook-id":
         headers[field] = "msg_2"
     else:
-        headers = signed_headers("msg_1", int(NOW.timestamp()), payload, SECRETS[1:])
+        headers = signed_headers("msg_1", int(now.timestamp()), payload, SECRETS[1:])
 
     with pytest.raises(WebhookVerificationError):
         Webhook(secret_text(SECRETS[0])).verify(payload, headers)

@@ -6,7 +6,6 @@ import asyncio
 import json
 import secrets
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,6 +16,7 @@ from busbar_messaging import topology
 from busbar_messaging.connection import BusSettings, close, connect
 from busbar_runtime.platform import Platform
 from harness.polling import eventually
+from uuid_utils.compat import uuid7
 
 WITHIN_S = 10
 USAGE_LETTERS = topology.dead_letter_subject("billing", "billing-usage")
@@ -74,7 +74,7 @@ def record_of(tenant_id: str) -> bytes:
     """One answer of 1,000 tokens."""
     now_ns = time.time_ns()
     record = usage_pb2.UsageRecord(
-        request_id=uuid.uuid4().bytes,
+        request_id=uuid7().bytes,
         tenant_id=tenant_id,
         key_id="key_test",
         deployment="tiny-lm",
@@ -150,7 +150,7 @@ def test_what_nobody_could_be_charged_for_is_replayed_and_charged_once(
     assert shown["content"]["records"][0]["request_id"] in ids
     assert busbar("balance", "late")["owed_nanos"] == 2 * 100_000
     audited = busbar("audit")
-    assert audited["clean"], audited
+    assert audited["clean"], json.dumps(audited)
 
 
 def test_what_still_cannot_be_handled_becomes_a_letter_again(

@@ -51,7 +51,7 @@ async def test_its_hang_hands_work_back_and_is_waited_for(attached: Attached) ->
     await node.ready("slow-echo")
     after = await node.send("slow-echo", slow_echo())
 
-    assert failed.kind == work_pb2.FAILURE_KIND_UNAVAILABLE
+    assert failed.kind == work_pb2.FAILURE_KIND_ENGINE_LOST
     assert noticed_s < 5.0
     assert (await after.last()).WhichOneof("frame") == "finished"
 

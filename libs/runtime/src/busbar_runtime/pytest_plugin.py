@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -74,6 +75,18 @@ class PostgresServer:
             admin_dsn=f"postgresql://{ADMIN}:{secrets.postgres_admin}@{at}/{name}",
             billing_dsn=f"postgresql://{BILLING}:{secrets.postgres_billing}@{at}/{name}",
         )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let what tests start end at Ctrl-C, also where xdist's process ignores it itself."""
+    if hasattr(config, "workerinput"):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Begin with what needs a whole platform: no process is left alone with what takes longest."""
+    whole = {("tests", "flows"), ("tests", "faults")}
+    items.sort(key=lambda item: item.path.relative_to(config.rootpath).parts[:2] not in whole)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

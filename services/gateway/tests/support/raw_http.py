@@ -7,11 +7,11 @@ import socket
 
 
 def read_answer(connection: socket.socket) -> tuple[int, dict[str, str], bytes]:
-    received = b""
+    parts: list[bytes] = []
     with contextlib.suppress(ConnectionError):
         while part := connection.recv(65536):
-            received += part
-    head, _, body = received.partition(b"\r\n\r\n")
+            parts.append(part)
+    head, _, body = b"".join(parts).partition(b"\r\n\r\n")
     lines = head.decode("latin-1").split("\r\n")
     headers = dict(line.lower().split(": ", 1) for line in lines[1:])
     if headers.get("transfer-encoding") == "chunked":
@@ -20,11 +20,13 @@ def read_answer(connection: socket.socket) -> tuple[int, dict[str, str], bytes]:
 
 
 def unchunked(data: bytes) -> bytes:
-    body = b""
-    while data:
-        size, _, data = data.partition(b"\r\n")
-        length = int(size, 16)
+    chunks: list[bytes] = []
+    at = 0
+    while at < len(data):
+        end = data.index(b"\r\n", at)
+        length = int(data[at:end], 16)
         if not length:
             break
-        body, data = body + data[:length], data[length + 2 :]
-    return body
+        chunks.append(data[end + 2 : end + 2 + length])
+        at = end + 2 + length + 2
+    return b"".join(chunks)
