@@ -30,6 +30,7 @@ _AWAY = (
     TimeoutError,
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # the connection broke while a statement was prepared
     asyncpg.OperatorInterventionError,  # restarting, or a statement timed out
     asyncpg.InsufficientResourcesError,  # disk full, too many connections
     asyncpg.TransactionRollbackError,  # deadlock or serialization failure
