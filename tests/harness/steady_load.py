@@ -51,10 +51,6 @@ class LoadLog:
     def failed(self) -> list[Ended]:
         return [request for request in self.ended if not request.answered]
 
-    def cut(self, at: float) -> int:
-        """Requests that were under way at `at` (monotonic seconds) and failed."""
-        return sum(1 for r in self.failed if r.at - r.took_s <= at <= r.at)
-
     def answered_since(self, at: float) -> int:
         """Requests answered that were sent after `at` (monotonic seconds)."""
         return sum(1 for r in self.answered if r.at - r.took_s >= at)
