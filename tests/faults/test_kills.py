@@ -13,7 +13,7 @@ import time
 import psutil
 import pytest
 from busbar_runtime.platform import Platform
-from harness.operator import Operator
+from harness.operator import PAID_IN_NANOS, Customer, Json, Operator
 from harness.polling import eventually
 from harness.steady_load import Clients, LoadLog, steady_load
 
@@ -43,21 +43,27 @@ async def served(log: LoadLog, count: int, within_s: float, what: str, since: fl
     await eventually(answered, within_s=within_s, what=what, until=lambda n: n >= count)
 
 
-async def assert_charged_exactly(operator: Operator, tenant_id: str, log: LoadLog) -> None:
-    """The charged requests are the answered ones, each once; the ledger balances."""
+async def assert_charged_exactly(operator: Operator, customer: Customer, log: LoadLog) -> None:
+    """The charged requests are the answered ones, each once, and that is all the customer paid.
+
+    A charge that was durable when its gateway was killed before the last byte is taken back by
+    the gateway's next start: until then it stands.
+    """
     answered = {request.request_id for request in log.answered}
 
-    async def charged() -> list[str]:
-        usage = await operator.usage(tenant_id)
-        return [record["request_id"] for record in usage if record["amount_nanos"] != 0]
+    async def charged() -> list[Json]:
+        usage = await operator.usage(customer.tenant_id)
+        return [record for record in usage if record["amount_nanos"] and not record["voided"]]
 
     records = await eventually(
         charged,
         within_s=30,
         what=f"charges for the {len(answered)} answered requests",
-        until=lambda found: set(found) == answered,
+        until=lambda found: {record["request_id"] for record in found} == answered,
     )
     assert len(records) == len(answered), "some request was charged twice"
+    spent = sum(record["amount_nanos"] for record in records)
+    assert await operator.balance(customer.tenant_id) == PAID_IN_NANOS - spent
 
 
 @pytest.mark.parametrize(
@@ -87,7 +93,7 @@ async def test_a_killed_part_costs_nobody_more_than_a_clear_error(
     assert log.recovery_s(fault_at) <= RECOVERY_S
     if part in SERVING_WITHOUT:
         assert log.failed == [], log.summary()
-    await assert_charged_exactly(operator, customer.tenant_id, log)
+    await assert_charged_exactly(operator, customer, log)
 
 
 async def test_a_hung_triton_is_noticed_and_replaced(
@@ -110,4 +116,4 @@ async def test_a_hung_triton_is_noticed_and_replaced(
 
     log.assert_clear_and_in_time()
     assert log.recovery_s(fault_at) <= RECOVERY_S + 5
-    await assert_charged_exactly(operator, customer.tenant_id, log)
+    await assert_charged_exactly(operator, customer, log)

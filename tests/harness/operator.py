@@ -12,6 +12,9 @@ from harness.polling import eventually
 
 Json = dict[str, Any]
 
+PAID_IN_NANOS = 10**10
+"""What each customer of a test pays in."""
+
 
 @dataclass(frozen=True)
 class Customer:
@@ -60,7 +63,7 @@ class Operator:
             "billing",
             "POST",
             f"/admin/v1/tenants/{tenant_id}/topups",
-            json={"amount_nanos": 10**10, "currency": "USD", "reference": name},
+            json={"amount_nanos": PAID_IN_NANOS, "currency": "USD", "reference": name},
         )
         key = await self.key(tenant_id, deployments)
         return Customer(tenant_id, key["key_id"], key["key"])

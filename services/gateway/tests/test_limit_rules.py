@@ -183,16 +183,20 @@ def share_of_meter(limits: Limits) -> float:
     per_minute=st.sampled_from([30, 600, 1200]),
     moves=st.booleans(),
 )
-def test_several_gateways_together_let_through_no_more_than_the_limit(
+def test_several_gateways_together_let_through_the_limit_and_no_more(
     seed: int, gateways: int, per_minute: int, moves: bool
 ) -> None:
-    """They are asked for ten times the limit for a minute; where, may change every 7 s."""
+    """They are asked for ten times the limit for two minutes; where, may change every 7 s.
+
+    What the full buckets of the start may lose is a burst in the wrong place, so what must
+    not be lost is counted in the second minute.
+    """
     draws, policy = random.Random(seed), Policy(requests_per_minute=per_minute)
     table = {f"g{number}": Limits() for number in range(gateways)}
     exchange(table, policy, 0.0)
-    passed, seconds = 0, 60
+    passed = [0, 0]
     weights = {name: draws.random() + 0.01 for name in table}
-    for second in range(seconds):
+    for second in range(120):
         if moves and second % 7 == 0:
             weights = {name: draws.random() ** 3 + 0.001 for name in table}
         for step in range(max(1, per_minute * 10 // 60 // 10)):
@@ -201,13 +205,14 @@ def test_several_gateways_together_let_through_no_more_than_the_limit(
                 found = table[name].admit(T, policy, 0, min(now, second + 0.999))
                 if isinstance(found, Grant):
                     table[name].settle(found, policy, 0, 0)
-                    passed += 1
+                    passed[second // 60] += 1
         exchange(table, policy, float(second + 1))
 
-    allowed = per_minute * (1 + seconds / 60)
-    most, least = (1.15, 0.5) if moves else (1 + NEWCOMER_RATIO, 0.75)
+    most, least = (1.15, 0.9) if moves else (1 + NEWCOMER_RATIO, 0.98)
+    assert passed[0] <= most * per_minute * 2 + gateways
+    assert sum(passed) <= most * per_minute * 3 + gateways
     # Each may end with a request's fraction unspent, and another of its newcomer's part.
-    assert least * allowed - 2 * gateways <= passed <= most * allowed + gateways
+    assert passed[1] >= least * per_minute - 2 * gateways
 
 
 def test_a_newcomer_can_start_and_a_silent_gateway_leaves_its_share() -> None:
