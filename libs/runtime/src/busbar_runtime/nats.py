@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sysconfig
 from dataclasses import dataclass
@@ -40,6 +41,15 @@ def server_binary() -> str:
     return found
 
 
+def processors() -> int:
+    """How many processors the bus may use: half of them, the rest of the platform is here too.
+
+    Go spins on each that it may use while it waits for work. On two cores one instead of both
+    took the bus from 210 to 130 µs of CPU per request and a lone request from 3.7 to 2.2 ms.
+    """
+    return max(1, len(os.sched_getaffinity(0)) // 2)
+
+
 def nats_spec(home: Home, secrets: Secrets, address: NatsAddress) -> ProcessSpec:
     # The server parses each variable's value as configuration: a JSON string is always one string.
     said = {
@@ -55,7 +65,10 @@ def nats_spec(home: Home, secrets: Secrets, address: NatsAddress) -> ProcessSpec
         name="nats",
         argv=[server_binary(), "--config", str(CONFIG)],
         cwd=home.root,
-        env={name: json.dumps(value) for name, value in said.items()},
+        env={
+            **{name: json.dumps(value) for name, value in said.items()},
+            "GOMAXPROCS": str(processors()),
+        },
         ready=probes.http(f"{address.monitor_url}/healthz"),
         stop_grace=timedelta(seconds=10),
     )
