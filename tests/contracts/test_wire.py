@@ -10,6 +10,7 @@ from busbar_contracts.billing.v1.events_pb2 import (
     WebhookDisabled,
 )
 from busbar_contracts.billing.v1.keys_pb2 import ApiKey
+from busbar_contracts.gateway.v1.status_pb2 import DeploymentLoad, GatewayStatus
 from busbar_contracts.gateway.v1.usage_pb2 import UsageOutcome, UsageRecord, UsageRecorded
 from busbar_contracts.node.v1.work_pb2 import (
     FailureKind,
@@ -21,7 +22,7 @@ from busbar_contracts.node.v1.work_pb2 import (
     WorkUsage,
 )
 from busbar_contracts.scheduler.v1.deployment_pb2 import Deployment
-from busbar_contracts.scheduler.v1.plan_pb2 import NodePlacement, ReplicaAssignment
+from busbar_contracts.scheduler.v1.plan_pb2 import NodePlacement, ReplicaAssignment, Route
 from busbar_errors import Rejected
 from busbar_messaging.dispositions import decode
 from google.protobuf.message import Message
@@ -103,8 +104,20 @@ GOLDEN: list[tuple[Message, str]] = [
             survives_site_loss=True,
             value_nanos_per_request=6,
             previous_bundle_digest="x",
+            scale_down_after_s=7,
         ),
-        "0a0164200240034a0572312e73315004580560016806720178",
+        "0a0164200240034a0572312e733150045805600168067201787807",
+    ),
+    (
+        Route(deployment="d", fencing_token=9, wakes=True, wakes_within_ms=1500),
+        "0a01641009580160dc0b",
+    ),
+    (
+        GatewayStatus(
+            gateway_id="g1",
+            loads=[DeploymentLoad(deployment="d", in_flight=1, queued=2, unready_count=3)],
+        ),
+        "0a0267312a090a0164100118024803",
     ),
     (
         NodePlacement(

@@ -195,6 +195,7 @@ async def running(gateway: Gateway, region: str) -> AsyncIterator[None]:
     routes, admissions = gateway.routes, gateway.admissions
     watchdog = Watchdog(gateway.bus, gateway.dispatcher.pending, region)
     routes.on_change(admissions.capacity_changed)
+    admissions.on_asked(gateway.heartbeat.hurry)
 
     sharing = gateway.gateways.count()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 
 import structlog
@@ -24,6 +25,8 @@ log = structlog.get_logger()
 _NS_PER_S = 1_000_000_000
 _STALE_S = 30.0
 """An entry older than this is what a gateway left behind, not a sign of life."""
+_APART_S = 0.1
+"""The least time between two heartbeats."""
 
 
 class Gateways:
@@ -105,14 +108,23 @@ class Heartbeat:
         self._loads = loads
         self._clock = clock
         self._subject = f"$KV.{topology.GATEWAYS.name}.{gateway_id}"
+        self._hurry = asyncio.Event()
 
     async def run(self) -> None:
         """Beat for ever; a bus that is away is no reason to stop."""
         while True:
+            self._hurry.clear()
             status = self._status()
             self._clock.sent(status.reported_unix_ms)
             await self._publish(status.SerializeToString())
-            await asyncio.sleep(topology.HEARTBEAT_INTERVAL.total_seconds())
+            await asyncio.sleep(_APART_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(topology.HEARTBEAT_INTERVAL.total_seconds() - _APART_S):
+                    await self._hurry.wait()
+
+    def hurry(self) -> None:
+        """Beat at once: somebody asks for a deployment that sleeps."""
+        self._hurry.set()
 
     async def withdraw(self) -> None:
         """Say goodbye, so that the others take over this gateway's share at once."""
@@ -163,6 +175,7 @@ class Heartbeat:
             refused_count=load.refused_count,
             input_tokens=load.input_tokens,
             output_tokens=load.output_tokens,
+            unready_count=self._admissions.unready_count(deployment),
         )
 
 

@@ -128,6 +128,7 @@ def read_route(stored: plan_pb2.Route) -> Route:
         metadata=stored.model_metadata,
         config=stored.model_config,
         unready_reason=stored.unready_reason,
+        wakes_within_s=max(1, stored.wakes_within_ms) / 1000 if stored.wakes else 0.0,
     )
 
 

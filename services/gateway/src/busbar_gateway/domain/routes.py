@@ -90,6 +90,8 @@ class Route:
     config: bytes = b""
     """Serialized inference.ModelConfigResponse; empty until a replica was ready once."""
     unready_reason: str = ""
+    wakes_within_s: float = 0.0
+    """How long it takes to be ready once it is asked for; 0 when asking does not bring it back."""
     ready_slots: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
@@ -99,6 +101,11 @@ class Route:
     def ready(self) -> bool:
         """Whether any replica takes work now."""
         return self.ready_slots > 0
+
+    @property
+    def usable(self) -> bool:
+        """Whether a request is worth sending: something is ready, or asking brings it back."""
+        return self.ready or (self.wakes_within_s > 0 and self.signature is not None)
 
     @property
     def unready(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import monotonic
@@ -12,6 +13,7 @@ from busbar_gateway.domain.costs import known_cost
 from busbar_gateway.domain.failures import DeadlineExceeded, RateLimited, Unavailable
 from busbar_gateway.domain.policies import Policy
 from busbar_gateway.domain.routes import Route
+from busbar_gateway.domain.waking import Waking, patience_s
 from busbar_gateway.usecases.calls import InferenceCall
 
 _RETRY_AFTER_UNREADY_S = 2.0
@@ -24,6 +26,9 @@ class _Admission:
     lane: Lane
     ready_at: float | None = None
     """When the deployment was last ready; None when it never was since this gateway started."""
+    unready_count: int = 0
+    """Requests that found nothing ready."""
+    waking: Waking = field(default_factory=Waking)
     turns: dict[Ticket, asyncio.Future[None]] = field(
         default_factory=dict[Ticket, asyncio.Future[None]]
     )
@@ -49,6 +54,16 @@ class Admissions:
         self._gateways = gateways
         self._policy = policy
         self._admissions: dict[str, _Admission] = {}
+        self._on_asked: Callable[[], None] = lambda: None
+
+    def on_asked(self, listener: Callable[[], None]) -> None:
+        """Call `listener` when a deployment that sleeps is asked for, and nobody had lately."""
+        self._on_asked = listener
+
+    def unready_count(self, deployment: str) -> int:
+        """Requests since the start that found no ready replica."""
+        admission = self._admissions.get(deployment)
+        return admission.unready_count if admission else 0
 
     def lane(self, deployment: str) -> Lane | None:
         """The lane of a deployment, if it had traffic."""
@@ -69,8 +84,9 @@ class Admissions:
         ticket = self._ticket(call, now)
         if admission.lane.try_start(ticket, now):
             return ticket
-        self._refuse_unready(admission, call.route, now)
-        self._queue(admission, ticket, now)
+        if not admission.lane.limit:
+            self._find_unready(admission, call.route, ticket, now)
+        self._queue(admission, call.route, ticket, now)
         await self._turn(admission, ticket, now)
         return ticket
 
@@ -105,7 +121,7 @@ class Admissions:
                 continue
             self._pump(admission, now)
             for ticket in lane.expired(now):
-                self._fail(admission, ticket, DeadlineExceeded("the deadline passed in the queue"))
+                self._fail(admission, ticket, _expired(admission, route, now))
             if not lane.limit:
                 self._fail_unready(admission, route, now)
 
@@ -116,6 +132,11 @@ class Admissions:
         return Ticket(tenant_id, call.deadline, now, policy.band, policy.weight, known)
 
     def _fail_unready(self, admission: _Admission, route: Route | None, now: float) -> None:
+        if route is not None and route.wakes_within_s:
+            wait_began = now - patience_s(route.wakes_within_s)
+            for ticket in admission.lane.waiting_since_before(wait_began):
+                self._fail(admission, ticket, _asleep(admission, route, now))
+            return
         grace_began = now - self._unready_grace_s
         if admission.ready_at is not None and admission.ready_at > grace_began:
             return
@@ -134,6 +155,8 @@ class Admissions:
         ready_slots = route.ready_slots if route else 0
         if admission.lane.limit or ready_slots:
             admission.ready_at = now
+        if ready_slots:
+            admission.waking = Waking()
         self._resize(admission, route)
         self._pump(admission, now)
 
@@ -143,22 +166,35 @@ class Admissions:
         lane = admission.lane
         lane.limit = share_of_slots(ready_slots, self._gateways(), lane.service_s)
 
-    def _refuse_unready(self, admission: _Admission, route: Route, now: float) -> None:
-        """A deployment that was ready a moment ago will likely be again: wait for it."""
-        if admission.lane.limit:
+    def _find_unready(
+        self, admission: _Admission, route: Route, ticket: Ticket, now: float
+    ) -> None:
+        """Nothing is ready: refuse the request where it would wait in vain."""
+        admission.unready_count += 1
+        within_s = route.wakes_within_s
+        if within_s:
+            if admission.waking.asked(now, within_s):
+                self._on_asked()
+            hopeless = now + admission.waking.ready_in_s(now, within_s) > ticket.deadline
+            if hopeless or admission.waking.is_overdue(now, within_s):
+                raise _asleep(admission, route, now)
             return
+        # One that was ready a moment ago will likely be again: wait for it.
         if admission.ready_at is None or now - admission.ready_at > self._remembered_ready_s:
             raise _unready(route)
 
     @staticmethod
-    def _queue(admission: _Admission, ticket: Ticket, now: float) -> None:
+    def _queue(admission: _Admission, route: Route, ticket: Ticket, now: float) -> None:
         displaced = admission.lane.enqueue(ticket, now)
+        asleep_s = 0.0
+        if not admission.lane.limit and route.wakes_within_s:
+            asleep_s = admission.waking.ready_in_s(now, route.wakes_within_s)
         if isinstance(displaced, Full):
-            raise _full(displaced.retry_after_s)
+            raise _full(max(asleep_s, displaced.retry_after_s))
         if displaced is not None:
             turn = admission.turns.pop(displaced)
             if not turn.done():
-                turn.set_exception(_full(admission.lane.expected_wait_s(displaced)))
+                turn.set_exception(_full(max(asleep_s, admission.lane.expected_wait_s(displaced))))
 
     async def _turn(self, admission: _Admission, ticket: Ticket, now: float) -> None:
         turn = asyncio.get_running_loop().create_future()
@@ -205,3 +241,19 @@ def _full(retry_after_s: float) -> RateLimited:
 def _unready(route: Route | None) -> Unavailable:
     said = route.unready if route else "the model was withdrawn"
     return Unavailable(said, _RETRY_AFTER_UNREADY_S)
+
+
+def _asleep(admission: _Admission, route: Route, now: float) -> Unavailable:
+    ready_in_s = admission.waking.ready_in_s(now, route.wakes_within_s)
+    reason = route.unready_reason or "it is being loaded"
+    return Unavailable(
+        f"the model '{route.deployment}' is not ready yet: {reason}; "
+        f"that takes about {math.ceil(ready_in_s)} s",
+        ready_in_s,
+    )
+
+
+def _expired(admission: _Admission, route: Route | None, now: float) -> Exception:
+    if route is not None and route.wakes_within_s and not admission.lane.limit:
+        return _asleep(admission, route, now)
+    return DeadlineExceeded("the deadline passed in the queue")

@@ -112,6 +112,7 @@ class DeploymentLoad(_message.Message):
     REFUSED_COUNT_FIELD_NUMBER: _builtins.int
     INPUT_TOKENS_FIELD_NUMBER: _builtins.int
     OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    UNREADY_COUNT_FIELD_NUMBER: _builtins.int
     deployment: _builtins.str
     """Deployment."""
     in_flight: _builtins.int
@@ -128,6 +129,10 @@ class DeploymentLoad(_message.Message):
     """Prompt tokens since the gateway started."""
     output_tokens: _builtins.int
     """Generated tokens since the gateway started."""
+    unready_count: _builtins.int
+    """Requests since the gateway started that found no ready replica, whether they waited for one or
+    were refused.
+    """
     def __init__(
         self,
         *,
@@ -139,10 +144,11 @@ class DeploymentLoad(_message.Message):
         refused_count: _builtins.int = ...,
         input_tokens: _builtins.int = ...,
         output_tokens: _builtins.int = ...,
+        unready_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["completed_count", b"completed_count", "deployment", b"deployment", "failed_count", b"failed_count", "in_flight", b"in_flight", "input_tokens", b"input_tokens", "output_tokens", b"output_tokens", "queued", b"queued", "refused_count", b"refused_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completed_count", b"completed_count", "deployment", b"deployment", "failed_count", b"failed_count", "in_flight", b"in_flight", "input_tokens", b"input_tokens", "output_tokens", b"output_tokens", "queued", b"queued", "refused_count", b"refused_count", "unready_count", b"unready_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

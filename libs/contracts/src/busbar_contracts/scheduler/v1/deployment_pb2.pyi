@@ -143,12 +143,13 @@ class Deployment(_message.Message):
     SURVIVES_SITE_LOSS_FIELD_NUMBER: _builtins.int
     VALUE_NANOS_PER_REQUEST_FIELD_NUMBER: _builtins.int
     PREVIOUS_BUNDLE_DIGEST_FIELD_NUMBER: _builtins.int
+    SCALE_DOWN_AFTER_S_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name customers use as the model name; ^[a-z0-9][a-z0-9_-]{0,62}$."""
     bundle_digest: _builtins.str
     """Bundle that serves it, "sha256:" and 64 hex digits."""
     replicas: _builtins.int
-    """Replicas wanted."""
+    """Replicas promised, also while nothing is asked."""
     created_unix_ms: _builtins.int
     """Unix time in milliseconds at which it was first declared."""
     max_replicas: _builtins.int
@@ -163,6 +164,8 @@ class Deployment(_message.Message):
     """What one served request brings in, 1e-9 of the operator's currency; 0 means that nobody said."""
     previous_bundle_digest: _builtins.str
     """Bundle that served it before the present one, which a rollback goes back to; empty for none."""
+    scale_down_after_s: _builtins.int
+    """Where demand scales it: how long less must be asked before replicas go, seconds; 0 means 300."""
     @_builtins.property
     def manifest(self) -> Global___ModelManifest:
         """Manifest of that bundle."""
@@ -196,10 +199,11 @@ class Deployment(_message.Message):
         survives_site_loss: _builtins.bool = ...,
         value_nanos_per_request: _builtins.int = ...,
         previous_bundle_digest: _builtins.str = ...,
+        scale_down_after_s: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_digest", b"bundle_digest", "created_unix_ms", b"created_unix_ms", "manifest", b"manifest", "max_replicas", b"max_replicas", "name", b"name", "per_feeder_max", b"per_feeder_max", "per_site_max", b"per_site_max", "pins", b"pins", "previous_bundle_digest", b"previous_bundle_digest", "regions", b"regions", "replicas", b"replicas", "survives_site_loss", b"survives_site_loss", "tenants", b"tenants", "value_nanos_per_request", b"value_nanos_per_request"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_digest", b"bundle_digest", "created_unix_ms", b"created_unix_ms", "manifest", b"manifest", "max_replicas", b"max_replicas", "name", b"name", "per_feeder_max", b"per_feeder_max", "per_site_max", b"per_site_max", "pins", b"pins", "previous_bundle_digest", b"previous_bundle_digest", "regions", b"regions", "replicas", b"replicas", "scale_down_after_s", b"scale_down_after_s", "survives_site_loss", b"survives_site_loss", "tenants", b"tenants", "value_nanos_per_request", b"value_nanos_per_request"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -119,6 +119,8 @@ class Route(_message.Message):
     MODEL_CONFIG_FIELD_NUMBER: _builtins.int
     CREATED_UNIX_MS_FIELD_NUMBER: _builtins.int
     UNREADY_REASON_FIELD_NUMBER: _builtins.int
+    WAKES_FIELD_NUMBER: _builtins.int
+    WAKES_WITHIN_MS_FIELD_NUMBER: _builtins.int
     deployment: _builtins.str
     """Deployment."""
     fencing_token: _builtins.int
@@ -133,6 +135,14 @@ class Route(_message.Message):
     """Unix time in milliseconds at which the deployment was declared."""
     unready_reason: _builtins.str
     """Why nothing is ready, for people; empty when something is."""
+    wakes: _builtins.bool
+    """True when it has no replicas while nothing is asked, and a request brings one back: such a
+    request may wait. False also when nothing could be loaded now; `unready_reason` says why.
+    """
+    wakes_within_ms: _builtins.int
+    """How long it takes until it is ready once it is asked for, milliseconds: as measured the last
+    times, estimated before that; 0 where it does not wake.
+    """
     @_builtins.property
     def manifest(self) -> _deployment_pb2.ModelManifest:
         """Manifest of the bundle."""
@@ -158,10 +168,12 @@ class Route(_message.Message):
         model_config: _builtins.bytes = ...,
         created_unix_ms: _builtins.int = ...,
         unready_reason: _builtins.str = ...,
+        wakes: _builtins.bool = ...,
+        wakes_within_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_digest", b"bundle_digest", "created_unix_ms", b"created_unix_ms", "deployment", b"deployment", "fencing_token", b"fencing_token", "manifest", b"manifest", "model_config", b"model_config", "model_metadata", b"model_metadata", "targets", b"targets", "tenants", b"tenants", "unready_reason", b"unready_reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_digest", b"bundle_digest", "created_unix_ms", b"created_unix_ms", "deployment", b"deployment", "fencing_token", b"fencing_token", "manifest", b"manifest", "model_config", b"model_config", "model_metadata", b"model_metadata", "targets", b"targets", "tenants", b"tenants", "unready_reason", b"unready_reason", "wakes", b"wakes", "wakes_within_ms", b"wakes_within_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

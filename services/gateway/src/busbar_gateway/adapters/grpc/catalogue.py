@@ -96,7 +96,7 @@ class Catalogue:
         try:
             route = self._find(caller, request.name)
             _check_version(route, request.version)
-            ready = route.ready
+            ready = route.usable
         except (UnknownDeployment, UnknownVersion):
             ready = False  # as Triton answers
         return pb.ModelReadyResponse(ready=ready).SerializeToString()

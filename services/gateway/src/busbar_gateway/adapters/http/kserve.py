@@ -94,9 +94,9 @@ class KServe:
         )
 
     async def model_ready(self, exchange: Exchange) -> None:
-        """Whether any replica takes work."""
+        """Whether any replica takes work, or comes back when it is asked."""
         route = self._find(exchange)
-        if not route.ready:
+        if not route.usable:
             raise Unavailable(route.unready)
         await exchange.respond(200, [], b"")
 
