@@ -9,7 +9,9 @@ import asyncpg
 import planted
 import pytest
 from busbar_billing.adapters.continuous_audit import ContinuousAudit
+from busbar_billing.adapters.on_duty import OnDuty
 from busbar_billing.adapters.postgres.audit_walks import AuditWalks
+from busbar_billing.adapters.postgres.duties import Duties, Duty
 from busbar_billing.domain.audit.findings import Breach, Check, Report
 from busbar_billing.usecases.audit_walk import Walk, follow, sweep
 from busbar_runtime.pytest_plugin import Database
@@ -39,7 +41,8 @@ def told() -> Told:
 def auditor(busy: Parts, told: Told, sweep_every: timedelta = DAY) -> ContinuousAudit:
     every = timedelta(seconds=5)
     walks = AuditWalks(busy.pool)
-    return ContinuousAudit(busy.books, walks, told, every, sweep_every, timedelta(0))
+    duty = OnDuty(Duties(busy.pool), Duty.AUDIT)
+    return ContinuousAudit(busy.books, walks, told, every, sweep_every, duty, timedelta(0))
 
 
 async def harm(database: Database, statement: str) -> None:
@@ -133,18 +136,6 @@ async def test_what_is_committed_behind_the_mark_is_no_breach(busy: Parts, told:
     await audit.look(datetime.now(UTC))
 
     assert told.breaches == []
-
-
-async def test_one_instance_audits_at_a_time(busy: Parts) -> None:
-    walks = AuditWalks(busy.pool)
-    held = [
-        await walks.hold("first", timedelta(minutes=1)),
-        await walks.hold("second", timedelta(minutes=1)),
-        await walks.hold("first", timedelta(seconds=-1)),
-        await walks.hold("second", timedelta(minutes=1)),
-    ]
-
-    assert held == [True, False, True, True]
 
 
 async def test_a_stream_that_was_made_anew_is_read_from_its_beginning(busy: Parts) -> None:

@@ -43,6 +43,8 @@ from busbar_billing.adapters.http.app import Parts, account_application, admin_a
 from busbar_billing.adapters.http.payments import PaymentProvider
 from busbar_billing.adapters.ids import new_id
 from busbar_billing.adapters.key_use import KeyUse
+from busbar_billing.adapters.monthly_close import MonthlyClose
+from busbar_billing.adapters.on_duty import OnDuty
 from busbar_billing.adapters.postgres.adjustments import Adjustments
 from busbar_billing.adapters.postgres.audit_inbox import AuditedInbox
 from busbar_billing.adapters.postgres.audit_journal import AuditedJournal
@@ -53,6 +55,7 @@ from busbar_billing.adapters.postgres.balance_watches import BalanceWatches
 from busbar_billing.adapters.postgres.budgets import Budgets
 from busbar_billing.adapters.postgres.database import Database, open_database
 from busbar_billing.adapters.postgres.deliveries import Deliveries
+from busbar_billing.adapters.postgres.duties import Duties, Duty
 from busbar_billing.adapters.postgres.energy import EnergyPrices
 from busbar_billing.adapters.postgres.invoicing import Invoicing
 from busbar_billing.adapters.postgres.journal import Journal
@@ -114,7 +117,10 @@ async def serve(settings: Settings, stop: Stop) -> None:
         usage = Consumer(client, BILLING_USAGE, poster.handle, database.wait_until_reachable)
         leases = Leases(database, parts.journal)
         desk = LeaseDesk(client, leases, new_id, refused=balance_watch.refused)
+        auditing = OnDuty(parts.duties, Duty.AUDIT)
         for work in (
+            auditing.run(),
+            *closing_months(parts, settings),
             keep_equal([parts.policies.bucket, parts.directory.bucket], wanted),
             parts.price_directory.run(),
             probe(database),
@@ -132,6 +138,7 @@ async def serve(settings: Settings, stop: Stop) -> None:
                 parts.events,
                 settings.audit_interval,
                 settings.audit_sweep_interval,
+                auditing,
             ).run(),
         ):
             await stack.enter_async_context(background(work, stop))
@@ -179,6 +186,7 @@ def build(database: Database, client: Client, wanted: asyncio.Event, settings: S
         leakage=Leakage(database),
         auditor=Auditor(audited(database, prices, client)),
         audit_walks=AuditWalks(database),
+        duties=Duties(database),
         energy=EnergyPrices(database),
         prices=prices,
         reader=Reader(database),
@@ -207,6 +215,17 @@ def audited(database: Database, prices: Prices, client: Client) -> Books:
         Answers(DeliveredAnswers(client), AuditedInbox(database, prices)),
         AuditedWork(database),
     )
+
+
+def closing_months(parts: Parts, settings: Settings) -> list[Coroutine[Any, Any, None]]:
+    """What closes months by itself, where that is wanted."""
+    if not settings.close_automatically:
+        return []
+    duty = OnDuty(parts.duties, Duty.CLOSE_MONTHS)
+    monthly = MonthlyClose(
+        parts.statements, parts.backlog, duty, settings.close_delay, settings.close_interval
+    )
+    return [duty.run(), monthly.run()]
 
 
 def courier(database: Database, parts: Parts, service_secret: bytes) -> Courier:

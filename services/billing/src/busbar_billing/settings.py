@@ -45,6 +45,19 @@ class Settings(BusSettings):
     audit_sweep_interval: timedelta = Field(
         default=timedelta(days=1), description="how long after an audit from zero the next begins"
     )
+    close_automatically: bool = Field(
+        default=True, description="issue every month's statements; otherwise by hand only"
+    )
+    close_delay: timedelta = Field(
+        default=timedelta(hours=6),
+        ge=timedelta(0),
+        description="after a month's end, so that late usage is on its own month's statement",
+    )
+    close_interval: timedelta = Field(
+        default=timedelta(minutes=5),
+        gt=timedelta(0),
+        description="how often months to close are looked for",
+    )
     log_level: str = "info"
     otel_exporter_otlp_endpoint: str | None = Field(
         default=None, validation_alias="OTEL_EXPORTER_OTLP_ENDPOINT"

@@ -146,6 +146,8 @@ def environment_of(nats_server: NatsServer, database: Database) -> dict[str, str
     return {
         **nats_server.environment("billing"),
         "BUSBAR_POSTGRES_DSN": database.billing_dsn,
+        # Tests write tenants with a past, and close their months themselves.
+        "BUSBAR_CLOSE_AUTOMATICALLY": "false",
     }
 
 

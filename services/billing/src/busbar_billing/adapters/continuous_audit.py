@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 import structlog
 from busbar_errors import Unavailable
-from uuid_utils.compat import uuid7
 
 from busbar_billing.adapters import metrics
 from busbar_billing.adapters.auditor import SETTLED_AFTER, id_at, moment_of
+from busbar_billing.adapters.on_duty import OnDuty
 from busbar_billing.adapters.postgres.audit_walks import AuditWalks
 from busbar_billing.domain.audit.findings import Breach, Report
 from busbar_billing.usecases.audit import Books
@@ -28,9 +28,6 @@ FOLLOW_SHARE, SWEEP_SHARE = 0.5, 0.2
 FOLLOWED_AFTER = timedelta(seconds=30)
 """What is committed later than this behind the mark is looked at by the sweep."""
 TOLD_AT_ONCE_MAX = 100
-_HOLD_EXTRA = timedelta(minutes=1)
-"""How long nobody audits after a crash. Should two do so because a statement took longer, the sums
-that they keep differ from the balances, which makes them look again."""
 
 
 class Alarm(Protocol):
@@ -43,15 +40,16 @@ class Alarm(Protocol):
 
 @dataclass(slots=True)
 class ContinuousAudit:
-    """Looks every `every`, begins at zero every `sweep_every`; one instance at a time does."""
+    """Looks every `every`, begins at zero every `sweep_every`; one instance at a time does. Should
+    two do so, the sums that they keep differ from the balances, which makes them look again."""
 
     books: Books
     walks: AuditWalks
     alarm: Alarm
     every: timedelta
     sweep_every: timedelta
+    duty: OnDuty
     followed_after: timedelta = FOLLOWED_AFTER
-    _holder: str = field(default_factory=lambda: uuid7().hex)
     _following: Walk | None = None
     _sweeping: Walk | None = None
 
@@ -59,10 +57,10 @@ class ContinuousAudit:
         """Look for ever. Nothing that is found, and no failure, stops it."""
         while True:
             try:
-                if await self.walks.hold(self._holder, self.every + _HOLD_EXTRA):
-                    await self.look(datetime.now(UTC))
-                else:
+                if not self.duty.held:
                     self._following = self._sweeping = None
+                    await self.duty.begin()
+                await self.look(datetime.now(UTC))
             except Unavailable as error:
                 self._following = self._sweeping = None
                 log.warning("not audited", reason=error.reason)

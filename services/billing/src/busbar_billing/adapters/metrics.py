@@ -68,3 +68,10 @@ WEBHOOK_ATTEMPTS = Counter(
 BALANCES_TOLD = Counter(
     "busbar_billing_balances_told", "Tenants told of a balance that is low or exhausted", ["level"]
 )
+STATEMENTS_ISSUED = Counter(
+    "busbar_billing_statements_issued", "Statements of months that were closed by themselves"
+)
+STATEMENTS_OVERDUE = Gauge(
+    "busbar_billing_statements_overdue",
+    "Tenants whose month could not be closed when that was last tried",
+)

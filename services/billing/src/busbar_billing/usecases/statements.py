@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
-from busbar_errors import Conflict, Rejected
+from busbar_errors import BusbarError, Conflict, Rejected, Unavailable
 
 from busbar_billing.domain.statements import (
     Facts,
@@ -15,8 +16,12 @@ from busbar_billing.domain.statements import (
     Statement,
     Tax,
     close,
+    month_of,
     next_month_to_close,
 )
+
+DUE_AT_ONCE = 100
+"""Tenants whose months are closed at one cut, for which postings wait once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,22 @@ class Closed:
 
 
 @dataclass(frozen=True, slots=True)
+class Due:
+    """A tenant that has a month to close, the earliest of them."""
+
+    tenant_id: str
+    month: Month
+
+
+@dataclass(slots=True)
+class Pass:
+    """What one look at all tenants came to; `failed` says which are left and why."""
+
+    issued: int = 0
+    failed: dict[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True, slots=True)
 class Addressing:
     """Who issues a tenant's statements, to whom, with which tax."""
 
@@ -63,6 +84,10 @@ class StatementStore(Protocol):
 
     async def last_closed(self, tenant_id: str) -> Closed | None:
         """The latest."""
+        ...
+
+    async def due(self, ended: Month, after: str, limit: int) -> Sequence[Due]:
+        """Tenants with a month before `ended` to close, by their ids after `after`."""
         ...
 
     async def addressing(self, tenant_id: str) -> Addressing:
@@ -122,3 +147,47 @@ async def close_month(
     cut_at = await store.cut()
     facts = await store.facts(tenant_id, month, cut_at, before)
     return await store.issue(tenant_id, cut_at, addressing, close(facts, addressing.tax))
+
+
+async def close_all_due(
+    store: StatementStore, backlog: UsageBacklog, over_at: datetime, go_on: Callable[[], bool]
+) -> Pass:
+    """Close every tenant's months that were over at `over_at`; what was closed meanwhile is left.
+
+    A tenant whose month cannot be closed keeps nobody waiting. Raises Conflict while usage waits to
+    be posted, Unavailable when a part does not answer.
+    """
+    done, after, ended = Pass(), "", month_of(over_at)
+    while go_on() and (due := await store.due(ended, after, DUE_AT_ONCE)):
+        await backlog.require_posted()
+        cut_at = await store.cut()
+        for one in due:
+            if not go_on():
+                return done
+            await _close_until(store, one, ended, cut_at, done)
+        after = due[-1].tenant_id
+    return done
+
+
+async def _close_until(
+    store: StatementStore, due: Due, ended: Month, cut_at: datetime, done: Pass
+) -> None:
+    """Close a tenant's months before `ended`, one after another."""
+    month = due.month
+    try:
+        while month.first_day < ended.first_day:
+            # Asked for again each time: another may have closed the month, at a cut of its own.
+            before = await store.last_closed(due.tenant_id)
+            if before is not None and before.cut_at > cut_at:
+                return  # by another, after this cut: what came between is on that statement
+            if before is None or before.month.first_day < month.first_day:
+                addressing = await store.addressing(due.tenant_id)
+                facts = await store.facts(due.tenant_id, month, cut_at, before)
+                statement = close(facts, addressing.tax)
+                issued = await store.issue(due.tenant_id, cut_at, addressing, statement)
+                done.issued += not issued.repeated
+            month = month.following
+    except Unavailable:
+        raise
+    except BusbarError as error:
+        done.failed[due.tenant_id] = f"{month}: {error.reason}"

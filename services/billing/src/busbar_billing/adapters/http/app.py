@@ -48,6 +48,7 @@ from busbar_billing.adapters.postgres.audit_walks import AuditWalks
 from busbar_billing.adapters.postgres.balance_watches import BalanceWatches
 from busbar_billing.adapters.postgres.budgets import Budgets
 from busbar_billing.adapters.postgres.database import Database
+from busbar_billing.adapters.postgres.duties import Duties
 from busbar_billing.adapters.postgres.energy import EnergyPrices
 from busbar_billing.adapters.postgres.invoicing import Invoicing
 from busbar_billing.adapters.postgres.journal import Journal
@@ -85,6 +86,7 @@ class Parts:
     leakage: Leakage
     auditor: Auditor
     audit_walks: AuditWalks
+    duties: Duties
     energy: EnergyPrices
     reader: Reader
     rollups: Rollups

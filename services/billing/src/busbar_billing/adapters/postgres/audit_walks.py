@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from uuid import UUID
 
 import asyncpg
@@ -14,10 +14,6 @@ from busbar_billing.adapters.postgres.database import Database
 from busbar_billing.domain.audit.findings import Breach, Check
 from busbar_billing.usecases.audit_walk import Mark, Walk
 
-_HOLD = """
-    UPDATE audit_holder SET holder = $1, held_until = now() + $2::interval
-    WHERE holder = $1 OR held_until < now()
-"""
 _WALK = "SELECT * FROM audit_walks WHERE walk = $1"
 _REPLAYED = "SELECT account_id, replayed_nanos FROM audit_replayed WHERE walk = $1"
 _SAVE = """
@@ -93,11 +89,6 @@ class AuditWalks:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-
-    async def hold(self, holder: str, lasts: timedelta) -> bool:
-        """Whether `holder` is the one who audits, for so long."""
-        async with self._database.connection() as connection:
-            return await connection.execute(_HOLD, holder, lasts) == "UPDATE 1"
 
     async def load(self, walk: str) -> Walk | None:
         """A walk that is under way."""

@@ -134,6 +134,22 @@ LAST = """
     SELECT * FROM statements WHERE kind = 'statement' AND tenant_id = $1
     ORDER BY period_start DESC LIMIT 1
 """
+# The month after the last statement, or the one in which the tenant was made.
+DUE = """
+    SELECT t.tenant_id, next.month
+    FROM tenants AS t
+    LEFT JOIN LATERAL (
+        SELECT s.period_start FROM statements AS s
+        WHERE s.kind = 'statement' AND s.tenant_id = t.tenant_id
+        ORDER BY s.period_start DESC LIMIT 1
+    ) AS last ON TRUE
+    CROSS JOIN LATERAL (
+        SELECT coalesce((last.period_start + interval '1 month')::date, month_of(t.created_at))
+    ) AS next (month)
+    WHERE t.tenant_id > $2 AND next.month < $1
+    ORDER BY t.tenant_id
+    LIMIT $3
+"""
 # Never ON CONFLICT DO NOTHING: a number would be given to a row that is not kept.
 ISSUE = """
     INSERT INTO statements (

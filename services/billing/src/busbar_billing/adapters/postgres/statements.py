@@ -39,7 +39,7 @@ from busbar_billing.domain.statements import (
     checked_credit,
 )
 from busbar_billing.domain.webhooks import EventType, JsonValue, Notice
-from busbar_billing.usecases.statements import Addressing, Closed, Issued
+from busbar_billing.usecases.statements import Addressing, Closed, Due, Issued
 
 _NUMBER = re.compile(r"[A-Z0-9]{1,10}-[0-9]{6,19}")
 _READING_MAX = timedelta(minutes=10)
@@ -85,6 +85,12 @@ class Statements:
         if row is None:
             return None
         return Closed(Month(row["period_start"]), row["cut_at"], int(row["closing_nanos"]))
+
+    async def due(self, ended: Month, after: str, limit: int) -> list[Due]:
+        """Tenants with a month before `ended` to close, by their ids after `after`."""
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(sql.DUE, ended.first_day, after, limit)
+        return [Due(row["tenant_id"], Month(row["month"])) for row in rows]
 
     async def addressing(self, tenant_id: str) -> Addressing:
         """Who issues a tenant's statements and to whom; raise NotFound when there is no tenant."""
