@@ -165,6 +165,49 @@ def test_an_answer_that_cannot_be_kept_is_not_charged(edge: RunningEdge, name: s
     assert post(edge, INFER, tensor(), name)[0] == 200
 
 
+def test_a_key_whose_claim_was_taken_unheard_is_served_when_it_comes_again(
+    edge: RunningEdge, name: str
+) -> None:
+    edge.store.unheard = {"claim"}
+    assert post(edge, INFER, tensor(), name)[0] == 503
+    status, headers, _ = post(edge, INFER, tensor(), name)
+
+    assert status == 200
+    assert "idempotent-replayed" not in headers
+
+
+def test_an_answer_that_was_kept_unheard_is_given_and_charged(edge: RunningEdge, name: str) -> None:
+    edge.store.unheard = {"keep"}
+    first = post(edge, INFER, tensor(), name)
+    ended = edge.serving.ended[edge.serving.calls[-1].request_id.hex()]
+    again = post(edge, INFER, tensor(), name)
+
+    assert (first[0], again[0], first[2]) == (200, 200, again[2])
+    assert ended.startswith("charged")
+    assert again[1]["idempotent-replayed"] == "true"
+
+
+def test_a_failure_whose_key_could_not_be_freed_leaves_nobody_waiting(
+    edge: RunningEdge, name: str
+) -> None:
+    edge.serving.failure = ModelFailed("not now")
+    edge.store.unheard = {"forget"}
+    assert post(edge, INFER, tensor(), name)[0] == 503
+
+    assert post(edge, INFER, tensor(), name)[0] == 200
+
+
+def test_a_claim_that_was_taken_unheard_is_given_up_for_other_gateways(
+    edge: RunningEdge, name: str, until: Until
+) -> None:
+    edge.store.unheard = {"claim"}
+    assert post(edge, INFER, tensor(), name)[0] == 503
+    entry_key = entry_name("acme", INFER, name.encode())
+    assert entry_key in edge.store.entries
+
+    until(lambda: entry_key not in edge.store.entries)
+
+
 def test_a_stream_whose_end_cannot_be_kept_is_not_charged(edge: RunningEdge, name: str) -> None:
     edge.store.failure = Unavailable("the bus is away")
     status, _, answer = post(edge, CHAT, chat("one two", stream=True), name)

@@ -17,6 +17,8 @@ class MemoryStore:
     revision: int = 0
     failure: Exception | None = None
     """Raised by the next call that would keep an answer."""
+    unheard: set[str] = field(default_factory=set[str])
+    """Calls whose next time is carried out, and its answer lost: claim, forget or keep."""
 
     async def find(self, name: str) -> Found | None:
         return self.entries.get(name)
@@ -27,6 +29,7 @@ class MemoryStore:
             return None
         self.revision += 1
         self.entries[name] = Found(entry, self.revision)
+        self._lose_answer("keep" if entry.answer else "claim")
         return self.revision
 
     async def keep(self, name: str, entry: Entry, revision: int) -> None:
@@ -37,6 +40,12 @@ class MemoryStore:
             raise Unavailable("another gateway took this idempotency key over")
 
     async def forget(self, name: str, revision: int) -> None:
+        self._lose_answer("forget")  # as if it had not even come
         known = self.entries.get(name)
         if known is not None and known.revision == revision:
             del self.entries[name]
+
+    def _lose_answer(self, call: str) -> None:
+        if call in self.unheard:
+            self.unheard.remove(call)
+            raise Unavailable("the bus did not answer")

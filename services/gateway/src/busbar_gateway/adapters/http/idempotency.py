@@ -10,6 +10,7 @@ between charges nothing, and the next one serves the request anew.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
@@ -49,6 +50,8 @@ _PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings"}
 _READ_WITH = (b"content-encoding", b"content-type", b"inference-header-content-length")
 _FIRST_PAUSE_S, _PAUSE_MAX_S = 0.05, 1.0
 _DEADLINE_MARGIN_S = 30.0
+_CLEARING_PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+_CLEARING_MAX = 512
 _OK = range(200, 300)
 
 Serve = Callable[[Exchange], Awaitable[None]]
@@ -143,6 +146,8 @@ class _Request:
     exchange: Exchange
     body: bytes
     recording: Recording
+    claimed: bool = False
+    """Whether its claim may be in the store, and neither kept nor given up."""
 
 
 class Idempotency:
@@ -164,6 +169,7 @@ class Idempotency:
         self._is_gone = is_gone
         self._running: dict[str, Recording] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._clearing: set[asyncio.Task[None]] = set()
 
     async def answer(self, exchange: Exchange, serve: Serve) -> None:
         """Answer with what the key's request is or was answered with; serve it when it is new."""
@@ -191,9 +197,10 @@ class Idempotency:
         """Let what runs finish within the grace, then end it: it is not charged."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=grace.total_seconds())
-        for task in self._tasks:
+        ending = [*self._tasks, *self._clearing]
+        for task in ending:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*ending, return_exceptions=True)
 
     def _start(self, request: _Request, serve: Serve) -> None:
         if len(self._running) >= RUNNING_MAX:
@@ -207,6 +214,8 @@ class Idempotency:
         recording = request.recording
         try:
             await self._find_or_serve(request, serve)
+            if not recording.finished:  # or whoever follows would wait for ever
+                recording.failure = _ended()
         except BaseException as error:
             recording.failure = error if isinstance(error, Exception) else _ended()
             if isinstance(error, asyncio.CancelledError):
@@ -216,6 +225,37 @@ class Idempotency:
         finally:
             del self._running[request.name]
             recording.changed()
+            if request.claimed:
+                self._clear_later(request.name, request.exchange.request_id)
+
+    def _clear_later(self, name: str, request_id: bytes) -> None:
+        """The store did not say whether it took or gave up a claim: others wait for as long as it
+        may be there."""
+        if len(self._clearing) < _CLEARING_MAX:
+            task = asyncio.create_task(self._clear(name, request_id), name="idempotency-clearing")
+            self._clearing.add(task)
+            task.add_done_callback(self._clearing.discard)
+
+    async def _clear(self, name: str, request_id: bytes) -> None:
+        for pause_s in _CLEARING_PAUSES_S:
+            await asyncio.sleep(pause_s)
+            with contextlib.suppress(BusbarError):
+                found = await self._store.find(name)
+                if found is None:
+                    continue  # what was written late may still come
+                if found.entry.request_id == request_id:
+                    await self._store.forget(name, found.revision)
+                return
+
+    def _has_ended(self, gateway_id: str, run_id: str) -> bool:
+        """Whether nobody serves a claim of that start of a gateway any more.
+
+        Asked by the one request of its name that is served here, so a claim of this start is what
+        is left of an earlier one.
+        """
+        if (gateway_id, run_id) == (self._gateway_id, self._run_id):
+            return True
+        return self._is_gone(gateway_id, run_id)
 
     async def _find_or_serve(self, request: _Request, serve: Serve) -> None:
         limits = request.exchange.limits
@@ -224,7 +264,10 @@ class Idempotency:
         while True:
             found = await self._store.find(request.name)
             step = next_step(
-                found and found.entry, request.recording.fingerprint, self._unix_s(), self._is_gone
+                found and found.entry,
+                request.recording.fingerprint,
+                self._unix_s(),
+                self._has_ended,
             )
             if step is Step.CONFLICT:
                 raise _reused()
@@ -238,9 +281,11 @@ class Idempotency:
             if step in {Step.SERVE, Step.TAKE_OVER}:
                 entry = self._entry(request, limits)
                 replaced = found.revision if found is not None else None
+                request.claimed = True
                 revision = await self._store.claim(request.name, entry, replaced)
                 if revision is not None:
                     return await _Serving(self._store, request, entry, revision).run(serve)
+                request.claimed = False
             if asyncio.get_running_loop().time() > give_up:
                 raise Unavailable("another gateway is still serving this request", 2.0)
             await asyncio.sleep(pause_s)
@@ -290,11 +335,10 @@ class _Serving:
 
     def __init__(self, store: Store, request: _Request, entry: Entry, revision: int) -> None:
         self._store = store
-        self._name = request.name
+        self._request = request
         self._entry = entry
         self._revision = revision
         self._recording = request.recording
-        self._settled = False
         cycle = RecordedCycle(request.exchange, request.body, self._record)
         self._inner = replace(request.exchange, cycle=cycle, recorded=True)
 
@@ -303,8 +347,8 @@ class _Serving:
         try:
             await serve(self._inner)
         finally:
-            if not self._settled:
-                await self._store.forget(self._name, self._revision)
+            if self._request.claimed:
+                await self._give_up()
 
     async def _record(self, status: int, headers: Headers, part: bytes, more: bool) -> None:  # noqa: FBT001
         recording = self._recording
@@ -317,14 +361,30 @@ class _Serving:
 
     async def _settle(self, status: int, last: bytes) -> None:
         if status not in _OK or self._inner.failed:
-            await self._store.forget(self._name, self._revision)
+            await self._give_up()
         else:
             recording = self._recording
             size = sum(map(len, recording.parts)) + len(last)
             body = b"".join([*recording.parts, last]) if size <= KEPT_BYTES_MAX else None
             answer = KeptAnswer(status, tuple(recording.headers), body)
-            await self._store.keep(self._name, replace(self._entry, answer=answer), self._revision)
-        self._settled = True
+            await self._keep(replace(self._entry, answer=answer))
+            self._request.claimed = False
+
+    async def _keep(self, entry: Entry) -> None:
+        """Keep an answer; one that the store took without saying so is kept, too."""
+        name = self._request.name
+        try:
+            await self._store.keep(name, entry, self._revision)
+        except Unavailable:
+            found = await self._store.find(name)
+            if found is None or found.entry.answer is None:
+                raise
+            if found.entry.request_id != entry.request_id:
+                raise
+
+    async def _give_up(self) -> None:
+        await self._store.forget(self._request.name, self._revision)
+        self._request.claimed = False
 
 
 def _replay(answer: KeptAnswer, recording: Recording) -> None:
