@@ -62,13 +62,13 @@ def test_tries_are_bounded_and_a_started_answer_is_never_begun_again() -> None:
     attempts = begun()
     for tries in range(1, TRIES_MAX):
         attempts.tries = tries
-        assert attempts.may_retry()
+        assert attempts.may_retry(resumable=False)
         assert attempts.backoff_s() > 0
     attempts.tries = TRIES_MAX
-    assert not attempts.may_retry()
+    assert not attempts.may_retry(resumable=False)
     attempts.tries = 1
     attempts.delivering = True
-    assert not attempts.may_retry()
+    assert not attempts.may_retry(resumable=False)
 
 
 def test_the_own_region_serves_while_it_has_a_free_slot() -> None:

@@ -87,7 +87,8 @@ class FakeAgent:
 
     async def start(self, deployment: str) -> None:
         async def on_cancel(message: Any) -> None:
-            self.cancels.append(work_pb2.WorkCancel.FromString(message.data))
+            if message.data:  # an empty one only asks whether somebody is here
+                self.cancels.append(work_pb2.WorkCancel.FromString(message.data))
 
         await self.client.subscribe(topology.cancel_subject(self.node), cb=on_cancel)
         self._spawn(self._pull(deployment))

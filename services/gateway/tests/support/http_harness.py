@@ -36,7 +36,7 @@ from busbar_gateway.domain.routes import (
     Task,
     TensorSpec,
 )
-from busbar_gateway.usecases.calls import Answer, Chunk, InferenceCall, RefusedCall
+from busbar_gateway.usecases.calls import Answer, Chunk, InferenceCall, RefusedCall, Resumable
 from busbar_observability.ops import serve_http
 from memory_store import MemoryStore
 from raw_http import read_answer
@@ -238,7 +238,7 @@ class StandInServing:
     @contextlib.asynccontextmanager
     async def stream(self, call: InferenceCall) -> AsyncIterator[StandInStream]:
         name = call.request_id.hex()
-        stream = StandInStream(self._take(call), self)
+        stream = StandInStream(self._take(call), self, call.resumable)
         self.ended[name] = "working"
         try:
             yield stream
@@ -252,8 +252,14 @@ class StandInServing:
 
 
 class StandInStream:
-    def __init__(self, request: service_pb2.ModelInferRequest, serving: StandInServing) -> None:
+    def __init__(
+        self,
+        request: service_pb2.ModelInferRequest,
+        serving: StandInServing,
+        resumable: Resumable | None,
+    ) -> None:
         self._request = request
+        self._resumable = resumable
         self._serving = serving
         self.delivered = 0
         self.settled = False
@@ -267,6 +273,8 @@ class StandInStream:
                 self.failed = True
                 raise text
             count += 1
+            if self._resumable is not None:
+                self._resumable.count(5, count)
             yield Chunk(generation_response(text, reason), 5, count)
             self.delivered = count
 

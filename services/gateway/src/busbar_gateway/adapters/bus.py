@@ -25,6 +25,8 @@ Acknowledged = Callable[[int | Exception], None]
 OnFrame = Callable[[WorkFrame], None]
 
 _SUBJECT_FULL = 10077
+_NO_CANCEL = b""
+"""A WorkCancel of nothing."""
 _FORGET_ACKS_AFTER_S = 30.0
 _INFO_TIMEOUT_S = 2.0
 
@@ -96,6 +98,24 @@ class WorkBus:
             self._hot.publish(topology.cancel_subject(node).encode(), cancel)
         except NatsError as error:
             log.warning("cancel not sent", node=node, error=str(error))
+
+    def ask_for(self, node: str, absent: Callable[[], None]) -> None:
+        """Call `absent` if the server knows nobody who listens for what the node is told.
+
+        NATS answers that at once and in the node's place; a node itself answers nothing.
+        """
+        self._token += 1
+        token = b"%x" % self._token
+
+        def answered(_: int | Exception) -> None:
+            absent()
+
+        try:
+            subject = topology.cancel_subject(node).encode()
+            self._hot.publish(subject, _NO_CANCEL, self._ack_prefix + token)
+        except NatsError:
+            return
+        self._acks[token] = _Waiting(monotonic(), answered)
 
     async def taken(self, region: str, sequences: frozenset[int]) -> frozenset[int] | None:
         """Which of these are no longer in the region's stream; None when it cannot be told."""

@@ -2,7 +2,8 @@
 
 An attempt's number is its fencing token: every publish takes the next one, and
 frames of older numbers never count. `tries` bounds how often nodes may fail at
-the same request, `engine_losses` how often Triton may die of it.
+the same request without bringing it further, `resumptions` how often another
+attempt may go on with its answer, `engine_losses` how often Triton may die of it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 TRIES_MAX = 3
+RESUMPTIONS_MAX = 10
 ENGINE_LOSSES_MAX = 2
 """The first may be another request's doing; at the second none of the first time was beside it."""
 SILENCE_S = 3.0
@@ -39,7 +41,9 @@ class Attempts:
     current: int = 0
     """Number of the newest attempt; 0 before the first."""
     tries: int = 0
-    """Attempts that a node may have worked on."""
+    """Attempts that a node may have worked on since the answer last grew."""
+    resumptions: int = 0
+    """Attempts that went on with what the customer had already got."""
     engine_losses: int = 0
     """Attempts that Triton did not survive."""
     node: str = ""
@@ -49,7 +53,7 @@ class Attempts:
     """When the node last spoke; 0 when it has not."""
     next_chunk: int = 0
     delivering: bool = False
-    """True once the customer may have seen a chunk: then no other attempt can take over."""
+    """True once the customer may have seen a chunk: then another attempt can only go on."""
 
     def begin(self, now: float) -> int:
         """Start the next attempt and return its number."""
@@ -84,9 +88,21 @@ class Attempts:
             return now - self.last_sign > SILENCE_S
         return taken and now - self.published > UNSTARTED_SILENCE_S
 
-    def may_retry(self) -> bool:
+    def handed_out(self) -> None:
+        """The customer gets a chunk: whatever failed before, it brought the answer further."""
+        self.delivering = True
+        self.tries = 1
+
+    def may_retry(self, *, resumable: bool) -> bool:
         """Whether another attempt is allowed after the current one failed at a node."""
-        return self.tries < TRIES_MAX and not self.delivering
+        if self.delivering and not (resumable and self.resumptions < RESUMPTIONS_MAX):
+            return False
+        return self.tries < TRIES_MAX
+
+    def tried(self) -> None:
+        """The current attempt failed at a node, and another one follows."""
+        self.tries += 1
+        self.resumptions += self.delivering
 
     def blamed(self) -> bool:
         """Whether the request has cost as many Tritons as it may."""

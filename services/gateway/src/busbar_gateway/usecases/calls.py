@@ -10,6 +10,38 @@ from typing import Protocol
 from busbar_gateway.domain.routes import Caller, Route
 
 
+class Resumable(Protocol):
+    """An answer that another attempt can go on with; the edge keeps it up to date."""
+
+    @property
+    def input_tokens(self) -> int:
+        """As `count` last said."""
+        ...
+
+    @property
+    def output_tokens(self) -> int:
+        """As `count` last said."""
+        ...
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything was handed out, although the attempt has not ended."""
+        ...
+
+    @property
+    def falls_short(self) -> bool:
+        """Whether the attempt ended well and yet something is left to be made."""
+        ...
+
+    def count(self, input_tokens: int, output_tokens: int) -> tuple[int, int]:
+        """The whole answer's tokens, from what the present attempt has counted."""
+        ...
+
+    def go_on(self) -> bytes:
+        """Serialized inference.ModelInferRequest for what is left after what was handed out."""
+        ...
+
+
 @dataclass(slots=True)
 class InferenceCall:
     """One authenticated, validated request."""
@@ -37,6 +69,8 @@ class InferenceCall:
     """Size of what the customer sent where `payload` is not that; 0 where it is."""
     as_asked: Callable[[bytes], bytes] | None = None
     """Makes a response what the customer asked for, where `payload` asks for more."""
+    resumable: Resumable | None = None
+    """None where a begun answer cannot be gone on with by another attempt."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,10 @@ from busbar_contracts.node.v1.work_pb2 import (
     FailureKind,
     InferenceWork,
     WorkCancel,
+    WorkChunk,
     WorkFinished,
     WorkFrame,
+    WorkUsage,
 )
 from opentelemetry.trace import Span
 
@@ -133,7 +135,7 @@ class Dispatcher:
             reply_subject=self._reply_subject,
             traceparent=traceparent,
             stream=pending.streamed,
-            payload=call.payload,
+            payload=_payload(pending),
             engine_losses=pending.attempts.engine_losses,
         )
 
@@ -235,9 +237,7 @@ class Dispatch:
         while True:
             await self._pending.progress()
             if self._pending.chunks and self._deliverable():
-                chunk = self._pending.next_chunk()
-                usage = chunk.usage
-                return Chunk(chunk.payload, usage.input_tokens, usage.output_tokens)
+                return self._counted(self._pending.next_chunk())
             finished = await self._judge()
             if finished is not None:
                 return finished
@@ -247,10 +247,21 @@ class Dispatch:
         self._pending.published()
         self._dispatcher.close(self._pending)
 
+    def _counted(self, chunk: WorkChunk) -> Chunk:
+        usage, resumable = chunk.usage, self._pending.call.resumable
+        if resumable is None:
+            return Chunk(chunk.payload, usage.input_tokens, usage.output_tokens)
+        return Chunk(chunk.payload, *resumable.count(usage.input_tokens, usage.output_tokens))
+
     def _deliverable(self) -> bool:
-        """Chunks before a good end, or of an attempt that goes on, may be handed out."""
+        """Chunks before a good end, or of an attempt that goes on, may be handed out.
+
+        Also those before a bad end, where another attempt can go on from them.
+        """
         outcome = self._pending.outcome
-        return outcome is None or (isinstance(outcome, WorkFrame) and outcome.HasField("finished"))
+        if outcome is None or self._pending.call.resumable is not None:
+            return True
+        return isinstance(outcome, WorkFrame) and outcome.HasField("finished")
 
     async def _judge(self) -> WorkFinished | None:
         pending, outcome = self._pending, self._pending.outcome
@@ -264,9 +275,27 @@ class Dispatch:
             await self._publish_again(outcome.reason)
             return None
         if isinstance(outcome, WorkFrame) and outcome.HasField("finished"):
-            return outcome.finished
+            return await self._finish(outcome.finished)
+        if (resumable := pending.call.resumable) is not None and resumable.complete:
+            return WorkFinished(
+                usage=WorkUsage(
+                    input_tokens=resumable.input_tokens, output_tokens=resumable.output_tokens
+                )
+            )
         await self._try_again(outcome)
         return None
+
+    async def _finish(self, finished: WorkFinished) -> WorkFinished | None:
+        """Count the whole answer; None when another attempt must make up for what is missing."""
+        resumable = self._pending.call.resumable
+        if resumable is None:
+            return finished
+        counted = resumable.count(finished.usage.input_tokens, finished.usage.output_tokens)
+        if resumable.falls_short and self._pending.attempts.delivering:
+            await self._again(0.0, "unfinished")
+            return None
+        finished.usage.input_tokens, finished.usage.output_tokens = counted
+        return finished
 
     async def _publish_again(self, reason: str) -> None:
         """Nobody has taken it: keep trying until the deadline."""
@@ -282,7 +311,7 @@ class Dispatch:
         if isinstance(outcome, WorkFrame):
             failed = outcome.failed
             if failed.kind not in RETRYABLE:
-                raise _failure(failed.kind, failed.reason)
+                raise _failure(failed.kind, failed.reason, resumed=pending.attempts.resumptions > 0)
             reason = f"{outcome.node}: {failed.reason}"
             if failed.kind == FailureKind.FAILURE_KIND_ENGINE_LOST:
                 self._count_engine_loss(reason)
@@ -290,7 +319,7 @@ class Dispatch:
             reason = outcome.reason
             if self.node:
                 self._dispatcher.cancel(self.node, pending.call.request_id, self.attempt)
-        if not pending.attempts.may_retry():
+        if not pending.attempts.may_retry(resumable=pending.call.resumable is not None):
             log.warning("request given up", request_id=pending.call.request_id.hex(), reason=reason)
             raise Unavailable(
                 "the answer was interrupted; please try again"
@@ -298,14 +327,14 @@ class Dispatch:
                 else "no node could answer; please try again"
             )
         pause_s = pending.attempts.backoff_s()
-        pending.attempts.tries += 1
+        pending.attempts.tried()
         log.info("request goes out again", request_id=pending.call.request_id.hex(), reason=reason)
         await self._again(pause_s, "failed" if isinstance(outcome, WorkFrame) else "lost")
 
     def _count_engine_loss(self, reason: str) -> None:
         attempts, request_id = self._pending.attempts, self._pending.call.request_id.hex()
         attempts.engine_losses += 1
-        if attempts.blamed() and not attempts.delivering:
+        if attempts.blamed():
             log.error("request given up: engines die of it", request_id=request_id, reason=reason)
             raise ModelFailed("the model stopped twice on this request; it was not charged")
 
@@ -321,7 +350,18 @@ class Dispatch:
         self._dispatcher.publish(pending, self._traceparent)
 
 
-def _failure(kind: int, reason: str) -> Exception:
+def _payload(pending: Pending) -> bytes:
+    """What the next attempt gets: the request, or what is left of it."""
+    resumable = pending.call.resumable
+    if resumable is None or not pending.attempts.delivering:
+        return pending.call.payload
+    return resumable.go_on()
+
+
+def _failure(kind: int, reason: str, *, resumed: bool) -> Exception:
+    if kind == FailureKind.FAILURE_KIND_REJECTED and resumed:
+        log.error("model refused to go on with its own answer", reason=reason)
+        return Unavailable("the answer was interrupted; please try again")
     if kind == FailureKind.FAILURE_KIND_REJECTED:
         return InvalidInput(reason or "the model refused the input")
     if kind == FailureKind.FAILURE_KIND_DEADLINE_EXCEEDED:

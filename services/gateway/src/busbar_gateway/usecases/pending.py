@@ -116,8 +116,8 @@ class Pending:
             self._waiter = None
 
     def next_chunk(self) -> WorkChunk:
-        """Take the oldest chunk for delivery; from now on no other attempt can take over."""
-        self.attempts.delivering = True
+        """Take the oldest chunk for delivery; from now on another attempt can only go on."""
+        self.attempts.handed_out()
         chunk = self.chunks.popleft()
         self.buffered_bytes -= len(chunk.payload)
         return chunk

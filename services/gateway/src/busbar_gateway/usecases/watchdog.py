@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import Protocol
 
 import structlog
 
 from busbar_gateway.domain.attempts import UNSTARTED_SILENCE_S
+from busbar_gateway.usecases.absence import AbsentNodes
 from busbar_gateway.usecases.pending import Lost, NotPublished, Pending
 
 log = structlog.get_logger()
@@ -36,6 +37,10 @@ class StreamWatch(Protocol):
         """As in WorkBus."""
         ...
 
+    def ask_for(self, node: str, absent: Callable[[], None]) -> None:
+        """Call `absent` if nobody listens for what the node is told."""
+        ...
+
     async def taken(self, region: str, sequences: frozenset[int]) -> frozenset[int] | None:
         """Which of these are no longer in the region's stream; None when it cannot be told."""
         ...
@@ -52,6 +57,7 @@ class Watchdog:
         self._looked = 0.0
         self._away = False
         self._looked_at_stream = False
+        self._absent = AbsentNodes(bus.ask_for)
 
     async def run(self) -> None:
         """Tick for ever."""
@@ -74,6 +80,7 @@ class Watchdog:
         if not self._looked_at_stream:  # to know a stream that was made anew from the old one
             gone = await self._bus.taken(self._region, frozenset())
             self._looked_at_stream = gone is not None
+        self._absent.look(self._pending.values(), now)
         unstarted: dict[str, list[Pending]] = {}
         for work in list(self._pending.values()):
             if work.outcome is not None or not work.attempts.current:
@@ -89,6 +96,7 @@ class Watchdog:
 
     def _after_absence(self, now: float) -> None:
         """Frames could not come while the bus was away: count silence from now."""
+        self._absent.bus_was_away(now)
         for work in self._pending.values():
             if work.outcome is not None or not work.attempts.current:
                 continue

@@ -135,7 +135,10 @@ Global___InferenceWork: _TypeAlias = InferenceWork  # noqa: Y015
 
 @_typing.final
 class WorkCancel(_message.Message):
-    """Tells the node agent that nobody waits for a request any more."""
+    """Tells the node agent that nobody waits for a request any more. An empty one cancels
+    nothing: gateways send it to a node that has gone quiet, since NATS answers in its place
+    when nobody is there.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

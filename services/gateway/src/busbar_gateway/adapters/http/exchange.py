@@ -19,7 +19,7 @@ from busbar_gateway.adapters.http.rate_limits import rate_limit_headers
 from busbar_gateway.domain.failures import PayloadTooLarge
 from busbar_gateway.domain.limits import Standing
 from busbar_gateway.domain.routes import Caller, Route
-from busbar_gateway.usecases.calls import InferenceCall
+from busbar_gateway.usecases.calls import InferenceCall, Resumable
 
 JSON: Headers = [(b"content-type", b"application/json")]
 
@@ -124,6 +124,7 @@ class Exchange:
         *,
         whole: bool = False,
         output_tokens_max: int = 0,
+        resumable: Resumable | None = None,
     ) -> InferenceCall:
         """Return the call to serve; its deadline counts from when the request was received.
 
@@ -144,6 +145,7 @@ class Exchange:
             traceparent=self.traceparent,
             whole=whole or self.recorded,
             output_tokens_max=output_tokens_max,
+            resumable=resumable,
         )
 
     def cancelled_when_gone(self) -> CancelledWhenGone:

@@ -7,9 +7,8 @@ finish_reason, num_*_tokens out, over a decoupled model).
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import orjson
@@ -20,6 +19,7 @@ from busbar_gateway.adapters.http.kserve_elements import (
     join_bytes_elements,
     split_bytes_elements,
 )
+from busbar_gateway.domain.continuation import Continuation
 from busbar_gateway.domain.failures import ModelFailed, Unavailable
 from busbar_gateway.domain.routes import Route
 from busbar_gateway.usecases.calls import AnswerStream
@@ -30,7 +30,6 @@ _OPTIONS = (
     "return_num_input_tokens",
     "return_num_output_tokens",
 )
-_FINISH_REASONS = {"stop": "stop", "length": "length"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,20 +54,74 @@ class Sampling:
         return orjson.dumps({key: value for key, value in given.items() if value is not None})
 
 
-@dataclass(slots=True)
 class Generation:
-    """What has been generated so far."""
+    """One generation: what is asked of the model, and what has come of it so far."""
 
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    finish_reason: str | None = None
+    def __init__(self, route: Route, prompt: str, sampling: Sampling, *, stream: bool) -> None:
+        self._route = route
+        self._prompt = prompt
+        self._sampling = sampling
+        self._stream = stream
+        self._so_far = Continuation(sampling.max_tokens or 0, tuple(sampling.stop))
+
+    @property
+    def input_tokens(self) -> int:
+        """As in Resumable."""
+        return self._so_far.input_tokens
+
+    @property
+    def output_tokens(self) -> int:
+        """As in Resumable."""
+        return self._so_far.output_tokens
+
+    @property
+    def complete(self) -> bool:
+        """As in Resumable."""
+        return self._so_far.complete
+
+    @property
+    def falls_short(self) -> bool:
+        """As in Resumable."""
+        return self._so_far.falls_short
+
+    def count(self, input_tokens: int, output_tokens: int) -> tuple[int, int]:
+        """As in Resumable."""
+        return self._so_far.count(input_tokens, output_tokens)
+
+    def begin(self) -> bytes:
+        """The serialized ModelInferRequest for the prompt."""
+        return _payload(self._route, self._prompt, self._sampling, stream=self._stream)
+
+    def go_on(self) -> bytes:
+        """As in Resumable."""
+        text, tokens_max = self._so_far.resume()
+        seed = self._sampling.seed
+        sampling = replace(
+            self._sampling,
+            max_tokens=tokens_max or None,
+            seed=None if seed is None else self._so_far.seed_from(seed),
+        )
+        return _payload(self._route, self._prompt + text, sampling, stream=self._stream)
+
+    async def text(self, answer: AnswerStream) -> AsyncGenerator[str]:
+        """Yield pieces of text as they come, never half a character."""
+        async for chunk in answer:
+            outputs = _outputs(chunk.payload)
+            reason = _first(outputs, "finish_reason").decode("utf-8", "replace")
+            yield self._so_far.take(_first(outputs, "text_output"), reason)
+        yield self._so_far.end()
+
+    @property
+    def finish_reason(self) -> str | None:
+        """Why it ended; None while it goes on."""
+        return self._so_far.finish_reason
 
     def usage(self) -> dict[str, int]:
         """OpenAI's usage object."""
         return {
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.completion_tokens,
-            "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "prompt_tokens": self.input_tokens,
+            "completion_tokens": self.output_tokens,
+            "total_tokens": self.input_tokens + self.output_tokens,
         }
 
 
@@ -96,8 +149,7 @@ def checked_token_limit(route: Route, wanted: int | None, param: str) -> int | N
     return wanted
 
 
-def generation_payload(route: Route, prompt: str, sampling: Sampling, *, stream: bool) -> bytes:
-    """Return the serialized ModelInferRequest for one prompt."""
+def _payload(route: Route, prompt: str, sampling: Sampling, *, stream: bool) -> bytes:
     message = service_pb2.ModelInferRequest(model_name=route.deployment)
     _add(message, "text_input", "BYTES", join_bytes_elements([prompt.encode()]))
     _add(message, "stream", "BOOL", bytes([stream]))
@@ -110,21 +162,6 @@ def generation_payload(route: Route, prompt: str, sampling: Sampling, *, stream:
 def _add(message: Any, name: str, datatype: str, raw: bytes) -> None:
     message.inputs.add(name=name, datatype=datatype, shape=[1])
     message.raw_input_contents.append(raw)
-
-
-async def generated_text(answer: AnswerStream, generation: Generation) -> AsyncGenerator[str]:
-    """Yield pieces of text as they come, never half a character; keeps `generation` current."""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    async for chunk in answer:
-        generation.prompt_tokens = chunk.input_tokens
-        generation.completion_tokens = chunk.output_tokens
-        outputs = _outputs(chunk.payload)
-        reason = _first(outputs, "finish_reason").decode("utf-8", "replace")
-        generation.finish_reason = _FINISH_REASONS.get(reason, generation.finish_reason)
-        yield decoder.decode(_first(outputs, "text_output"))
-    yield decoder.decode(b"", final=True)
-    if generation.finish_reason is None:
-        generation.finish_reason = "stop"
 
 
 def _outputs(payload: bytes) -> dict[str, bytes]:

@@ -12,8 +12,6 @@ from busbar_gateway.adapters.http.exchange import Exchange
 from busbar_gateway.adapters.http.generation import (
     Generation,
     Sampling,
-    generated_text,
-    generation_payload,
 )
 from busbar_gateway.adapters.http.openai_schemas import StreamOptions
 from busbar_gateway.adapters.http.services import Services
@@ -70,16 +68,21 @@ async def answer_whole(
     services: Services, exchange: Exchange, job: Job, shape: AnswerShape
 ) -> None:
     """Generate, charge, then answer with one document."""
-    payload = generation_payload(job.route, job.prompt, job.sampling, stream=False)
+    generation = Generation(job.route, job.prompt, job.sampling, stream=False)
     timeout_s = exchange.limits.generation_timeout_s
     most = job.sampling.max_tokens or 0
     call = exchange.call(
-        job.route, payload, shape.api, timeout_s, whole=True, output_tokens_max=most
+        job.route,
+        generation.begin(),
+        shape.api,
+        timeout_s,
+        whole=True,
+        output_tokens_max=most,
+        resumable=generation,
     )
-    generation = Generation()
     async with exchange.cancelled_when_gone(), services.serving.stream(call) as answer:
         with blamed_on(shape.prompt_param):
-            pieces = [piece async for piece in generated_text(answer, generation)]
+            pieces = [piece async for piece in generation.text(answer)]
         await answer.settle()
         document = _head(exchange, job, shape, shape.whole_object)
         choice = shape.whole("".join(pieces), generation.finish_reason)
@@ -92,11 +95,17 @@ async def answer_stream(
     services: Services, exchange: Exchange, job: Job, shape: AnswerShape
 ) -> None:
     """Send events as text comes; the last ones only when the charge is durable."""
-    payload = generation_payload(job.route, job.prompt, job.sampling, stream=True)
+    generation = Generation(job.route, job.prompt, job.sampling, stream=True)
     timeout_s = exchange.limits.generation_timeout_s
     most = job.sampling.max_tokens or 0
-    call = exchange.call(job.route, payload, shape.api, timeout_s, output_tokens_max=most)
-    generation = Generation()
+    call = exchange.call(
+        job.route,
+        generation.begin(),
+        shape.api,
+        timeout_s,
+        output_tokens_max=most,
+        resumable=generation,
+    )
     head = _head(exchange, job, shape, shape.chunk_object)
 
     def event(choice: Choice) -> dict[str, Any]:
@@ -107,7 +116,7 @@ async def answer_stream(
         exchange.cancelled_when_gone(),
         EventStream(exchange) as events,
         services.serving.stream(call) as answer,
-        aclosing(generated_text(answer, generation)) as pieces,
+        aclosing(generation.text(answer)) as pieces,
     ):
         opening = shape.opening
         with blamed_on(shape.prompt_param):
