@@ -78,7 +78,9 @@ async def test_a_walk_stopped_anywhere_is_carried_on_by_another(busy: Parts) -> 
         if done:
             break
 
-    assert steps >= 3
+    assert steps >= 5
+    assert report.of(Check.MONTHS_ADD_UP).rows == 2
+    assert report.of(Check.WORK_JOINED).rows == 10
     assert report.breaches == []
     assert report.of(Check.CHARGES_RATED_AGAIN).rows == 11
     assert report.of(Check.RECORDS_CHARGED_ONCE).rows == 11

@@ -25,18 +25,25 @@ from busbar_billing.usecases.audit import (
     replay_piece,
 )
 from busbar_billing.usecases.audit_answers import Extent, check_origins, check_piece
-from busbar_billing.usecases.audit_work import check_months, check_work
+from busbar_billing.usecases.audit_work import (
+    FIRST_MONTH,
+    TenantMonth,
+    check_months_piece,
+    check_work_piece,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
     """Up to where all is checked: transfers, records of the inbox, messages of the stream that was
-    created at `stream_created_at`."""
+    created at `stream_created_at`, measured work, months of tenants. None: to the end."""
 
     transfer: UUID = FIRST_ID
     inbox: UUID = FIRST_ID
     message: int = 0
     stream_created_at: datetime | None = None
+    work: datetime | None = EARLIEST
+    month: TenantMonth | None = FIRST_MONTH
 
 
 @dataclass(slots=True)
@@ -75,9 +82,9 @@ async def sweep(books: Books, walk: Walk, settled: UUID, report: Report, go_on: 
         walk.mark = replace(walk.mark, inbox=last or LAST_ID)
     if not await _compare(books, walk, report, go_on):
         return False
+    if not await _look_beside(books, walk, report, go_on):
+        return False
     await check_origins(books.answers.inbox, report)
-    await check_work(books.work, report, _unwatched, EARLIEST)
-    await check_months(books.work, report)
     await check_balances(books.standing, walk.mark.transfer, walk.replayed, report)
     await check_leases(books.standing, report)
     await check_credits(books.standing, report)
@@ -106,6 +113,19 @@ async def _compare(books: Books, walk: Walk, report: Report, go_on: TimeLeft) ->
             return False
         last = await check_piece(books.answers, walk.mark.message, extent, report, _unwatched)
         walk.mark = replace(walk.mark, message=last)
+    return True
+
+
+async def _look_beside(books: Books, walk: Walk, report: Report, go_on: TimeLeft) -> bool:
+    """Check measured work, then months."""
+    while (after := walk.mark.work) is not None:
+        if not go_on():
+            return False
+        walk.mark = replace(walk.mark, work=await check_work_piece(books.work, after, report))
+    while (month := walk.mark.month) is not None:
+        if not go_on():
+            return False
+        walk.mark = replace(walk.mark, month=await check_months_piece(books.work, month, report))
     return True
 
 

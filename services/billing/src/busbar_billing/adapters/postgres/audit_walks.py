@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
+from typing import Any
 from uuid import UUID
 
 import asyncpg
 
 from busbar_billing.adapters.postgres.database import Database
 from busbar_billing.domain.audit.findings import Breach, Check
+from busbar_billing.usecases.audit import EARLIEST
 from busbar_billing.usecases.audit_walk import Mark, Walk
+from busbar_billing.usecases.audit_work import FIRST_MONTH, TenantMonth
 
 _WALK = "SELECT * FROM audit_walks WHERE walk = $1"
 _REPLAYED = "SELECT account_id, replayed_nanos FROM audit_replayed WHERE walk = $1"
@@ -173,6 +176,8 @@ def _write_mark(mark: Mark) -> str:
             "inbox": str(mark.inbox),
             "message": mark.message,
             "stream_created_at": None if created is None else created.isoformat(),
+            "work": None if mark.work is None else mark.work.isoformat(),
+            "month": None if mark.month is None else [mark.month[0], mark.month[1].isoformat()],
         }
     )
 
@@ -185,4 +190,20 @@ def _read_mark(row: asyncpg.Record) -> Mark:
         UUID(kept["inbox"]),
         kept["message"],
         None if created is None else datetime.fromisoformat(created),
+        _read_work(kept),
+        _read_month(kept),
     )
+
+
+def _read_work(kept: dict[str, Any]) -> datetime | None:
+    """The default where the release before kept the mark."""
+    if "work" not in kept:
+        return EARLIEST
+    return None if kept["work"] is None else datetime.fromisoformat(kept["work"])
+
+
+def _read_month(kept: dict[str, Any]) -> TenantMonth | None:
+    if "month" not in kept:
+        return FIRST_MONTH
+    found = kept["month"]
+    return None if found is None else TenantMonth(found[0], date.fromisoformat(found[1]))

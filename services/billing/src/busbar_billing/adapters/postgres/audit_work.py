@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import Iterable
 from datetime import date, datetime, timedelta
 from uuid import UUID
 
@@ -13,10 +13,9 @@ from busbar_billing.adapters.postgres.database import AUDIT_TIMEOUT_MS, Connecti
 from busbar_billing.adapters.postgres.prices import to_unix_ns
 from busbar_billing.domain.audit.work import MonthRow, PriceRow, WorkRow
 from busbar_billing.domain.energy import EnergyPrice, Spent, energy_key, site_of
-from busbar_billing.usecases.audit_work import WorkPiece
+from busbar_billing.usecases.audit_work import MonthsPiece, TenantMonth, WorkPiece
 
 _TIMEOUT_S = AUDIT_TIMEOUT_MS / 1000 + 5
-_MONTHS_AT_ONCE = 100
 _IDS_MAY_BE_OFF = timedelta(days=2)
 """Request ids are made by the gateway's clock, admission may be told by another."""
 _RANDOM_BITS = 80
@@ -113,17 +112,12 @@ class AuditedWork:
         last = upto["last"] if upto["rows"] == limit else None
         return WorkPiece(rows, [_price(row) for row in prices], sums, last)
 
-    async def months(self) -> AsyncIterator[Sequence[MonthRow]]:
-        """Every month of every tenant, each as of one moment."""
-        after: tuple[str, date] = ("", date.min)
-        while True:
-            async with self._database.as_auditor() as connection:
-                found = await connection.fetch(_MONTHS, *after, _MONTHS_AT_ONCE)
-            rows = [await self._month(row["tenant_id"], row["month"]) for row in found]
-            yield rows
-            if len(found) < _MONTHS_AT_ONCE:
-                return
-            after = (found[-1]["tenant_id"], found[-1]["month"])
+    async def months(self, after: TenantMonth, limit: int) -> MonthsPiece:
+        """The next `limit` months, each as of one moment."""
+        async with self._database.as_auditor() as connection:
+            found = await connection.fetch(_MONTHS, *after, limit)
+        rows = [await self._month(row["tenant_id"], row["month"]) for row in found]
+        return MonthsPiece(rows, TenantMonth(*found[-1]) if len(found) == limit else None)
 
     async def _month(self, tenant_id: str, month: date) -> MonthRow:
         following = (month + timedelta(days=32)).replace(day=1)

@@ -18,13 +18,14 @@ _MOVED = """
         FROM transfers AS t
         LEFT JOIN usage_records AS u
         ON u.request_id = t.request_id AND t.kind IN ('charge', 'void')
-        CROSS JOIN LATERAL (
-            SELECT sum(p.amount_nanos) AS amount_nanos
+        LEFT JOIN (
+            SELECT p.transfer_id, sum(p.amount_nanos) AS amount_nanos
             FROM postings AS p
-            WHERE p.transfer_id = t.transfer_id AND p.account_id IN (
+            WHERE p.transfer_id >= $2 AND p.account_id = ANY(ARRAY(
                 SELECT a.account_id FROM accounts AS a WHERE a.tenant_id = $1
-            )
-        ) AS n
+            ))
+            GROUP BY p.transfer_id
+        ) AS n ON n.transfer_id = t.transfer_id
         WHERE t.tenant_id = $1 AND t.transfer_id >= $2
     )
 """
