@@ -2,8 +2,8 @@
 
 Source: list one of ISO 4217 (SIX Financial Information, its maintenance agency), as of 2026: ANG,
 BGN and CUC are gone, XCG and ZWG are there. Left out are funds (BOV, CHE, CHW, CLF, COU, MXV, USN,
-UYI, UYW), metals and bond units (XAU, XBA, …), units of account (XDR, XSU, XUA), and what is for
-tests or for no currency (XTS, XXX).
+UYI, UYW), metals and bond units (XAU, XBA, …), units of account (XAD, XDR, XSU, XUA), and what is
+for tests or for no currency (XTS, XXX). A test compares it with pycountry's.
 """
 
 from __future__ import annotations
