@@ -78,6 +78,16 @@ async def test_credit_refunds_and_statements_are_told(
     assert (issued["number"], issued["month"]) == (closed["number"], month["month"])
     assert isinstance(issued["closing_nanos"], int)
 
+    path = f"/statements/{closed['number']}/credit-notes"
+    wanted = {"amount_nanos": 7_000, "reason": "late", "reference": "n1"}
+    note = [await billing.json("POST", path, json=wanted) for _ in range(2)][-1]
+    corrected = await told(receiver, "credit_note.issued")
+    assert (corrected["number"], corrected["corrects"]) == (note["number"], closed["number"])
+    assert (corrected["amount_nanos"], corrected["reason"]) == (7_000, "late")
+    assert (corrected["month"], corrected["tenant_id"]) == (month["month"], tenant)
+    kinds = [json.loads(got.body)["type"] for got in receiver.received]
+    assert kinds.count("credit_note.issued") == 1
+
 
 async def test_a_payment_through_the_provider_and_its_return_are_told_once(
     billing: Service, tenant: str, receiver: Receiver
