@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from uuid import UUID
 
 import asyncpg
 import planted
 import pytest
+from busbar_billing.adapters.auditor import id_at
 from busbar_billing.adapters.continuous_audit import ContinuousAudit
 from busbar_billing.adapters.on_duty import OnDuty
 from busbar_billing.adapters.postgres.audit_walks import AuditWalks
@@ -148,3 +150,16 @@ async def test_a_stream_that_was_made_anew_is_read_from_its_beginning(busy: Part
     await follow(busy.books, walk, uuid7(), Report(), lambda: True)
 
     assert walk.mark.message == before.message
+
+
+@pytest.mark.parametrize("off", [timedelta(hours=1), -timedelta(hours=1), 60 * DAY, -60 * DAY])
+async def test_ids_made_by_a_clock_that_is_off_are_no_breach(busy: Parts, off: timedelta) -> None:
+    made_at = datetime.now(UTC) + off
+    request_id = UUID(int=id_at(made_at).int | 7 << 76 | 2 << 62 | 1)
+    await busy.post(record(request_id=request_id))
+    breaches = await busy.audited()
+
+    report, walk = Report(), Walk(datetime.now(UTC))
+    assert await sweep(busy.books, walk, uuid7(), report, lambda: True)
+    assert breaches == report.breaches == []
+    assert report.of(Check.RECORDS_CHARGED_ONCE).rows == 12
