@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 from busbar_cli.main import run
 from busbar_contracts.gateway.v1 import usage_pb2
+from busbar_contracts.node.v1 import work_pb2
 from busbar_messaging import topology
 from busbar_messaging.connection import BusSettings, close, connect
+from busbar_messaging.dead_letters import REASON, SUBJECT
 from busbar_runtime.platform import Platform
 from harness.polling import eventually
 from uuid_utils.compat import uuid7
@@ -173,6 +175,42 @@ def test_what_still_cannot_be_handled_becomes_a_letter_again(
 )
 def test_which_letters_must_be_said_without_doubt(busbar: Busbar, wrong: tuple[str, ...]) -> None:
     assert busbar("bus", "replay", *wrong)["status"] == 2
+
+
+def bury(platform: Platform, subject: str, payload: bytes, headers: dict[str, str]) -> None:
+    """Put a letter aside that is not billing's."""
+    found = platform.endpoints
+    user = "provisioner"
+
+    async def once() -> None:
+        password = found["nats_credentials"][user]
+        client = await connect(
+            BusSettings(nats_url=found["nats"], nats_user=user, nats_password=password), "test"
+        )
+        await client.jetstream(timeout=5).publish(subject, payload, headers=headers)
+        await close(client)
+
+    asyncio.run(once())
+
+
+def test_what_is_over_is_kept_and_says_why(busbar: Busbar, platform: Platform) -> None:
+    work = work_pb2.InferenceWork(request_id=uuid7().bytes, tenant_id="late", deployment="tiny-lm")
+    bury(platform, topology.DEAD_WORK, work.SerializeToString(), {REASON: "over: work"})
+    fact = topology.event_subject("node", "drained")
+    aside = topology.dead_letter_subject("telemetry", "telemetry-events")
+    bury(platform, aside, b"?", {REASON: "over: fact", SUBJECT: fact})
+    found = letters(busbar, 2, "over: ")
+    ids = [str(one["letter_id"]) for one in found]
+    shown = busbar("bus", "letter", ids[0])
+    refused = busbar("bus", "replay", *ids)
+
+    assert shown["content"]["tenant_id"] == "late"
+    assert refused["status"] == 1
+    assert all(one in refused["err"] for one in ids)
+    states = [one["state"] for one in refused["items"]]
+    assert "may ask again" in states[0]
+    assert "would hear twice" in states[1]
+    assert letters(busbar, 2, "over: ") == found
 
 
 def test_a_letter_that_is_not_there_is_not_found(busbar: Busbar) -> None:

@@ -47,6 +47,19 @@ class Letter:
         """Whether anybody waits for it: requests and facts are over, money is not."""
         return topology.is_replayable(self.origin_subject)
 
+    @property
+    def kept_because(self) -> str:
+        """Why it is not sent back; "" when it may be."""
+        if self.replayable:
+            return ""
+        if self.subject == topology.DEAD_WORK:
+            return "whoever asked was told that it failed and paid nothing, and may ask again"
+        if topology.is_event(self.origin_subject):
+            return "it is a fact that others heard, and would hear twice"
+        if not self.origin_subject:
+            return "it does not say where it came from"
+        return f"nobody waits for what came on {self.origin_subject}"
+
 
 async def letters(
     jetstream: JetStreamContext, *, subject: str = ">", limit: int = LETTERS_MAX
@@ -81,10 +94,7 @@ async def replay(jetstream: JetStreamContext, found: Letter) -> int:
     not acknowledge; then the letter is still there.
     """
     if not found.replayable:
-        raise Rejected(
-            f"dead letter {found.sequence} is not replayed: what came on "
-            f"{found.origin_subject or found.subject} is over"
-        )
+        raise Rejected(f"dead letter {found.sequence} is not replayed: {found.kept_because}")
     acknowledged = await publish_durably(
         jetstream,
         found.origin_subject,

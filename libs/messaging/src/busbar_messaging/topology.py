@@ -339,9 +339,18 @@ def dead_letter_subject(service: str, consumer: str) -> str:
     return f"busbar.dlq.{checked_name(service)}.{checked_name(consumer)}"
 
 
+DEAD_WORK = dead_letter_subject("node", "work")
+"""Requests with which a Triton died twice."""
+
+
 def is_replayable(subject: str) -> bool:
     """Whether a dead letter from `subject` may be sent back there: records of money and cost."""
     return subject.startswith(("busbar.usage.", "busbar.measured."))
+
+
+def is_event(subject: str) -> bool:
+    """Whether facts are told on this subject."""
+    return subject.startswith("busbar.evt.")
 
 
 def streams(regions: list[str], sites: list[tuple[str, str]]) -> list[StreamSpec]:

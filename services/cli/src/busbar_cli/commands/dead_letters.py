@@ -8,14 +8,15 @@ from typing import Annotated, Any, cast
 
 from busbar_contracts.gateway.v1.usage_pb2 import UsageRecorded
 from busbar_contracts.node.v1.status_pb2 import WorkMeasuredBatch
+from busbar_contracts.node.v1.work_pb2 import InferenceWork
 from busbar_messaging import replaying
 from busbar_messaging.provision import ProvisionSettings
 from busbar_messaging.replaying import LETTERS_MAX, Letter
-from busbar_messaging.topology import USAGE
+from busbar_messaging.topology import DEAD_WORK, USAGE, is_event
 from cyclopts import Parameter
 from cyclopts.validators import Number
 from google.protobuf.json_format import MessageToDict
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from nats.aio.client import Client
 from nats.js.client import JetStreamContext
 
@@ -79,8 +80,9 @@ def replay(
 ) -> None:
     """Send dead letters back to where they came from, once the cause is gone.
 
-    Safe to repeat: a request is charged once however often its record comes, and what
-    still cannot be handled becomes a dead letter again.
+    Records of usage and measured work go back; requests and facts are over, and their letters say
+    so and stay. Safe to repeat: a request is charged once however often its record comes, and
+    what still cannot be handled becomes a dead letter again.
 
     Parameters
     ----------
@@ -109,6 +111,9 @@ def replay(
     ]
     columns = ["ID>", "STATE", "NEW SEQUENCE>", "TO"]
     output.print({"items": done}, table(columns, rows, empty="no dead letters"))
+    kept = [one["letter_id"] for one in done if not one["replayable"]]
+    if letter_ids and kept:
+        raise CommandError(f"not replayed: {', '.join(map(str, kept))}")
 
 
 async def _selected(
@@ -123,7 +128,7 @@ async def _selected(
 async def _replayed(jetstream: JetStreamContext, found: Letter, *, dry_run: bool) -> dict[str, Any]:
     done: dict[str, Any] = {**_summary(found), "sequence": None}
     if not found.replayable:
-        return {**done, "state": "kept: nobody waits for it"}
+        return {**done, "state": f"kept: {found.kept_because}"}
     if dry_run:
         return {**done, "state": "would be replayed"}
     return {**done, "state": "replayed", "sequence": await replaying.replay(jetstream, found)}
@@ -157,12 +162,23 @@ def _row(found: Letter) -> list[str]:
 
 def readable(found: Letter) -> dict[str, Any] | None:
     """What a letter holds, field by field, ids in hex; None when it cannot be read."""
-    message = UsageRecorded() if found.origin_stream == USAGE.name else WorkMeasuredBatch()
+    message = _empty(found)
+    if message is None:
+        return None
     try:
         message.ParseFromString(found.payload)
     except DecodeError:
         return None
     return _ids_in_hex(MessageToDict(message, preserving_proto_field_name=True))
+
+
+def _empty(found: Letter) -> Message | None:
+    """What its payload is read as; None for facts, of which there are many kinds."""
+    if found.origin_stream == USAGE.name:
+        return UsageRecorded()
+    if found.subject == DEAD_WORK:
+        return InferenceWork()
+    return None if is_event(found.origin_subject) else WorkMeasuredBatch()
 
 
 def _ids_in_hex(content: Any, name: str = "") -> Any:

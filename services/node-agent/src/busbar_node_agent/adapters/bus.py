@@ -13,11 +13,11 @@ from busbar_errors import Rejected, Unavailable
 from busbar_messaging.connection import publish_durably
 from busbar_messaging.dispositions import decode
 from busbar_messaging.topology import (
+    DEAD_WORK,
     PLACEMENTS,
     BucketSpec,
     NodeId,
     cancel_subject,
-    dead_letter_subject,
     event_subject,
 )
 from busbar_messaging.watching import Current, Deleted, Put, follow
@@ -95,7 +95,7 @@ class Events:
 
     def bury(self, data: bytes, reason: str) -> None:
         """Publish work that nobody can ever do as a dead letter."""
-        self._start(dead_letter_subject("node", "work"), data, {"Busbar-Reason": reason[:500]})
+        self._start(DEAD_WORK, data, {"Busbar-Reason": reason[:500]})
 
     def _start(self, subject: str, data: bytes, headers: dict[str, str]) -> None:
         if len(self._waiting) >= EVENTS_WAITING_MAX:
