@@ -32,3 +32,16 @@ def test_wrong_usage_says_what_would_be_right(
     assert (status, out) == (2, "")
     assert said in err
     assert err.startswith("busbar: ")
+
+
+@pytest.mark.parametrize("arguments", [[], ["key"], ["node"], ["bus"]], ids=str)
+def test_a_group_without_a_command_is_wrong_usage_and_shows_its_commands(
+    capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    asked = run([*arguments, "--help"])
+    help_out, _ = capsys.readouterr()
+    status = run(arguments)
+    out, err = capsys.readouterr()
+
+    assert (asked, status, out) == (0, 2, "")
+    assert err.split() == help_out.split()

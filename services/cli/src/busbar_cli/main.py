@@ -59,6 +59,9 @@ app.command(trace)
 def run(arguments: Sequence[str]) -> int:
     """Carry out one command line; return its exit status."""
     try:
+        if _names_no_command(arguments):
+            app.help_print(list(arguments), console=err())
+            return Exit.USAGE
         app(list(arguments), exit_on_error=False, print_error=False, result_action="return_none")
     except CycloptsError as error:
         err().print(usage_problem(error), style="red", soft_wrap=True, markup=False)
@@ -69,6 +72,12 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         return Exit.OK
     return Exit.OK
+
+
+def _names_no_command(arguments: Sequence[str]) -> bool:
+    """Whether it ends at a group of commands, such as `busbar key`: nothing to carry out."""
+    _, apps, rest = app.parse_commands(list(arguments))
+    return not rest and apps[-1].default_command is None
 
 
 def main() -> None:
