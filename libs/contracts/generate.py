@@ -1,5 +1,7 @@
 """Generate libs/contracts from proto/: `python libs/contracts/generate.py [--check]`.
 
+`--descriptors FILE` writes the descriptors of all of it instead, to keep beside a release.
+
 The output is committed, so that nobody needs a compiler to use it. `--check`
 generates into a scratch folder and fails when the committed code differs.
 """
@@ -51,6 +53,14 @@ def generate(out: Path) -> None:
     (root / "py.typed").touch()
 
 
+def describe(out: Path) -> None:
+    """Write the FileDescriptorSet of everything under proto/ and of what it imports."""
+    protos = sorted(str(path.relative_to(PROTO)) for path in PROTO.rglob("*.proto"))
+    compiler = [sys.executable, "-m", "grpc_tools.protoc", f"--proto_path={PROTO}"]
+    target = ["--include_imports", f"--descriptor_set_out={out}"]
+    subprocess.run([*compiler, *target, *protos], check=True)
+
+
 def differing(left: Path, right: Path) -> list[str]:
     """Names of files that differ or exist on one side only, ignoring byte code."""
     compared = filecmp.dircmp(left, right, ignore=["__pycache__"])
@@ -65,7 +75,12 @@ def differing(left: Path, right: Path) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="fail when the committed code differs")
-    check: bool = parser.parse_args().check
+    parser.add_argument("--descriptors", type=Path, help="write descriptors there, nothing else")
+    arguments = parser.parse_args()
+    if arguments.descriptors:
+        describe(arguments.descriptors)
+        return 0
+    check: bool = arguments.check
     with tempfile.TemporaryDirectory() as scratch:
         generate(Path(scratch))
         generated = Path(scratch) / "busbar"
