@@ -20,6 +20,7 @@ __all__ = [
     "InsufficientQuota",
     "InvalidInput",
     "ModelFailed",
+    "ModelUnready",
     "PayloadTooLarge",
     "RateLimited",
     "Unauthenticated",
@@ -30,6 +31,9 @@ __all__ = [
     "answer_for",
     "reason_for",
 ]
+
+_UNREADY_RETRY_AFTER_S = 2.0
+"""A model takes about so long to come back from a restart of its Triton."""
 
 
 class Unauthenticated(BusbarError):
@@ -74,6 +78,13 @@ class IdempotencyKeyReused(Rejected):
 
 class IdempotentAnswerDropped(Rejected):
     """The request was answered before, with more than is kept."""
+
+
+class ModelUnready(Unavailable):
+    """The model is deployed, and nothing that has it is ready."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, _UNREADY_RETRY_AFTER_S)
 
 
 class RateLimited(Unavailable):

@@ -10,13 +10,16 @@ from time import monotonic
 
 from busbar_gateway.domain.admission import Full, Lane, Ticket, share_of_slots
 from busbar_gateway.domain.costs import known_cost
-from busbar_gateway.domain.failures import DeadlineExceeded, RateLimited, Unavailable
+from busbar_gateway.domain.failures import (
+    DeadlineExceeded,
+    ModelUnready,
+    RateLimited,
+    Unavailable,
+)
 from busbar_gateway.domain.policies import Policy
 from busbar_gateway.domain.routes import Route
 from busbar_gateway.domain.waking import Waking, patience_s
 from busbar_gateway.usecases.calls import InferenceCall
-
-_RETRY_AFTER_UNREADY_S = 2.0
 
 
 @dataclass(slots=True, eq=False)
@@ -238,9 +241,9 @@ def _full(retry_after_s: float) -> RateLimited:
     )
 
 
-def _unready(route: Route | None) -> Unavailable:
+def _unready(route: Route | None) -> ModelUnready:
     said = route.unready if route else "the model was withdrawn"
-    return Unavailable(said, _RETRY_AFTER_UNREADY_S)
+    return ModelUnready(said)
 
 
 def _asleep(admission: _Admission, route: Route, now: float) -> Unavailable:

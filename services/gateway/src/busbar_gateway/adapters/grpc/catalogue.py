@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from busbar_errors import Unavailable
 from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
@@ -14,6 +13,7 @@ from busbar_gateway.adapters.grpc.statuses import Metadata
 from busbar_gateway.domain.failures import (
     Forbidden,
     InvalidInput,
+    ModelUnready,
     UnknownDeployment,
     UnknownVersion,
 )
@@ -110,7 +110,7 @@ class Catalogue:
     def _described(self, request: Any, call: Call) -> Route:
         route = self._find(self._authenticate(call.metadata), request.name)
         if not route.metadata:
-            raise Unavailable(route.unready)
+            raise ModelUnready(route.unready)
         _check_version(route, request.version)
         return route
 

@@ -20,7 +20,7 @@ from busbar_gateway.adapters.http.kserve_elements import (
     split_bytes_elements,
 )
 from busbar_gateway.domain.continuation import Continuation
-from busbar_gateway.domain.failures import ModelFailed, Unavailable
+from busbar_gateway.domain.failures import ModelFailed, ModelUnready
 from busbar_gateway.domain.routes import Route
 from busbar_gateway.usecases.calls import AnswerStream
 
@@ -132,7 +132,7 @@ def require_chat(route: Route) -> None:
             f"The model '{route.deployment}' does not generate text.", "model", "unsupported_value"
         )
     if route.signature is None:
-        raise Unavailable(route.unready)
+        raise ModelUnready(route.unready)
 
 
 def checked_token_limit(route: Route, wanted: int | None, param: str) -> int | None:

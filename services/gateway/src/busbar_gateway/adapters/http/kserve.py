@@ -23,6 +23,7 @@ from busbar_gateway.adapters.http.services import Services
 from busbar_gateway.adapters.token_counts import ask_for_counts
 from busbar_gateway.domain.failures import (
     Forbidden,
+    ModelUnready,
     Unavailable,
     UnknownVersion,
     Unsupported,
@@ -97,7 +98,7 @@ class KServe:
         """Whether any replica takes work, or comes back when it is asked."""
         route = self._find(exchange)
         if not route.usable:
-            raise Unavailable(route.unready)
+            raise ModelUnready(route.unready)
         await exchange.respond(200, [], b"")
 
     async def model_config(self, exchange: Exchange) -> None:
@@ -148,7 +149,7 @@ def check_request(route: Route, request: InferRequest) -> None:
         check_parameters(head.request_parameters, head.tensor_parameters)
     signature = route.signature
     if signature is None:
-        raise Unavailable(route.unready)
+        raise ModelUnready(route.unready)
     if signature.decoupled:
         raise Unsupported(
             f"the model '{route.deployment}' answers with many responses; call it with gRPC"
@@ -222,7 +223,7 @@ async def refuse_control(exchange: Exchange) -> None:
 
 def _known(route: Route, serialized: bytes) -> bytes:
     if not serialized:
-        raise Unavailable(route.unready)
+        raise ModelUnready(route.unready)
     return serialized
 
 

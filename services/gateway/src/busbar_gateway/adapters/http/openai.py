@@ -33,7 +33,7 @@ from busbar_gateway.adapters.http.openai_schemas import (
 from busbar_gateway.adapters.http.prompts import render_prompt
 from busbar_gateway.adapters.http.router import Address
 from busbar_gateway.adapters.http.services import Services
-from busbar_gateway.domain.failures import InvalidInput, ModelFailed, Unavailable
+from busbar_gateway.domain.failures import InvalidInput, ModelFailed, ModelUnready
 from busbar_gateway.domain.routes import Route
 from busbar_gateway.usecases.calls import InferenceCall
 
@@ -205,7 +205,7 @@ def _require_embeddings(route: Route, dimensions: int | None) -> None:
             "unsupported_value",
         )
     if route.signature is None:
-        raise Unavailable(route.unready)
+        raise ModelUnready(route.unready)
     spec = route.signature.outputs.get("embedding")
     if spec is not None and spec.shape and spec.shape[-1] > 0:
         _require_dimensions(dimensions, spec.shape[-1])
