@@ -17,9 +17,9 @@ import pytest
 from busbar_runtime.platform import Platform
 from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
+from harness.another_gateway import another_gateway
 from harness.operator import Operator
 from harness.polling import eventually
-from harness.second_gateway import second_gateway
 from tritonclient.grpc import service_pb2
 
 CENT_NANOS = 10_000_000
@@ -119,7 +119,9 @@ async def poor(platform: Platform, operator: Operator, tmp_path: Path) -> AsyncI
     wanted = {"tenant_id": tenant_id, "currency": "USD", "classes": prices}
     await operator.json("billing", "POST", "/admin/v1/prices", json=wanted)
     key: str = (await operator.key(tenant_id))["key"]
-    async with second_gateway(platform, tmp_path / "gateway") as second:
+    async with another_gateway(
+        platform, tmp_path, gateway_id=f"g-{secrets.token_hex(4)}"
+    ) as second:
         first = platform.endpoints["http"], platform.endpoints["grpc"]
         gateways = (first, (second.http, second.grpc))
         for http, address in gateways:

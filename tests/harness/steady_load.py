@@ -1,4 +1,4 @@
-"""A steady mixed load of short requests, each accounted for.
+"""A steady mixed load of short requests and streams, each accounted for.
 
 Closed loop: a fixed number of clients each send, wait, note what happened and
 send again. Every request ends in the log exactly once, answered or failed.
@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import grpc
 import httpx
@@ -21,6 +22,13 @@ from tritonclient.grpc import service_pb2
 DEADLINE_S = 10.0
 _OVERRUN_S = 2.0
 _METHOD = "/inference.GRPCInferenceService/ModelInfer"
+_STREAM_METHOD = "/inference.GRPCInferenceService/ModelStreamInfer"
+_ANSWERS, _ANSWER_EVERY_MS = 20, 50
+_TOKENS = 200
+
+
+class BrokenAnswerError(Exception):
+    """An answer that came, but not whole or not right."""
 
 
 @dataclass(frozen=True)
@@ -82,12 +90,25 @@ class LoadLog:
         assert unclear == [], f"failed without a reason: {unclear[:3]}"
 
 
+_FAILURES = (grpc.aio.AioRpcError, httpx.HTTPError, BrokenAnswerError, TimeoutError)
 Send = Callable[[], Awaitable[str]]
 """Sends one request, returns its request id; raises when it failed."""
 
 
+def _repeat() -> service_pb2.ModelInferRequest:
+    request = service_pb2.ModelInferRequest(model_name="repeat")
+    for name, datatype, values in (
+        ("IN", "INT32", np.arange(_ANSWERS, dtype=np.int32)),
+        ("DELAY", "UINT32", np.full(_ANSWERS, _ANSWER_EVERY_MS, dtype=np.uint32)),
+        ("WAIT", "UINT32", np.zeros(1, dtype=np.uint32)),
+    ):
+        request.inputs.add(name=name, datatype=datatype, shape=[len(values)])
+        request.raw_input_contents.append(values.tobytes())
+    return request
+
+
 class Clients:
-    """Two APIs of one gateway as a customer uses them: gRPC tensors and OpenAI embeddings."""
+    """Each kind of request to one address, as a customer sends it."""
 
     def __init__(self, grpc_address: str, http_url: str, key: str) -> None:
         self._address = grpc_address
@@ -126,6 +147,44 @@ class Clients:
         assert len(response.json()["data"][0]["embedding"]) > 0
         return response.headers["x-request-id"]
 
+    async def answers(self) -> str:
+        """ModelStreamInfer over gRPC: a second of answers, all of them in order.
+
+        This API tells nobody its request id: the id returned is empty.
+        """
+        call: Any = self._channel.stream_stream(_STREAM_METHOD)(
+            timeout=DEADLINE_S, metadata=self._metadata
+        )
+        await call.write(_repeat().SerializeToString())
+        await call.done_writing()
+        seen: list[int] = []
+        async for message in call:
+            answer = service_pb2.ModelStreamInferResponse.FromString(message)
+            if answer.error_message:
+                raise BrokenAnswerError(answer.error_message)
+            outputs = answer.infer_response.raw_output_contents
+            seen += [int.from_bytes(raw, "little") for raw in outputs[:1]]
+        if seen != list(range(_ANSWERS)):
+            raise BrokenAnswerError(f"answers {seen}")
+        return ""
+
+    async def chat(self) -> str:
+        """POST /v1/chat/completions, streamed to its end."""
+        body = {
+            "model": "tiny-lm",
+            "messages": [{"role": "user", "content": "Where does the money live?"}],
+            "max_tokens": _TOKENS,
+            "temperature": 2,  # it rambles, and does not come to an end by itself
+            "seed": 1,
+            "stream": True,
+        }
+        async with self._http.stream("POST", "/v1/chat/completions", json=body) as answer:
+            answer.raise_for_status()
+            lines = [line async for line in answer.aiter_lines() if line.startswith("data: ")]
+        if lines[-1:] != ["data: [DONE]"]:
+            raise BrokenAnswerError(f"the stream ended with {lines[-1:]}")
+        return answer.headers["x-request-id"]
+
     async def close(self) -> None:
         await self._channel.close()
         await self._http.aclose()
@@ -137,7 +196,7 @@ async def _client(send: Send, log: LoadLog, stopping: asyncio.Event) -> None:
         try:
             async with asyncio.timeout(DEADLINE_S + _OVERRUN_S + 3):
                 request_id = await send()
-        except (grpc.aio.AioRpcError, httpx.HTTPError, TimeoutError) as failure:
+        except _FAILURES as failure:
             error = f"{type(failure).__name__}: {failure}"
         ended = time.monotonic()
         log.ended.append(Ended(ended, ended - started, request_id, error))
@@ -148,11 +207,15 @@ async def _client(send: Send, log: LoadLog, stopping: asyncio.Event) -> None:
 
 @contextlib.asynccontextmanager
 async def steady_load(
-    clients: Clients, *, grpc_clients: int = 6, http_clients: int = 2
+    clients: Clients, *, grpc_clients: int = 6, http_clients: int = 2, streams_of_each: int = 0
 ) -> AsyncIterator[LoadLog]:
     """Run the load inside the block; at its end every client finishes its request."""
     log, stopping = LoadLog(), asyncio.Event()
-    sends: list[Send] = [*[clients.tensors] * grpc_clients, *[clients.embeddings] * http_clients]
+    sends: list[Send] = [
+        *[clients.tensors] * grpc_clients,
+        *[clients.embeddings] * http_clients,
+        *[clients.answers, clients.chat] * streams_of_each,
+    ]
     tasks = [asyncio.create_task(_client(send, log, stopping)) for send in sends]
     try:
         yield log

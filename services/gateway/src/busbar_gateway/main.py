@@ -30,6 +30,7 @@ from busbar_gateway.adapters.commit_table import CommitTable
 from busbar_gateway.adapters.credit_leases import CreditDesk
 from busbar_gateway.adapters.grpc.catalogue import Catalogue
 from busbar_gateway.adapters.grpc.edge import serve_grpc
+from busbar_gateway.adapters.grpc.goodbye import say_goodbye
 from busbar_gateway.adapters.grpc.inference import Inference
 from busbar_gateway.adapters.http.app import create_app, server_options
 from busbar_gateway.adapters.http.idempotency import Idempotency
@@ -319,7 +320,8 @@ async def _serve_edges(settings: GatewaySettings, gateway: Gateway, stop: asynci
                 create_app(services),
                 settings.http_host,
                 settings.http_port,
-                **server_options(limits),
+                **server_options(limits, lambda: gateway.stopping),
+                timeout_graceful_shutdown=settings.stop_grace.total_seconds(),
             )
         )
         grpc_port = await stack.enter_async_context(
@@ -333,8 +335,11 @@ async def _serve_edges(settings: GatewaySettings, gateway: Gateway, stop: asynci
         )
         log.info("gateway serves", http_port=http_port, grpc_port=grpc_port)
         await stop.wait()
-        log.info("gateway stops")
-        gateway.stopping = gateway.collaborators.stopping = True
+        gateway.stopping = True
+        notice_s = settings.stop_notice.total_seconds()
+        log.info("gateway stops", notice_s=notice_s)
+        await say_goodbye(grpc_port, notice_s)
+        gateway.collaborators.stopping = True
 
 
 def main() -> int:

@@ -39,4 +39,10 @@ class GatewaySettings(BusSettings):
     )
     remembered_ready: timedelta = timedelta(seconds=30)
     usage_give_up_after: timedelta = timedelta(seconds=15)
-    stop_grace: timedelta = timedelta(seconds=10)
+    stop_notice: timedelta = Field(
+        default=timedelta(0),
+        description="how long a gateway that stops serves on, while clients and balancers leave it",
+    )
+    stop_grace: timedelta = Field(
+        default=timedelta(seconds=10), description="for what is in hand after the notice"
+    )

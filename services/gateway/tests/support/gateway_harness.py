@@ -312,6 +312,20 @@ def gateway_settings(server: NatsServer, state_dir: Path, **more: Any) -> Gatewa
     return GatewaySettings(**options)
 
 
+def grpc_edge(gateway: Gateway, serving: Serving, *, grace_s: float) -> Any:
+    """The gRPC port of a gateway; yields the port."""
+    inference = Inference(
+        serving, gateway.keys, gateway.routes, default_timeout_s=30, timeout_max_s=60
+    )
+    return serve_grpc(
+        inference,
+        Catalogue(inference.authenticate, gateway.routes.find, gateway.readiness, "0"),
+        address="127.0.0.1:0",
+        readiness=gateway.readiness,
+        grace=timedelta(seconds=grace_s),
+    )
+
+
 @contextlib.asynccontextmanager
 async def a_gateway(
     server: NatsServer, provisioner: Client, metrics: Metrics, settings: GatewaySettings
@@ -319,22 +333,12 @@ async def a_gateway(
     client = await connect(settings, settings.gateway_id)
     gateway = build(settings, client, metrics)
     serving = Serving(gateway.collaborators)
-    inference = Inference(
-        serving, gateway.keys, gateway.routes, default_timeout_s=30, timeout_max_s=60
-    )
-    catalogue = Catalogue(inference.authenticate, gateway.routes.find, gateway.readiness, "0")
     agents: list[FakeAgent] = []
     billing = FakeBilling(provisioner, settings.gateway_id)
     await billing.start()
     async with (
         running(gateway, settings.region),
-        serve_grpc(
-            inference,
-            catalogue,
-            address="127.0.0.1:0",
-            readiness=gateway.readiness,
-            grace=timedelta(seconds=1),
-        ) as port,
+        grpc_edge(gateway, serving, grace_s=1) as port,
         grpc.aio.insecure_channel(
             f"127.0.0.1:{port}", options=[("grpc.max_send_message_length", -1)]
         ) as channel,

@@ -64,7 +64,11 @@ async def http_edge(platform: Platform, limits: HttpLimits) -> AsyncIterator[Edg
         gateway.collaborators.limiting.standings,
     )
     app = create_app(services)
-    async with serve_http(app, "127.0.0.1", 0, **server_options(limits)) as port:
+
+    def leaving() -> bool:
+        return gateway.stopping
+
+    async with serve_http(app, "127.0.0.1", 0, **server_options(limits, leaving)) as port:
         yield Edge(platform, port)
 
 

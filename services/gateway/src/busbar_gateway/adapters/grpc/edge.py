@@ -14,6 +14,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from busbar_gateway.adapters.grpc.catalogue import Catalogue
+from busbar_gateway.adapters.grpc.goodbye import say_goodbye
 from busbar_gateway.adapters.grpc.inference import Inference
 from busbar_gateway.adapters.grpc.native import NativeServer, behind
 from busbar_gateway.adapters.grpc.statuses import Context, abort, metadata_of
@@ -70,8 +71,9 @@ async def serve_grpc(
 ) -> AsyncIterator[int]:
     """Serve while the context is open; yields the bound port.
 
-    Raises RuntimeError when the address cannot be bound. On leaving, calls
-    under way get `grace` to finish.
+    Raises RuntimeError when the address cannot be bound. On leaving, calls and
+    streams under way get `grace` to finish; their clients are told at once to
+    take the next ones elsewhere, which nobody but `say_goodbye` tells them earlier.
     """
     unary = {**catalogue.handlers(), "ModelInfer": inference.model_infer}
     server = NativeServer(
@@ -81,7 +83,8 @@ async def serve_grpc(
         **_LIMITS,
     )
     status = _HealthServicer()
-    async with behind(_fallback(inference, status), grace) as socket:
+    fallback = _fallback(inference, status)
+    async with behind(fallback) as socket:
         server.start(socket)
         reporter = asyncio.create_task(_report_health(status, readiness), name="grpc-health")
         try:
@@ -89,7 +92,9 @@ async def serve_grpc(
         finally:
             reporter.cancel()
             await status.enter_graceful_shutdown()
-            await server.stop(grace)
+            await say_goodbye(server.port, 0.0)
+            await asyncio.gather(server.finish(grace), fallback.stop(grace.total_seconds()))
+            await server.close()
 
 
 def _fallback(inference: Inference, status: Any) -> grpc.aio.Server:

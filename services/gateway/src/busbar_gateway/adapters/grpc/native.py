@@ -58,7 +58,7 @@ Handler = Callable[[bytes, Call], Awaitable[None]]
 
 
 class NativeServer:
-    """Serves `handlers` by path. Runs between `start` and `stop`."""
+    """Serves `handlers` by path. Runs between `start` and `close`."""
 
     def __init__(
         self,
@@ -95,11 +95,15 @@ class NativeServer:
         self._front.start()
         threading.Thread(target=self._receive, name="grpc-receive", daemon=True).start()
 
-    async def stop(self, grace: timedelta) -> None:
-        """Refuse new calls, give those under way `grace` to end, then cancel them."""
+    async def finish(self, grace: timedelta) -> None:
+        """Refuse new calls and give those under way `grace` to end."""
         self._stopping = True
         if self._tasks:
             await asyncio.wait(self._tasks.values(), timeout=grace.total_seconds())
+
+    async def close(self) -> None:
+        """Cancel what is left, and cut off whoever is still connected."""
+        self._stopping = True
         left = list(self._tasks.values())
         for task in left:
             task.cancel()
@@ -111,7 +115,7 @@ class NativeServer:
         while (events := front.recv_batch_details(_EVENTS_MAX)) is not None:
             try:
                 self._loop.call_soon_threadsafe(self._take, events)
-            except RuntimeError:  # the event loop was closed without stop()
+            except RuntimeError:  # the event loop was closed without close()
                 front.close()
                 return
 
@@ -152,7 +156,7 @@ class NativeServer:
 
 
 @asynccontextmanager
-async def behind(server: grpc.aio.Server, grace: timedelta) -> AsyncIterator[Path]:
+async def behind(server: grpc.aio.Server) -> AsyncIterator[Path]:
     """Serve a grpcio server on a Unix socket of its own; yields the socket."""
     directory = Path(tempfile.mkdtemp(prefix="busbar-grpc-"))
     socket = directory / "fallback.sock"
@@ -161,6 +165,6 @@ async def behind(server: grpc.aio.Server, grace: timedelta) -> AsyncIterator[Pat
         await server.start()
         yield socket
     finally:
-        await server.stop(grace.total_seconds())
+        await server.stop(None)
         with suppress(OSError):
             shutil.rmtree(directory)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from busbar_gateway.adapters.http.connection import bounded_protocol
@@ -32,10 +33,12 @@ def create_app(services: Services) -> Edge:
     return Edge(router, services)
 
 
-def server_options(limits: HttpLimits) -> dict[str, Any]:
-    """Return the uvicorn options under which the limits hold."""
+def server_options(
+    limits: HttpLimits, leaving: Callable[[], bool] = lambda: False
+) -> dict[str, Any]:
+    """Return the uvicorn options under which the limits hold, and clients leave when asked."""
     return {
-        "http": bounded_protocol(limits),
+        "http": bounded_protocol(limits, leaving),
         "ws": "none",
         "log_level": "error",
         "interface": "asgi3",  # keeps uvicorn from wrapping what is no ASGI application

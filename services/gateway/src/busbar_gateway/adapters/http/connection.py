@@ -38,11 +38,17 @@ def _refusal(status: int, reason: str) -> bytes:
     return render_head(status, headers) + body
 
 
-def bounded_protocol(limits: HttpLimits) -> type[HttpConnection]:
-    """Return the protocol with these limits, for uvicorn's `http` option."""
+def bounded_protocol(
+    limits: HttpLimits, leaving: Callable[[], bool] = lambda: False
+) -> type[HttpConnection]:
+    """Return the protocol with these limits, for uvicorn's `http` option.
+
+    While `leaving()` every answer is the last one on its connection.
+    """
 
     class Bounded(HttpConnection):
         bounds = limits
+        stays = staticmethod(lambda: not leaving())
 
     return Bounded
 
@@ -51,6 +57,7 @@ class HttpConnection(asyncio.Protocol):
     """One client's connection. The application gets a cycle for every request on it."""
 
     bounds: HttpLimits
+    stays: Callable[[], bool]
 
     def __init__(self, config: Any, server_state: Any, app_state: Any, _loop: Any = None) -> None:
         del app_state
@@ -176,7 +183,7 @@ class HttpConnection(asyncio.Protocol):
             self._parser.get_method().decode("ascii"),
             self._url,
             self._headers,
-            keep_alive=version != "1.0" and self._parser.should_keep_alive(),
+            keep_alive=version != "1.0" and self._parser.should_keep_alive() and self.stays(),
             understands_chunks=version != "1.0",
         )
         self._in_head = self._head_begun = False

@@ -1,0 +1,89 @@
+"""GOAWAY to the clients of the native front, which can only cut them off.
+
+Without it a client keeps its connection for as long as the process lives, and its
+calls of that moment fail. The frame is written beside the front, to the same
+sockets: a send is atomic, and one that goes to a socket with nothing left to send
+cannot fall into the middle of another frame, since a frame is only ever split
+when a socket is full.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import os
+import socket
+import struct
+import termios
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+_GOAWAY_TYPE = 7
+_NO_ERROR = 0
+_NO_STREAM_REFUSED = 2**31 - 1
+_REASON = b"the gateway stops"
+GOAWAY = (
+    struct.pack(
+        ">HBBBIII",
+        0,
+        8 + len(_REASON),
+        _GOAWAY_TYPE,
+        0,
+        0,
+        _NO_STREAM_REFUSED,
+        _NO_ERROR,
+    )
+    + _REASON
+)
+"""RFC 9113, section 6.8: open no more streams here; those that are open are answered."""
+_AGAIN_AFTER_S = 0.02
+_AT_LEAST_S = 0.1
+
+Peer = tuple[str, int]
+
+
+async def say_goodbye(port: int, for_s: float) -> None:
+    """Tell everybody who is connected to `port`, or comes while `for_s` lasts; each one once.
+
+    It lasts a tenth of a second at least, for those who are being answered at first.
+    """
+    told: set[Peer] = set()
+    ends = asyncio.get_running_loop().time() + max(for_s, _AT_LEAST_S)
+    while True:
+        told = {peer for peer, sock in _connections(port) if peer in told or _tell(sock)}
+        rest_s = ends - asyncio.get_running_loop().time()
+        if rest_s <= 0:
+            return
+        await asyncio.sleep(min(_AGAIN_AFTER_S, rest_s))
+
+
+def _connections(port: int) -> Iterator[tuple[Peer, socket.socket]]:
+    """This process's connections that were accepted on `port`; each is closed afterwards.
+
+    What is yielded is a duplicate: the connection lives on whatever becomes of it.
+    """
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):
+            if not str(descriptor.readlink()).startswith("socket:"):
+                continue
+            with socket.socket(fileno=os.dup(int(descriptor.name))) as connection:
+                if _is_tcp(connection) and connection.getsockname()[1] == port:
+                    yield connection.getpeername()[:2], connection
+
+
+def _is_tcp(connection: socket.socket) -> bool:
+    internet = connection.family in {socket.AF_INET, socket.AF_INET6}
+    return internet and connection.type == socket.SOCK_STREAM
+
+
+def _tell(connection: socket.socket) -> bool:
+    """Whether it was told; it is not while it has something else to send."""
+    unsent = struct.unpack("i", fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4)))[0]
+    if unsent:
+        return False
+    try:
+        return connection.send(GOAWAY, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL) == len(GOAWAY)
+    except OSError as error:
+        return error.errno in {errno.EPIPE, errno.ECONNRESET}

@@ -1,0 +1,149 @@
+"""Every service and every agent is stopped and started in turn, under steady load.
+
+As an upgrade does it: SIGTERM, wait until it is gone, start the next one. Gateways
+stand behind a balancer that looks at /readyz, agents beside others that have the
+same models. Not one request may fail, no stream break off.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+import pytest
+from busbar_runtime.platform import Platform
+from harness.another_gateway import AnotherGateway, another_gateway
+from harness.another_node import another_node
+from harness.another_service import AnotherService
+from harness.balancer import Backend, balancer
+from harness.operator import PAID_IN_NANOS, Customer, Operator
+from harness.polling import eventually
+from harness.steady_load import Clients, LoadLog, steady_load
+
+NOTICE_S = 1
+MODELS = ("echo-fp32", "all-minilm-l6-v2", "repeat", "tiny-lm")
+GATEWAY = {"BUSBAR_STOP_NOTICE": f"PT{NOTICE_S}S", "BUSBAR_STOP_GRACE": "PT20S"}
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """Two gateways behind a balancer; two nodes, of which the platform's own is the first."""
+
+    gateways: list[AnotherGateway]
+    node: AnotherService
+    http: str
+    grpc: str
+
+
+async def scale(operator: Operator, replicas: int) -> None:
+    """That many replicas of each model of the load, all of them ready."""
+    for name in MODELS:
+        path = f"/admin/v1/deployments/{name}"
+        await operator.json("scheduler", "POST", f"{path}/scale", json={"replicas": replicas})
+
+    async def short() -> list[str]:
+        found = await operator.json("scheduler", "GET", "/admin/v1/deployments")
+        ready = {one["name"]: one["ready_replicas"] for one in found["items"]}
+        return [name for name in MODELS if ready[name] != replicas]
+
+    await eventually(
+        short, within_s=60, what=f"{replicas} replicas are ready", until=lambda names: not names
+    )
+
+
+@pytest.fixture(scope="module")
+async def fleet(
+    platform: Platform, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Fleet]:
+    operator, home = Operator(platform.endpoints), tmp_path_factory.mktemp("fleet")
+    async with AsyncExitStack() as stack:
+        node = await stack.enter_async_context(another_node(platform, home / "n2"))
+        gateways = [
+            await stack.enter_async_context(
+                another_gateway(platform, home / name, gateway_id=name, settings=GATEWAY)
+            )
+            for name in ("up1", "up2")
+        ]
+        backends = [Backend(one.http, one.grpc, one.ops) for one in gateways]
+        before = await stack.enter_async_context(balancer(backends))
+        await scale(operator, 2)
+        yield Fleet(gateways, node, before.http, before.grpc)
+        await scale(operator, 1)
+
+
+@asynccontextmanager
+async def loaded(fleet: Fleet, customer: Customer) -> AsyncIterator[LoadLog]:
+    """Steady load of every kind, from before the block until after it."""
+    clients = Clients(fleet.grpc, fleet.http, customer.key)
+    async with steady_load(clients, grpc_clients=4, http_clients=2, streams_of_each=2) as log:
+        await goes_on(log)
+        yield log
+        await goes_on(log)
+    await clients.close()
+
+
+async def goes_on(log: LoadLog) -> None:
+    """A second of streams and their neighbours was answered, all of it sent from now on."""
+    since = time.monotonic()
+
+    async def answered() -> int:
+        return log.answered_since(since)
+
+    await eventually(answered, within_s=20, what="the load goes on", until=lambda n: n >= 40)
+
+
+async def assert_nothing_failed(operator: Operator, customer: Customer, log: LoadLog) -> None:
+    """Every request was answered, and was charged once."""
+    print(f"\n{log.summary()}, longest gap {log.longest_gap_s(log.ended[0].at):.2f} s")  # noqa: T201
+    assert log.failed == [], log.failed[:5]
+    log.assert_clear_and_in_time()
+    records = await eventually(
+        lambda: operator.usage(customer.tenant_id),
+        within_s=20,
+        what="every answer is charged",
+        until=lambda found: len(found) >= len(log.answered),
+    )
+    charged = {record["request_id"] for record in records if not record["voided"]}
+    assert len(records) == len(charged) == len(log.answered)
+    assert {one.request_id for one in log.answered if one.request_id} <= charged
+    spent = sum(record["amount_nanos"] for record in records)
+    assert await operator.balance(customer.tenant_id) == PAID_IN_NANOS - spent
+
+
+async def test_services_that_no_request_needs_are_upgraded_one_after_the_other(
+    platform: Platform, operator: Operator, customer: Customer, fleet: Fleet
+) -> None:
+    async with loaded(fleet, customer) as log:
+        took_s: dict[str, float] = {}
+        for service in ("billing", "scheduler", "telemetry"):
+            began = time.monotonic()
+            await platform.restart(service)
+            took_s[service] = round(time.monotonic() - began, 1)
+    print(f"\n{took_s}")  # noqa: T201
+
+    await assert_nothing_failed(operator, customer, log)
+
+
+async def test_gateways_are_upgraded_one_after_the_other(
+    operator: Operator, customer: Customer, fleet: Fleet
+) -> None:
+    async with loaded(fleet, customer) as log:
+        statuses = [await gateway.restart() for gateway in fleet.gateways]
+
+    assert statuses == [0, 0]
+    await assert_nothing_failed(operator, customer, log)
+
+
+async def test_agents_are_upgraded_one_after_the_other(
+    platform: Platform, operator: Operator, customer: Customer, fleet: Fleet
+) -> None:
+    async with loaded(fleet, customer) as log:
+        status = await fleet.node.restart()
+        await scale(operator, 2)
+        await platform.restart("node-agent")
+        await scale(operator, 2)
+
+    assert status == 0
+    await assert_nothing_failed(operator, customer, log)

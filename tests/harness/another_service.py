@@ -1,0 +1,64 @@
+"""One more process of a service on a running platform, which a test may treat as it likes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import httpx
+
+from harness.polling import eventually
+
+READY_S = 60
+STOPPED_S = 60
+
+
+@dataclass
+class AnotherService:
+    """The process, and where its ops listener is."""
+
+    module: str
+    environment: Mapping[str, str]
+    ops: str
+    process: asyncio.subprocess.Process | None = field(default=None, repr=False)
+
+    async def start(self) -> None:
+        """Start it and wait until it is ready."""
+        self.process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", self.module, env={**os.environ, **self.environment}
+        )
+        await eventually(self._ready, within_s=READY_S, what=f"the other {self.module} is ready")
+
+    async def end(self, number: int = signal.SIGKILL) -> int:
+        """Signal it and wait until it is gone; returns its exit status."""
+        if self.process is None:
+            return 0
+        if self.process.returncode is None:
+            self.process.send_signal(number)
+        return await asyncio.wait_for(self.process.wait(), STOPPED_S)
+
+    async def restart(self) -> int:
+        """Stop it as an upgrade does and start it again; returns with what it ended."""
+        status = await self.end(signal.SIGTERM)
+        await self.start()
+        return status
+
+    async def metric(self, name: str) -> float:
+        """A metric that has no labels."""
+        async with httpx.AsyncClient(trust_env=False) as client:
+            text = (await client.get(f"{self.ops}/metrics")).text
+        [line] = [line for line in text.splitlines() if line.startswith(f"{name} ")]
+        return float(line.rsplit(" ", 1)[1])
+
+    async def _ready(self) -> bool:
+        assert self.process is not None
+        assert self.process.returncode is None, f"the other {self.module} ended by itself"
+        try:
+            async with httpx.AsyncClient(trust_env=False) as client:
+                return (await client.get(f"{self.ops}/readyz")).is_success
+        except httpx.TransportError:
+            return False
