@@ -22,6 +22,7 @@ from tritonclient.utils import InferenceServerException
 
 A = np.arange(16, dtype=np.int32)
 B = np.full(16, 3, dtype=np.int32)
+SUM_AND_DIFFERENCE = (A + B).tolist(), (A - B).tolist()
 
 
 @pytest.fixture
@@ -57,9 +58,8 @@ def simple_inputs(module: Any, **options: Any) -> list[Any]:
     return made
 
 
-def assert_sum_and_difference(result: Any) -> None:
-    assert result.as_numpy("OUTPUT0").ravel().tolist() == (A + B).tolist()
-    assert result.as_numpy("OUTPUT1").ravel().tolist() == (A - B).tolist()
+def outputs_of(result: Any) -> tuple[list[int], list[int]]:
+    return result.as_numpy("OUTPUT0").ravel().tolist(), result.as_numpy("OUTPUT1").ravel().tolist()
 
 
 def test_tensors_over_grpc(grpc_client: Any, headers: dict[str, str]) -> None:
@@ -67,7 +67,7 @@ def test_tensors_over_grpc(grpc_client: Any, headers: dict[str, str]) -> None:
         "simple", simple_inputs(triton_grpc), headers=headers, request_id="mine"
     )
 
-    assert_sum_and_difference(result)
+    assert outputs_of(result) == SUM_AND_DIFFERENCE
     assert result.get_response().id == "mine"
 
 
@@ -82,7 +82,7 @@ def test_tensors_over_http_in_json_and_binary(
 
     result = http_client.infer("simple", inputs, outputs=outputs, headers=headers)
 
-    assert_sum_and_difference(result)
+    assert outputs_of(result) == SUM_AND_DIFFERENCE
 
 
 @pytest.mark.parametrize("compression", ["gzip", "deflate"])
@@ -97,7 +97,7 @@ def test_compressed_bodies_both_ways(
         response_compression_algorithm=compression,
     )
 
-    assert_sum_and_difference(result)
+    assert outputs_of(result) == SUM_AND_DIFFERENCE
 
 
 def test_only_requested_outputs_come_back(http_client: Any, headers: dict[str, str]) -> None:
@@ -118,8 +118,8 @@ async def test_both_aio_flavours(
     async with triton_http_aio.InferenceServerClient(http_address) as client:
         over_http = await client.infer("simple", simple_inputs(triton_http_aio), headers=headers)
 
-    assert_sum_and_difference(over_grpc)
-    assert_sum_and_difference(over_http)
+    assert outputs_of(over_grpc) == SUM_AND_DIFFERENCE
+    assert outputs_of(over_http) == SUM_AND_DIFFERENCE
 
 
 def test_strings_keep_their_bytes(
@@ -215,7 +215,7 @@ def test_a_failing_request_does_not_end_the_stream(
 
     assert "no-such-model" in str(error)
     assert second_error is None
-    assert_sum_and_difference(result)
+    assert outputs_of(result) == SUM_AND_DIFFERENCE
 
 
 @pytest.mark.parametrize(

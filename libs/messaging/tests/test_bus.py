@@ -170,6 +170,8 @@ async def test_a_follower_of_a_busy_bucket_reads_it_again_after_a_reconnect(
             read_again_although_never_idle, within_s=DEADLINE_S, what="the bucket is read again"
         )
 
+    assert seen.count(Current()) == 2
+
 
 async def test_a_durable_publish_outlives_a_restart_and_is_stored_once(
     client: Client, nats_server: NatsServer

@@ -45,11 +45,10 @@ async def test_killing_the_warden_ends_the_supervisor_and_its_services(
     pids: dict[str, int], is_alive: Alive, eventually: Eventually
 ) -> None:
     os.kill(pids["warden"], signal.SIGKILL)
-
     await eventually(lambda: not is_alive(pids["supervisor"]) and not is_alive(pids["service"]))
-    os.kill(
-        pids["stub"], signal.SIGKILL
-    )  # nobody is left who could; see the daemon for a stop in order
+
+    assert is_alive(pids["stub"])  # nobody is left who could end it; the daemon stops in order
+    os.kill(pids["stub"], signal.SIGKILL)
 
 
 async def test_killing_a_service_ends_what_it_started_before_it_runs_again(

@@ -179,21 +179,26 @@ async def test_a_platform_ends_when_the_process_that_asked_for_it_is_killed(
     pids = list(json.loads(home.endpoints_file.read_text())["pids"].values())
     attached.kill()
     attached.wait(10)
+    await eventually(lambda: not any(is_alive(pid) for pid in pids))
+    await eventually(lambda: not home.is_running())
 
-    await eventually(lambda: not any(is_alive(pid) for pid in pids) and not home.is_running())
+    assert _phase(home) != "ready"
 
 
 async def test_an_attached_platform_ends_when_the_shell_around_it_is_killed(
-    tmp_path: Path, eventually: Eventually
+    tmp_path: Path, is_alive: Alive, eventually: Eventually
 ) -> None:
     up = f"{sys.executable} -m busbar_runtime up --foreground --only nats --home {tmp_path}"
     shell = subprocess.Popen(["sh", "-c", f"{up}; true"], stdout=subprocess.DEVNULL)
     home = Home.of(tmp_path)
     await eventually(lambda: _phase(home) == "ready")
+    pids = list(json.loads(home.endpoints_file.read_text())["pids"].values())
     shell.kill()
     shell.wait(10)
-
+    await eventually(lambda: not any(is_alive(pid) for pid in pids))
     await eventually(lambda: not home.is_running())
+
+    assert _phase(home) != "ready"
 
 
 async def test_ctrl_c_stops_an_attached_platform(tmp_path: Path, eventually: Eventually) -> None:

@@ -169,6 +169,7 @@ async def test_a_stopped_process_takes_its_own_children_along(
     supervisor = supervise([processes.listening("parent", WITH_GRANDCHILD)], processes)
     await supervisor.start()
     grandchild = int((processes.directory / "logs" / "parent.log").read_text())
+    assert is_alive(grandchild)
     await supervisor.stop()
 
     await eventually(lambda: not is_alive(grandchild))

@@ -209,6 +209,9 @@ async def test_the_service_expires_credit_by_itself(billing: Service, tenant: st
         until=lambda held: held == 0,
     )
 
+    kinds = [one["kind"] for one in await billing.transfers(tenant_id=tenant)]
+    assert kinds.count("promotional_expiry") == 1
+
 
 async def refund(billing: Service, request: str, **body: Any) -> Any:
     plain = {"reference": uuid4().hex, "reason": "our fault"}

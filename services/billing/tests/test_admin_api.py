@@ -140,14 +140,15 @@ async def test_a_bad_name_is_refused(billing: Service, tenant: str, name: Any) -
     for path in ("/tenants", f"/tenants/{tenant}/keys"):
         answer = await billing.call("POST", path, json={"name": name})
 
-        refused(answer, 422)
+        assert refusal(answer) == 422
 
 
-def refused(answer: httpx.Response, *statuses: int) -> None:
-    assert answer.status_code in statuses, answer.text
+def refusal(answer: httpx.Response) -> int:
+    """The status of an answer that is an error in the API's own shape."""
     error = answer.json()["error"]
     assert set(error) == {"message", "type", "code"}
     assert all(error.values())
+    return answer.status_code
 
 
 @pytest.mark.parametrize(
@@ -181,7 +182,7 @@ async def test_a_bad_top_up_is_refused_and_moves_nothing(
     good = {"amount_nanos": 1, "currency": "USD", "reference": "r"}
     answer = await billing.call("POST", f"/tenants/{tenant}/topups", json={**good, **change})
 
-    refused(answer, 422)
+    assert refusal(answer) == 422
     assert await billing.balance(tenant) == 0
 
 
@@ -200,7 +201,7 @@ async def test_a_bad_top_up_is_refused_and_moves_nothing(
     ],
 )
 async def test_a_bad_tenant_is_refused(billing: Service, body: Any) -> None:
-    refused(await billing.call("POST", "/tenants", json=body), 422)
+    assert refusal(await billing.call("POST", "/tenants", json=body)) == 422
 
 
 @pytest.mark.parametrize(
@@ -226,7 +227,7 @@ async def test_a_bad_tenant_is_refused(billing: Service, body: Any) -> None:
     ],
 )
 async def test_bad_prices_are_refused(billing: Service, change: Json) -> None:
-    refused(await billing.call("POST", "/prices", json={"classes": PRICES, **change}), 422)
+    assert refusal(await billing.call("POST", "/prices", json={"classes": PRICES, **change})) == 422
 
 
 async def test_two_price_books_cannot_begin_at_the_same_moment(billing: Service) -> None:
@@ -261,7 +262,7 @@ async def test_what_does_not_exist_is_not_found(
         body = {"amount_nanos": 1, "currency": "USD", "reference": "r"}
     options = {"json": body} if method == "POST" else {}
 
-    refused(await billing.call(method, path.format(name), **options), 404)
+    assert refusal(await billing.call(method, path.format(name), **options)) == 404
 
 
 @pytest.mark.parametrize(
@@ -290,7 +291,7 @@ async def test_what_does_not_exist_is_not_found(
 async def test_a_bad_question_is_answered_clearly(
     billing: Service, path: str, statuses: list[int]
 ) -> None:
-    refused(await billing.call("GET", path), *statuses)
+    assert refusal(await billing.call("GET", path)) in statuses
 
 
 async def test_broken_bodies_are_refused(billing: Service) -> None:
@@ -306,8 +307,8 @@ async def test_broken_bodies_are_refused(billing: Service) -> None:
         headers = {"content-type": "application/json"}
         answer = await billing.call("POST", "/tenants", content=body, headers=headers)
 
-        refused(answer, status)
-    refused(await billing.call("PUT", "/tenants"), 405)
+        assert refusal(answer) == status
+    assert refusal(await billing.call("PUT", "/tenants")) == 405
 
 
 @pytest.mark.parametrize(
@@ -329,7 +330,7 @@ async def test_every_route_refuses_whoever_is_not_the_operator(
             for method in operations:
                 answer = await stranger.request(method.upper(), path, headers=headers)
 
-                refused(answer, 401)
+                assert refusal(answer) == 401
                 assert answer.headers["www-authenticate"] == 'Bearer realm="busbar"'
 
 

@@ -228,10 +228,14 @@ def test_prices_that_overlap_are_refused(begins: int, until: int | None) -> None
 
 @pytest.mark.parametrize(("begins", "until"), [(50, 100), (50, None), (200, 300), (400, 500)])
 def test_prices_that_follow_each_other_are_not_refused(begins: int, until: int | None) -> None:
-    listed = PriceBooks([book(), own(2, 100, 200), own(3, 300)])
+    known = [book(), own(2, 100, 200), own(3, 300)]
+    following, anothers = own(4, begins, until), own(5, 150, None, tenant="bolt")
+    for added in (following, anothers):
+        PriceBooks(known).check_no_overlap(added)
+    listed = PriceBooks([*known, following, anothers])
 
-    listed.check_no_overlap(own(0, begins, until))
-    listed.check_no_overlap(own(0, 150, None, tenant="bolt"))
+    assert listed.in_force("USD", begins, "acme") is following
+    assert listed.in_force("USD", 160, "bolt") is anothers
 
 
 def test_the_end_of_a_tenants_prices_does_not_hide_an_earlier_version_behind_it() -> None:

@@ -134,6 +134,8 @@ async def test_what_differs_from_the_database_is_put_right_at_the_next_start(
         return [one.key_id if one else None for one in found]
 
     expected = [missing["key_id"], changed["key_id"], None, None]
-    await eventually(
+    found = await eventually(
         bucket, within_s=5, what="the bucket is right", until=lambda found: found == expected
     )
+
+    assert found == expected

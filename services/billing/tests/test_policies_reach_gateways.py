@@ -205,6 +205,8 @@ async def test_a_wiped_bucket_heals_while_billing_runs(
 
     await eventually(there, within_s=HEALED_S, what="the key is back")
 
+    assert [key.tenant_id for key in (await entries_of(keys_bucket, tenant)).values()] == [tenant]
+
 
 async def entries_of(bucket: KeyValue, tenant: str) -> dict[str, ApiKey]:
     """What gateways know of a tenant's keys."""

@@ -119,7 +119,8 @@ def test_a_limit_that_is_set_later_starts_full_and_one_that_is_lowered_holds_at_
     few = Policy(requests_per_minute=6)
     for _ in range(6):
         admitted(limits, few, 5.0)
-    refused(limits, few, 5.0)
+
+    assert refused(limits, few, 5.0).kind == "requests"
 
 
 def test_a_tenant_that_asks_for_nothing_is_forgotten_once_its_buckets_are_full() -> None:

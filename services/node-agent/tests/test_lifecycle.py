@@ -97,9 +97,10 @@ async def test_a_bundle_that_is_not_there_is_waited_for(node: NodeBench) -> None
     await node.place({"simple": (digest, 1)})
     await node.replica("simple", FAILED, reason="not in the object store")
 
-    await node.put_object(archive)
-
+    again = await node.put_object(archive)
     await node.ready("simple")
+
+    assert again == digest
 
 
 async def test_a_link_out_of_the_bundle_is_refused(node: NodeBench) -> None:

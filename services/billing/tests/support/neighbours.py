@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
-import shutil
 import subprocess
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from busbar_runtime.platform import Platform
 from nats.aio.client import Client
 
 DISK_BYTES = 192 * 1024 * 1024
+_BALLAST = bytes(64 * 1024)
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,14 @@ class Disk:
     place: Path
 
     def fill(self) -> None:
-        """Take what is left of it."""
-        free_bytes = shutil.disk_usage(self.place).free
-        with (self.place / "ballast").open("wb") as ballast:
-            os.posix_fallocate(ballast.fileno(), 0, free_bytes)
+        """Take what is left of it, whatever others take meanwhile."""
+        with (self.place / "ballast").open("wb", buffering=0) as ballast:
+            try:
+                while True:
+                    ballast.write(_BALLAST)
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
 
     def free(self) -> None:
         """Give it back."""

@@ -13,8 +13,8 @@ CHECKS = (
 LIMIT_S = 240
 
 
-def check_document(url: str, token: str, examples: int, *options: str, cwd: Path) -> None:
-    """Raises AssertionError with what schemathesis said."""
+def complaints(url: str, token: str, examples: int, *options: str, cwd: Path) -> str:
+    """The end of what schemathesis said where something was wrong; "" where nothing was."""
     found = subprocess.run(
         [
             str(Path(sys.executable).with_name("schemathesis")),
@@ -29,5 +29,4 @@ def check_document(url: str, token: str, examples: int, *options: str, cwd: Path
         timeout=LIMIT_S,
         check=False,
     )
-
-    assert found.returncode == 0, found.stdout[-15000:]
+    return found.stdout[-15000:] or found.stderr if found.returncode else ""

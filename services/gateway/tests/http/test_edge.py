@@ -343,8 +343,9 @@ def test_an_answer_that_is_never_read_does_not_stay_in_memory(
         )
         connection.sendall(head.encode() + tensor + bytes(6_000_000))
         until(lambda: "charged" in edge.serving.ended.values())
-
         until(lambda: edge.request("GET", "/v2/health/live")[0] == 200)
+
+        assert connection.recv(64).startswith(b"HTTP/1.1 200 ")  # what had left before
 
 
 def test_connections_beyond_the_limit_are_turned_away(

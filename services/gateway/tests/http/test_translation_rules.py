@@ -82,7 +82,8 @@ def test_any_inference_body_is_translated_or_refused(
 @given(body=st.binary(max_size=200))
 def test_any_bytes_are_refused_or_translated(body: bytes) -> None:
     with contextlib.suppress(InvalidInput):
-        parse_infer_request(body, len(body), model="m")
+        request = parse_infer_request(body, len(body), model="m")
+        assert service_pb2.ModelInferRequest.FromString(request.payload()).model_name == "m"
 
 
 @pytest.mark.parametrize("kind", FIELDS)
