@@ -129,6 +129,7 @@ async def test_an_upload_of_unknown_length_is_bounded_while_it_arrives(
         ("m", {"bundle": "simple", "regions": ["r/1"]}, 422),
         ("m", {"bundle": "simple", "regions": "r1"}, 422),
         ("m", {"bundle": "simple", "tenants": ["a b"]}, 422),
+        ("m", {"bundle": "simple", "scale_down_after_s": 0}, 422),
         ("m", {"bundle": "simple", "colour": "red"}, 422),
         ("m", {"bundle": "unheard-of"}, 404),
         ("m", {"bundle": "sha256:" + "0" * 64}, 404),

@@ -92,12 +92,20 @@ def test_a_wanted_model_that_is_not_reported_is_missing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ready", "wanted", "state"),
-    [(0, 2, "unready"), (1, 2, "partial"), (2, 2, "ready"), (3, 2, "ready"), (0, 0, "stopped")],
+    ("ready", "wanted", "most", "state"),
+    [
+        (0, 2, 0, "unready"),
+        (1, 2, 0, "partial"),
+        (2, 2, 0, "ready"),
+        (3, 2, 4, "ready"),
+        (0, 0, 0, "stopped"),
+        (0, 0, 2, "asleep"),
+        (1, 0, 2, "ready"),
+    ],
 )
-def test_a_deployments_state(ready: int, wanted: int, state: str) -> None:
+def test_a_deployments_state(ready: int, wanted: int, most: int, state: str) -> None:
     fleet = Fleet()
-    fleet.deployments.put("embed", replace(EMBED, replicas=wanted))
+    fleet.deployments.put("embed", replace(EMBED, replicas=wanted, max_replicas=most))
     fleet.routes.put("embed", RouteReport((TargetReport("r1", 4 * ready, ready),), ""))
 
     [deployment] = rollup.deployment_views(fleet, 0.0)

@@ -28,7 +28,9 @@ EXAMPLE = """\
   survives_site_loss: true  # 2 are left when any one site is lost; default: no
   pins: [r1/s1, r1/s2/n4]   # sites and nodes it may run on; default: all
   per_site_max: 3           # also per_feeder_max; default: any number
-  max_replicas: 6           # how far demand may scale it; default: not at all
+  max_replicas: 6           # how far demand may scale it, with replicas: 0 from and to nothing;
+                            # default: not at all
+  scale_down_after_s: 600   # how long less must be asked before replicas go; default: 300
   value_per_request: 0.0004 # what a served request brings in; default: not known
 """
 
@@ -53,6 +55,7 @@ class Declared(BaseModel):
     per_site_max: Count = 0
     per_feeder_max: Count = 0
     max_replicas: Count = 0
+    scale_down_after_s: Annotated[int, Field(ge=1, le=86_400, strict=True)] = 300
     value_per_request: Annotated[Decimal, Field(ge=0, le=1_000_000, decimal_places=9)] = Decimal(0)
 
     @model_validator(mode="after")

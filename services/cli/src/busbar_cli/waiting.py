@@ -11,6 +11,7 @@ from busbar_cli.failures import CommandError, Exit
 from busbar_cli.output import err
 
 _POLL_S = 0.25
+_DONE = {"ready", "stopped", "asleep"}
 _HOPELESS_AFTER_S = {"unplaceable": 10.0, "failing": 20.0}
 """How long a state may last before it counts: nodes may still be coming, loads are retried."""
 
@@ -50,7 +51,7 @@ def wait_until_ready(look: Callable[[], list[Json]], patience: Patience) -> list
                 spinner.update(line)
                 if not console.is_terminal:
                     console.print(line, soft_wrap=True)
-            if all(one["status"] in {"ready", "stopped"} for one in views):
+            if all(one["status"] in _DONE for one in views):
                 return views
             now = time.monotonic()
             if reason := patience.hopeless(views, now):
@@ -71,8 +72,8 @@ def _reasons(views: list[Json]) -> str:
 
 def _line(views: list[Json]) -> str:
     ready = sum(one["ready_replicas"] for one in views)
-    wanted = sum(one["replicas"] for one in views)
-    waiting = [_doing(one) for one in views if one["status"] not in {"ready", "stopped"}]
+    wanted = sum(one["wanted_replicas"] for one in views)
+    waiting = [_doing(one) for one in views if one["status"] not in _DONE]
     return f"{ready} of {wanted} replicas ready" + (f"; {', '.join(waiting)}" if waiting else "")
 
 

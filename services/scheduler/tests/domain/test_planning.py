@@ -9,11 +9,13 @@ from busbar_scheduler.domain.decisions import Verdict
 from busbar_scheduler.domain.explaining import emptied, impossible
 from busbar_scheduler.domain.fleet import (
     Assignment,
+    Demand,
     Deployment,
     Health,
     Node,
     Replica,
     ReplicaState,
+    Site,
     Snapshot,
 )
 from busbar_scheduler.domain.manifest import Manifest, Task
@@ -390,3 +392,72 @@ def test_a_new_leader_rewrites_every_entry() -> None:
 
     assert set(changes.placements) == {"r1.s1.n1"}
     assert set(changes.routes) == {"m"}
+
+
+def sleeper(**changes: object) -> Deployment:
+    return replace(deployment(replicas=0), max_replicas=2, **changes)  # pyright: ignore[reportArgumentType]
+
+
+def ready_at(*keys: str) -> tuple[Node, ...]:
+    served = Replica("m", DIGEST, ReplicaState.READY, 4, model_metadata=b"meta", model_config=b"c")
+    return tuple(node(key, replicas=(served,)) for key in keys)
+
+
+def test_demand_brings_replicas_and_takes_them_away_again() -> None:
+    nodes = ready_at("r1.s1.n1", "r1.s1.n2", "r1.s1.n3")
+    busy = plan(Snapshot(1, (sleeper(),), nodes, demands={"m": Demand(2)}))
+    held = after(Snapshot(1, (sleeper(),), nodes), busy)
+    less = plan(replace(held, demands={"m": Demand(1)}))
+    none = plan(replace(held, demands={"m": Demand(0, loading_ms=7_000)}))
+
+    assert (len(where(busy)), len(where(less)), len(where(none))) == (2, 1, 0)
+    assert none.short == {}
+    route = none.routes["m"]
+    assert (route.unready_reason, route.wakes_within_ms, route.model_metadata) == (
+        "it sleeps until it is asked for",
+        7_000,
+        b"meta",
+    )
+    assert plan(none_after(held, none)).placements == none.placements
+
+
+def none_after(before: Snapshot, made: Plan) -> Snapshot:
+    return replace(after(before, made), demands={"m": Demand(0, loading_ms=7_000)})
+
+
+@pytest.mark.parametrize(
+    ("of", "replica", "wakes"),
+    [
+        (deployment(replicas=0), None, False),
+        (deployment(replicas=1, max_replicas=2), None, False),
+        (sleeper(), None, True),
+        (sleeper(), Replica("m", DIGEST, ReplicaState.LOADING, 4), True),
+        (sleeper(), Replica("m", DIGEST, ReplicaState.FAILED, 4, "warm-up differs"), False),
+        (sleeper(regions=("r9",)), None, False),
+    ],
+    ids=["stopped", "promised", "asked for", "loading", "failed", "without a place"],
+)
+def test_requests_wait_only_for_what_may_come_back(
+    of: Deployment, replica: Replica | None, wakes: bool
+) -> None:
+    here = node("r1.s1.n1", replicas=(replica,) if replica else ())
+    snapshot = Snapshot(1, (of,), (here,), demands={"m": Demand(1)} if of.scaled else {})
+
+    assert (plan(snapshot).routes["m"].wakes_within_ms > 0) == wakes
+
+
+def test_what_wakes_is_placed_even_where_nobody_knows_whether_it_pays() -> None:
+    site = Site("r1.s1", energy_nanos_per_kwh=10**12)
+    dear = sleeper(value_nanos_per_request=1, manifest=replace(manifest(), power_w=500))
+    snapshot = Snapshot(
+        1, (dear,), (node("r1.s1.n1"),), sites={"r1.s1": site}, demands={"m": Demand(1)}
+    )
+
+    assert where(plan(snapshot)) == {"r1.s1.n1"}
+
+
+def test_a_sleeper_that_fits_nowhere_is_said_to() -> None:
+    large = sleeper(manifest=manifest(memory_mib=10_000))
+    snapshot = Snapshot(1, (large,), (node("r1.s1.n1"),), demands={"m": Demand(1)})
+
+    assert "1000 of 10000 MiB free" in impossible(large, emptied(snapshot))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from busbar_contracts.gateway.v1.status_pb2 import DeploymentLoad, GatewayStatus
 from busbar_contracts.node.v1.status_pb2 import (
     NodeCapacity,
     NodeLease,
@@ -241,3 +242,52 @@ async def _value(client: Client, bucket: str, key: str) -> bytes | None:
         return (await store.get(key)).value
     except KeyNotFoundError:
         return None
+
+
+@dataclass
+class FakeGateway:
+    """A gateway as far as the scheduler can tell: it reports what it carries."""
+
+    client: Client
+    load: DeploymentLoad = field(default_factory=lambda: DeploymentLoad(deployment="simple"))
+
+    async def report(self) -> None:
+        """Say it now."""
+        status = GatewayStatus(gateway_id="g1", region="r1", run_id="a", loads=[self.load])
+        subject = f"$KV.{topology.GATEWAYS.name}.g1"
+        await self.client.publish(subject, status.SerializeToString())
+
+    async def live(self) -> None:
+        """Say it twice a second."""
+        while True:
+            await self.report()
+            await asyncio.sleep(0.5)
+
+
+@contextlib.asynccontextmanager
+async def gateway_on(bus: Bus) -> AsyncIterator[FakeGateway]:
+    """A gateway that lives as long as the context."""
+    async with bus.connected("gateway") as client:
+        gateway = FakeGateway(client)
+        task = asyncio.create_task(gateway.live())
+        yield gateway
+        task.cancel()
+
+
+@contextlib.asynccontextmanager
+async def obeying(running: Running, nodes: list[FakeNode]) -> AsyncIterator[None]:
+    """Nodes that serve whatever they are told to hold."""
+
+    async def obey() -> None:
+        told: list[Any] = [None] * len(nodes)
+        while True:
+            for at, node in enumerate(nodes):
+                placement = await placement_of(running.client, node.key)
+                if placement and list(placement.replicas) != told[at]:
+                    told[at] = list(placement.replicas)
+                    await node.serve(placement)
+            await asyncio.sleep(0.05)
+
+    task = asyncio.create_task(obey())
+    yield
+    task.cancel()

@@ -76,6 +76,8 @@ def status(name: str, *, output: Output = DEFAULT) -> None:
     ]
     if not output.json:
         output.print(view, _summary([view]))
+        if view["scaling"]:
+            output.print(view, _scaling(view))
     output.print(view, table(["NODE", "STATE", "REASON"], rows, title="\nreplicas"))
 
 
@@ -132,6 +134,11 @@ def explain(name: str, *, output: Output = DEFAULT) -> None:
     output.print(why, table(columns, hindered, title="\nOther nodes", empty=nothing))
 
 
+def _scaling(view: Json) -> str:
+    bounds = f"{view['replicas']} to {view['max_replicas']}"
+    return f"demand asks for {view['wanted_replicas']} ({bounds} are allowed): {view['scaling']}"
+
+
 def _standing(why: Json) -> str:
     placed = f"{why['placed']} of {why['wanted']} replicas have a place"
     left = f"{why['survivors']} are left when a site is lost"
@@ -139,6 +146,8 @@ def _standing(why: Json) -> str:
         f"{why['name']}: {placed}, {why['promised']} are promised, {left}",
         f"one more would fit on {why['open_nodes']} nodes",
     ]
+    if why["scaling"]:
+        lines.append(f"demand asks for {why['wanted']}: {why['scaling']}")
     if why["revenue_nanos_per_h"]:
         lines.append(f"brings in {show_amount(why['revenue_nanos_per_h'])} an hour")
     lines += [f"not placed: {reason}" for reason in why["unplaced"]]
@@ -173,6 +182,7 @@ def _declare(one: Declared, tenant_ids: dict[str, str], *, show_progress: bool) 
         "per_site_max": one.per_site_max,
         "per_feeder_max": one.per_feeder_max,
         "max_replicas": one.max_replicas,
+        "scale_down_after_s": one.scale_down_after_s,
         "value_nanos_per_request": int(one.value_per_request * NANOS),
     }
     try:
@@ -199,7 +209,7 @@ def _summary(views: list[Json]) -> object:
             one["name"],
             f"{one['bundle_name']} {one['bundle_version']}",
             show_digest(one["bundle"]),
-            f"{one['ready_replicas']}/{one['replicas']}",
+            f"{one['ready_replicas']}/{one['wanted_replicas']}",
             one["status"],
             ", ".join(sorted(show_node(at["node"]) for at in one["replica_states"] if at["node"])),
             one["reason"],

@@ -17,6 +17,7 @@ from busbar_contracts.scheduler.v1.site_pb2 import Site as SiteMessage
 from busbar_errors import Rejected
 
 from busbar_scheduler.domain.fleet import (
+    SCALE_DOWN_AFTER_S,
     Assignment,
     Bundle,
     Deployment,
@@ -106,6 +107,7 @@ def deployment_message(deployment: Deployment) -> DeploymentMessage:
         survives_site_loss=deployment.survives_site_loss,
         value_nanos_per_request=deployment.value_nanos_per_request,
         previous_bundle_digest=deployment.previous_digest,
+        scale_down_after_s=deployment.scale_down_after_s,
     )
 
 
@@ -126,6 +128,7 @@ def deployment_of(message: DeploymentMessage) -> Deployment:
         survives_site_loss=message.survives_site_loss,
         value_nanos_per_request=message.value_nanos_per_request,
         previous_digest=message.previous_bundle_digest,
+        scale_down_after_s=message.scale_down_after_s or SCALE_DOWN_AFTER_S,
     )
 
 
@@ -251,6 +254,8 @@ def route_message(route: Route, fencing_token: int) -> RouteMessage:
         model_config=route.model_config,
         created_unix_ms=route.created_unix_ms,
         unready_reason=route.unready_reason,
+        wakes=route.wakes_within_ms > 0,
+        wakes_within_ms=route.wakes_within_ms,
     )
 
 
@@ -268,6 +273,7 @@ def route_of(message: RouteMessage) -> Route:
         model_config=message.model_config,
         created_unix_ms=message.created_unix_ms,
         unready_reason=message.unready_reason,
+        wakes_within_ms=message.wakes_within_ms if message.wakes else 0,
     )
 
 

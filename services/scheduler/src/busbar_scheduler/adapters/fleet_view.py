@@ -6,13 +6,21 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
+from busbar_messaging import topology
 from busbar_messaging.watching import Current, Deleted, Put, follow
 from nats.aio.client import Client
 
 from busbar_scheduler.adapters.fleet_table import BUCKETS, FleetTable
+from busbar_scheduler.adapters.gateway_reports import follow_gateways
+from busbar_scheduler.domain.autoscaling import Autoscaler
+from busbar_scheduler.domain.demand import Gathering
 from busbar_scheduler.domain.fleet import Snapshot
 from busbar_scheduler.domain.publishing import Published
+
+_SCALE_EVERY_S = 0.5
+_S_PER_MINUTE = 60
 
 
 class FleetView:
@@ -21,6 +29,9 @@ class FleetView:
     def __init__(self, client: Client) -> None:
         self.table = FleetTable()
         self.changed = asyncio.Event()
+        self.autoscaler = Autoscaler()
+        self._gathering = Gathering(topology.SUSPECT_AFTER.total_seconds())
+        self._scaled_at = -_SCALE_EVERY_S
         self._client = client
         self._read_at_reconnect: dict[str, int] = {}
 
@@ -32,6 +43,7 @@ class FleetView:
                 group.create_task(self._follow(bucket.name), name=f"follow:{bucket.name}")
                 for bucket in BUCKETS
             ]
+            tasks.append(group.create_task(self._follow_demand(), name="follow:demand"))
             try:
                 yield
             finally:
@@ -54,11 +66,19 @@ class FleetView:
             self.table.deaf(now)
             return None
         self.table.listening(now)
-        return self.table.snapshot(now, _now_unix_ms()) if self.table.settled(now) else None
+        if not self.table.settled(now):
+            return None
+        snapshot = self.table.snapshot(now, _now_unix_ms())
+        if now - self._scaled_at >= _SCALE_EVERY_S:
+            self._scaled_at = now
+            minute = int(time.time()) // _S_PER_MINUTE
+            self.autoscaler.step(snapshot, self._gathering.look(now), now, minute)
+        return replace(snapshot, demands=dict(self.autoscaler.demands))
 
     def look(self) -> Snapshot:
         """The fleet as last seen, for showing it to people."""
-        return self.table.snapshot(time.monotonic(), _now_unix_ms())
+        snapshot = self.table.snapshot(time.monotonic(), _now_unix_ms())
+        return replace(snapshot, demands=dict(self.autoscaler.demands))
 
     def published(self) -> Published:
         """What stands in the buckets."""
@@ -75,6 +95,12 @@ class FleetView:
     def record_deletion(self, bucket: str, key: str) -> None:
         """Take in what we have deleted ourselves, ahead of the watch."""
         self.table.deleted(bucket, key)
+
+    async def _follow_demand(self) -> None:
+        async for waited_for in follow_gateways(self._client, self._gathering):
+            if any(self.autoscaler.is_asleep(name) for name in waited_for):
+                self._scaled_at = -_SCALE_EVERY_S
+                self.changed.set()
 
     async def _follow(self, bucket: str) -> None:
         async for change in follow(self._client, bucket):

@@ -133,7 +133,7 @@ def emptied(snapshot: Snapshot) -> Packing:
 
 def impossible(deployment: Deployment, empty: Packing) -> str:
     """Why the present nodes could not hold it even if they were empty; empty when they could."""
-    if not deployment.replicas:
+    if not deployment.most:
         return ""
     contradiction = contradictory(deployment)
     if contradiction:

@@ -8,6 +8,9 @@ from enum import StrEnum
 
 from busbar_scheduler.domain.manifest import Manifest
 
+SCALE_DOWN_AFTER_S = 300
+"""Where a declaration does not say: Kubernetes' stabilization window."""
+
 
 class ReplicaState(StrEnum):
     """Where a node says that a replica stands."""
@@ -161,11 +164,23 @@ class Deployment:
     """What one served request brings in; 0 when nobody said."""
     previous_digest: str = ""
     """The bundle before this one; empty when there was none."""
+    scale_down_after_s: int = SCALE_DOWN_AFTER_S
+    """How long less must be asked before replicas go that demand had brought."""
 
     @property
     def most(self) -> int:
         """The most replicas that it may be scaled to."""
         return max(self.replicas, self.max_replicas)
+
+    @property
+    def scaled(self) -> bool:
+        """Whether demand decides how many replicas it has."""
+        return self.max_replicas > self.replicas
+
+    @property
+    def sleeps(self) -> bool:
+        """Whether it has no replicas while nothing is asked."""
+        return self.scaled and not self.replicas
 
     def may_run_in(self, region: str) -> bool:
         """Whether it is allowed in a region; no regions named means all."""
@@ -220,6 +235,8 @@ class Route:
     model_config: bytes
     created_unix_ms: int
     unready_reason: str
+    wakes_within_ms: int = 0
+    """How long it takes to be ready once it is asked for; 0 when asking does not bring it back."""
 
 
 Placements = Mapping[str, tuple[Assignment, ...]]
@@ -237,6 +254,8 @@ class Demand:
     requests_per_h: int = 0
     requests_per_replica_h: int = 0
     """What one replica serves when it is busy all the time; 0 when it is not known."""
+    loading_ms: int = 0
+    """How long the first replica takes to be ready; 0 when it is not known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -177,4 +177,4 @@ def assignment_of(deployment: Deployment) -> Assignment:
 
 def _route(snapshot: Snapshot, packing: Packing, deployment: Deployment) -> Route:
     holders = [packing.fleet.nodes[at] for at in sorted(packing.held(deployment.name))]
-    return route_of(deployment, holders, snapshot.routes)
+    return route_of(deployment, holders, snapshot.routes, snapshot.demands.get(deployment.name))

@@ -22,7 +22,7 @@ class ReplicaProgress:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """A deployment's status: "ready", "progressing", "failing", "unplaceable" or "stopped"."""
+    """A deployment's status: ready, progressing, failing, unplaceable, asleep or stopped."""
 
     status: str
     reason: str
@@ -44,6 +44,8 @@ def progress_of(deployment: Deployment, plan: Plan, empty: Packing) -> Progress:
     wanted = len(replicas) - sum(
         one.verdict is Verdict.LEAVING for one in plan.decisions_on(deployment.name)
     )
+    if wanted == 0 and deployment.sleeps:
+        return Progress("asleep", "nothing is asked; a request wakes it", ready, replicas)
     if wanted == 0:
         return Progress("stopped", "no replicas are wanted", ready, replicas)
     if ready >= wanted:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
+from busbar_scheduler.domain.economy import loading_s
 from busbar_scheduler.domain.fleet import (
+    Demand,
     Deployment,
     Node,
     Replica,
@@ -16,7 +18,9 @@ from busbar_scheduler.domain.fleet import (
 )
 
 
-def route_of(deployment: Deployment, holders: Sequence[Node], previous: Routes) -> Route:
+def route_of(
+    deployment: Deployment, holders: Sequence[Node], previous: Routes, demand: Demand | None
+) -> Route:
     """The route that the actual states of the nodes that hold it allow."""
     ready = [(node, one) for node in holders if (one := _ready_replica(node, deployment))]
     metadata, config = _model_files(deployment, [one for _, one in ready], previous)
@@ -29,7 +33,29 @@ def route_of(deployment: Deployment, holders: Sequence[Node], previous: Routes) 
         model_metadata=metadata,
         model_config=config,
         created_unix_ms=deployment.created_unix_ms,
-        unready_reason="" if ready else _why_unready(deployment, holders),
+        unready_reason="" if ready else _why_unready(deployment, holders, demand),
+        wakes_within_ms=_wakes_within_ms(deployment, holders, demand),
+    )
+
+
+def _wakes_within_ms(deployment: Deployment, holders: Sequence[Node], demand: Demand | None) -> int:
+    """How long a request for it would wait when nothing is ready; 0 when in vain."""
+    if not deployment.sleeps:
+        return 0
+    nowhere = demand is not None and demand.replicas > 0 and not holders
+    if nowhere or (holders and all(_failed(node, deployment) for node in holders)):
+        return 0
+    if demand is not None and demand.loading_ms:
+        return demand.loading_ms
+    return loading_s(deployment, cached=False) * 1_000
+
+
+def _failed(node: Node, deployment: Deployment) -> bool:
+    replica = node.replica_of(deployment.name)
+    return (
+        replica is not None
+        and replica.digest == deployment.digest
+        and replica.state is ReplicaState.FAILED
     )
 
 
@@ -60,9 +86,11 @@ def _model_files(
     return (described.model_metadata, described.model_config) if described else (b"", b"")
 
 
-def _why_unready(deployment: Deployment, holders: Sequence[Node]) -> str:
-    if deployment.replicas == 0:
+def _why_unready(deployment: Deployment, holders: Sequence[Node], demand: Demand | None) -> str:
+    if not deployment.most:
         return "no replicas are wanted"
+    if not holders and deployment.sleeps and not (demand and demand.replicas):
+        return "it sleeps until it is asked for"
     if not holders:
         return "no node has room for it"
     return "; ".join(_state_on(node, deployment) for node in holders)

@@ -66,12 +66,12 @@ class Cycle:
 
     async def run_once(self) -> Outcome:
         """One pass; raises Unavailable when the bus does not answer."""
-        # 1. Only the leader publishes.
+        # 1. Gather: what is declared, what is reported, what was planned before, what is asked.
+        snapshot = self.fleet.gather()
+        # 2. Only the leader publishes; who stands by knows what was asked when it has to lead.
         token = self.leadership.token()
         if token is None:
             return Outcome.STANDBY
-        # 2. Gather: what is declared, what is reported, what was planned before.
-        snapshot = self.fleet.gather()
         if snapshot is None:
             return Outcome.UNSETTLED
         # 3. Plan: pure; only what changed is planned again, and everything every few minutes.

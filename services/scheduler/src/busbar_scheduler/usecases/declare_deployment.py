@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from busbar_errors import Conflict, NotFound, Rejected
 
 from busbar_scheduler.domain.explaining import contradictory
-from busbar_scheduler.domain.fleet import Bundle, Deployment
+from busbar_scheduler.domain.fleet import SCALE_DOWN_AFTER_S, Bundle, Deployment
 from busbar_scheduler.usecases.ports import Declarations
 
 _ATTEMPTS_MAX = 5
@@ -30,6 +30,7 @@ class Wish:
     per_feeder_max: int = 0
     survives_site_loss: bool = False
     value_nanos_per_request: int = 0
+    scale_down_after_s: int = SCALE_DOWN_AFTER_S
 
 
 def find_bundle(bundles: tuple[Bundle, ...], wanted: str) -> Bundle:
@@ -67,6 +68,7 @@ async def declare(declarations: Declarations, wish: Wish, now_unix_ms: int) -> D
             survives_site_loss=wish.survives_site_loss,
             value_nanos_per_request=wish.value_nanos_per_request,
             previous_digest=_previous(before, bundle.digest),
+            scale_down_after_s=wish.scale_down_after_s,
         )
 
     if contradiction := contradictory(wished(None)):

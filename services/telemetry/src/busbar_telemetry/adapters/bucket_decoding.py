@@ -94,6 +94,7 @@ def deployment_report(value: bytes) -> DeploymentReport:
         slots_per_replica=manifest.slots,
         regions=tuple(declared.regions),
         tenants=tuple(declared.tenants),
+        max_replicas=declared.max_replicas,
     )
 
 

@@ -76,6 +76,7 @@ class DeploymentReport:
     slots_per_replica: int
     regions: tuple[str, ...]
     tenants: tuple[str, ...]
+    max_replicas: int = 0
 
 
 @dataclass(frozen=True, slots=True)

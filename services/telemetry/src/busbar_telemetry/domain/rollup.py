@@ -187,7 +187,7 @@ def _deployment_view(
     window = fleet.work.get(name)
     return DeploymentView(
         deployment=name,
-        state=_deployment_state(ready_replicas, declared.replicas),
+        state=_deployment_state(ready_replicas, declared.replicas, declared.max_replicas),
         unready_reason=route.unready_reason,
         bundle=declared.bundle,
         bundle_version=declared.bundle_version,
@@ -209,9 +209,9 @@ def _deployment_view(
     )
 
 
-def _deployment_state(ready_replicas: int, wanted: int) -> str:
-    if wanted == 0:
-        return "stopped"
+def _deployment_state(ready_replicas: int, wanted: int, most: int) -> str:
+    if wanted == 0 and ready_replicas == 0:
+        return "asleep" if most else "stopped"
     if ready_replicas == 0:
         return "unready"
     return "ready" if ready_replicas >= wanted else "partial"

@@ -151,7 +151,7 @@ class AdminApi:
             if not found:
                 raise NotFound(f"no deployment is called {name!r}")
             account = account_of(found[0], plan(snapshot), emptied(snapshot))
-            return ExplanationView.of(name, account)
+            return ExplanationView.of(name, account, self.view.autoscaler.reason(name))
 
         @router.post("/admin/v1/deployments/{name}/scale", responses=_FAILURES)
         async def scale_deployment(
@@ -174,7 +174,12 @@ class AdminApi:
         snapshot = self.view.look()
         decided, empty = plan(snapshot), emptied(snapshot)
         return [
-            schemas.DeploymentView.of(one, progress_of(one, decided, empty))
+            schemas.DeploymentView.of(
+                one,
+                progress_of(one, decided, empty),
+                snapshot.wanted(one),
+                self.view.autoscaler.reason(one.name),
+            )
             for one in sorted(snapshot.deployments, key=lambda one: one.name)
         ]
 
@@ -210,6 +215,7 @@ def _wish(name: str, body: schemas.DeploymentBody) -> Wish:
         per_feeder_max=body.per_feeder_max,
         survives_site_loss=body.survives_site_loss,
         value_nanos_per_request=body.value_nanos_per_request,
+        scale_down_after_s=body.scale_down_after_s,
     )
 
 

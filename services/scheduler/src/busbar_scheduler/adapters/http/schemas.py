@@ -8,7 +8,7 @@ from busbar_messaging.topology import NAME_PATTERN
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from busbar_scheduler.domain.decisions import Decision
-from busbar_scheduler.domain.fleet import Bundle, Deployment, Node
+from busbar_scheduler.domain.fleet import SCALE_DOWN_AFTER_S, Bundle, Deployment, Node
 from busbar_scheduler.domain.progress import Progress
 
 REPLICAS_MAX = 1_000
@@ -37,7 +37,9 @@ class DeploymentBody(BaseModel):
     regions: list[Name] = Field(default=[], max_length=REGIONS_MAX, description="none: all")
     tenants: list[TenantId] = Field(default=[], max_length=TENANTS_MAX, description="none: all")
     max_replicas: Annotated[int, Field(ge=0, le=REPLICAS_MAX, strict=True)] = Field(
-        default=0, description="how far demand may scale it; 0: not at all"
+        default=0,
+        description="how far demand may scale it; 0: not at all; with 0 replicas it sleeps while "
+        "nothing is asked",
     )
     pins: list[PlaceName] = Field(
         default=[], max_length=PINS_MAX, description="sites and nodes it may run on; none: all"
@@ -49,6 +51,10 @@ class DeploymentBody(BaseModel):
     )
     value_nanos_per_request: Annotated[int, Field(ge=0, le=10**15, strict=True)] = Field(
         default=0, description="what a served request brings in; 0: not known"
+    )
+    scale_down_after_s: Annotated[int, Field(ge=1, le=86_400, strict=True)] = Field(
+        default=SCALE_DOWN_AFTER_S,
+        description="how long less must be asked before replicas go that demand had brought",
     )
 
 
@@ -126,13 +132,21 @@ class DeploymentView(BaseModel):
     survives_site_loss: bool
     value_nanos_per_request: int
     previous_bundle: str = Field(description="what a rollback goes back to; empty for nothing")
-    status: str = Field(description="ready, progressing, failing, unplaceable or stopped")
+    scale_down_after_s: int
+    wanted_replicas: int = Field(description="with what demand asks for beyond the promise")
+    scaling: str = Field(description="why so many are wanted; empty where demand does not decide")
+    status: str = Field(
+        description="ready, progressing, failing, unplaceable, asleep (a request wakes it) or "
+        "stopped"
+    )
     reason: str = Field(description="why it is not ready; empty when it is")
     ready_replicas: int
     replica_states: list[ReplicaView]
 
     @classmethod
-    def of(cls, deployment: Deployment, progress: Progress) -> DeploymentView:
+    def of(
+        cls, deployment: Deployment, progress: Progress, wanted: int, scaling: str
+    ) -> DeploymentView:
         """As the API shows it."""
         return cls(
             name=deployment.name,
@@ -151,6 +165,9 @@ class DeploymentView(BaseModel):
             survives_site_loss=deployment.survives_site_loss,
             value_nanos_per_request=deployment.value_nanos_per_request,
             previous_bundle=deployment.previous_digest,
+            scale_down_after_s=deployment.scale_down_after_s,
+            wanted_replicas=wanted,
+            scaling=scaling,
             status=progress.status,
             reason=progress.reason,
             ready_replicas=progress.ready_replicas,

@@ -1,0 +1,72 @@
+"""Scaling by what gateways report, to nothing and back, on a real NATS."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+from harness.polling import eventually
+from scheduler_harness import (
+    Bus,
+    Running,
+    bundle,
+    gateway_on,
+    living,
+    obeying,
+    route_of,
+    scheduling,
+)
+
+NODES = ("r1.s1.n1", "r1.s1.n2", "r1.s1.n3")
+
+
+async def until_ready(running: Running, replicas: int, *, within_s: float) -> dict[str, Any]:
+    """Wait until so many replicas are ready, and gateways know."""
+
+    async def look() -> int:
+        route = await route_of(running.client, "simple")
+        return sum(one.ready_replicas for one in route.targets) if route else -1
+
+    await eventually(
+        look,
+        within_s=within_s,
+        what=f"{replicas} ready replicas",
+        until=lambda found: found == replicas,
+    )
+    return await running.get("/admin/v1/deployments/simple")
+
+
+async def test_it_sleeps_wakes_grows_and_goes_down_again(bus: Bus, tmp_path: Path) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        running = await stack.enter_async_context(scheduling(bus, tmp_path))
+        nodes = [await stack.enter_async_context(living(bus, key)) for key in NODES]
+        gateway = await stack.enter_async_context(gateway_on(bus))
+        await stack.enter_async_context(obeying(running, nodes))
+        await running.push(bundle())
+        wish = {"bundle": "simple", "replicas": 0, "max_replicas": 3, "scale_down_after_s": 1}
+        await running.put("simple", wish)
+        first = await until_ready(running, 1, within_s=10)  # to learn its tensors
+        asleep = await until_ready(running, 0, within_s=10)
+        route = await route_of(running.client, "simple")
+        gateway.load.unready_count += 1
+        await gateway.report()
+        awake = await until_ready(running, 1, within_s=2)
+        gateway.load.in_flight, gateway.load.queued = 8, 30
+        grown = await until_ready(running, 3, within_s=5)
+        explained = await running.get("/admin/v1/deployments/simple/explain")
+        gateway.load.in_flight = gateway.load.queued = 0
+        again = await until_ready(running, 0, within_s=20)
+
+    assert route is not None
+    assert (route.wakes, route.model_metadata) == (True, b"metadata")
+    assert 0 < route.wakes_within_ms < 5_000  # as measured, not as estimated
+    assert [one["status"] for one in (first, asleep, awake, grown, again)] == [
+        "ready",
+        "asleep",
+        "ready",
+        "ready",
+        "asleep",
+    ]
+    assert grown["wanted_replicas"] == explained["wanted"] == 3
+    assert "requests at once, 8 slots a replica" in explained["scaling"]
