@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 from datetime import timedelta
 from typing import Any
@@ -15,8 +16,10 @@ from nats.errors import Error as NatsError
 from nats.js.api import PubAck
 from nats.js.client import JetStreamContext
 from nats.js.errors import APIError
-from pydantic import SecretStr
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from busbar_messaging.nkey import is_credentials, read_credentials
 
 log = structlog.get_logger()
 
@@ -25,13 +28,18 @@ _RETRYABLE_API_CODES = frozenset({500, 503})
 
 
 class BusSettings(BaseSettings):
-    """Where the bus is and who we are on it: BUSBAR_NATS_URL, _USER and _PASSWORD."""
+    """Where the bus is and who we are on it: BUSBAR_NATS_URL, _USER and _PASSWORD.
+
+    Where servers know their users by JWT, the password is the text of a credentials file.
+    """
 
     model_config = SettingsConfigDict(env_prefix="BUSBAR_", frozen=True)
 
     nats_url: str
     nats_user: str
     nats_password: SecretStr
+    nats_inbox: str = Field(default="_INBOX", pattern=r"^_INBOX(\.[a-z0-9_-]+)*$")
+    """What the subjects begin with on which this client takes answers."""
     bus_connect_timeout: timedelta = timedelta(seconds=30)
 
 
@@ -75,9 +83,9 @@ async def connect(settings: BusSettings, client_name: str) -> Client:
     reports = ConnectionLog()
     options: dict[str, Any] = {
         "servers": settings.nats_url,
-        "user": settings.nats_user,
-        "password": settings.nats_password.get_secret_value(),
+        **_who(settings),
         "name": client_name,
+        "inbox_prefix": settings.nats_inbox,
         "max_reconnect_attempts": -1,
         "reconnect_time_wait": 0.25,
         "ping_interval": 5,
@@ -92,6 +100,19 @@ async def connect(settings: BusSettings, client_name: str) -> Client:
             return await nats.connect(**options)
     except (TimeoutError, OSError, NatsError) as error:
         raise Unavailable(f"no NATS server at {settings.nats_url}: {error!r}") from error
+
+
+def _who(settings: BusSettings) -> dict[str, Any]:
+    secret = settings.nats_password.get_secret_value()
+    if is_credentials(secret):
+        jwt, key = read_credentials(secret)
+
+        def sign(nonce: str) -> bytes:
+            return base64.b64encode(key.sign(nonce.encode()))
+
+        # Without a user nats-py sends no credentials of any kind.
+        return {"user": settings.nats_user, "user_jwt_cb": jwt.encode, "signature_cb": sign}
+    return {"user": settings.nats_user, "password": secret}
 
 
 async def publish_durably(

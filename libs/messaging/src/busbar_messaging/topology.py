@@ -8,7 +8,7 @@ verify at boot that what they need is there.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Literal
 
@@ -84,6 +84,10 @@ class StreamSpec:
     max_bytes: int
     max_msgs_per_subject: int = -1
     duplicate_window: timedelta = timedelta(minutes=2)
+    replicated: bool = True
+    """False: there is one server where it lives."""
+    region: str = ""
+    """Where its servers are; "" is the first region, where the services are."""
 
     def config(self, replicas: int) -> StreamConfig:
         """The configuration that the server is given."""
@@ -99,7 +103,7 @@ class StreamSpec:
             max_age=self.max_age.total_seconds(),
             max_bytes=self.max_bytes,
             duplicate_window=min(self.duplicate_window, self.max_age).total_seconds(),
-            num_replicas=replicas,
+            num_replicas=replicas if self.replicated else 1,
             allow_direct=True,
         )
 
@@ -146,6 +150,29 @@ class ConsumerSpec:
         )
 
 
+# --- domains -------------------------------------------------------------------------------------
+
+HUB_DOMAIN = "hub"
+"""Where all streams and buckets are but those of sites. At a hub it needs no name; from behind a
+leaf node it does, for there the site's own JetStream is the nearest."""
+
+
+def site_domain(region: str, site: str) -> str:
+    """The JetStream of a site's leaf node."""
+    return f"{checked_name(region)}_{checked_name(site)}"
+
+
+def api_prefix(domain: str) -> str:
+    """What requests to the JetStream of a domain begin with; "" is the nearest one."""
+    return f"$JS.{domain}.API" if domain else "$JS.API"
+
+
+def entry_subject(bucket: BucketSpec, key: str, domain: str) -> str:
+    """Where an entry of a bucket is written."""
+    entry = f"$KV.{bucket.name}.{key}"
+    return f"{api_prefix(domain)}.{entry}" if domain else entry
+
+
 # --- streams -------------------------------------------------------------------------------------
 
 
@@ -159,6 +186,7 @@ def work_stream(region: str) -> StreamSpec:
         max_age=timedelta(minutes=10),
         max_bytes=256 * _MIB,
         max_msgs_per_subject=10_000,
+        region=region,
     )
 
 
@@ -172,6 +200,16 @@ def measured_stream(region: str, site: str) -> StreamSpec:
         max_age=timedelta(days=35),
         max_bytes=512 * _MIB,
     )
+
+
+def site_measured_stream(region: str, site: str, epoch: int) -> StreamSpec:
+    """Cost records of one site, at the site; the hub's stream of them is sourced from it.
+
+    A hub skips what comes under a number that it has read already, so a stream that lost its
+    end (a disk restored, a file cut short) is followed by one of the next epoch.
+    """
+    hub = measured_stream(region, site)
+    return replace(hub, name=f"{hub.name}_{epoch}", replicated=False)
 
 
 USAGE = StreamSpec(
@@ -307,6 +345,10 @@ def reply_subject(gateway_id: str) -> str:
     return f"busbar.reply.{checked_name(gateway_id)}"
 
 
+REPLIES = "busbar.reply.*"
+"""The inboxes of all gateways."""
+
+
 def cancel_subject(node_key: str) -> str:
     """Core NATS: where a node agent takes WorkCancel; `node_key` is "region.site.node"."""
     return f"busbar.cancel.{node_key}"
@@ -341,6 +383,30 @@ def dead_letter_subject(service: str, consumer: str) -> str:
 
 DEAD_WORK = dead_letter_subject("node", "work")
 """Requests with which a Triton died twice."""
+NODE_EVENTS = "busbar.evt.node.>"
+"""Facts that node agents publish."""
+NODE_DEAD_LETTERS = "busbar.dlq.node.>"
+"""Work that node agents gave up."""
+
+
+def site_inbox(region: str, site: str) -> str:
+    """What the subjects begin with on which a site takes answers."""
+    return f"_INBOX.site.{checked_name(region)}.{checked_name(site)}"
+
+
+def node_inbox(node: NodeId) -> str:
+    """What the subjects begin with on which a node behind a leaf node takes answers."""
+    return f"{site_inbox(node.region, node.site)}.{node.node}"
+
+
+def provisioner_inbox(region: str, site: str) -> str:
+    """Where a site answers the provisioner; apart for each, so that none answers for another."""
+    return f"_INBOX.provisioner.{checked_name(region)}.{checked_name(site)}"
+
+
+def sourced_subject(region: str, site: str) -> str:
+    """What the subjects begin with on which a site's cost records travel to the hub."""
+    return f"busbar.sourced.{checked_name(region)}.{checked_name(site)}"
 
 
 def is_replayable(subject: str) -> bool:

@@ -59,8 +59,12 @@ class Current:
 Change = Put | Deleted | Current
 
 
-async def follow(client: Client, bucket: str) -> AsyncGenerator[Change]:
+async def follow(
+    client: Client, bucket: str, *, keys: str = ">", domain: str = ""
+) -> AsyncGenerator[Change]:
     """Report the whole bucket, then `Current`, then every change, for ever.
+
+    `keys` narrows it to what this pattern matches; `domain` is where the bucket is.
 
     After an interruption the whole bucket is reported again, deletions first
     inferred from what is missing, then `Current` once more. Entries that expire
@@ -70,7 +74,7 @@ async def follow(client: Client, bucket: str) -> AsyncGenerator[Change]:
     while True:
         try:
             if client.is_connected:
-                async for change in _one_watch(client, bucket, known):
+                async for change in _one_watch(client, bucket, known, keys, domain):
                     yield change
         except (NatsError, JetStreamError, TimeoutError, OSError) as error:
             _obey_cancellation()
@@ -78,15 +82,17 @@ async def follow(client: Client, bucket: str) -> AsyncGenerator[Change]:
         await asyncio.sleep(_RETRY_S)
 
 
-async def _one_watch(client: Client, bucket: str, known: set[str]) -> AsyncGenerator[Change]:
+async def _one_watch(
+    client: Client, bucket: str, known: set[str], keys: str, domain: str
+) -> AsyncGenerator[Change]:
     """Ends when a message was missed, nothing is heard any more, or after a reconnect."""
     loop, reconnects = asyncio.get_running_loop(), client.stats["reconnects"]
     messages: asyncio.Queue[Msg] = asyncio.Queue()  # bounded by the subscription's own limits
     inbox = client.new_inbox()
     subscription = await client.subscribe(inbox, cb=messages.put)
     try:
-        config = _consumer(bucket, inbox)
-        info = await client.jetstream(timeout=2).add_consumer(f"KV_{bucket}", config)
+        jetstream = client.jetstream(timeout=2, domain=domain or None)
+        info = await jetstream.add_consumer(f"KV_{bucket}", _consumer(bucket, keys, inbox))
         reading_all, fresh, delivered, heard_s = True, set[str](), 0, loop.time()
         pending = info.num_pending or 0
         while client.stats["reconnects"] == reconnects:
@@ -114,10 +120,12 @@ async def _one_watch(client: Client, bucket: str, known: set[str]) -> AsyncGener
             await subscription.unsubscribe()
 
 
-def _consumer(bucket: str, inbox: str) -> ConsumerConfig:
+def _consumer(bucket: str, keys: str, inbox: str) -> ConsumerConfig:
     return ConsumerConfig(
+        # Named, what it reads stands in the subject of the request, where servers can permit it.
+        name=f"follow-{inbox.rpartition('.')[2]}",
         deliver_subject=inbox,
-        filter_subject=f"$KV.{bucket}.>",
+        filter_subject=f"$KV.{bucket}.{keys}",
         deliver_policy=DeliverPolicy.LAST_PER_SUBJECT,
         ack_policy=AckPolicy.NONE,
         max_deliver=1,
