@@ -73,7 +73,9 @@ class Agent:
             self.reporter.report(),
             self.work.show_signs_of_life(),
             self.measured.publish_for_ever(),
-            follow_placement(self.client, self.settings.node_id, self.reconciler),
+            follow_placement(
+                self.client, self.settings.node_id, self.settings.hub_domain, self.reconciler
+            ),
             *reading,
         ]
 
@@ -109,7 +111,8 @@ def build(settings: Settings, client: Client, tracer: Tracer) -> Agent:
     node, run_id, gpus = settings.node_id, uuid.uuid4().hex, find_gpus()
     repository = ModelRepository(settings.repository)
     repository.clear()
-    cache = BundleCache(client, settings.state_dir / "bundles", settings.bundle_mib_max * _MIB)
+    domain, bundle_bytes_max = settings.hub_domain, settings.bundle_mib_max * _MIB
+    cache = BundleCache(client, settings.state_dir / "bundles", bundle_bytes_max, domain)
     events = Events(client, run_id)
     energy = MeasuredEnergy(gpus) if gpus and gpus.counts_energy() else NotMeasured()
     measured = MeasuredPublisher(client.jetstream(timeout=5), node, run_id)
@@ -133,7 +136,7 @@ def build(settings: Settings, client: Client, tracer: Tracer) -> Agent:
 
     def open_puller(lane: Lane) -> WorkPuller:
         consumer = work_consumer(node.region, lane.deployment)
-        return WorkPuller(client, hot, consumer, lane, work.take)
+        return WorkPuller(client, hot, consumer, lane, work.take, domain=domain)
 
     supervisor = TritonSupervisor(_launcher(settings), on_lost, on_change)
     tools = Tools(
@@ -159,8 +162,8 @@ def build(settings: Settings, client: Client, tracer: Tracer) -> Agent:
         supervisor=supervisor,
         reconciler=reconciler,
         work=work,
-        put_lease=putter(client, LEASES, node.key),
-        put_status=putter(client, NODES, node.key),
+        put_lease=putter(client, LEASES, node.key, domain),
+        put_status=putter(client, NODES, node.key, domain),
     )
     return Agent(client, supervisor, work, reconciler, reporter, measured, energy, settings)
 

@@ -31,6 +31,8 @@ class Settings(BusSettings):
     region: str
     site: str
     node: str
+    hub_domain: str = ""
+    """Behind a site's leaf node: the JetStream domain of the region's hub."""
     state_dir: Annotated[Path, AfterValidator(_absolute)]
     http_host: str = "127.0.0.1"
     ops_port: int = Field(ge=0, le=65535)

@@ -46,6 +46,8 @@ class BundleCache:
     client: Client
     root: Path
     bundle_bytes_max: int
+    domain: str = ""
+    """Where the object store is; "" is the nearest JetStream."""
     _locks: dict[str, asyncio.Lock] = field(default_factory=dict[str, asyncio.Lock])
 
     async def fetch(self, digest: str) -> Bundle:
@@ -83,7 +85,8 @@ class BundleCache:
     async def _download(self, hex_digits: str, file: IO[bytes]) -> None:
         sink = _VerifyingSink(file, self.bundle_bytes_max)
         try:
-            store = await self.client.jetstream(timeout=5).object_store(MODELS.name)
+            jetstream = self.client.jetstream(timeout=5, domain=self.domain or None)
+            store = await jetstream.object_store(MODELS.name)
             size_bytes = (await store.get_info(hex_digits)).size or 0
             self._check_room(size_bytes)
             await _until_stalled(store.get(hex_digits, writeinto=cast("Any", sink)), sink)

@@ -18,6 +18,7 @@ from busbar_messaging.topology import (
     BucketSpec,
     NodeId,
     cancel_subject,
+    entry_subject,
     event_subject,
 )
 from busbar_messaging.watching import Current, Deleted, Put, follow
@@ -35,9 +36,11 @@ EVENTS_WAITING_MAX = 100
 _PUT_TIMEOUT_S = 1.0
 
 
-async def follow_placement(client: Client, node: NodeId, reconciler: Reconciler) -> None:
+async def follow_placement(
+    client: Client, node: NodeId, domain: str, reconciler: Reconciler
+) -> None:
     """Hand every desired state of this node to the reconciler, for ever."""
-    async for change in follow(client, PLACEMENTS.name):
+    async for change in follow(client, PLACEMENTS.name, keys=node.key, domain=domain):
         match change:
             case Put(key, value) if key == node.key:
                 try:
@@ -69,10 +72,12 @@ async def take_cancels(client: Client, node: NodeId, work: WorkInHand) -> None:
     await client.subscribe(cancel_subject(node.key), cb=on_cancel)
 
 
-def putter(client: Client, bucket: BucketSpec, key: str) -> Callable[[bytes], Awaitable[None]]:
+def putter(
+    client: Client, bucket: BucketSpec, key: str, domain: str
+) -> Callable[[bytes], Awaitable[None]]:
     """A function that writes `key` of a bucket, once, within a second."""
     jetstream = client.jetstream(timeout=_PUT_TIMEOUT_S)
-    subject = f"$KV.{bucket.name}.{key}"
+    subject = entry_subject(bucket, key, domain)
 
     async def put(value: bytes) -> None:
         await jetstream.publish(subject, value, timeout=_PUT_TIMEOUT_S)

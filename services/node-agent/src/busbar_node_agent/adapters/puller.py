@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import structlog
 from busbar_messaging.hot_connection import Deliveries, HotConnection
-from busbar_messaging.topology import ConsumerSpec
+from busbar_messaging.topology import ConsumerSpec, api_prefix
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
@@ -51,10 +51,13 @@ class WorkPuller:
         consumer: ConsumerSpec,
         lane: Lane,
         on_work: Callable[[bytes, Lane], None],
+        *,
+        domain: str = "",
     ) -> None:
         self._client = client
         self._hot = hot
-        self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{consumer.stream}.{consumer.durable}".encode()
+        asking = f"{api_prefix(domain)}.CONSUMER.MSG.NEXT"
+        self._subject = f"{asking}.{consumer.stream}.{consumer.durable}".encode()
         self._lane = lane
         self._on_work = on_work
         self._deliveries: Deliveries | None = None
