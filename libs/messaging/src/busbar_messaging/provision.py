@@ -16,18 +16,26 @@ import structlog
 from busbar_errors import BusbarError, Rejected, Unavailable
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
-from nats.js.api import KeyValueConfig, ObjectStoreConfig, StorageType, StreamConfig
+from nats.js.api import (
+    KeyValueConfig,
+    ObjectStoreConfig,
+    Placement,
+    StorageType,
+    StreamConfig,
+)
 from nats.js.client import JetStreamContext
 from nats.js.errors import APIError, NotFoundError
 from pydantic import Field
 
 from busbar_messaging import topology
 from busbar_messaging.connection import BusSettings, close, connect
+from busbar_messaging.site_streams import AWAY, SiteStreams
 
 log = structlog.get_logger()
 
 _WATCH_INTERVAL_S, _RETRY_S, _POLL_S = 10.0, 0.5, 0.25
 _COMPARED = ("subjects", "retention", "storage", "max_age", "max_msgs_per_subject", "num_replicas")
+_CHANGED = frozenset({"created", "updated"})
 _CONSUMERS_BOUNDS = ("ack_wait", "max_deliver", "max_ack_pending")
 
 
@@ -37,6 +45,7 @@ class ProvisionSettings(BusSettings):
     regions: list[str] = Field(default=["r1"])
     sites: list[str] = Field(default=["r1/s1"], description="region/site pairs")
     replicas: int = Field(default=1, ge=1, le=5)
+    leaf_nodes: bool = Field(default=False, description="each site has a NATS of its own")
 
     @property
     def site_pairs(self) -> list[tuple[str, str]]:
@@ -47,6 +56,19 @@ class ProvisionSettings(BusSettings):
         return [(pair[0], pair[1]) for pair in pairs]
 
 
+@dataclass(frozen=True, slots=True)
+class Where:
+    """How many copies of an asset there are, and in which region's servers."""
+
+    replicas: int
+    home: str
+    """The region of what belongs to none; "" where there is one cluster only."""
+
+    def in_region(self, region: str) -> Placement | None:
+        """What the server is told; None where it has no choice."""
+        return Placement(cluster=region or self.home) if self.home else None
+
+
 @dataclass(slots=True)
 class Report:
     """What was found and done: asset name → "ok", "created", "updated", or what differs."""
@@ -55,13 +77,13 @@ class Report:
 
     @property
     def right(self) -> bool:
-        """Whether nothing is missing or different."""
-        return all(state in {"ok", "created", "updated"} for state in self.assets.values())
+        """Whether nothing is missing or different; a site that is away is not wrong."""
+        return all(state in {"ok", AWAY, *_CHANGED} for state in self.assets.values())
 
     @property
     def changed(self) -> bool:
         """Whether anything had to be done."""
-        return any(state in {"created", "updated"} for state in self.assets.values())
+        return any(state in _CHANGED for state in self.assets.values())
 
 
 async def apply(client: Client, settings: ProvisionSettings) -> Report:
@@ -76,19 +98,28 @@ async def verify(client: Client, settings: ProvisionSettings) -> Report:
 
 async def _walk(client: Client, settings: ProvisionSettings, *, change: bool) -> Report:
     jetstream, report = client.jetstream(timeout=5), Report()
-    for spec in topology.streams(settings.regions, settings.site_pairs):
-        config = spec.config(settings.replicas)
+    here = Where(settings.replicas, settings.regions[0] if settings.leaf_nodes else "")
+    for spec in topology.streams(settings.regions, _unsourced(settings)):
+        config = spec.config(settings.replicas).evolve(placement=here.in_region(spec.region))
         report.assets[f"stream {spec.name}"] = await _stream(jetstream, config, change=change)
+    if settings.leaf_nodes:
+        sites = SiteStreams(client, settings, here.replicas, here.in_region(""))
+        report.assets.update(await sites.apply(settings.site_pairs, change=change))
     for bucket in topology.BUCKETS:
-        state = await _bucket(jetstream, bucket, settings.replicas, change=change)
+        state = await _bucket(jetstream, bucket, here, change=change)
         report.assets[f"bucket {bucket.name}"] = state
     for store in topology.OBJECT_STORES:
-        state = await _object_store(jetstream, store, settings.replicas, change=change)
+        state = await _object_store(jetstream, store, here, change=change)
         report.assets[f"object store {store.name}"] = state
     for consumer in topology.consumers(settings.site_pairs):
         state = await _consumer(jetstream, consumer, change=change)
         report.assets[f"consumer {consumer.stream}/{consumer.durable}"] = state
     return report
+
+
+def _unsourced(settings: ProvisionSettings) -> list[tuple[str, str]]:
+    """The sites whose cost records are published right here."""
+    return [] if settings.leaf_nodes else settings.site_pairs
 
 
 async def _stream(jetstream: JetStreamContext, wanted: StreamConfig, *, change: bool) -> str:
@@ -110,7 +141,7 @@ async def _stream(jetstream: JetStreamContext, wanted: StreamConfig, *, change: 
 
 
 async def _bucket(
-    jetstream: JetStreamContext, spec: topology.BucketSpec, replicas: int, *, change: bool
+    jetstream: JetStreamContext, spec: topology.BucketSpec, here: Where, *, change: bool
 ) -> str:
     try:
         await jetstream.stream_info(f"KV_{spec.name}")
@@ -124,7 +155,8 @@ async def _bucket(
                 history=1,
                 storage=StorageType(spec.storage),
                 max_bytes=spec.max_bytes,
-                replicas=replicas,
+                replicas=here.replicas,
+                placement=here.in_region(""),
                 **options,
             )
         )
@@ -133,7 +165,7 @@ async def _bucket(
 
 
 async def _object_store(
-    jetstream: JetStreamContext, spec: topology.ObjectStoreSpec, replicas: int, *, change: bool
+    jetstream: JetStreamContext, spec: topology.ObjectStoreSpec, here: Where, *, change: bool
 ) -> str:
     try:
         await jetstream.stream_info(f"OBJ_{spec.name}")
@@ -144,7 +176,8 @@ async def _object_store(
             bucket=spec.name,
             max_bytes=spec.max_bytes,
             storage=StorageType.FILE,
-            replicas=replicas,
+            replicas=here.replicas,
+            placement=here.in_region(""),
         )
         await jetstream.create_object_store(spec.name, config)
         return "created"

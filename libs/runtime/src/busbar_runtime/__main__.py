@@ -17,6 +17,7 @@ from busbar_runtime.child import tethered
 from busbar_runtime.control import ControlClient, ControlError, PlatformNotRunningError
 from busbar_runtime.daemon import LaunchSettings
 from busbar_runtime.descendants import signal_me_when_my_parent_dies
+from busbar_runtime.fleet import SITES_MAX
 from busbar_runtime.home import Home
 from busbar_runtime.process import inherited_environment
 from busbar_runtime.services import SERVICES, Ports
@@ -40,7 +41,9 @@ def settings_of(args: argparse.Namespace, *, follow_stdin: bool) -> LaunchSettin
                 f"--port wants NAME=NUMBER, not {given!r}; names: {', '.join(Ports.NAMES)}"
             )
         ports[name] = int(number)
-    return LaunchSettings(parts=args.only or (), ports=ports, follow_stdin=follow_stdin)
+    return LaunchSettings(
+        parts=args.only or (), ports=ports, follow_stdin=follow_stdin, sites=args.sites
+    )
 
 
 def up(args: argparse.Namespace, home: Home) -> int:
@@ -231,6 +234,15 @@ def parser() -> argparse.ArgumentParser:
         )
         made.add_argument(
             "--port", action="append", metavar="NAME=NUMBER", help="a listener's port; repeatable"
+        )
+
+        made.add_argument(
+            "--sites",
+            type=int,
+            default=0,
+            metavar="N",
+            help="N sites in two regions, each with a NATS, a node agent and a Triton of its own "
+            f"(at most {SITES_MAX}; default: one node on one NATS)",
         )
 
     starting = command("up", up, "Start the platform and leave it running.")

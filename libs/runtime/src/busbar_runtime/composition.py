@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -10,7 +11,14 @@ from importlib.util import find_spec
 from busbar_runtime.home import REPO
 from busbar_runtime.nats import nats_spec
 from busbar_runtime.postgres import postgres_nodes
-from busbar_runtime.services import REGION, SERVICES, SITE, Wiring, service_spec
+from busbar_runtime.services import (
+    SERVICES,
+    Wiring,
+    agent_spec,
+    package_of,
+    service_spec,
+)
+from busbar_runtime.site_buses import site_bus_specs
 from busbar_runtime.spec import Node, ProcessSpec, StepSpec
 
 DEMO = REPO / "deploy" / "demo"
@@ -25,30 +33,55 @@ AFTER: Mapping[str, list[str]] = {
 ServiceEnvironments = Mapping[str, Mapping[str, str]]
 
 
-def platform_nodes(wiring: Wiring, extra: ServiceEnvironments) -> Sequence[Node]:
-    """Every node, first to start first; stopping goes the other way."""
-    services = [service for service in SERVICES if _exists("busbar_" + service.replace("-", "_"))]
+def platform_nodes(
+    wiring: Wiring, extra: ServiceEnvironments, links: Mapping[str, int]
+) -> Sequence[Node]:
+    """Every node, first to start first; stopping goes the other way.
+
+    `links` maps a site to the port that its leaf node takes for its region's.
+    """
+    services = [
+        name
+        for service in SERVICES
+        if _exists(package_of(service))
+        for name in (wiring.fleet.agents if service == "node-agent" else [service])
+    ]
+    buses = _buses(wiring, links)
     return [
-        nats_spec(wiring.home, wiring.secrets, wiring.nats),
+        *buses,
         *postgres_nodes(wiring.home, wiring.secrets, wiring.postgres),
-        *_bus(wiring),
+        *_bus(wiring, [bus.name for bus in buses]),
         _migrations(wiring),
         *_installs(wiring),
-        *[service_spec(name, wiring, extra.get(name, {}), AFTER[name]) for name in services],
+        *[_service(name, wiring, extra.get(name, {})) for name in services],
         *_demo(wiring, services),
     ]
+
+
+def _buses(wiring: Wiring, links: Mapping[str, int]) -> list[ProcessSpec]:
+    home, ports = wiring.home, wiring.ports.by_name
+    if wiring.identities is None:
+        return [nats_spec(home, wiring.secrets, wiring.nats)]
+    return site_bus_specs(home, wiring.fleet, wiring.identities, ports, links)
+
+
+def _service(name: str, wiring: Wiring, extra: Mapping[str, str]) -> ProcessSpec:
+    if name in wiring.fleet.agents:
+        return agent_spec(name, wiring, extra, AFTER["node-agent"])
+    return service_spec(name, wiring, extra, AFTER[name])
 
 
 def _exists(package: str) -> bool:
     return find_spec(package) is not None and find_spec(f"{package}.__main__") is not None
 
 
-def _bus(wiring: Wiring) -> list[Node]:
+def _bus(wiring: Wiring, servers: Sequence[str]) -> list[Node]:
     """Make the streams, then keep those that live in memory across a restart of NATS."""
     env = {
         **wiring.bus("provisioner"),
-        "BUSBAR_REGIONS": f'["{REGION}"]',
-        "BUSBAR_SITES": f'["{REGION}/{SITE}"]',
+        "BUSBAR_REGIONS": json.dumps(wiring.fleet.regions),
+        "BUSBAR_SITES": json.dumps(wiring.fleet.sites),
+        "BUSBAR_LEAF_NODES": json.dumps(wiring.fleet.leaf_nodes),
     }
     provision = [sys.executable, "-m", "busbar_messaging.provision"]
 
@@ -56,7 +89,7 @@ def _bus(wiring: Wiring) -> list[Node]:
         return True
 
     return [
-        StepSpec(name="bus", argv=[*provision, "apply"], cwd=REPO, env=env, after=["nats"]),
+        StepSpec(name="bus", argv=[*provision, "apply"], cwd=REPO, env=env, after=servers),
         ProcessSpec(
             name="provisioner",
             argv=[*provision, "watch"],

@@ -21,6 +21,7 @@ from typing import Any
 from busbar_runtime import control, endpoints
 from busbar_runtime.composition import platform_nodes
 from busbar_runtime.descendants import kill_strays
+from busbar_runtime.fleet import Fleet
 from busbar_runtime.home import Home, Secrets
 from busbar_runtime.nats import NatsAddress
 from busbar_runtime.ports import PortPool
@@ -28,6 +29,7 @@ from busbar_runtime.postgres import PostgresAddress
 from busbar_runtime.process import StartFailedError
 from busbar_runtime.services import SERVICES, Ports, Wiring
 from busbar_runtime.shared_memory import remove_stale_segments
+from busbar_runtime.site_buses import identities_of
 from busbar_runtime.spec import Environment, ProcessSpec, with_predecessors
 from busbar_runtime.supervisor import Supervisor
 from busbar_runtime.warden import run_guarded
@@ -44,6 +46,10 @@ class LaunchSettings:
     ports: Mapping[str, int] = field(default_factory=dict[str, int])
     environments: Mapping[str, Mapping[str, str]] = field(default_factory=dict[str, dict[str, str]])
     follow_stdin: bool = False
+    sites: int = 0
+    """How many sites with a NATS and a node each; 0: one node on the one NATS there is."""
+    links: Mapping[str, int] = field(default_factory=dict[str, int])
+    """For a site: the loopback port that its NATS takes for its region's. For tests of links."""
 
     def as_json(self) -> str:
         return json.dumps(asdict(self))
@@ -56,7 +62,7 @@ class Daemon:
         self._home = home
         self._pool = PortPool()
         self._wiring = _wiring(home, self._pool, settings)
-        nodes = platform_nodes(self._wiring, settings.environments)
+        nodes = platform_nodes(self._wiring, settings.environments, settings.links)
         if settings.parts:
             nodes = with_predecessors(nodes, settings.parts)
         self._supervisor = Supervisor(
@@ -187,10 +193,12 @@ class Daemon:
         if "nats" in self._names:
             found["nats"] = self._wiring.nats.url
             found["nats_monitor"] = self._wiring.nats.monitor_url
-            found["nats_credentials"] = dict(secrets.nats)
+            found["nats_credentials"] = dict(self._wiring.bus_secrets)
+            found["regions"], found["sites"] = self._wiring.fleet.regions, self._sites()
         if "postgres" in self._names:
             found["postgres"] = self._wiring.postgres.admin_dsn
-        if running := [service for service in SERVICES if service in self._names]:
+        services = [*SERVICES, *self._wiring.fleet.agents]
+        if running := [service for service in services if service in self._names]:
             found["ops"] = {service: ports.url(f"{service}-ops") for service in running}
             found["otlp"] = self._wiring.otlp_url
             found["admin"] = {
@@ -207,19 +215,36 @@ class Daemon:
             found["console"] = ports.url("telemetry")
         return found
 
+    def _sites(self) -> dict[str, Any]:
+        """Each site's node and its process, and its NATS and how that reaches its region's."""
+        ports, fleet = self._wiring.ports, self._wiring.fleet
+        leaves = {node: leaf for leaf, node in fleet.leaves.items()}
+        return {
+            f"{node.region}/{node.site}": {
+                "node": str(node),
+                "agent": agent,
+                "nats": ports.url(leaves.get(node, "nats"), "nats"),
+                **({"hub": ports.url(f"nats-leaf-{node.region}", "nats")} if leaves else {}),
+            }
+            for agent, node in fleet.agents.items()
+        }
+
     def _write_pids(self) -> None:
         endpoints.update(self._home, {"pids": self._supervisor.pids()})
 
 
 def _wiring(home: Home, pool: PortPool, settings: LaunchSettings) -> Wiring:
     secrets = Secrets.of(home)
-    ports = Ports.take(pool, settings.ports)
+    fleet = Fleet.of(settings.sites)
+    ports = Ports.take(pool, settings.ports, fleet)
     return Wiring(
         home,
         secrets,
         ports,
         NatsAddress(ports["nats"], ports["nats-monitor"]),
         PostgresAddress(ports["postgres"], secrets.postgres_admin, secrets.postgres_billing),
+        fleet,
+        identities_of(home, fleet) if fleet.leaf_nodes else None,
     )
 
 

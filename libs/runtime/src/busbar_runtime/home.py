@@ -120,8 +120,13 @@ class Secrets:
 
 def write_private_json(path: Path, value: Mapping[str, Any]) -> None:
     """Replace the file as a whole, readable by this user only."""
+    write_private(path, json.dumps(value, indent=2))
+
+
+def write_private(path: Path, text: str) -> None:
+    """Replace the file as a whole, readable by this user only."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as file:
-        json.dump(value, file, indent=2)
+        file.write(text)
     scratch.replace(path)

@@ -35,16 +35,23 @@ class Platform:
         cache: Path | None = None,
         parts: Sequence[str] = (),
         environments: Mapping[str, Mapping[str, str]] | None = None,
+        sites: int = 0,
+        links: Mapping[str, int] | None = None,
         show: Callable[[str], None] = _say_nothing,
     ) -> None:
         """`parts` come with all that they need: "nats", "bus", "postgres-database", "gateway", …;
         without any it is the whole platform.
 
         `environments` adds variables to single services. The cache is shared unless given.
+        For `sites` and `links` see LaunchSettings.
         """
         self.home = Home.of(home, cache)
         self._settings = LaunchSettings(
-            parts=parts, environments=environments or {}, follow_stdin=True
+            parts=parts,
+            environments=environments or {},
+            follow_stdin=True,
+            sites=sites,
+            links=links or {},
         )
         self._show = show
         self._daemon: subprocess.Popen[bytes] | None = None

@@ -10,7 +10,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+from busbar_messaging.identities import Identities
+from busbar_messaging.topology import HUB_DOMAIN, NodeId, node_inbox
+
 from busbar_runtime import probes
+from busbar_runtime.fleet import REGIONS, Fleet
 from busbar_runtime.home import REPO, Home, Secrets
 from busbar_runtime.nats import NatsAddress
 from busbar_runtime.ports import LOOPBACK, PortPool
@@ -18,9 +22,9 @@ from busbar_runtime.postgres import PostgresAddress
 from busbar_runtime.spec import Environment, ProcessSpec
 from busbar_runtime.triton import ensure_triton
 
-REGION, SITE, NODE = "r1", "s1", "n1"
+REGION = REGIONS[0]
+"""Where the services are; agents are wherever their sites are."""
 SERVICES = ("telemetry", "billing", "scheduler", "node-agent", "gateway")
-NATS_USER = {"node-agent": "agent"}  # the others are named as the service
 # What a developer may set for all services from outside.
 PASSED_ON = ("BUSBAR_LOG_LEVEL", "BUSBAR_TRACE_SAMPLE_RATIO")
 PASSED_ON_TO_BILLING = (
@@ -43,17 +47,20 @@ class Ports:
 
     NAMES = (
         "nats", "nats-monitor", "postgres", "http", "grpc", "account", "billing", "scheduler",
-        "telemetry", "otlp-http", "otlp-grpc", *(f"{service}-ops" for service in SERVICES),
+        "telemetry", "otlp-http", "otlp-grpc",
+        *(f"{service}-ops" for service in SERVICES if service != "node-agent"),
     )  # fmt: skip
+    """Those that every platform has; see Fleet.listeners for the others."""
 
     @classmethod
-    def take(cls, pool: PortPool, wanted: Mapping[str, int]) -> Ports:
+    def take(cls, pool: PortPool, wanted: Mapping[str, int], fleet: Fleet) -> Ports:
         """The wanted ports where they are free, others elsewhere."""
-        if unknown := set(wanted) - set(cls.NAMES):
+        names = (*cls.NAMES, *fleet.listeners)
+        if unknown := set(wanted) - set(names):
             raise ValueError(
-                f"no listener is called {sorted(unknown)}; there are: {', '.join(cls.NAMES)}"
+                f"no listener is called {sorted(unknown)}; there are: {', '.join(names)}"
             )
-        return cls({name: pool.take(wanted.get(name)) for name in cls.NAMES})
+        return cls({name: pool.take(wanted.get(name)) for name in names})
 
     def __getitem__(self, name: str) -> int:
         return self.by_name[name]
@@ -71,17 +78,37 @@ class Wiring:
     ports: Ports
     nats: NatsAddress
     postgres: PostgresAddress
+    fleet: Fleet
+    identities: Identities | None
+    """Where sites have a NATS of their own: who is who there."""
 
     @property
     def otlp_url(self) -> str:
         return os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or self.ports.url("otlp-http")
 
+    @property
+    def bus_secrets(self) -> Mapping[str, str]:
+        """Each bus user's password, or its credentials."""
+        return self.identities.services if self.identities else self.secrets.nats
+
     def bus(self, user: str) -> dict[str, str]:
         return {
             "BUSBAR_NATS_URL": self.nats.url,
             "BUSBAR_NATS_USER": user,
-            "BUSBAR_NATS_PASSWORD": self.secrets.nats[user],
+            "BUSBAR_NATS_PASSWORD": self.bus_secrets[user],
             "BUSBAR_REGION": REGION,
+        }
+
+    def bus_of_node(self, node: NodeId) -> dict[str, str]:
+        """The bus as a node agent has it: its site's, where that has one."""
+        if self.identities is None:
+            return self.bus("agent")
+        return {
+            "BUSBAR_NATS_URL": f"nats://{LOOPBACK}:{self.ports[f'nats-{node.site}']}",
+            "BUSBAR_NATS_USER": str(node),
+            "BUSBAR_NATS_PASSWORD": self.identities.sites[node.region, node.site].nodes[node.node],
+            "BUSBAR_NATS_INBOX": node_inbox(node),
+            "BUSBAR_HUB_DOMAIN": HUB_DOMAIN,
         }
 
 
@@ -91,15 +118,43 @@ def service_spec(
     """How to run one service; `extra` is its own environment, over what all have."""
 
     def env() -> Mapping[str, str]:
-        return {**_for_all(service, wiring), **_for_one(service, wiring), **extra}
+        return {**wiring.bus(service), **_for_all(service, wiring), **_of(service, wiring), **extra}
 
+    return _spec(service, package_of(service), wiring, env, after)
+
+
+def agent_spec(
+    agent: str, wiring: Wiring, extra: Mapping[str, str], after: list[str]
+) -> ProcessSpec:
+    """How to run the agent of one node."""
+    node = wiring.fleet.agents[agent]
+
+    def env() -> Mapping[str, str]:
+        own = {
+            "BUSBAR_REGION": node.region,
+            "BUSBAR_SITE": node.site,
+            "BUSBAR_NODE": node.node,
+            "BUSBAR_TRITON_COMMAND": json.dumps(ensure_triton(wiring.home.cache).command),
+        }
+        return {**wiring.bus_of_node(node), **_for_all(agent, wiring), **own, **extra}
+
+    return _spec(agent, package_of("node-agent"), wiring, env, after)
+
+
+def package_of(service: str) -> str:
+    """The Python package that is run."""
+    return "busbar_" + service.replace("-", "_")
+
+
+def _spec(
+    service: str, package: str, wiring: Wiring, env: Environment, after: list[str]
+) -> ProcessSpec:
     ops_url = wiring.ports.url(f"{service}-ops")
-    late: Environment = env
     return ProcessSpec(
         name=service,
-        argv=[sys.executable, "-m", "busbar_" + service.replace("-", "_")],
+        argv=[sys.executable, "-m", package],
         cwd=REPO,
-        env=late,
+        env=env,
         after=after,
         before_start=lambda: _state(service, wiring.home).mkdir(parents=True, exist_ok=True),
         ready=probes.http(f"{ops_url}/readyz"),
@@ -111,7 +166,6 @@ def service_spec(
 def _for_all(service: str, wiring: Wiring) -> dict[str, str]:
     return {
         **{name: os.environ[name] for name in PASSED_ON if name in os.environ},
-        **wiring.bus(NATS_USER.get(service, service)),
         "BUSBAR_OPERATOR_TOKEN": wiring.secrets.operator_token,
         "BUSBAR_HTTP_HOST": LOOPBACK,
         "BUSBAR_OPS_PORT": str(wiring.ports[f"{service}-ops"]),
@@ -120,7 +174,7 @@ def _for_all(service: str, wiring: Wiring) -> dict[str, str]:
     }
 
 
-def _for_one(service: str, wiring: Wiring) -> dict[str, str]:
+def _of(service: str, wiring: Wiring) -> dict[str, str]:
     ports, secrets = wiring.ports, wiring.secrets
     match service:
         case "gateway":
@@ -137,10 +191,11 @@ def _for_one(service: str, wiring: Wiring) -> dict[str, str]:
                 "BUSBAR_ACCOUNT_PORT": str(ports["account"]),
                 "BUSBAR_POSTGRES_DSN": wiring.postgres.billing_dsn,
                 "BUSBAR_KEY_HMAC_SECRET": secrets.key_hmac,
+                "BUSBAR_SITES": json.dumps(wiring.fleet.sites),
             }
         case "scheduler":
             return {"BUSBAR_HTTP_PORT": str(ports["scheduler"])}
-        case "telemetry":
+        case _:  # telemetry
             return {
                 "BUSBAR_HTTP_PORT": str(ports["telemetry"]),
                 "BUSBAR_OTLP_GRPC_PORT": str(ports["otlp-grpc"]),
@@ -149,12 +204,6 @@ def _for_one(service: str, wiring: Wiring) -> dict[str, str]:
                 "BUSBAR_BILLING_URL": ports.url("billing"),
                 "BUSBAR_SCHEDULER_URL": ports.url("scheduler"),
                 "BUSBAR_NATS_MONITOR_URL": wiring.nats.monitor_url,
-            }
-        case _:
-            return {
-                "BUSBAR_SITE": SITE,
-                "BUSBAR_NODE": NODE,
-                "BUSBAR_TRITON_COMMAND": json.dumps(ensure_triton(wiring.home.cache).command),
             }
 
 

@@ -59,6 +59,7 @@ def _settings(user: User) -> ProvisionSettings:
             nats_url=endpoints.bus_url,
             nats_user=user,
             nats_password=SecretStr(endpoints.bus_password(user)),
+            **endpoints.fleet,
         )
     except ValidationError as error:
         raise CommandError(f"BUSBAR_REGIONS or BUSBAR_SITES: {error}", Exit.USAGE) from error

@@ -63,6 +63,21 @@ class Endpoints:
             raise CommandError(f"{self.path} names no NATS; {_START}", Exit.UNAVAILABLE)
         return str(url)
 
+    @property
+    def fleet(self) -> dict[str, Any]:
+        """What the bus is provisioned for; $BUSBAR_REGIONS, _SITES and _LEAF_NODES go first."""
+        sites = self.content.get("sites", {})
+        known = {
+            "regions": self.content.get("regions"),
+            "sites": list(sites) or None,
+            "leaf_nodes": any("hub" in site for site in sites.values()),
+        }
+        return {
+            name: value
+            for name, value in known.items()
+            if value is not None and f"BUSBAR_{name.upper()}" not in os.environ
+        }
+
 
 def endpoints_path() -> Path:
     """Where endpoints.json should be."""

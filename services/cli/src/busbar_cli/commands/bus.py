@@ -25,7 +25,7 @@ app.command(replay)
 def apply(*, output: Output = DEFAULT) -> None:
     """Create or update what is missing or different; deletes nothing.
 
-    BUSBAR_REGIONS and BUSBAR_SITES (JSON lists) say which fleet; default r1 and r1/s1.
+    BUSBAR_REGIONS and BUSBAR_SITES (JSON lists) say which fleet; default: that of this platform.
     """
     _report("apply", output)
 

@@ -1,0 +1,419 @@
+"""Many sites: what a site may do at its hub, tried by one that is up to no good; and its records.
+
+The intruder is somebody with all rights at a site, so that its region's hub alone refuses. Each
+test has the way that must work beside those that must not, or it would pass with the link down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from busbar_messaging import provision, topology
+from busbar_messaging.connection import BusSettings, close, connect
+from busbar_messaging.identities import Keyring, identify
+from busbar_messaging.provision import ProvisionSettings
+from busbar_messaging.server_config import Permissions
+from busbar_messaging.topology import HUB_DOMAIN, NodeId, api_prefix, entry_subject
+from busbar_runtime.fleet import Fleet
+from busbar_runtime.platform import Platform
+from busbar_runtime.probes import until
+from nats.aio.client import Client
+from nats.errors import NoRespondersError
+from nats.errors import TimeoutError as NatsTimeoutError
+from nats.js.api import AckPolicy, ConsumerConfig, StreamConfig
+from nats.js.client import JetStreamContext
+from nats.js.errors import Error as JetStreamError
+from pydantic import SecretStr
+
+DEADLINE_S = 20.0
+SETTLE_S = 1.0
+FLEET = Fleet.of(3)
+HERE, ELSEWHERE, NEIGHBOUR = FLEET.nodes  # r1/s1, r2/s2, and r1/s3 in the same region
+HUB_API = api_prefix(HUB_DOMAIN)
+REFUSED = (NatsTimeoutError, NoRespondersError, JetStreamError)
+
+
+@pytest.fixture(scope="module")
+def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    running = Platform(tmp_path_factory.mktemp("sites"), parts=["bus"], sites=3)
+    running.launch()
+    yield running
+    running.shutdown()
+
+
+class Bus:
+    """Connections to the platform's servers, closed together."""
+
+    def __init__(self, platform: Platform) -> None:
+        self._platform = platform
+        self._found = platform.endpoints
+        self._clients: list[Client] = []
+        self.settings = ProvisionSettings(
+            nats_url=self._found["nats"],
+            nats_user="provisioner",
+            nats_password=SecretStr(self._found["nats_credentials"]["provisioner"]),
+            regions=FLEET.regions,
+            sites=FLEET.sites,
+            leaf_nodes=True,
+        )
+
+    async def service(self, user: str) -> Client:
+        secret = self._found["nats_credentials"][user]
+        return await self._connect(self._found["nats"], user, secret, "_INBOX")
+
+    async def node(self, node: NodeId) -> Client:
+        """A node agent's connection, with what the launcher gives to node agents."""
+        identities = identify(self._keyring(), {}, FLEET.nodes)
+        secret = identities.sites[node.region, node.site].nodes[node.node]
+        return await self._connect(self._at(node), str(node), secret, topology.node_inbox(node))
+
+    async def intruder(self, node: NodeId) -> Client:
+        """Somebody who may do everything at the site of `node`."""
+        keyring = self._keyring()
+        site = f"account {node.region}/{node.site}"
+        keyring.seeds["account BUSBAR"] = keyring.seeds[site]  # so that its users are the site's
+        secret = identify(keyring, {"intruder": Permissions()}, []).services["intruder"]
+        inbox = topology.site_inbox(node.region, node.site) + ".intruder"
+        return await self._connect(self._at(node), "intruder", secret, inbox)
+
+    async def close(self) -> None:
+        for client in self._clients:
+            await close(client)
+
+    def _keyring(self) -> Keyring:
+        seeds = json.loads((self._platform.home.run / "keyring.json").read_text())
+        return Keyring(int(time.time()), seeds)
+
+    def _at(self, node: NodeId) -> str:
+        return self._found["sites"][f"{node.region}/{node.site}"]["nats"]
+
+    async def _connect(self, url: str, user: str, secret: str, inbox: str) -> Client:
+        settings = BusSettings(
+            nats_url=url, nats_user=user, nats_password=SecretStr(secret), nats_inbox=inbox
+        )
+        self._clients.append(await connect(settings, f"test {user}"))
+        return self._clients[-1]
+
+
+@pytest.fixture
+async def bus(platform: Platform) -> AsyncIterator[Bus]:
+    made = Bus(platform)
+    yield made
+    await made.close()
+
+
+async def eventually(probe: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        await until(probe)
+
+
+async def put(client: Client, bucket: topology.BucketSpec, key: str, value: bytes) -> None:
+    """Write an entry as node agents do; raises one of REFUSED where that may not be."""
+    subject = entry_subject(bucket, key, HUB_DOMAIN)
+    await client.jetstream(timeout=SETTLE_S).publish(subject, value, timeout=SETTLE_S)
+
+
+async def pulled(client: Client, region: str, deployment: str) -> bytes:
+    """The next work of a queue; raises one of REFUSED."""
+    consumer = topology.work_consumer(region, deployment)
+    subject = f"{HUB_API}.CONSUMER.MSG.NEXT.{consumer.stream}.{consumer.durable}"
+    # Work comes under its own subject: only a subscription of its own can take it.
+    answers = await client.subscribe(client.new_inbox())
+    await client.publish(subject, b'{"batch":1,"expires":5000000000}', reply=answers.subject)
+    answer = await answers.next_msg(SETTLE_S)
+    if not answer.data:
+        raise NoRespondersError
+    return answer.data
+
+
+async def entries(services: Client, bucket: topology.BucketSpec) -> set[str]:
+    store = await services.jetstream().key_value(bucket.name)
+    try:
+        return set(await store.keys())
+    except JetStreamError:
+        return set()
+
+
+async def test_a_site_pulls_its_regions_work_and_no_others(bus: Bus) -> None:
+    services, intruder = await bus.service("provisioner"), await bus.intruder(HERE)
+    jetstream = services.jetstream()
+    for region in FLEET.regions:
+        await jetstream.add_consumer(
+            topology.work_stream(region).name, topology.work_consumer(region, "chat").config()
+        )
+        await jetstream.publish(topology.work_subject(region, "chat"), region.encode())
+
+    with pytest.raises(REFUSED):
+        await pulled(intruder, ELSEWHERE.region, "chat")
+    assert await pulled(intruder, HERE.region, "chat") == HERE.region.encode()
+    left = await jetstream.stream_info(topology.work_stream(ELSEWHERE.region).name)
+    assert left.state.messages == 1
+
+
+@pytest.mark.parametrize("bucket", [topology.LEASES, topology.NODES], ids=lambda b: b.name)
+async def test_a_site_shows_signs_of_its_own_life_only(
+    bus: Bus, bucket: topology.BucketSpec
+) -> None:
+    services, intruder = await bus.service("provisioner"), await bus.intruder(HERE)
+    await put(intruder, bucket, HERE.key, b"alive")
+    for other in (ELSEWHERE, NEIGHBOUR):
+        with pytest.raises(REFUSED):
+            await put(intruder, bucket, other.key, b"alive")
+
+    there = await entries(services, bucket)
+    assert HERE.key in there
+    assert not {ELSEWHERE.key, NEIGHBOUR.key} & there
+
+
+async def test_a_site_shapes_no_stream_and_no_consumer_of_the_hub(bus: Bus) -> None:
+    services, intruder = await bus.service("provisioner"), await bus.intruder(HERE)
+    hub = intruder.jetstream(domain=HUB_DOMAIN, timeout=SETTLE_S)
+    work = topology.work_stream(HERE.region).name
+    attempts: list[Awaitable[Any]] = [
+        hub.add_stream(StreamConfig(name="MINE", subjects=["mine.>"])),
+        hub.update_stream(topology.work_stream(HERE.region).config(1)),
+        hub.purge_stream("USAGE"),
+        hub.delete_stream("USAGE"),
+        hub.delete_msg("USAGE", 1),
+        hub.delete_consumer(work, "work-chat"),
+        hub.add_consumer(work, ConsumerConfig(durable_name="mine", ack_policy=AckPolicy.EXPLICIT)),
+        hub.stream_info("USAGE"),
+    ]
+    before = {name.config.name for name in await services.jetstream().streams_info()}
+    ends = await asyncio.gather(*attempts, return_exceptions=True)
+
+    assert [type(end) for end in ends if not isinstance(end, REFUSED)] == []
+    assert {name.config.name for name in await services.jetstream().streams_info()} == before
+    models = await hub.stream_info(f"OBJ_{topology.MODELS.name}")
+    assert models.config.name == f"OBJ_{topology.MODELS.name}"
+
+
+async def test_a_site_reads_its_own_placements_and_no_other_entry(bus: Bus) -> None:
+    services, intruder = await bus.service("provisioner"), await bus.intruder(HERE)
+    jetstream = services.jetstream()
+    for bucket, key in [
+        (topology.PLACEMENTS, HERE.key),
+        (topology.PLACEMENTS, ELSEWHERE.key),
+        (topology.KEYS, "secret"),
+        (topology.TENANTS, "secret"),
+    ]:
+        await (await jetstream.key_value(bucket.name)).put(key, b"x")
+    hub = intruder.jetstream(domain=HUB_DOMAIN, timeout=SETTLE_S)
+    heard = await intruder.subscribe(intruder.new_inbox())
+
+    def reading(name: str, subject: str) -> ConsumerConfig:
+        return ConsumerConfig(
+            name=name,
+            deliver_subject=heard.subject,
+            filter_subject=subject,
+            ack_policy=AckPolicy.NONE,
+        )
+
+    ends = await asyncio.gather(
+        hub.add_consumer("KV_keys", reading("a", "$KV.keys.secret")),
+        hub.add_consumer("KV_tenants", reading("b", "$KV.tenants.>")),
+        hub.add_consumer("KV_placements", reading("c", "$KV.placements.>")),
+        hub.add_consumer("KV_placements", reading("d", f"$KV.placements.{ELSEWHERE.key}")),
+        hub.get_msg("KV_keys", seq=1),
+        hub.get_last_msg("KV_keys", "$KV.keys.secret", direct=True),
+        return_exceptions=True,
+    )
+    await hub.add_consumer("KV_placements", reading("e", f"$KV.placements.{HERE.key}"))
+    first = await heard.next_msg(DEADLINE_S)
+
+    assert [type(end) for end in ends if not isinstance(end, REFUSED)] == []
+    assert first.subject == f"$KV.placements.{HERE.key}"
+    with pytest.raises(NatsTimeoutError):
+        await heard.next_msg(SETTLE_S / 2)
+
+
+async def test_a_site_hears_what_is_said_to_it_and_nothing_else(bus: Bus) -> None:
+    services, intruder = await bus.service("provisioner"), await bus.intruder(HERE)
+    own = [
+        topology.cancel_subject(HERE.key),
+        f"{topology.site_inbox(HERE.region, HERE.site)}.n1.answer",
+    ]
+    others = [
+        "_INBOX.gateway.answer",
+        topology.reply_subject("g1"),
+        topology.cancel_subject(NEIGHBOUR.key),
+        f"{topology.node_inbox(NEIGHBOUR)}.answer",
+        topology.usage_subject("r1", "g1"),
+        topology.work_subject("r1", "chat"),
+        topology.CREDIT_LEASES,
+        f"{topology.provisioner_inbox(NEIGHBOUR.region, NEIGHBOUR.site)}.answer",
+    ]
+    heard: list[str] = []
+
+    async def note(message: Any) -> None:
+        heard.append(message.subject)
+
+    for pattern in ("_INBOX.>", "busbar.>", "$KV.>", "$JS.API.>", *own, *others):
+        await intruder.subscribe(pattern, cb=note)
+    await intruder.flush()
+
+    async def reached() -> bool:
+        for subject in [*others, *own]:
+            await services.publish(subject, b"x")
+        await services.flush()
+        return {subject for subject in heard if subject in own} == set(own)
+
+    await eventually(reached)
+    assert set(heard) <= set(own)
+
+
+async def test_a_site_publishes_answers_and_facts_of_its_own_only(bus: Bus) -> None:
+    services, intruder = await bus.service("provisioner"), await bus.intruder(HERE)
+    heard: list[str] = []
+
+    async def note(message: Any) -> None:
+        heard.append(message.subject)
+
+    for pattern in ("busbar.>", "_INBOX.gateway.>", "_INBOX.provisioner.>", "_INBOX.site.>"):
+        await services.subscribe(pattern, cb=note)
+    await services.flush()
+    allowed = [
+        topology.reply_subject("g1"),
+        topology.event_subject("node", "seen"),
+        topology.dead_letter_subject("node", "work"),
+        f"{topology.provisioner_inbox(HERE.region, HERE.site)}.answer",
+    ]
+    refused = [
+        topology.usage_subject("r1", "g1"),
+        topology.measured_subject(NEIGHBOUR),
+        topology.work_subject("r1", "chat"),
+        topology.event_subject("billing", "seen"),
+        topology.dead_letter_subject("billing", "usage"),
+        topology.CREDIT_LEASES,
+        topology.CREDIT_RECALLS,
+        topology.cancel_subject(NEIGHBOUR.key),
+        f"{topology.sourced_subject(NEIGHBOUR.region, NEIGHBOUR.site)}.x",
+        f"{topology.provisioner_inbox(NEIGHBOUR.region, NEIGHBOUR.site)}.answer",
+        f"{topology.node_inbox(NEIGHBOUR)}.answer",
+        "_INBOX.gateway.answer",
+    ]
+
+    async def arrived() -> bool:
+        for subject in [*refused, *allowed]:
+            await intruder.publish(subject, b"x")
+        await intruder.flush()
+        return set(allowed) <= set(heard)
+
+    await eventually(arrived)
+    assert set(heard) & set(refused) == set()
+
+
+async def test_a_node_does_at_its_site_what_is_its_own(bus: Bus) -> None:
+    node = await bus.node(HERE)
+    local = node.jetstream(timeout=SETTLE_S)
+    await put(node, topology.LEASES, HERE.key, b"alive")
+    stored = await local.publish(topology.measured_subject(HERE), b"a record")
+    assert stored.domain == topology.site_domain(HERE.region, HERE.site)
+
+    other = NodeId(HERE.region, HERE.site, "n2")
+    stream = topology.site_measured_stream(HERE.region, HERE.site, 1).name
+    ends = await asyncio.gather(
+        put(node, topology.LEASES, other.key, b"alive"),
+        local.publish(topology.measured_subject(other), b"not its own", timeout=SETTLE_S),
+        local.purge_stream(stream),
+        local.stream_info(stream),
+        local.add_stream(StreamConfig(name="MINE", subjects=["mine.>"])),
+        return_exceptions=True,
+    )
+    assert [type(end) for end in ends if not isinstance(end, REFUSED)] == []
+
+
+async def test_nobody_connects_without_credentials(platform: Platform) -> None:
+    found = platform.endpoints
+    urls = [found["nats"], *[site["nats"] for site in found["sites"].values()]]
+    for url in urls:
+        settings = BusSettings(
+            nats_url=url, nats_user="gateway", nats_password=SecretStr("a guess")
+        )
+        settings = settings.model_copy(update={"bus_connect_timeout": topology.HEARTBEAT_INTERVAL})
+        with pytest.raises(Exception, match=r"(?i)authorization|no NATS server"):
+            await connect(settings, "nobody")
+
+
+async def stored_ids(hub: JetStreamContext, node: NodeId) -> list[str]:
+    """The ids of a site's cost records at the hub, in its order."""
+    name = topology.measured_stream(node.region, node.site).name
+    state = (await hub.stream_info(name)).state
+    return [
+        ((await hub.get_msg(name, seq=number)).headers or {})["Nats-Msg-Id"]
+        for number in range(max(1, state.first_seq), state.last_seq + 1)
+    ]
+
+
+async def record(client: Client, node: NodeId, ids: list[str]) -> None:
+    for one in ids:
+        await client.jetstream(timeout=5).publish(
+            topology.measured_subject(node), one.encode(), headers={"Nats-Msg-Id": one}
+        )
+
+
+@pytest.mark.parametrize(
+    ("node", "after_count"), [(ELSEWHERE, 2), (NEIGHBOUR, 7)], ids=["behind", "overtaken"]
+)
+async def test_records_under_numbers_that_were_read_before_are_not_lost(
+    bus: Bus, node: NodeId, after_count: int
+) -> None:
+    services, agent = await bus.service("provisioner"), await bus.node(node)
+    hub = services.jetstream()
+    before, after = [f"b{n}" for n in range(5)], [f"a{n}" for n in range(after_count)]
+    await record(agent, node, before)
+
+    async def read() -> bool:
+        return await stored_ids(hub, node) == before
+
+    await eventually(read)
+    client = await connect(
+        bus.settings.model_copy(
+            update={"nats_inbox": topology.provisioner_inbox(node.region, node.site)}
+        ),
+        "disk",
+    )
+    site = client.jetstream(domain=topology.site_domain(node.region, node.site))
+    config = (await site.stream_info(topology.site_measured_stream(*place(node), 1).name)).config
+    await site.delete_stream(config.name or "")  # as a disk that comes back empty
+    await site.add_stream(config)
+    await close(client)
+    await record(agent, node, after)
+
+    report = await provision.apply(services, bus.settings)
+
+    assert report.assets[f"site {node.region}/{node.site}"] == "updated"
+
+    async def all_there() -> bool:
+        return set(await stored_ids(hub, node)) == {*before, *after}
+
+    await eventually(all_there)
+    await record(agent, node, ["later"])
+
+    async def later_too() -> bool:
+        return "later" in await stored_ids(hub, node)
+
+    await eventually(later_too)
+    again = await provision.apply(services, bus.settings)
+    assert again.assets[f"site {node.region}/{node.site}"] == "ok"
+
+
+def place(node: NodeId) -> tuple[str, str]:
+    return node.region, node.site
+
+
+@pytest.mark.parametrize("sites", [-1, 1, 9])
+def test_a_number_of_sites_that_cannot_be_is_refused(sites: int) -> None:
+    with pytest.raises(ValueError, match=f"{sites} sites: give 2 to 8, or none"):
+        Fleet.of(sites)
+
+
+async def test_a_wrong_number_of_sites_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="1 sites: give 2 to 8, or none"):
+        Platform(tmp_path, parts=["bus"], sites=1).launch()
