@@ -9,9 +9,10 @@ import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from busbar_runtime.fleet import Fleet
 from busbar_runtime.platform import Platform
 from busbar_runtime.ports import LOOPBACK, PortPool
-from busbar_runtime.services import REGION, SITE
+from busbar_runtime.services import REGION
 from busbar_runtime.triton import ensure_triton
 
 from harness.another_service import AnotherService
@@ -33,7 +34,7 @@ async def another_node(
             "BUSBAR_NATS_USER": "agent",
             "BUSBAR_NATS_PASSWORD": found["nats_credentials"]["agent"],
             "BUSBAR_REGION": REGION,
-            "BUSBAR_SITE": SITE,
+            "BUSBAR_SITE": Fleet.of(0).nodes[0].site,
             "BUSBAR_NODE": node,
             "BUSBAR_OPS_PORT": str(ops),
             "BUSBAR_STATE_DIR": str(place),
