@@ -26,7 +26,7 @@ from webhook_receiver import Receiver, receiving
 
 PAID_NANOS, COST_NANOS = 10**10, 100_000
 PAST = datetime(2026, 8, 12, 10, tzinfo=UTC)
-LOAD_S = 2.0
+LOAD_S = 1.0
 TAKEN_OVER_S = 20
 """A duty is held for 8 s and asked for every 2 s."""
 CAUGHT_UP_S = 25
