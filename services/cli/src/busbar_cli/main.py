@@ -47,7 +47,7 @@ for _noun in (
 app.command(
     "busbar_cli.commands.bus:app",
     name="bus",
-    help="The bus: bring it to the topology, compare it, replay dead letters.",
+    help="The bus: verify it, apply the topology, list and replay dead letters.",
 )
 for _group in (usage_app, adjustments.credit, places.site_app, places.node_app):
     app.command(_group)

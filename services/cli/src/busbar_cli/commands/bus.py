@@ -15,7 +15,7 @@ from busbar_cli.commands.dead_letters import letter, list_letters, replay
 from busbar_cli.failures import CommandError
 from busbar_cli.output import DEFAULT, Output, table
 
-app = App(name="bus", help="The bus: bring it to the topology, compare it, replay dead letters.")
+app = App(name="bus", help="The bus: verify it, apply the topology, list and replay dead letters.")
 app.command(list_letters, name="letters")
 app.command(letter)
 app.command(replay)

@@ -19,7 +19,7 @@ from busbar_cli.waiting import Patience, wait_until_ready
 
 app = App(
     name="deploy",
-    help="Deployments: declare what a FILE says, list them, look at one, withdraw one.",
+    help="Deployments: declare what a FILE says, list, status, explain, scale, rollback, rm.",
 )
 
 _DEPLOYMENTS = "/admin/v1/deployments"

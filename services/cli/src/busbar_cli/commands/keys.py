@@ -13,7 +13,7 @@ from busbar_cli.commands.tenants import TENANTS, find_tenant
 from busbar_cli.failures import CommandError, Exit
 from busbar_cli.output import DEFAULT, HowMany, Output, err, show_moment, table
 
-app = App(name="key", help="API keys: create, list, revoke.")
+app = App(name="key", help="API keys: create, list, find, show, rotate, revoke.")
 
 Scope = Literal["serve", "read_usage", "administer"]
 _PREFIX_CHARACTERS = 9
@@ -69,7 +69,15 @@ def create(
 
 @app.command(name="list")
 def list_(tenant: str, *, limit: HowMany = 1000, output: Output = DEFAULT) -> None:
-    """List a tenant's keys."""
+    """List a tenant's keys.
+
+    Parameters
+    ----------
+    tenant
+        Id or name.
+    limit
+        How many at most.
+    """
     keys = list(Api("billing").pages(f"{TENANTS}/{find_tenant(tenant)['tenant_id']}/keys", limit))
     _print_keys(keys, output)
 
@@ -89,7 +97,13 @@ def find(prefix: str, *, output: Output = DEFAULT) -> None:
 
 @app.command
 def show(key_id: str, *, output: Output = DEFAULT) -> None:
-    """Show a key, without the key itself."""
+    """Show a key, without the key itself.
+
+    Parameters
+    ----------
+    key_id
+        As `list` shows it: key_…
+    """
     _check_key_id(key_id)
     found = Api("billing").get(f"/admin/v1/keys/{key_id}")
     before = found["previous_secret"]
@@ -158,7 +172,13 @@ def _show_once(made: Json, output: Output) -> None:
 
 @app.command
 def revoke(key_id: str, *, output: Output = DEFAULT) -> None:
-    """Revoke a key; gateways refuse it within a second."""
+    """Revoke a key; gateways refuse it within a second.
+
+    Parameters
+    ----------
+    key_id
+        As `list` or `find` shows it: key_…
+    """
     _check_key_id(key_id)
     revoked = Api("billing").delete(f"/admin/v1/keys/{key_id}")
     output.print(revoked, f"{key_id} revoked")

@@ -14,7 +14,9 @@ from busbar_cli.commands.tenants import TENANTS, find_tenant
 from busbar_cli.failures import CommandError, Exit
 from busbar_cli.output import DEFAULT, HowMany, Output, show_moment, show_node, table
 
-usage_app = App(name="usage", help="Billed requests: list them, explain the charge of one.")
+usage_app = App(
+    name="usage", help="Billed requests: list them, add them up, explain the charge of one."
+)
 
 
 @usage_app.default

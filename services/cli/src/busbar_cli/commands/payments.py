@@ -41,7 +41,13 @@ def checkout(
 
 @app.command
 def events(*, limit: HowMany = 50, output: Output = DEFAULT) -> None:
-    """List what the payment provider told and what became of it, newest first."""
+    """List what the payment provider told and what became of it, newest first.
+
+    Parameters
+    ----------
+    limit
+        How many at most.
+    """
     found = list(Api("billing").pages("/admin/v1/payments/events", limit))
     rows = [
         [show_moment(one["received_at"]), one["event_id"], one["type"], one["outcome"]]

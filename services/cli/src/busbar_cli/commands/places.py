@@ -13,7 +13,7 @@ from busbar_cli.api import Api, Json
 from busbar_cli.failures import CommandError, Exit
 from busbar_cli.output import DEFAULT, Output, err, show_node, table
 
-site_app = App(name="site", help="Sites: list, describe, cordon, drain, resume.")
+site_app = App(name="site", help="Sites: list, show, set, cordon, drain, resume.")
 node_app = App(name="node", help="Nodes: list, show, cordon, drain, resume.")
 
 _SITES, _NODES = "/admin/v1/sites", "/admin/v1/nodes"
@@ -32,7 +32,13 @@ def list_sites(*, output: Output = DEFAULT) -> None:
 
 @site_app.command(name="show")
 def show_site(site: str, *, output: Output = DEFAULT) -> None:
-    """Show one site: busbar site show r1/s1."""
+    """Show one site: busbar site show r1/s1.
+
+    Parameters
+    ----------
+    site
+        region/site, such as r1/s1.
+    """
     view = Api("scheduler").get(_site_path(site))
     output.print(view, _site_table([view]))
 
@@ -50,10 +56,13 @@ def set_site(
 
     Parameters
     ----------
+    site
+        region/site, such as r1/s1. What is not given stays as it is.
     power_cap_kw
         Most that its replicas may draw together; 0 takes the limit away.
     energy_per_kwh
-        What a kilowatt hour costs there.
+        What a kilowatt hour costs there when placements are weighed; the ledger books energy at
+        the prices of busbar price energy.
     feeder
         What powers it; sites that share a feeder are lost together.
     """
@@ -72,7 +81,15 @@ def set_site(
 
 @site_app.command(name="cordon")
 def cordon_site(site: str, *, reason: str = "", output: Output = DEFAULT) -> None:
-    """Place nothing new at a site; what is there stays."""
+    """Place nothing new at a site; what is there stays.
+
+    Parameters
+    ----------
+    site
+        region/site, such as r1/s1.
+    reason
+        Why, for whoever reads the list next.
+    """
     view = Api("scheduler").post(f"{_site_path(site)}/cordon", {"reason": reason})
     output.print(view, _site_table([view]))
 
@@ -86,7 +103,20 @@ def drain_site(
     wait: Annotated[bool, Parameter(negative="")] = False,
     output: Output = DEFAULT,
 ) -> None:
-    """Have everything at a site go within --grace seconds; --wait says what became of it."""
+    """Have everything at a site go within --grace seconds; --wait says what became of it.
+
+    Parameters
+    ----------
+    site
+        region/site, such as r1/s1.
+    grace
+        Seconds until everything has gone, 1 to 3600. For half of them what is there serves on
+        while it is placed elsewhere; in the other half it finishes what it has in hand.
+    reason
+        Why, for whoever reads the list next.
+    wait
+        Wait until that is done and say what became of each replica.
+    """
     key = _key(site, 2)
     before = [one for one in Api("scheduler").get(_NODES)["items"] if _site_of(one) == key]
     body = {"grace_s": grace, "reason": reason}
@@ -99,7 +129,13 @@ def drain_site(
 
 @site_app.command(name="resume")
 def resume_site(site: str, *, output: Output = DEFAULT) -> None:
-    """Use a site as usual again; nodes that were told something by name stay so."""
+    """Use a site as usual again; nodes that were told something by name stay so.
+
+    Parameters
+    ----------
+    site
+        region/site, such as r1/s1.
+    """
     view = Api("scheduler").post(f"{_site_path(site)}/resume", {})
     output.print(view, _site_table([view]))
 
@@ -113,7 +149,13 @@ def list_nodes(*, output: Output = DEFAULT) -> None:
 
 @node_app.command(name="show")
 def show_one(node: str, *, output: Output = DEFAULT) -> None:
-    """Show one node: busbar node show r1/s1/n1."""
+    """Show one node: busbar node show r1/s1/n1.
+
+    Parameters
+    ----------
+    node
+        region/site/node, such as r1/s1/n1.
+    """
     view = Api("scheduler").get(_node_path(node))
     if not output.json:
         output.print(view, _node_table([view]))
@@ -132,7 +174,15 @@ def show_one(node: str, *, output: Output = DEFAULT) -> None:
 
 @node_app.command(name="cordon")
 def cordon_node(node: str, *, reason: str = "", output: Output = DEFAULT) -> None:
-    """Place nothing new on a node; what is there stays."""
+    """Place nothing new on a node; what is there stays.
+
+    Parameters
+    ----------
+    node
+        region/site/node, such as r1/s1/n1.
+    reason
+        Why, for whoever reads the list next.
+    """
     view = Api("scheduler").post(f"{_node_path(node)}/cordon", {"reason": reason})
     output.print(view, _node_table([view]))
 
@@ -146,7 +196,20 @@ def drain_node(
     wait: Annotated[bool, Parameter(negative="")] = False,
     output: Output = DEFAULT,
 ) -> None:
-    """Have everything on a node go within --grace seconds; --wait says what became of it."""
+    """Have everything on a node go within --grace seconds; --wait says what became of it.
+
+    Parameters
+    ----------
+    node
+        region/site/node, such as r1/s1/n1.
+    grace
+        Seconds until everything has gone, 1 to 3600. For half of them what is there serves on
+        while it is placed elsewhere; in the other half it finishes what it has in hand.
+    reason
+        Why, for whoever reads the list next.
+    wait
+        Wait until that is done and say what became of each replica.
+    """
     before = [Api("scheduler").get(_node_path(node))]
     body = {"grace_s": grace, "reason": reason}
     view = Api("scheduler").post(f"{_node_path(node)}/drain", body)
@@ -158,7 +221,13 @@ def drain_node(
 
 @node_app.command(name="resume")
 def resume_node(node: str, *, output: Output = DEFAULT) -> None:
-    """Use a node as usual again."""
+    """Use a node as usual again.
+
+    Parameters
+    ----------
+    node
+        region/site/node, such as r1/s1/n1.
+    """
     view = Api("scheduler").post(f"{_node_path(node)}/resume", {})
     output.print(view, _node_table([view]))
 

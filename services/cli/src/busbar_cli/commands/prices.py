@@ -14,7 +14,10 @@ from busbar_cli.commands.tenants import find_tenant
 from busbar_cli.failures import CommandError, Exit
 from busbar_cli.output import DEFAULT, Output, show_moment, table
 
-app = App(name="price", help="The price book: list versions, show one, publish the next.")
+app = App(
+    name="price",
+    help="The price book: list versions, show one, publish the next; prices of energy.",
+)
 
 _PRICES = "/admin/v1/prices"
 _ENERGY_PRICES = "/admin/v1/energy-prices"

@@ -8,7 +8,7 @@ from busbar_cli.api import Api
 from busbar_cli.commands.tenants import TENANTS, find_tenant
 from busbar_cli.output import DEFAULT, HowMany, Output, show_moment, table
 
-app = App(name="project", help="Projects of a tenant: create, list, archive.")
+app = App(name="project", help="Projects of a tenant: create, list, show, archive.")
 
 
 @app.command
@@ -29,7 +29,15 @@ def create(tenant: str, name: str, *, output: Output = DEFAULT) -> None:
 
 @app.command(name="list")
 def list_(tenant: str, *, limit: HowMany = 1000, output: Output = DEFAULT) -> None:
-    """List a tenant's projects."""
+    """List a tenant's projects.
+
+    Parameters
+    ----------
+    tenant
+        Id or name.
+    limit
+        How many at most.
+    """
     path = f"{TENANTS}/{find_tenant(tenant)['tenant_id']}/projects"
     projects = list(Api("billing").pages(path, limit))
     rows = [
@@ -46,7 +54,13 @@ def list_(tenant: str, *, limit: HowMany = 1000, output: Output = DEFAULT) -> No
 
 @app.command
 def show(project_id: str, *, output: Output = DEFAULT) -> None:
-    """Show a project."""
+    """Show a project.
+
+    Parameters
+    ----------
+    project_id
+        As `list` shows it.
+    """
     found = Api("billing").get(f"/admin/v1/projects/{project_id}")
     state = f"archived {show_moment(found['archived_at'])}" if found["archived_at"] else "open"
     rows = [
@@ -61,6 +75,12 @@ def show(project_id: str, *, output: Output = DEFAULT) -> None:
 
 @app.command
 def archive(project_id: str, *, output: Output = DEFAULT) -> None:
-    """Archive a project without keys; no key can be added to it any more."""
+    """Archive a project without keys; no key can be added to it any more.
+
+    Parameters
+    ----------
+    project_id
+        As `list` shows it.
+    """
     archived = Api("billing").delete(f"/admin/v1/projects/{project_id}")
     output.print(archived, f"{project_id} archived")

@@ -12,7 +12,7 @@ from busbar_cli.api import Api
 from busbar_cli.commands.tenants import TENANTS, find_tenant
 from busbar_cli.output import DEFAULT, HowMany, Output, show_moment, table
 
-app = App(name="statement", help="Monthly statements: close, list, show, correct.")
+app = App(name="statement", help="Monthly statements: close, list, show, credit-note.")
 
 STATEMENTS = "/admin/v1/statements"
 _CLOSE_S = 900.0

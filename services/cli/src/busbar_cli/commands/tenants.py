@@ -13,7 +13,10 @@ from busbar_cli.commands.plans import AWAY, NO_OPTIONS, LimitOptions, limit_rows
 from busbar_cli.failures import CommandError, Exit
 from busbar_cli.output import DEFAULT, HowMany, Output, err, show_moment, table
 
-app = App(name="tenant", help="Tenants: create, list, show, top up, give a plan, suspend, resume.")
+app = App(
+    name="tenant",
+    help="Tenants: create, list, show, topup, plan, suspend, resume, details, low-balance.",
+)
 
 TENANTS = "/admin/v1/tenants"
 _ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
@@ -44,7 +47,13 @@ def create(
 
 @app.command(name="list")
 def list_(*, limit: HowMany = 1000, output: Output = DEFAULT) -> None:
-    """List the tenants."""
+    """List the tenants.
+
+    Parameters
+    ----------
+    limit
+        How many at most.
+    """
     tenants = list(Api("billing").pages(TENANTS, limit))
     rows = [
         [one["tenant_id"], one["name"], one["currency"], show_moment(one["created_at"])]
@@ -147,7 +156,13 @@ def suspend(tenant: str, *, reason: str, output: Output = DEFAULT) -> None:
 
 @app.command
 def resume(tenant: str, *, output: Output = DEFAULT) -> None:
-    """Serve a suspended tenant again."""
+    """Serve a suspended tenant again.
+
+    Parameters
+    ----------
+    tenant
+        Id or name.
+    """
     path = f"{TENANTS}/{find_tenant(tenant)['tenant_id']}/resume"
     terms = Api("billing").post(path, {})
     output.print(terms, f"{terms['tenant_id']} resumed")

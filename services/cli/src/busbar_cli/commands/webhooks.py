@@ -45,7 +45,13 @@ def create(
 
 @app.command(name="list")
 def list_(tenant: str, *, output: Output = DEFAULT) -> None:
-    """List a tenant's endpoints."""
+    """List a tenant's endpoints.
+
+    Parameters
+    ----------
+    tenant
+        Id or name.
+    """
     found: list[Json] = Api("billing").get(_path(tenant))["items"]
     rows = [
         [
@@ -123,7 +129,15 @@ def rotate(
 
 @app.command
 def ping(tenant: str, endpoint_id: str, *, output: Output = DEFAULT) -> None:
-    """Send a message that says nothing; `deliveries` shows what came of it."""
+    """Send a message that says nothing; `deliveries` shows what came of it.
+
+    Parameters
+    ----------
+    tenant
+        Id or name.
+    endpoint_id
+        As `list` shows it.
+    """
     sent = Api("billing").post(f"{_path(tenant, endpoint_id)}/ping", {})
     output.print(sent, f"{sent['delivery_id']}  on its way")
 
@@ -132,7 +146,17 @@ def ping(tenant: str, endpoint_id: str, *, output: Output = DEFAULT) -> None:
 def deliveries(
     tenant: str, endpoint_id: str, *, limit: HowMany = 50, output: Output = DEFAULT
 ) -> None:
-    """List what was sent to an endpoint and what came of it, newest first."""
+    """List what was sent to an endpoint and what came of it, newest first.
+
+    Parameters
+    ----------
+    tenant
+        Id or name.
+    endpoint_id
+        As `list` shows it.
+    limit
+        How many at most.
+    """
     path = f"{_path(tenant, endpoint_id)}/deliveries"
     found = list(Api("billing").pages(path, limit))
     rows = [
@@ -153,7 +177,17 @@ def deliveries(
 
 @app.command
 def redeliver(tenant: str, endpoint_id: str, delivery_id: str, *, output: Output = DEFAULT) -> None:
-    """Send a message once more, with the same webhook-id."""
+    """Send a message once more, with the same webhook-id.
+
+    Parameters
+    ----------
+    tenant
+        Id or name.
+    endpoint_id
+        As `list` shows it.
+    delivery_id
+        As `deliveries` shows it.
+    """
     path = f"{_path(tenant, endpoint_id)}/deliveries/{delivery_id}/redeliver"
     sent = Api("billing").post(path, {})
     output.print(sent, f"{delivery_id}  on its way")
@@ -161,7 +195,15 @@ def redeliver(tenant: str, endpoint_id: str, delivery_id: str, *, output: Output
 
 @app.command
 def delete(tenant: str, endpoint_id: str, *, output: Output = DEFAULT) -> None:
-    """Delete an endpoint with all that waits for it."""
+    """Delete an endpoint with all that waits for it.
+
+    Parameters
+    ----------
+    tenant
+        Id or name.
+    endpoint_id
+        As `list` shows it.
+    """
     Api("billing").delete(_path(tenant, endpoint_id))
     output.print({"deleted": endpoint_id}, f"{endpoint_id} deleted")
 
