@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from busbar_runtime.home import Home
 from busbar_runtime.process import inherited_environment
 from busbar_runtime.services import SERVICES, Ports
 
-FAILED, NOT_RUNNING, USAGE = 1, 2, 64
+FAILED, NOT_RUNNING, USAGE, INTERRUPTED = 1, 2, 64, 130
 LOG_LINES = 200
 TABLE = ("http", "grpc", "account", "console", "otlp", "nats", "postgres")
 
@@ -169,14 +169,30 @@ def run(args: argparse.Namespace, home: Home) -> int:
         how = control.ask("take-over", name=args.service)
         signal_me_when_my_parent_dies(signal.SIGTERM)
         print(f"running {args.service} here; Ctrl-C gives it back", file=sys.stderr)
-        process = subprocess.Popen(
-            tethered(how["argv"]), cwd=how["cwd"], env={**inherited_environment(), **how["env"]}
-        )
+        process = start_by_hand(how)
         control.ask("run-by-hand", name=args.service, pid=process.pid)
-        # Ctrl-C reaches it through the terminal; a SIGTERM to us has to be passed on.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, lambda number, _frame: process.send_signal(number))
-        return process.wait()
+        return status_by_hand(process)
+
+
+def start_by_hand(how: Mapping[str, Any]) -> subprocess.Popen[bytes]:
+    """Start a service as the platform said; Ctrl-C and SIGTERM reach it as SIGTERM from here on.
+
+    It starts deaf to Ctrl-C: Python would answer that with a traceback until the service has
+    come so far as to listen to signals, while SIGTERM ends it at any time.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    process = subprocess.Popen(
+        tethered(how["argv"]), cwd=how["cwd"], env={**inherited_environment(), **how["env"]}
+    )
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda _number, _frame: process.terminate())
+    return process
+
+
+def status_by_hand(process: subprocess.Popen[bytes]) -> int:
+    """Wait until it has ended; being told to, however early, is no failure."""
+    status = process.wait()
+    return 0 if status == -signal.SIGTERM else status
 
 
 def execute(args: argparse.Namespace, home: Home) -> int:
@@ -284,6 +300,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ControlError, launcher.LaunchFailedError) as problem:
         print(str(problem).partition(":\n")[0], file=sys.stderr)
         return FAILED
+    except KeyboardInterrupt:
+        return INTERRUPTED
     except BrokenPipeError:  # nobody reads any further, and nothing is left to tell them
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
