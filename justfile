@@ -108,10 +108,10 @@ fix: setup
 # Compare with a direct Triton: req/s, latency, CPU per request; posting usage with bare INSERTs; how long a plan takes
 [group('test'), no-exit-message]
 bench *args: setup
-    @{{python}} -m busbar_runtime exec --home "${BUSBAR_BENCH_HOME:-.busbar/bench}" -- {{python}} tests/benchmarks/run.py "$@"
-    @{{python}} tests/benchmarks/posting.py
-    @{{python}} tests/benchmarks/backlog.py
-    @exec {{python}} tests/benchmarks/placement.py
+    @missed=0; \
+    {{python}} -m busbar_runtime exec --home "${BUSBAR_BENCH_HOME:-.busbar/bench}" -- {{python}} tests/benchmarks/run.py "$@" || missed=$?; \
+    for bench in posting backlog placement; do {{python}} tests/benchmarks/$bench.py || missed=$?; done; \
+    exit $missed
 
 
 # ── Upkeep ────────────────────────────────────────────────────────────────
