@@ -334,6 +334,19 @@ async def test_every_route_refuses_whoever_is_not_the_operator(
                 assert answer.headers["www-authenticate"] == 'Bearer realm="busbar"'
 
 
+async def test_the_document_says_what_each_operation_does(billing: Service) -> None:
+    document = (await billing.client.get(f"{billing.http_url}/openapi.json")).json()
+    named = [
+        f"{method} {path}"
+        for path, operations in document["paths"].items()
+        for method, one in operations.items()
+        if one["operationId"].startswith(one["summary"].lower().replace(" ", "_") + "_")
+    ]
+
+    assert len(document["paths"]) > 30
+    assert named == []
+
+
 async def test_the_ops_listener_is_alive_ready_and_counts(billing: Service) -> None:
     health = await billing.client.get(f"{billing.ops_url}/healthz")
     metrics = await billing.client.get(f"{billing.ops_url}/metrics")

@@ -269,3 +269,18 @@ async def test_a_deployment_is_scaled_and_rolled_back(bus: Bus, tmp_path: Path) 
     view = back.json()
     assert (view["bundle"], view["previous_bundle"]) == (first["digest"], second["digest"])
     assert view["replicas"] == 3
+
+
+async def test_the_document_says_what_each_operation_does(bus: Bus, tmp_path: Path) -> None:
+    async with scheduler(bus, tmp_path) as running:
+        document = (await running.api.get("/openapi.json")).json()
+
+    named = [
+        f"{method} {path}"
+        for path, operations in document["paths"].items()
+        for method, one in operations.items()
+        if one["operationId"].startswith(one["summary"].lower().replace(" ", "_") + "_")
+    ]
+
+    assert len(document["paths"]) > 10
+    assert named == []

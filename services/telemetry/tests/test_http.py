@@ -240,3 +240,16 @@ async def test_a_live_page_can_be_asked_for_its_moving_part(
         part = await operator.get(path, headers={"x-partial": "1"})
         assert "<html" not in part.text
         assert "embed" in part.text
+
+
+async def test_the_document_says_what_each_operation_does(operator: httpx.AsyncClient) -> None:
+    document = (await operator.get("/openapi.json")).json()
+    named = [
+        f"{method} {path}"
+        for path, operations in document["paths"].items()
+        for method, one in operations.items()
+        if one["operationId"].startswith(one["summary"].lower().replace(" ", "_") + "_")
+    ]
+
+    assert len(document["paths"]) > 3
+    assert named == []

@@ -65,10 +65,12 @@ def tenant_routes(invoicing: Invoicing) -> APIRouter:
 
     @router.get("/tenant")
     async def get(tenant_id: CallingTenant, own: Own) -> schemas.TenantAnswer:
+        """Read your own account."""
         return show_tenant(await own.tenants.get(tenant_id))
 
     @router.get("/balance")
     async def balance(tenant_id: CallingTenant, own: Own) -> schemas.BalanceAnswer:
+        """Read your balance."""
         return show_balance(await own.tenants.balance(tenant_id))
 
     @router.get("/terms")
@@ -78,10 +80,12 @@ def tenant_routes(invoicing: Invoicing) -> APIRouter:
 
     @router.get("/billing-details")
     async def details(tenant_id: CallingTenant, own: Own) -> DetailsAnswer:
+        """Read to whom your statements go."""
         return show_details(await own.invoicing.details(tenant_id))
 
     @router.put("/billing-details")
     async def put_details(tenant_id: CallingTenant, wanted: WantedDetails) -> DetailsAnswer:
+        """Say to whom your statements go."""
         kept = await invoicing.put_details(wanted.details(tenant_id), change_entity=False)
         return show_details(kept)
 
@@ -102,6 +106,7 @@ def usage_routes() -> APIRouter:
         limit: Limit = PAGE_DEFAULT,
         cursor: Cursor = None,
     ) -> schemas.Page[AccountUsageAnswer]:
+        """List your billed requests, newest first."""
         first = FIRST_ID if since is None else first_id_of(since)
         last = LAST_ID if until is None else first_id_of(until)
         before = min(last, decode_id_cursor(cursor, last))
@@ -112,10 +117,12 @@ def usage_routes() -> APIRouter:
     async def buckets(
         tenant_id: CallingTenant, own: Own, wanted: Annotated[WantedBuckets, Query()]
     ) -> schemas.Page[UsageBucketAnswer]:
+        """Add your usage up by minute, hour or day."""
         return await buckets_page(own.rollups, own.tenants, tenant_id, wanted)
 
     @router.get("/usage/{request_id}")
     async def usage_of(own: Own, request_id: str) -> ExplainedAccountUsageAnswer:
+        """Explain one charge line by line."""
         try:
             posted = await own.reader.usage_of(read_request_id(request_id))
         except Rejected as error:
@@ -139,6 +146,7 @@ def money_routes() -> APIRouter:
         limit: Limit = PAGE_DEFAULT,
         cursor: Cursor = None,
     ) -> schemas.Page[AccountTransferAnswer]:
+        """List your ledger transfers, newest first."""
         request = None if request_id is None else read_request_id(request_id)
         before = decode_id_cursor(cursor, LAST_ID)
         rows = await own.ledger.transfers(tenant_id, request, before, limit + 1)
@@ -164,14 +172,17 @@ def statement_routes() -> APIRouter:
     async def list_all(
         tenant_id: CallingTenant, own: Own, limit: Limit = PAGE_DEFAULT, cursor: Cursor = None
     ) -> schemas.Page[IssuedAnswer]:
+        """List your statements."""
         return await statements_page(own.statements, tenant_id, limit, cursor)
 
     @router.get("/statements/{number}")
     async def get(own: Own, number: str) -> StatementAnswer:
+        """Read one statement."""
         return show_statement(await own.statements.get(number))
 
     @router.get("/statements/{number}/document", response_class=Response, responses=DOCUMENT)
     async def document(own: Own, number: str, form: Format) -> Response:
+        """Download a statement as HTML, PDF, CSV or FOCUS."""
         return await answer_document(await own.statements.get(number), form)
 
     return router
@@ -183,6 +194,7 @@ def checkout_routes(tenants: Tenants, checkout: Checkout | None) -> APIRouter:
 
     @router.post("/checkouts", status_code=201)
     async def start(tenant_id: CallingTenant, wanted: WantedCheckout) -> CheckoutAnswer:
+        """Begin to pay money in."""
         return await start_checkout(checkout, tenants, tenant_id, wanted)
 
     return router

@@ -30,22 +30,26 @@ def project_routes(projects: Projects) -> APIRouter:
     async def create(
         tenant_id: CallingTenant, wanted: tenancy_schemas.WantedProject
     ) -> tenancy_schemas.ProjectAnswer:
+        """Create a project."""
         return await create_project(projects, tenant_id, wanted)
 
     @router.get("/projects")
     async def list_all(
         tenant_id: CallingTenant, own: Own, limit: Limit = PAGE_DEFAULT, cursor: Cursor = None
     ) -> schemas.Page[tenancy_schemas.ProjectAnswer]:
+        """List your projects."""
         return await projects_page(own.projects, tenant_id, limit, cursor)
 
     @router.get("/projects/{project_id}")
     async def get(
         tenant_id: CallingTenant, own: Own, project_id: str
     ) -> tenancy_schemas.ProjectAnswer:
+        """Read one project."""
         return show_project(await own.projects.get(project_id, tenant_id))
 
     @router.delete("/projects/{project_id}")
     async def archive(tenant_id: CallingTenant, project_id: str) -> tenancy_schemas.ProjectAnswer:
+        """Archive a project that has no keys left."""
         return show_project(await projects.archive(project_id, tenant_id))
 
     return router
@@ -59,6 +63,7 @@ def key_routes(desk: KeyDesk) -> APIRouter:
     async def create(
         tenant_id: CallingTenant, asked_with: CallingDeployments, wanted: schemas.WantedKey
     ) -> schemas.NewKeyAnswer:
+        """Create a key, which is shown this once."""
         return await create_for(desk, tenant_id, wanted, asked_with)
 
     @router.get("/keys")
@@ -71,6 +76,7 @@ def key_routes(desk: KeyDesk) -> APIRouter:
         limit: Limit = PAGE_DEFAULT,
         cursor: Cursor = None,
     ) -> schemas.Page[schemas.KeyAnswer]:
+        """List your keys."""
         after = decode_cursor(cursor, "")
         if project_id is not None:
             await own.projects.get(project_id, tenant_id)
@@ -84,6 +90,7 @@ def key_routes(desk: KeyDesk) -> APIRouter:
 
     @router.get("/keys/{key_id}")
     async def get(tenant_id: CallingTenant, own: Own, key_id: str) -> schemas.KeyAnswer:
+        """Read one key."""
         return show_key(await own.keys.get(key_id, tenant_id))
 
     @router.post("/keys/{key_id}/rotate")
@@ -93,10 +100,12 @@ def key_routes(desk: KeyDesk) -> APIRouter:
         key_id: str,
         wanted: schemas.WantedRotation,
     ) -> schemas.NewKeyAnswer:
+        """Replace a key; the old one works on for the overlap."""
         return await rotate_for(desk, key_id, tenant_id, wanted, asked_with)
 
     @router.delete("/keys/{key_id}")
     async def revoke(tenant_id: CallingTenant, key_id: str) -> schemas.ChangedKeyAnswer:
+        """Revoke a key."""
         return show_change(await revoke_key(desk, key_id, tenant_id=tenant_id))
 
     return router

@@ -42,6 +42,7 @@ def adjustment_routes(adjustments: Adjustments, tenants: Tenants, given: Credits
     async def give(
         tenant_id: str, wanted: adjustment_schemas.WantedCredit, response: Response
     ) -> schemas.TransferAnswer:
+        """Give a tenant promotional credit."""
         now_ns = time.time_ns()
         credit = WantedCredit(
             tenant_id=tenant_id,
@@ -57,6 +58,7 @@ def adjustment_routes(adjustments: Adjustments, tenants: Tenants, given: Credits
     async def list_of_tenant(
         tenant_id: str, limit: Limit = PAGE_DEFAULT, cursor: Cursor = None
     ) -> schemas.Page[adjustment_schemas.CreditAnswer]:
+        """List a tenant's promotional credit."""
         await tenants.get(tenant_id)
         rows = await given.of_tenant(tenant_id, decode_id_cursor(cursor, LAST_ID), limit + 1)
         return page(rows, limit, lambda row: str(row.credit_id), show_credit)
@@ -65,6 +67,7 @@ def adjustment_routes(adjustments: Adjustments, tenants: Tenants, given: Credits
     async def refund(
         request_id: str, wanted: adjustment_schemas.WantedRefund, response: Response
     ) -> schemas.TransferAnswer:
+        """Refund a charge, whole or in part."""
         posted = await refund_charge(
             adjustments,
             request_id=read_request_id(request_id),
@@ -79,6 +82,7 @@ def adjustment_routes(adjustments: Adjustments, tenants: Tenants, given: Credits
     async def correct(
         transfer_id: str, wanted: adjustment_schemas.WantedCorrection, response: Response
     ) -> schemas.TransferAnswer:
+        """Reverse a transfer with a new one."""
         posted = await correct_transfer(
             adjustments,
             wrong_id=_transfer_id(transfer_id),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from busbar_observability.operation_summaries import summarised
 from busbar_observability.operator_gate import BoundedBodies, OperatorGate, OperatorToken
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -204,4 +205,5 @@ def _application(title: str, description: str) -> FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False, "operation_spans": False},
     )
     errors.install(app)
+    app.openapi = summarised(app.openapi)
     return app

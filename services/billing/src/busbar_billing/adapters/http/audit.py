@@ -77,10 +77,12 @@ def audit_routes(auditor: Auditor, walks: AuditWalks) -> APIRouter:
 
     @router.get("")
     async def known() -> StandingAnswer:
+        """Read what the continuous audit knows."""
         return show_standing(await walks.standing())
 
     @router.get("/{audit_id}")
     async def get(audit_id: str) -> AuditAnswer:
+        """Read one audit."""
         return show_run(auditor.run(audit_id))
 
     return router

@@ -44,6 +44,7 @@ def energy_routes(prices: EnergyPrices) -> APIRouter:
 
     @router.post("", status_code=201)
     async def publish(wanted: WantedEnergyPrice) -> EnergyPriceAnswer:
+        """Set what a kilowatt hour costs at a site."""
         now_ns = time.time_ns()
         begins = unix_ns(wanted.effective_from, now_ns)
         if not now_ns <= begins <= UNIX_NS_MAX:
@@ -54,6 +55,7 @@ def energy_routes(prices: EnergyPrices) -> APIRouter:
 
     @router.get("")
     async def list_newest(limit: Limit = PAGE_DEFAULT) -> Page[EnergyPriceAnswer]:
+        """List the energy prices, newest first."""
         rows = await prices.newest(limit)
         return Page(items=[show_energy_price(row) for row in rows], next_cursor=None)
 

@@ -106,23 +106,28 @@ def invoicing_routes(invoicing: Invoicing) -> APIRouter:
 
     @router.get("/legal-entities")
     async def list_all(limit: Limit = PAGE_DEFAULT, cursor: Cursor = None) -> Page[EntityAnswer]:
+        """List who issues statements."""
         rows = await invoicing.entities(limit + 1, decode_cursor(cursor, ""))
         return page(rows, limit, lambda row: row.entity_id, _show_entity)
 
     @router.get("/legal-entities/{entity_id}")
     async def entity(entity_id: str) -> EntityAnswer:
+        """Read one issuer of statements."""
         return _show_entity(await invoicing.entity(entity_id))
 
     @router.put("/legal-entities/{entity_id}")
     async def put_entity(entity_id: str, wanted: WantedEntity) -> EntityAnswer:
+        """Describe an issuer of statements."""
         return _show_entity(await invoicing.put_entity(wanted.entity(entity_id)))
 
     @router.get("/tenants/{tenant_id}/billing-details")
     async def details(tenant_id: str) -> DetailsAnswer:
+        """Read to whom a tenant's statements go."""
         return show_details(await invoicing.details(tenant_id))
 
     @router.put("/tenants/{tenant_id}/billing-details")
     async def put_details(tenant_id: str, wanted: WantedTenantDetails) -> DetailsAnswer:
+        """Say to whom a tenant's statements go."""
         kept = wanted.details(tenant_id, wanted.entity_id)
         return show_details(await invoicing.put_details(kept, change_entity=True))
 

@@ -38,6 +38,7 @@ def key_routes(keys: Keys, tenants: Tenants, desk: KeyDesk) -> APIRouter:
 
     @router.post("/tenants/{tenant_id}/keys", status_code=201)
     async def create(tenant_id: str, wanted: schemas.WantedKey) -> schemas.NewKeyAnswer:
+        """Create a key for a tenant, which is shown this once."""
         return await create_for(desk, tenant_id, wanted)
 
     @router.get("/tenants/{tenant_id}/keys")
@@ -47,6 +48,7 @@ def key_routes(keys: Keys, tenants: Tenants, desk: KeyDesk) -> APIRouter:
         limit: Limit = PAGE_DEFAULT,
         cursor: Cursor = None,
     ) -> schemas.Page[schemas.KeyAnswer]:
+        """List a tenant's keys."""
         await tenants.get(tenant_id)
         after = decode_cursor(cursor, "")
         rows = await keys.of_tenant(tenant_id, limit + 1, after, project_id)
@@ -54,19 +56,23 @@ def key_routes(keys: Keys, tenants: Tenants, desk: KeyDesk) -> APIRouter:
 
     @router.get("/keys")
     async def find(prefix: Prefix) -> schemas.Page[schemas.KeyAnswer]:
+        """Find keys by their prefix."""
         rows = await keys.by_prefix(prefix, None)
         return schemas.Page(items=[show_key(row) for row in rows], next_cursor=None)
 
     @router.get("/keys/{key_id}")
     async def get(key_id: str) -> schemas.KeyAnswer:
+        """Read one key."""
         return show_key(await keys.get(key_id, None))
 
     @router.post("/keys/{key_id}/rotate")
     async def rotate(key_id: str, wanted: schemas.WantedRotation) -> schemas.NewKeyAnswer:
+        """Replace a key; the old one works on for the overlap."""
         return await rotate_for(desk, key_id, None, wanted)
 
     @router.delete("/keys/{key_id}")
     async def revoke(key_id: str) -> schemas.ChangedKeyAnswer:
+        """Revoke a key."""
         return show_change(await revoke_key(desk, key_id, tenant_id=None))
 
     return router

@@ -55,6 +55,7 @@ def leakage_routes(leakage: Leakage) -> APIRouter:
         limit: Limit = PAGE_DEFAULT,
         cursor: Cursor = None,
     ) -> schemas.Page[LeakAnswer]:
+        """List what was worked for nothing."""
         first = FIRST_ID if since is None else first_id_of(since)
         last = first_id_of(until or datetime.now(UTC) - SETTLED_AFTER)
         before = Place(last) if cursor is None else read_place(decode_cursor(cursor, ""))

@@ -39,6 +39,7 @@ def ledger_routes(reader: Reader, prices: Prices) -> APIRouter:
         limit: Limit = PAGE_DEFAULT,
         cursor: Cursor = None,
     ) -> schemas.Page[schemas.UsageAnswer]:
+        """List billed requests, newest first."""
         first = FIRST_ID if since is None else first_id_of(since)
         last = LAST_ID if until is None else first_id_of(until)
         before = min(last, decode_id_cursor(cursor, last))
@@ -47,6 +48,7 @@ def ledger_routes(reader: Reader, prices: Prices) -> APIRouter:
 
     @router.get("/usage/{request_id}")
     async def usage_of(request_id: str) -> schemas.ExplainedUsageAnswer:
+        """Explain one charge line by line."""
         posted = await reader.usage_of(read_request_id(request_id))
         lines = rating_lines(posted, await prices.all())
         return schemas.ExplainedUsageAnswer(**show_usage(posted).model_dump(), lines=lines)
@@ -58,6 +60,7 @@ def ledger_routes(reader: Reader, prices: Prices) -> APIRouter:
         limit: Limit = PAGE_DEFAULT,
         cursor: Cursor = None,
     ) -> schemas.Page[schemas.TransferAnswer]:
+        """List ledger transfers, newest first."""
         request = None if request_id is None else read_request_id(request_id)
         before = decode_id_cursor(cursor, LAST_ID)
         rows = await reader.transfers(tenant_id, request, before, limit + 1)

@@ -132,12 +132,14 @@ def payment_routes(payments: Payments, tenants: Tenants, checkout: Checkout | No
 
     @router.post("/tenants/{tenant_id}/checkouts", status_code=201)
     async def start(tenant_id: str, wanted: WantedCheckout) -> CheckoutAnswer:
+        """Begin a payment of a tenant."""
         return await start_checkout(checkout, tenants, tenant_id, wanted)
 
     @router.get("/payments/events")
     async def events(
         limit: Limit = PAGE_DEFAULT, cursor: Cursor = None
     ) -> schemas.Page[ProviderEventAnswer]:
+        """List what the payment provider told."""
         rows = await payments.events(limit + 1, *_read_cursor(decode_cursor(cursor, "")))
         return page(rows, limit, lambda row: f"{row.received_at.isoformat()} {row.event_id}", _show)
 
@@ -150,6 +152,7 @@ def provider_routes(payments: Payments, read_event: ReadsEvents) -> APIRouter:
 
     @router.post("/webhooks/stripe")
     async def take(request: Request) -> TakenAnswer:
+        """Take a signed event of the payment provider."""
         payload = await request.body()
         event = read_event(payload, request.headers.get("stripe-signature"))
         outcome = await take_event(payments, event, uuid7)

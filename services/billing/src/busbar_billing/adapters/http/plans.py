@@ -24,20 +24,24 @@ def plan_routes(plans: Plans, policies: PolicyDirectory, recalls: Recalls) -> AP
     async def list_all(
         limit: Limit = PAGE_DEFAULT, cursor: Cursor = None
     ) -> Page[schemas.PlanAnswer]:
+        """List the plans."""
         rows = await plans.page(limit + 1, decode_cursor(cursor, ""))
         return page(rows, limit, lambda row: row.plan_id, show_plan)
 
     @router.put("/{plan_id}")
     async def put(plan_id: str, wanted: schemas.WantedPlan) -> schemas.ChangedPlanAnswer:
+        """Create or change a plan."""
         plan, propagated = await put_plan(plans, policies, recalls, wanted.plan(plan_id))
         return schemas.ChangedPlanAnswer(**show_plan(plan).model_dump(), propagated=propagated)
 
     @router.get("/{plan_id}")
     async def get(plan_id: str) -> schemas.PlanAnswer:
+        """Read one plan."""
         return show_plan(await plans.get(plan_id))
 
     @router.delete("/{plan_id}", status_code=204)
     async def delete(plan_id: str) -> None:
+        """Delete a plan that no tenant has."""
         await plans.delete(plan_id)
 
     return router
@@ -51,10 +55,12 @@ def terms_routes(
 
     @router.get("/terms")
     async def get(tenant_id: str) -> schemas.TermsAnswer:
+        """Read a tenant's plan and what differs for it."""
         return await terms_answer(plans, budgets, tenant_id)
 
     @router.put("/terms")
     async def put(tenant_id: str, wanted: schemas.WantedTerms) -> schemas.ChangedTermsAnswer:
+        """Give a tenant a plan and what differs for it."""
         overrides = wanted.domain_overrides()
         return await show(
             await set_terms(plans, policies, tenant_id, wanted.plan_id, overrides, recalls=recalls)
@@ -64,10 +70,12 @@ def terms_routes(
     async def suspend_tenant(
         tenant_id: str, wanted: schemas.WantedSuspension
     ) -> schemas.ChangedTermsAnswer:
+        """Suspend a tenant: its keys are refused."""
         return await show(await suspend(plans, policies, events, tenant_id, wanted.reason))
 
     @router.post("/resume")
     async def resume_tenant(tenant_id: str) -> schemas.ChangedTermsAnswer:
+        """Let a suspended tenant go on."""
         return await show(await resume(plans, policies, events, tenant_id))
 
     async def show(changed: ChangedTerms) -> schemas.ChangedTermsAnswer:

@@ -24,6 +24,7 @@ def price_routes(prices: Prices, tenants: Tenants, directory: PriceDirectoryBuck
 
     @router.get("")
     async def list_all() -> schemas.Page[schemas.PricesAnswer]:
+        """List the versions of the price book."""
         books, now_ns = await prices.all(), time.time_ns()
         shown = [
             show_book(book, in_force=book is books.in_force(book.currency, now_ns, book.tenant_id))
@@ -33,6 +34,7 @@ def price_routes(prices: Prices, tenants: Tenants, directory: PriceDirectoryBuck
 
     @router.post("", status_code=201)
     async def publish(wanted: schemas.WantedPrices) -> schemas.PricesAnswer:
+        """Publish a version of the price book."""
         now_ns = time.time_ns()
         until = wanted.effective_until
         book = await publish_prices(

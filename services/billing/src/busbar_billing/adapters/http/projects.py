@@ -20,21 +20,25 @@ def project_routes(projects: Projects, tenants: Tenants) -> APIRouter:
 
     @router.post("/tenants/{tenant_id}/projects", status_code=201)
     async def create(tenant_id: str, wanted: schemas.WantedProject) -> schemas.ProjectAnswer:
+        """Create a project of a tenant."""
         return await create_project(projects, tenant_id, wanted)
 
     @router.get("/tenants/{tenant_id}/projects")
     async def list_of_tenant(
         tenant_id: str, limit: Limit = PAGE_DEFAULT, cursor: Cursor = None
     ) -> Page[schemas.ProjectAnswer]:
+        """List a tenant's projects."""
         await tenants.get(tenant_id)
         return await projects_page(projects, tenant_id, limit, cursor)
 
     @router.get("/projects/{project_id}")
     async def get(project_id: str) -> schemas.ProjectAnswer:
+        """Read one project."""
         return show_project(await projects.get(project_id, None))
 
     @router.delete("/projects/{project_id}")
     async def archive(project_id: str) -> schemas.ProjectAnswer:
+        """Archive a project that has no keys left."""
         return show_project(await projects.archive(project_id, None))
 
     return router

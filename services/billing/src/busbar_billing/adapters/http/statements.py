@@ -132,6 +132,7 @@ def statement_routes(statements: Statements, backlog: UsageBacklog) -> APIRouter
         responses={200: {"model": StatementAnswer, "description": "Closed before."}},
     )
     async def close(tenant_id: str, wanted: WantedClose, response: Response) -> StatementAnswer:
+        """Close a month of a tenant and issue its statement."""
         issued = await close_month(statements, backlog, tenant_id, checked_month(wanted.month))
         response.status_code = 200 if issued.repeated else 201
         return show_statement(issued)
@@ -142,14 +143,17 @@ def statement_routes(statements: Statements, backlog: UsageBacklog) -> APIRouter
         limit: Limit = PAGE_DEFAULT,
         cursor: Cursor = None,
     ) -> schemas.Page[IssuedAnswer]:
+        """List statements."""
         return await statements_page(statements, tenant_id, limit, cursor)
 
     @router.get("/statements/{number}")
     async def get(number: str) -> StatementAnswer:
+        """Read one statement."""
         return show_statement(await statements.get(number))
 
     @router.get("/statements/{number}/document", response_class=Response, responses=DOCUMENT)
     async def document(number: str, form: Format) -> Response:
+        """Download a statement as HTML, PDF, CSV or FOCUS."""
         return await answer_document(await statements.get(number), form)
 
     @router.post(
@@ -158,6 +162,7 @@ def statement_routes(statements: Statements, backlog: UsageBacklog) -> APIRouter
         responses={200: {"model": IssuedAnswer, "description": "Issued before."}},
     )
     async def correct(number: str, wanted: WantedCreditNote, response: Response) -> IssuedAnswer:
+        """Issue a credit note on a statement."""
         issued = await statements.credit(
             number,
             wanted.amount_nanos,

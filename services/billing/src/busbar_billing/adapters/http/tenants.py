@@ -28,6 +28,7 @@ def tenant_routes(
 
     @router.post("", status_code=201)
     async def create(wanted: schemas.WantedTenant) -> schemas.TenantAnswer:
+        """Create a tenant."""
         tenant = await create_tenant(
             tenants,
             policies,
@@ -42,6 +43,7 @@ def tenant_routes(
     async def list_all(
         name: NameFilter = None, limit: Limit = PAGE_DEFAULT, cursor: Cursor = None
     ) -> schemas.Page[schemas.TenantAnswer]:
+        """List the tenants."""
         if name is not None:
             called = await tenants.called(name)
             return schemas.Page(items=[show_tenant(one) for one in called], next_cursor=None)
@@ -50,10 +52,12 @@ def tenant_routes(
 
     @router.get("/{tenant_id}")
     async def get(tenant_id: str) -> schemas.TenantAnswer:
+        """Read one tenant."""
         return show_tenant(await tenants.get(tenant_id))
 
     @router.get("/{tenant_id}/balance")
     async def balance(tenant_id: str) -> schemas.BalanceAnswer:
+        """Read a tenant's balance."""
         return show_balance(await tenants.balance(tenant_id))
 
     @router.post(
@@ -64,6 +68,7 @@ def tenant_routes(
     async def add_money(
         tenant_id: str, wanted: schemas.WantedTopUp, response: Response
     ) -> schemas.TransferAnswer:
+        """Pay money in for a tenant."""
         posted = await top_up(
             tenants,
             journal,

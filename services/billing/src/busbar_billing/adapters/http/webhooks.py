@@ -51,12 +51,14 @@ def threshold_routes(
 
     @router.get("/balance/threshold")
     async def get(tenant: str = Depends(tenant_of)) -> schemas.ThresholdAnswer:
+        """Read below which balance a tenant is told."""
         return show_threshold(await watches.threshold(tenant))
 
     @router.put("/balance/threshold")
     async def put(
         wanted: schemas.WantedThreshold, tenant: str = Depends(tenant_of)
     ) -> schemas.ThresholdAnswer:
+        """Say below which balance a tenant is told."""
         await watches.set_threshold(tenant, wanted.low_balance_nanos)
         return show_threshold(await watches.threshold(tenant))
 
@@ -73,6 +75,7 @@ def webhook_routes(
     async def create(
         wanted: schemas.WantedWebhook, tenant: str = Depends(tenant_of)
     ) -> schemas.NewWebhookAnswer:
+        """Create an endpoint; its secret is shown this once."""
         made = await create_endpoint(
             desk,
             tenant,
@@ -85,17 +88,20 @@ def webhook_routes(
 
     @router.get("/webhooks")
     async def list_all(tenant: str = Depends(tenant_of)) -> Page[schemas.WebhookAnswer]:
+        """List a tenant's endpoints."""
         found = await store.all_of(tenant)
         return Page(items=[show_webhook(one) for one in found], next_cursor=None)
 
     @router.get("/webhooks/{endpoint_id}")
     async def get(endpoint_id: str, tenant: str = Depends(tenant_of)) -> schemas.WebhookAnswer:
+        """Read one endpoint."""
         return show_webhook(await store.get(tenant, endpoint_id))
 
     @router.put("/webhooks/{endpoint_id}")
     async def put(
         endpoint_id: str, wanted: schemas.ChangedWebhook, tenant: str = Depends(tenant_of)
     ) -> schemas.WebhookAnswer:
+        """Change an endpoint."""
         changed = await change_endpoint(
             desk,
             tenant,
@@ -108,12 +114,14 @@ def webhook_routes(
 
     @router.delete("/webhooks/{endpoint_id}", status_code=204)
     async def delete(endpoint_id: str, tenant: str = Depends(tenant_of)) -> None:
+        """Delete an endpoint."""
         await store.delete(tenant, endpoint_id)
 
     @router.post("/webhooks/{endpoint_id}/rotate")
     async def rotate(
         endpoint_id: str, wanted: schemas.WantedSecret, tenant: str = Depends(tenant_of)
     ) -> schemas.NewWebhookAnswer:
+        """Replace an endpoint's secret; the old one signs beside it for a while."""
         rotated = await rotate_secret(
             desk,
             tenant,
@@ -137,6 +145,7 @@ def delivery_routes(
     async def send_ping(
         endpoint_id: str, tenant: str = Depends(tenant_of)
     ) -> schemas.DeliveryAnswer:
+        """Send an endpoint a test event."""
         return show_delivery(await ping(desk, tenant, endpoint_id))
 
     @router.get("/deliveries")
@@ -146,6 +155,7 @@ def delivery_routes(
         cursor: Cursor = None,
         tenant: str = Depends(tenant_of),
     ) -> Page[schemas.DeliveryAnswer]:
+        """List what was sent to an endpoint."""
         endpoint = await store.get(tenant, endpoint_id)
         before = decode_cursor(cursor, _AFTER_ALL)
         rows = await store.deliveries(endpoint, limit + 1, before)
@@ -155,6 +165,7 @@ def delivery_routes(
     async def redeliver(
         endpoint_id: str, delivery_id: str, tenant: str = Depends(tenant_of)
     ) -> schemas.DeliveryAnswer:
+        """Send a delivery again."""
         endpoint = await store.get(tenant, endpoint_id)
         return show_delivery(await store.deliver_again(endpoint, delivery_id))
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from busbar_errors import NotFound
 from busbar_messaging.topology import NAME_PATTERN
+from busbar_observability.operation_summaries import summarised
 from busbar_observability.operator_gate import OperatorGate, OperatorToken
 from fastapi import APIRouter, Depends, FastAPI, Path, Request, Response
 from fastapi.security import HTTPBearer
@@ -74,6 +75,7 @@ class AdminApi:
         app.include_router(places.sites())
         app.include_router(places.nodes())
         answer_failures(app)
+        app.openapi = summarised(app.openapi)
         return OperatorGate(app, OperatorToken(operator_token), unbounded_paths={_BUNDLES_PATH})
 
     def _bundles(self) -> APIRouter:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from busbar_observability.operation_summaries import summarised
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
@@ -29,6 +30,7 @@ def http_application(
     sessions = Sessions(operator_token)
     application = FastAPI(title="Busbar telemetry", version="1", docs_url=None, redoc_url=None)
     errors.install(application)
+    application.openapi = summarised(application.openapi)
     application.include_router(admin_routes(viewer, store))
     application.include_router(jaeger_routes(store))
     console = Console(viewer, store, sessions, wall_clock, secure_cookie=secure_cookie)
