@@ -21,6 +21,7 @@ from busbar_contracts.node.v1.work_pb2 import (
     WorkTimings,
     WorkUsage,
 )
+from busbar_contracts.scheduler.v1.demand_pb2 import DemandHistory, DemandSeason
 from busbar_contracts.scheduler.v1.deployment_pb2 import Deployment
 from busbar_contracts.scheduler.v1.plan_pb2 import NodePlacement, ReplicaAssignment, Route
 from busbar_errors import Rejected
@@ -107,6 +108,15 @@ GOLDEN: list[tuple[Message, str]] = [
             scale_down_after_s=7,
         ),
         "0a0164200240034a0572312e733150045805600168067201787807",
+    ),
+    (
+        DemandHistory(
+            deployment="d",
+            seasons=[DemandSeason(period_min=2, loads=[0.5, 1], seen=b"\x02\x01", judged_min=3)],
+            unchanged_judged_min=4,
+            loading_ms=5,
+        ),
+        "0a01641212080212080000003f0000803f1a020201280320042805",
     ),
     (
         Route(deployment="d", fencing_token=9, wakes=True, wakes_within_ms=1500),

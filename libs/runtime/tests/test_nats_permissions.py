@@ -18,6 +18,7 @@ OWNER_OF_BUCKET = {
     "bundles": "scheduler",
     "placements": "scheduler",
     "routes": "scheduler",
+    "demand": "scheduler",
     "leaders": "scheduler",
     "nodes": "agent",
     "leases": "agent",

@@ -248,6 +248,7 @@ BUNDLES = BucketSpec("bundles", "file")
 SITES = BucketSpec("sites", "file")
 PLACEMENTS = BucketSpec("placements", "file")
 ROUTES = BucketSpec("routes", "file")
+DEMAND = BucketSpec("demand", "file", ttl=timedelta(days=30))
 LEADERS = BucketSpec("leaders", "file", ttl=timedelta(seconds=5))
 NODES = BucketSpec("nodes", "memory", ttl=timedelta(minutes=5))
 LEASES = BucketSpec("leases", "memory", ttl=timedelta(seconds=30))
@@ -262,6 +263,7 @@ BUCKETS = (
     SITES,
     PLACEMENTS,
     ROUTES,
+    DEMAND,
     LEADERS,
     NODES,
     LEASES,

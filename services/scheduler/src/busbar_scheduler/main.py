@@ -18,6 +18,7 @@ from busbar_scheduler.adapters.announcements import Announcements
 from busbar_scheduler.adapters.board import Board
 from busbar_scheduler.adapters.buckets import Buckets
 from busbar_scheduler.adapters.declarations import Declarations
+from busbar_scheduler.adapters.demand_memory import DemandMemory
 from busbar_scheduler.adapters.fleet_view import FleetView
 from busbar_scheduler.adapters.http.app import AdminApi
 from busbar_scheduler.adapters.http.uploads import Uploads
@@ -52,6 +53,9 @@ class Scheduler:
             planner=Planner(time.monotonic),
         )
         self.pacemaker = Pacemaker(cycle, self.view)
+        self.demand_memory = DemandMemory(
+            client, buckets, self.view.autoscaler, lambda: self.leadership.token() is not None
+        )
         api = AdminApi(
             view=self.view,
             leadership=self.leadership,
@@ -68,6 +72,8 @@ class Scheduler:
             work = [
                 group.create_task(self._campaign(), name="campaign"),
                 group.create_task(self.pacemaker.run(), name="cycles"),
+                group.create_task(self.demand_memory.follow(), name="follow:demand history"),
+                group.create_task(self.demand_memory.run(), name="note demand"),
             ]
             try:
                 yield

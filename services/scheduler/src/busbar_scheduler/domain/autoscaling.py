@@ -8,7 +8,16 @@ from dataclasses import dataclass, field
 
 from busbar_scheduler.domain.demand import Asked
 from busbar_scheduler.domain.fleet import Demand, Deployment, Snapshot
+from busbar_scheduler.domain.forecasting import History
 from busbar_scheduler.domain.scaling import Scale, Sight
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """What outlives the scheduler that saw it."""
+
+    history: History = field(default_factory=History)
+    loading_s: float | None = None
 
 
 @dataclass(slots=True)
@@ -17,6 +26,8 @@ class Autoscaler:
 
     scales: dict[str, Scale] = field(default_factory=dict[str, Scale])
     demands: dict[str, Demand] = field(default_factory=dict[str, Demand])
+    remembered: dict[str, Remembered] = field(default_factory=dict[str, Remembered])
+    """What was known of deployments that were not seen yet since the start."""
     _stepped_at: float | None = None
 
     def step(
@@ -29,7 +40,7 @@ class Autoscaler:
         scaled = {one.name: one for one in snapshot.deployments if one.scaled}
         for name in self.scales.keys() - scaled.keys():
             del self.scales[name]
-            del self.demands[name]
+            self.demands.pop(name, None)
         if not scaled:
             return
         elapsed_s = 0.0 if self._stepped_at is None else now_s - self._stepped_at
@@ -46,8 +57,29 @@ class Autoscaler:
             sight = _sight(snapshot, deployment, (asked or {}).get(name, Asked()), placed[name])
             scale = self.scales.get(name)
             if scale is None:
-                scale = self.scales[name] = Scale(placed[name])
+                known = self.remembered.pop(name, Remembered())
+                scale = self.scales[name] = Scale(
+                    placed[name], history=known.history, measured_loading_s=known.loading_s
+                )
             self.demands[name] = scale.step(deployment, sight, elapsed_s, minute)
+
+    def recall(self, deployment: str, known: Remembered) -> None:
+        """Take over what another scheduler, or an earlier run, saw for longer than we did."""
+        scale = self.scales.get(deployment)
+        if scale is None:
+            self.remembered[deployment] = known
+            return
+        if known.history.unchanged_judged_min > scale.history.unchanged_judged_min:
+            scale.history = known.history
+        if scale.measured_loading_s is None:
+            scale.measured_loading_s = known.loading_s
+
+    def worth_remembering(self) -> dict[str, Remembered]:
+        """What should be kept, by deployment."""
+        return {
+            name: Remembered(scale.history, scale.measured_loading_s)
+            for name, scale in self.scales.items()
+        }
 
     def reason(self, deployment: str) -> str:
         """Why demand asks for as many replicas as it does; empty where it does not decide."""

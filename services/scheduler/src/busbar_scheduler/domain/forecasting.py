@@ -42,8 +42,8 @@ class Season:
     seen: npt.NDArray[np.uint8] = field(init=False)
     error: float = 0.0
     judged_min: int = 0
-    _expected: float = 0.0
-    _load: float = 0.0
+    level_expected: float = 0.0
+    level_seen: float = 0.0
 
     def __post_init__(self) -> None:
         self.values = _zeros(self.period_min)
@@ -61,8 +61,8 @@ class Season:
             error = abs(load - expected * self._level())
             self.error = _averaged(self.error, error, self.judged_min)
             self.judged_min += 1
-            self._expected += _LEVEL_WEIGHT * (expected - self._expected)
-            self._load += _LEVEL_WEIGHT * (load - self._load)
+            self.level_expected += _LEVEL_WEIGHT * (expected - self.level_expected)
+            self.level_seen += _LEVEL_WEIGHT * (load - self.level_seen)
         at = minute % self.period_min
         weight = self.weight if self.seen[at] else 1.0
         self.values[at] += weight * (load - float(self.values[at]))
@@ -78,7 +78,7 @@ class Season:
 
     def _level(self) -> float:
         """How much busier than usual the last minutes were."""
-        level = self._load / self._expected if self._expected > 0 else 1.0
+        level = self.level_seen / self.level_expected if self.level_expected > 0 else 1.0
         return min(_LEVEL_MAX, max(_LEVEL_MIN, level))
 
 
@@ -91,7 +91,7 @@ class History:
     )
     unchanged_error: float = 0.0
     """Of expecting that nothing changes."""
-    _unchanged_judged_min: int = 0
+    unchanged_judged_min: int = 0
     _recent: deque[tuple[int, float]] = field(
         default_factory=lambda: deque[tuple[int, float]](maxlen=_LEAD_MIN)
     )
@@ -100,9 +100,9 @@ class History:
         """Note what a whole minute saw; minutes may be left out, but never come twice."""
         if self._recent and self._recent[0][0] == minute - _LEAD_MIN:
             error = abs(load - self._recent[0][1])
-            judged_min = self._unchanged_judged_min
+            judged_min = self.unchanged_judged_min
             self.unchanged_error = _averaged(self.unchanged_error, error, judged_min)
-            self._unchanged_judged_min += 1
+            self.unchanged_judged_min += 1
         self._recent.append((minute, load))
         for season in self.seasons:
             season.learn(minute, load)
