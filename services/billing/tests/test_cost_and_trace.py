@@ -61,8 +61,10 @@ async def test_measured_work_is_stored_once_and_energy_only_where_it_was_measure
     run = secrets.token_hex(6)
     first, second = measured(1, 3, run), measured(4, 2, run)
     absurd = measured(6, 1, run, compute_us=2**64 - 1)
+    elsewhere, nowhere = measured(7, 1, run), measured(8, 1, run)
+    elsewhere.node, nowhere.node = "r1.s2.n1", "a node"
     jetstream = bus.jetstream(timeout=5)
-    for batch in (second, first, absurd, first, second):
+    for batch in (second, elsewhere, first, absurd, nowhere, first, second):
         await jetstream.publish(topology.measured_subject(NODE), batch.SerializeToString())
     query = "SELECT * FROM work_measured WHERE agent_run_id = $1 ORDER BY sequence"
 

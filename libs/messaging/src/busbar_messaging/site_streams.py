@@ -38,7 +38,7 @@ AWAY = "away"
 """The site does not answer; what it needs is done when it is back."""
 
 _SITE_TIMEOUT_S = 2.0
-_SILENT_MAX = timedelta(seconds=15)
+_SILENT_MAX = timedelta(seconds=5)
 """Nothing of a source for so long, its heartbeats neither: the server may wait two minutes before
 it tries again, unless it is told to begin anew."""
 _CLOCKS_APART_MAX = timedelta(hours=1)
@@ -109,6 +109,7 @@ class SiteStreams:
         spec = topology.site_measured_stream(region, site, epoch)
         origin = await self._origin(hub)
         read = origin if origin and origin.stream == spec.name else None
+        may_have_read = bool(hub.state.messages) and (origin is None or read is not None)
         try:
             present: StreamInfo | None = await leaf.stream_info(spec.name)
         except NotFoundError:
@@ -117,7 +118,7 @@ class SiteStreams:
             if not change:
                 return "missing"
             # One that the hub has read from, and that is gone, must not come again.
-            await self._begin(leaf, region, site, epoch + 1 if read else epoch)
+            await self._begin(leaf, region, site, epoch + 1 if may_have_read else epoch)
             return "created"
         if read and await _lost_its_end(leaf, present, read):
             if not change:
@@ -131,7 +132,7 @@ class SiteStreams:
         return "ok"
 
     async def _origin(self, hub: StreamInfo) -> Origin | None:
-        """Where the hub's last record came from; None before the first."""
+        """Where the hub's last record came from; None before the first, and after a dead letter."""
         if not hub.state.messages:
             return None
         message = await self._hub.get_msg(hub.config.name or "", seq=hub.state.last_seq)
@@ -170,7 +171,7 @@ class SiteStreams:
         log.info("source begun anew", stream=hub.config.name)
 
     def _sourced(self, region: str, site: str, epoch: int) -> StreamConfig:
-        """The hub's stream of a site's cost records. Nobody publishes to it."""
+        """The hub's stream of a site's cost records; dead letters come back under its subject."""
         config = topology.measured_stream(region, site).config(self._replicas)
         source = StreamSource(
             name=topology.site_measured_stream(region, site, epoch).name,
@@ -179,7 +180,7 @@ class SiteStreams:
                 deliver=topology.sourced_subject(region, site),
             ),
         )
-        return config.evolve(subjects=[], sources=[source], placement=self._placement)
+        return config.evolve(sources=[source], placement=self._placement)
 
 
 async def _lost_its_end(leaf: JetStreamContext, present: StreamInfo, read: Origin) -> bool:

@@ -8,6 +8,7 @@ from uuid import UUID
 from busbar_contracts.node.v1.status_pb2 import WorkMeasuredBatch
 from busbar_errors import Rejected
 from busbar_messaging.dispositions import decode
+from busbar_messaging.topology import NodeId, measured_subject
 from nats.aio.msg import Msg
 
 from busbar_billing.adapters import metrics
@@ -31,19 +32,30 @@ class MeasuredWriter:
     async def handle(self, messages: Sequence[Msg]) -> list[Refusal]:
         """Store what the messages hold; raises Rejected when one cannot be what a node measured."""
         batches = [decode(WorkMeasuredBatch, message.data) for message in messages]
-        for batch in batches:
+        for message, batch in zip(messages, batches, strict=True):
+            _check_origin(message.subject, batch.node)
             _check(batch)
         await self._store.add(batches, self._new_id)
         metrics.MEASURED.inc(sum(len(batch.records) for batch in batches))
         return []
 
 
+def _check_origin(subject: str, node: str) -> None:
+    """A site may write where its nodes' records come from, so what they say must agree with it."""
+    try:
+        wanted = measured_subject(NodeId.parse(node))
+    except ValueError as error:
+        raise Rejected(str(error)[:_TEXT_MAX]) from error
+    if subject != wanted:
+        raise Rejected(f"{subject} has no records of node {node[:_TEXT_MAX]}")
+
+
 def _check(batch: WorkMeasuredBatch) -> None:
     if not 0 < batch.first_sequence <= _SEQUENCE_MAX:
         raise Rejected(f"first_sequence is {batch.first_sequence}: it counts from 1")
-    for text in (batch.node, batch.agent_run_id):
-        if not text or len(text) > _TEXT_MAX or "\x00" in text:
-            raise Rejected(f"not the name of a node or of its run: {text[:40]!r}")
+    run = batch.agent_run_id
+    if not run or len(run) > _TEXT_MAX or "\x00" in run:
+        raise Rejected(f"not the name of an agent's run: {run[:40]!r}")
     for record in batch.records:
         if len(record.request_id) != _UUID_BYTES:
             raise Rejected(f"request_id has {len(record.request_id)} bytes")
