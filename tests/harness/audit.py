@@ -8,11 +8,12 @@ import os
 import sys
 from typing import Any
 
+from busbar_messaging.connection import BusSettings, connect
 from busbar_messaging.topology import BILLING_USAGE
 from busbar_runtime.platform import Platform
-from nats.aio.client import Client
 from nats.errors import Error as NatsError
 from nats.js.errors import Error as JetStreamError
+from pydantic import SecretStr
 
 from harness.polling import eventually
 
@@ -57,12 +58,13 @@ async def busbar_audit(platform: Platform) -> tuple[int, dict[str, Any], str]:
 async def until_posted(platform: Platform, *, within_s: float = POSTED_S) -> None:
     """Wait until billing has acknowledged every usage record that is on the bus."""
     found = platform.endpoints
-    client = Client()
-    await client.connect(
-        found["nats"],
-        user="provisioner",
-        password=found["nats_credentials"]["provisioner"],
-        max_reconnect_attempts=-1,
+    client = await connect(
+        BusSettings(
+            nats_url=found["nats"],
+            nats_user="provisioner",
+            nats_password=SecretStr(found["nats_credentials"]["provisioner"]),
+        ),
+        "audit",
     )
     jetstream = client.jetstream(timeout=2)
 
