@@ -17,12 +17,14 @@ from busbar_runtime.platform import Platform
 from harness.another_gateway import AnotherGateway, another_gateway
 from harness.another_node import another_node
 from harness.another_service import AnotherService
+from harness.audit import busbar
 from harness.balancer import Backend, balancer
 from harness.operator import PAID_IN_NANOS, Customer, Operator
 from harness.polling import eventually
 from harness.steady_load import Clients, LoadLog, steady_load
 
 NOTICE_S = 1
+GRACE_S, LATE_S = 8, 5
 MODELS = ("echo-fp32", "all-minilm-l6-v2", "repeat", "tiny-lm")
 GATEWAY = {"BUSBAR_STOP_NOTICE": f"PT{NOTICE_S}S", "BUSBAR_STOP_GRACE": "PT20S"}
 
@@ -133,6 +135,26 @@ async def test_gateways_are_upgraded_one_after_the_other(
         statuses = [await gateway.restart() for gateway in fleet.gateways]
 
     assert statuses == [0, 0]
+    await assert_nothing_failed(operator, customer, log)
+
+
+async def test_a_node_is_drained_under_load_and_says_what_became_of_its_requests(
+    platform: Platform, operator: Operator, customer: Customer, fleet: Fleet
+) -> None:
+    async with loaded(fleet, customer) as log:
+        status, answer, complaints = await busbar(
+            platform, "node", "drain", "r1/s1/n2", "--grace", str(GRACE_S), "--wait"
+        )
+        await operator.json("scheduler", "POST", "/admin/v1/nodes/r1/s1/n2/resume", json={})
+        await scale(operator, 2)
+
+    print(f"\n{answer}")  # noqa: T201
+    assert (status, complaints) == (0, "")
+    assert answer["drained"] == ["r1.s1.n2"]
+    assert {one["deployment"] for one in answer["replicas"]} >= set(MODELS)
+    assert answer["finished"] > 0
+    assert answer["handed_back"] == 0, "half of the grace is enough for streams of a second"
+    assert answer["took_s"] <= GRACE_S + LATE_S
     await assert_nothing_failed(operator, customer, log)
 
 

@@ -1,4 +1,4 @@
-"""The auditor's word on a running platform."""
+"""The command line, and the auditor's word, on a running platform."""
 
 from __future__ import annotations
 
@@ -41,11 +41,16 @@ async def assert_audit_clean(platform: Platform, *, within_s: float = POSTED_S) 
 
 async def busbar_audit(platform: Platform) -> tuple[int, dict[str, Any], str]:
     """Run `busbar audit --json`: its exit status, its answer, what it complained of."""
+    return await busbar(platform, "audit")
+
+
+async def busbar(platform: Platform, *arguments: str) -> tuple[int, dict[str, Any], str]:
+    """Run `busbar ... --json`: its exit status, its answer, what it complained of."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
         "busbar_cli",
-        "audit",
+        *arguments,
         "--json",
         env={**os.environ, "BUSBAR_ENDPOINTS": str(platform.home.endpoints_file)},
         stdout=asyncio.subprocess.PIPE,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import socket
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from busbar_messaging import provision
 from busbar_messaging.connection import close, connect
 from busbar_messaging.topology import NodeId, work_stream
 from busbar_runtime.home import Home
+from busbar_runtime.ports import PortPool
 from busbar_runtime.triton import ensure_triton
 from busbar_runtime.triton_probe import TritonServer, started
 from nats.aio.client import Client
@@ -89,7 +89,7 @@ async def attached(
 async def _running(
     nats_server: NatsServer, bus: Client, home: Path, triton: Mapping[str, str]
 ) -> AsyncIterator[NodeBench]:
-    region = f"t{next(_regions)}"
+    region, ports = f"t{next(_regions)}", PortPool()
     await provision.apply(bus, _provisioning(nats_server, region))
     bench = NodeBench(
         bus,
@@ -100,7 +100,7 @@ async def _running(
             "BUSBAR_SITE": "s1",
             "BUSBAR_NODE": "n1",
             "BUSBAR_STATE_DIR": str(home / "state"),
-            "BUSBAR_OPS_PORT": str(free_port()),
+            "BUSBAR_OPS_PORT": str(ports.take()),
             "BUSBAR_MEMORY_MIB": "2048",
             **triton,
         },
@@ -111,6 +111,7 @@ async def _running(
     yield bench
     if bench.process is not None and bench.process.poll() is None:
         bench.stop_agent()
+    ports.close()
     # The server has room for a few regions' queues, not for one of every module.
     await bus.jetstream().delete_stream(work_stream(region).name)
 
@@ -126,9 +127,3 @@ def _provisioning(nats_server: NatsServer, region: str) -> provision.ProvisionSe
             "sites": [f"{region}/s1"],
         }
     )
-
-
-def free_port() -> int:
-    """A port nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])

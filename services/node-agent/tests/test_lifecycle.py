@@ -126,6 +126,7 @@ async def test_a_drained_model_hands_back_what_its_grace_does_not_suffice_for(
     await node.ready("slow-echo")
     sent = await node.send("slow-echo", slow_echo(delay_ms=6000))
     await sent.until("started")
+    handed_back = (await node.lease()).handed_back_count
 
     began = time.monotonic()
     await node.place({}, drain_within_ms=300)
@@ -134,6 +135,11 @@ async def test_a_drained_model_hands_back_what_its_grace_does_not_suffice_for(
     assert last.WhichOneof("frame") == "failed"
     assert "draining" in last.failed.reason
     assert 0.2 < time.monotonic() - began < 5
+
+    async def counted() -> bool:
+        return (await node.lease()).handed_back_count == handed_back + 1
+
+    await poll(counted, 5, what=lambda: "the lease counts what was handed back")
 
 
 async def test_a_withdrawn_model_finishes_its_work_first(node: NodeBench) -> None:

@@ -11,7 +11,7 @@ from cyclopts import App, Parameter
 from busbar_cli.amounts import read_amount, show_amount
 from busbar_cli.api import Api, Json
 from busbar_cli.failures import CommandError, Exit
-from busbar_cli.output import DEFAULT, Output, err, show_node, table
+from busbar_cli.output import DEFAULT, Output, err, out, show_node, table
 
 site_app = App(name="site", help="Sites: list, show, set, cordon, drain, resume.")
 node_app = App(name="node", help="Nodes: list, show, cordon, drain, resume.")
@@ -124,7 +124,8 @@ def drain_site(
     if not wait:
         output.print(view, _site_table([view]))
         return
-    _tell(output, _drained([one["node"] for one in before], grace), before)
+    began = time.monotonic()
+    _tell(output, _drained([one["node"] for one in before], grace), before, began)
 
 
 @site_app.command(name="resume")
@@ -216,7 +217,8 @@ def drain_node(
     if not wait:
         output.print(view, _node_table([view]))
         return
-    _tell(output, _drained([_key(node, 3)], grace), before)
+    began = time.monotonic()
+    _tell(output, _drained([_key(node, 3)], grace), before, began)
 
 
 @node_app.command(name="resume")
@@ -246,8 +248,8 @@ def _drained(keys: list[str], grace_s: float) -> list[Json]:
             time.sleep(_POLL_S)
 
 
-def _tell(output: Output, after: list[Json], before: list[Json]) -> None:
-    """What became of each replica that was there."""
+def _tell(output: Output, after: list[Json], before: list[Json], began: float) -> None:
+    """What became of each replica that was there, and of the requests in hand."""
     deployments = {
         one["name"]: one for one in Api("scheduler").get("/admin/v1/deployments")["items"]
     }
@@ -265,7 +267,13 @@ def _tell(output: Output, after: list[Json], before: list[Json]) -> None:
                     "reason": "" if view is None else view["reason"],
                 }
             )
-    answer = {"drained": [one["node"] for one in after], "replicas": items}
+    answer = {
+        "drained": [one["node"] for one in after],
+        "took_s": round(time.monotonic() - began, 1),
+        "finished": _more("finished_count", after, before),
+        "handed_back": _more("handed_back_count", after, before),
+        "replicas": items,
+    }
     rows = [
         [
             show_node(one["node"]),
@@ -278,6 +286,15 @@ def _tell(output: Output, after: list[Json], before: list[Json]) -> None:
     ]
     columns = ["DRAINED", "DEPLOYMENT", "NOW ON", "STATUS", "REASON"]
     output.print(answer, table(columns, rows, empty="drained; it held nothing"))
+    if rows and not output.json:
+        said = "Took {took_s} s; {finished} requests were finished, {handed_back} handed back."
+        out().print(said.format(**answer), soft_wrap=True)
+
+
+def _more(count: str, after: list[Json], before: list[Json]) -> int:
+    """How much a count of all nodes has grown; one that started anew counts from 0."""
+    had = {one["node"]: int(one[count]) for one in before}
+    return sum(int(one[count]) - min(had[one["node"]], int(one[count])) for one in after)
 
 
 def _key(place: str, parts: int) -> str:

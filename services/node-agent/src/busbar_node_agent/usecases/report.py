@@ -61,6 +61,8 @@ class Reporter:
         """Write the status on every change and every 10 s, for ever."""
         while True:
             self._changed.clear()
+            # First, so that whoever sees the last replica gone knows what became of its work.
+            await self.write_lease()
             if not await self.write_status():
                 await asyncio.sleep(_RETRY_AFTER_S)
                 continue
@@ -77,6 +79,7 @@ class Reporter:
             ready=self.ready,
             finished_count=self.work.finished_count,
             failed_count=self.work.failed_count,
+            handed_back_count=self.work.handed_back_count,
         )
         self.leased = await self._put("lease", self.put_lease, lease.SerializeToString())
         return self.leased

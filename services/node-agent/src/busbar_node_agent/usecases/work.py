@@ -107,6 +107,7 @@ class WorkInHand:
     """Takes what was no InferenceWork, and why."""
     finished_count: int = 0
     failed_count: int = 0
+    handed_back_count: int = 0
     compute_us: int = 0
     queue_us: int = 0
     failed_by_kind: Counter[FailureKind] = field(default_factory=Counter[FailureKind])
@@ -147,9 +148,14 @@ class WorkInHand:
 
     def hand_back(self, reason: str, lane: Lane | None = None) -> int:
         """Fail everything in hand (of `lane`) such that others may try; returns how many."""
-        mine = [each for each in self._attempts.values() if lane is None or each.lane is lane]
+        mine = [
+            each
+            for each in self._attempts.values()
+            if (lane is None or each.lane is lane) and each.given_up is None
+        ]
         for attempt in mine:
             attempt.give_up(Failure(FailureKind.UNAVAILABLE, reason))
+        self.handed_back_count += len(mine)
         return len(mine)
 
     def engine_lost(self, reason: str) -> int:

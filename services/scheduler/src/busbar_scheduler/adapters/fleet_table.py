@@ -49,6 +49,15 @@ _MEMORY_MIB_MAX, _SLOTS_MAX = 2**27, 2**20
 """More than any node has: 128 TiB. A report that claims more is not taken."""
 
 
+@dataclass(frozen=True, slots=True)
+class Handled:
+    """Requests of a node: in hand, and what became of others since its agent started."""
+
+    in_flight: int = 0
+    finished: int = 0
+    handed_back: int = 0
+
+
 @dataclass(slots=True)
 class _Life:
     """When a node was last heard of, by our own clock."""
@@ -56,7 +65,7 @@ class _Life:
     heard_at: float
     run_id: str = ""
     ready: bool = True
-    in_flight: int = 0
+    handled: Handled = Handled()
 
 
 @dataclass(slots=True)
@@ -143,7 +152,8 @@ class FleetTable:
             log.warning("entry not understood", bucket="leases", key=key, error=str(error))
             return False
         before = self._lives.get(key)
-        self._lives[key] = _Life(now, lease.agent_run_id, lease.ready, lease.in_flight)
+        handled = Handled(lease.in_flight, lease.finished_count, lease.handed_back_count)
+        self._lives[key] = _Life(now, lease.agent_run_id, lease.ready, handled)
         if before is None:
             return True
         was_silent = now - before.heard_at >= _SUSPECT_AFTER.total_seconds()
@@ -229,10 +239,10 @@ class FleetTable:
         told = [one for one in (described.told, described.nodes.get(name)) if one]
         return min((one.drain_within_ms for one in told if one.drain_within_ms), default=0)
 
-    def in_flight(self, node: str) -> int:
-        """Requests that a node last said it had in hand."""
+    def handled(self, node: str) -> Handled:
+        """What a node last said of its requests."""
         life = self._lives.get(node)
-        return life.in_flight if life else 0
+        return life.handled if life else Handled()
 
     def snapshot(self, now: float, now_unix_ms: int = 0) -> Snapshot:
         """Everything a plan is made from, as it is now."""

@@ -253,6 +253,7 @@ class NodeLease(_message.Message):
     READY_FIELD_NUMBER: _builtins.int
     FINISHED_COUNT_FIELD_NUMBER: _builtins.int
     FAILED_COUNT_FIELD_NUMBER: _builtins.int
+    HANDED_BACK_COUNT_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     """"region.site.node"."""
     agent_run_id: _builtins.str
@@ -265,6 +266,8 @@ class NodeLease(_message.Message):
     """Attempts finished since the agent started."""
     failed_count: _builtins.int
     """Attempts failed since the agent started."""
+    handed_back_count: _builtins.int
+    """Of the failed ones, those handed back unfinished for others to try."""
     def __init__(
         self,
         *,
@@ -274,10 +277,11 @@ class NodeLease(_message.Message):
         ready: _builtins.bool = ...,
         finished_count: _builtins.int = ...,
         failed_count: _builtins.int = ...,
+        handed_back_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_run_id", b"agent_run_id", "failed_count", b"failed_count", "finished_count", b"finished_count", "in_flight", b"in_flight", "node", b"node", "ready", b"ready"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_run_id", b"agent_run_id", "failed_count", b"failed_count", "finished_count", b"finished_count", "handed_back_count", b"handed_back_count", "in_flight", b"in_flight", "node", b"node", "ready", b"ready"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from busbar_scheduler.adapters.fleet_table import Handled
 from busbar_scheduler.domain.accounts import room_on
 from busbar_scheduler.domain.decisions import Verdict
 from busbar_scheduler.domain.fleet import Node
@@ -119,11 +120,13 @@ class NodeDetail(BaseModel):
     slots: int
     slots_free: int
     in_flight: int = Field(description="requests in hand, as it last said")
+    finished_count: int = Field(description="requests answered since its agent started")
+    handed_back_count: int = Field(description="given back unfinished, for others to answer")
     empty: bool = Field(description="whether it reports nothing and nothing is placed there")
     replicas: list[HeldView]
 
     @classmethod
-    def of(cls, node: Node, told: Told | None, in_flight: int, plan: Plan) -> NodeDetail:
+    def of(cls, node: Node, told: Told | None, handled: Handled, plan: Plan) -> NodeDetail:
         """As the API shows it."""
         room = room_on(plan.packing, node.key)
         states = {one.deployment: str(one.state) for one in node.replicas}
@@ -141,7 +144,9 @@ class NodeDetail(BaseModel):
             memory_free_mib=room.memory_mib,
             slots=node.slots,
             slots_free=room.slots,
-            in_flight=in_flight,
+            in_flight=handled.in_flight,
+            finished_count=handled.finished,
+            handed_back_count=handled.handed_back,
             empty=not states and not plan.packing.on(node.key),
             replicas=[
                 HeldView(

@@ -159,7 +159,7 @@ class PlacesApi:
     def _node(self, node: Node, decided: Plan) -> schemas.NodeDetail:
         described = self.view.table.described(node.site_key)
         told = described.nodes.get(node.key.rsplit(".", 1)[1]) or described.told
-        return schemas.NodeDetail.of(node, told, self.view.table.in_flight(node.key), decided)
+        return schemas.NodeDetail.of(node, told, self.view.table.handled(node.key), decided)
 
 
 def _router(tag: str) -> APIRouter:
