@@ -82,6 +82,9 @@ class Credit:
         self._pressing: set[str] = set()
         """Tenants of whom billing is to hear before the next look at all of them."""
         self._measured_at = 0.0
+        self._turned_away: dict[str, int] = {}
+        """Tenants whose requests were refused because billing is away, and what the last of each
+        lacked: asked for until billing answers, so that their retries are served."""
         self.billing_away = False
 
     # --- of one request ---------------------------------------------------------------------
@@ -177,7 +180,7 @@ class Credit:
     async def tick(self) -> None:
         """Ask once, and serve or refuse who waits."""
         now = asyncio.get_running_loop().time()
-        tenants = [*self._pressing, *self._waiting]
+        tenants = [*self._pressing, *self._waiting, *self._turned_away]
         self._pressing.clear()
         if now - self._measured_at >= MEASURE_EVERY_S:
             self._measured_at = now
@@ -220,11 +223,13 @@ class Credit:
             wallet = self._wallets.get(tenant_id)
             if wallet is None:
                 continue
-            waiting = self._waiting.get(tenant_id, ())
-            ask = plan_ask(wallet, [_lacking(one) for one in waiting], now)
+            wanted = [_lacking(one) for one in self._waiting.get(tenant_id, ())]
+            if not wanted and tenant_id in self._turned_away:
+                wanted = [self._turned_away[tenant_id]]
+            ask = plan_ask(wallet, wanted, now)
             if ask is not None:
                 asks.append(ask)
-            if wallet.lease is None and wallet.leaving is None and not waiting:
+            if wallet.lease is None and wallet.leaving is None and not wanted:
                 del self._wallets[tenant_id]
         return asks
 
@@ -236,6 +241,7 @@ class Credit:
         if grants is None:
             return
         for ask, grant in zip(asks, grants, strict=True):
+            self._turned_away.pop(ask.tenant_id, None)
             wallet = self._wallets.get(ask.tenant_id)
             if wallet is not None:
                 apply_grant(wallet, ask, grant, asked_at, loop.time())
@@ -310,6 +316,8 @@ class Credit:
         if verdict is Verdict.WAIT:
             return None
         if verdict is Verdict.AWAY:
+            if wallet.tenant_id in self._turned_away or len(self._turned_away) < ASKS_MAX:
+                self._turned_away[wallet.tenant_id] = lacking
             return Unavailable(
                 "this tenant's credit cannot be checked at the moment", _RETRY_AFTER_AWAY_S
             )

@@ -1,0 +1,83 @@
+"""A gateway that nobody lends to finds out by itself when somebody does again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+import pytest
+from busbar_gateway.domain.credit import Ask, Granted
+from busbar_gateway.domain.failures import Unavailable
+from busbar_gateway.domain.prices import SCALE, PriceList, Rates, Sheet
+from busbar_gateway.domain.routes import Caller, Manifest, Route, Target
+from busbar_gateway.usecases.calls import InferenceCall
+from busbar_gateway.usecases.crediting import ASKS_MAX, Credit
+from gateway_harness import eventually
+
+REQUEST_NANOS = 50
+ROUTE = Route("echo", Manifest("echo", "1", "tensor", "default"), 0, (Target("r1", 1),))
+PRICES = PriceList([Sheet(1, "USD", "", 0, 0, {"default": Rates(request=REQUEST_NANOS * SCALE)})])
+
+
+@dataclass
+class Lender:
+    """Lends what is asked for, unless it is away."""
+
+    away: bool = True
+    most_asks: int = 0
+
+    async def ask(self, asks: Sequence[Ask]) -> list[Granted] | None:
+        self.most_asks = max(self.most_asks, len(asks))
+        if self.away:
+            return None
+        return [Granted(one.tenant_id, b"lease", one.want_nanos, ttl_s=30.0) for one in asks]
+
+
+@pytest.fixture
+def lender() -> Lender:
+    return Lender()
+
+
+@pytest.fixture
+async def credit(lender: Lender) -> AsyncIterator[Credit]:
+    made = Credit(lender, lambda: PRICES)
+    asking = asyncio.create_task(made.run())
+    yield made
+    asking.cancel()
+
+
+def call_of(tenant_id: str) -> InferenceCall:
+    deadline = asyncio.get_running_loop().time() + 10
+    caller = Caller(tenant_id, "key")
+    return InferenceCall(b"", caller, ROUTE, b"x", "kserve.http.infer", 0, deadline)
+
+
+async def turned_away(credit: Credit, call: InferenceCall) -> None:
+    with pytest.raises(Unavailable, match="cannot be checked"):
+        await credit.wait(call)
+
+
+async def test_who_was_turned_away_without_a_lease_is_served_when_billing_is_back(
+    credit: Credit, lender: Lender
+) -> None:
+    """Nobody else has a lease either, whose renewal would tell that billing is back."""
+    call = call_of("acme")
+    for _ in range(3):
+        await turned_away(credit, call)
+    lender.away = False
+    claimed = await eventually(lambda: credit.claim(call))
+
+    assert claimed.nanos >= REQUEST_NANOS
+    assert not credit.billing_away
+
+
+async def test_any_number_of_tenants_may_be_turned_away(credit: Credit, lender: Lender) -> None:
+    for number in range(ASKS_MAX + 50):
+        await turned_away(credit, call_of(f"tenant-{number}"))
+    lender.away = False
+    await eventually(lambda: not credit.billing_away)
+    served = await credit.wait(call_of(f"tenant-{ASKS_MAX + 49}"))
+
+    assert served.nanos >= REQUEST_NANOS
+    assert lender.most_asks <= ASKS_MAX
