@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from random import Random
 
 import pytest
 from busbar_scheduler.domain.autoscaling import Autoscaler
@@ -71,7 +72,7 @@ def test_a_burst_is_answered_within_seconds() -> None:
     model.see(600, in_flight=1)
 
     assert model.see(4, in_flight=4, queued=16) >= 4
-    assert model.see(20, in_flight=4, queued=16) == 6
+    assert model.see(20, in_flight=4, queued=16) == 5
 
 
 def test_it_at_most_doubles_in_fifteen_seconds() -> None:
@@ -201,7 +202,7 @@ def test_what_is_usual_soon_is_there_before_it_is_asked() -> None:
             busy = 30 <= minute < 40
             model.see(60, in_flight=24 if busy else 1)
 
-    for _ in range(8):
+    for _ in range(4):
         hour()
     hour(29)
 
@@ -291,3 +292,56 @@ def test_small_changes_of_the_rate_leave_a_plan_as_it_is() -> None:
         told.add(id(model.scale.step(MODEL, sight, 1.0, model.second // 60)))
 
     assert len(told) == 1
+
+
+@dataclass
+class Served:
+    """Customers, a gateway that lets in what the slots take, replicas that load for 20 s."""
+
+    deployment: Deployment
+    scale: Scale
+    dice: Random
+    waiting: int = 0
+    ends: list[float] = field(default_factory=list[float])
+    loading: list[int] = field(default_factory=list[int])
+    """When replicas that are not ready yet will be."""
+    ready: int = 0
+
+    def run(self, seconds: range, rate: float, service_s: float) -> list[int]:
+        """So many arrivals a second; what was wanted in each."""
+        wanted = list[int]()
+        for second in seconds:
+            self.waiting += sum(self.dice.random() < rate / 100 for _ in range(100))
+            done = sum(end <= second for end in self.ends)
+            self.ends = [end for end in self.ends if end > second]
+            free = self.ready * self.deployment.manifest.slots - len(self.ends)
+            started = max(0, min(free, self.waiting))
+            self.waiting -= started
+            self.ends += [second + self.dice.expovariate(1 / service_s) for _ in range(started)]
+            self.ready += sum(at <= second for at in self.loading)
+            self.loading = [at for at in self.loading if at > second]
+            asked = Asked(len(self.ends), self.waiting, done)
+            there = self.ready + len(self.loading)
+            sight = Sight(asked, there, self.ready, described=True)
+            target = self.scale.step(self.deployment, sight, 1.0, second // 60).replicas
+            self.loading += [second + 20] * max(0, target - there)
+            excess = max(0, there - target)
+            self.loading, self.ready = self.loading[excess:], min(self.ready, target)
+            wanted.append(target)
+        return wanted
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_with_customers_who_come_at_random_it_settles_and_nobody_waits_for_long(seed: int) -> None:
+    served = Served(replace(SLEEPER, max_replicas=30), Scale(0), Random(seed))
+    first = served.run(range(300), rate=10, service_s=2.0)
+    left_waiting = served.waiting
+    later = served.run(range(300, 2_400), rate=10, service_s=2.0)
+    night = served.run(range(2_400, 4_200), rate=0, service_s=2.0)
+
+    assert first[0] >= 1
+    assert left_waiting == 0
+    changes = sum(before != after for before, after in pairwise(later[900:]))
+    assert changes <= 4
+    assert 7 <= later[-1] <= 11
+    assert night[-1] == 0

@@ -15,13 +15,14 @@ from busbar_scheduler.domain.economy import loading_s
 from busbar_scheduler.domain.fleet import Demand, Deployment
 from busbar_scheduler.domain.forecasting import History
 
-_LOOK_S = 6.0
-"""What is asked is averaged over this: Knative's panic window."""
+_SHORT_S, _LONG_S = 6.0, 60.0
+"""What is asked is averaged over these: Knative's panic window and its stable one."""
 _DRAIN_S = 5.0
-"""How long a queue may take to be worked off before it counts as more replicas."""
+"""How long a queue may take to be worked off, or as long as loading takes, before it counts as
+more replicas."""
 _FREE_RATIO = 0.2
 """Part of the slots, in whole slots, that is left free for the next requests."""
-_HYSTERESIS_RATIO = 1.25
+_HYSTERESIS_RATIO = 1.1
 """A replica goes only if the others could carry so much more than what is asked."""
 _UP_EVERY_S, _UP_LEAST = 15.0, 4
 """Within this time it at most doubles, or grows by this where that is more."""
@@ -33,7 +34,7 @@ _ELAPSED_MAX_S = 2.0
 """Time in which nothing was seen does not count as time in which nothing was asked."""
 _RATE_HALF_LIFE_S = 60.0
 _RATE_CHANGED_RATIO = 1.25
-_TOLERANCE = 1e-9
+_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,35 @@ def replicas_for(load: float, slots: int) -> int:
 
 
 @dataclass(slots=True)
+class Average:
+    """The mean of what was seen lately, each sight for as long as it held."""
+
+    _sights: deque[tuple[float, float, float]] = field(
+        default_factory=deque[tuple[float, float, float]]
+    )
+    """When, how long, what."""
+    _sum: float = 0.0
+    _time_s: float = 0.0
+    _added: int = 0
+
+    def see(self, now: float, length_s: float, seen: float, window_s: float) -> float:
+        """Add one and forget what is older than the window; the mean of the rest."""
+        length_s = max(length_s, _TOLERANCE)
+        self._sights.append((now, length_s, seen))
+        self._sum += length_s * seen
+        self._time_s += length_s
+        while self._sights[0][0] <= now - window_s:
+            _, length_s, seen = self._sights.popleft()
+            self._sum -= length_s * seen
+            self._time_s -= length_s
+        self._added += 1
+        if self._added % _LONG_S == 0:  # so that rounding errors do not pile up
+            self._sum = sum(length * value for _, length, value in self._sights)
+            self._time_s = sum(length for _, length, _ in self._sights)
+        return self._sum / self._time_s
+
+
+@dataclass(slots=True)
 class Scale:
     """What was asked of one deployment lately, and what follows from it."""
 
@@ -79,11 +109,12 @@ class Scale:
     now: float = 0.0
     """Seconds that this deployment was watched."""
     load: float = 0.0
-    """Requests at once, lately; waiting ones as far as they need slots of their own."""
-    _samples: deque[tuple[float, float, float]] = field(
-        default_factory=deque[tuple[float, float, float]]
-    )
-    """When, how long, load."""
+    """Requests in flight over the long window."""
+    burst: float = 0.0
+    """The same over the short one; and waiting ones as far as they need slots of their own."""
+    _long: Average = field(default_factory=Average)
+    _short: Average = field(default_factory=Average)
+    _queue: Average = field(default_factory=Average)
     _kept: deque[tuple[float, int]] = field(default_factory=deque[tuple[float, int]])
     """When, and how many were of use then: falling numbers, so that the first is the most."""
     _grown_from: tuple[float, int] | None = None
@@ -99,16 +130,18 @@ class Scale:
 
     def step(self, deployment: Deployment, sight: Sight, elapsed_s: float, minute: int) -> Demand:
         """Decide again, `elapsed_s` after the last time; `minute` counts since 1970."""
-        first = not self._samples
+        first = not self._kept
         elapsed_s = min(elapsed_s, _ELAPSED_MAX_S)
         self.now += elapsed_s
-        self._see(sight, elapsed_s)
+        self._see(deployment, sight, elapsed_s)
         self._time_loading(sight, elapsed_s)
         self._foresee(deployment, minute)
         most, slots = deployment.most, deployment.manifest.slots
         self.wanted = min(most, max(deployment.replicas, self.wanted))
         if first:  # after a restart nothing goes before it was watched for the declared time
             self._keep(self.wanted, deployment)
+        if self.burst < _TOLERANCE and not sight.asked.anything:
+            self.load = 0.0  # nobody asks: the tail of the average keeps nothing awake
         needed, why = self._needed(deployment, sight, slots)
         headroom = replicas_for(self.load * _HYSTERESIS_RATIO, slots)
         self._keep(min(most, max(needed, headroom)), deployment)
@@ -125,20 +158,20 @@ class Scale:
         """How long replicas stay that are of no use any more: as declared, or as it must be."""
         return max(deployment.scale_down_after_s, _LOADINGS_MIN * self.loading_s(deployment))
 
-    def _see(self, sight: Sight, elapsed_s: float) -> None:
+    def _see(self, deployment: Deployment, sight: Sight, elapsed_s: float) -> None:
         asked = sight.asked
         fading = 0.5 ** (elapsed_s / _RATE_HALF_LIFE_S)
         self._busy_s = self._busy_s * fading + asked.in_flight * elapsed_s
         self._done = self._done * fading + asked.completed
         if self._done >= 1:
             self.service_s = self._busy_s / self._done
-        share = min(1.0, self.service_s / _DRAIN_S) if self.service_s else 1.0
-        load = asked.in_flight + asked.queued * share
-        self._samples.append((self.now, max(elapsed_s, _TOLERANCE), load))
-        while self._samples[0][0] < self.now - _LOOK_S:
-            self._samples.popleft()
-        time_s = sum(length for _, length, _ in self._samples)
-        self.load = sum(length * load for _, length, load in self._samples) / time_s
+        window_s = max(_SHORT_S, min(_LONG_S, self.wait_s(deployment)))
+        self.load = self._long.see(self.now, elapsed_s, asked.in_flight, window_s)
+        in_flight = self._short.see(self.now, elapsed_s, asked.in_flight, _SHORT_S)
+        queued = self._queue.see(self.now, elapsed_s, asked.queued, _SHORT_S)
+        drain_s = max(_DRAIN_S, self.loading_s(deployment))
+        share = min(1.0, self.service_s / drain_s) if self.service_s else 1.0
+        self.burst = in_flight + queued * share
 
     def _time_loading(self, sight: Sight, elapsed_s: float) -> None:
         if self._placed == 0 and sight.placed:
@@ -158,12 +191,15 @@ class Scale:
             ahead_min = math.ceil(self.loading_s(deployment) / 60) + 1
             self._foreseen = self.history.forecast(minute - 1, ahead_min)
         self._minute = minute
-        self._minute_load = max(self._minute_load, self.load)
+        self._minute_load = max(self._minute_load, self.load, self.burst * (1 - _FREE_RATIO))
 
     def _needed(self, deployment: Deployment, sight: Sight, slots: int) -> tuple[int, str]:
         """What is of use now, and why."""
         needed = replicas_for(self.load, slots)
         why = f"{self.load:.1f} requests at once, {slots} slots a replica"
+        at_once = math.ceil((self.burst - _TOLERANCE) / slots)
+        if at_once > needed:
+            needed, why = at_once, f"{self.burst:.1f} requests at once, {slots} slots a replica"
         if not needed and sight.asked.anything:
             needed, why = 1, "somebody asks"
         foreseen = replicas_for(self._foreseen or 0.0, slots)
@@ -213,7 +249,7 @@ class Scale:
         # What wakes up was asked for: whether it pays is seen once it serves.
         weighed = self.service_s > 0 and (deployment.replicas > 0 or self.wanted > 1)
         per_h = 3_600 / self.service_s if weighed else 0.0
-        told, rate = self._told, self.load * per_h
+        told, rate = self._told, max(self.load, self.burst) * per_h
         changed = (
             told is None
             or (told.replicas, told.loading_ms) != (self.wanted, within_ms)
