@@ -284,6 +284,19 @@ PLANTED = [
         "for umbrella and charged to acme",
     ),
     Plant(
+        "a cost record that was lost on its way",
+        """
+        INSERT INTO work_measured
+        SELECT node, agent_run_id, 99, request_id, attempt + 9, tenant_id, deployment, finished,
+            input_tokens, output_tokens, queue_us, compute_us, NULL, ended_at,
+            received_at - interval '2 minutes'
+        FROM work_measured WHERE agent_run_id = 'run-1' AND sequence = 1
+        """,
+        "SELECT 'r1.s1.n1 run-1'",
+        "work_numbered",
+        "number 99 arrived, number 98 did not",
+    ),
+    Plant(
         "a gap in the numbers of statements",
         STATEMENT_2,
         "SELECT 'statement BB-000002'",

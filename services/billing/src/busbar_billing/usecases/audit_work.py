@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 
 from busbar_billing.domain.audit import work
 from busbar_billing.domain.audit.findings import Check, Report
-from busbar_billing.domain.audit.work import MonthRow, PriceRow, WorkRow
+from busbar_billing.domain.audit.work import MonthRow, PriceRow, WorkNumber, WorkRow
 from busbar_billing.usecases.audit_answers import Progress
 
 WORK_PIECE = 500
@@ -26,6 +26,9 @@ class WorkPiece:
     prices: Sequence[PriceRow]
     booked: Mapping[str, Mapping[str, int]]
     last: datetime | None
+    after_a_gap: Sequence[WorkNumber] = ()
+    """Records whose predecessor is missing, of those stored between a minute before the last piece
+    ended and a minute before this one does: what comes in another order is there by then."""
 
 
 class TenantMonth(NamedTuple):
@@ -70,7 +73,8 @@ async def check_work(books: Work, report: Report, progress: Progress, since: dat
 async def check_work_piece(books: Work, after: datetime, report: Report) -> datetime | None:
     """The next attempts; returns when the last of them was stored, None when there are no more."""
     piece = await books.work(after, WORK_PIECE)
-    report.looked(len(piece.rows), Check.WORK_JOINED, Check.ENERGY_BOOKED)
+    report.looked(len(piece.rows), Check.WORK_JOINED, Check.ENERGY_BOOKED, Check.WORK_NUMBERED)
+    report.add(work.check_numbers(piece.after_a_gap))
     report.add(work.check_owners(piece.rows))
     report.add(work.check_energy(piece.rows, piece.prices, piece.booked))
     lost = work.leaked(piece.rows)

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from uuid import UUID
 
 import asyncpg
 
 from busbar_billing.adapters.postgres.database import AUDIT_TIMEOUT_MS, Connection, Database
 from busbar_billing.adapters.postgres.prices import to_unix_ns
-from busbar_billing.domain.audit.work import MonthRow, PriceRow, WorkRow, check_months
+from busbar_billing.domain.audit.work import MonthRow, PriceRow, WorkNumber, WorkRow, check_months
 from busbar_billing.domain.energy import EnergyPrice, Spent, energy_key, site_of
 from busbar_billing.usecases.audit import FIRST_ID, LAST_ID
 from busbar_billing.usecases.audit_work import MonthsPiece, TenantMonth, WorkPiece
 
 _TIMEOUT_S = AUDIT_TIMEOUT_MS / 1000 + 5
+_OUT_OF_ORDER_MAX = timedelta(minutes=1)
+_LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 _IDS_MAY_BE_OFF = timedelta(days=2)
 """Request ids are made by the gateway's clock, admission may be told by another."""
 _RANDOM_BITS = 80
@@ -34,6 +36,15 @@ _WORK = """
     LEFT JOIN usage_records AS u ON u.request_id = w.request_id
     LEFT JOIN usage_voids AS v ON v.request_id = w.request_id
     WHERE w.received_at > $1 AND w.received_at <= $2
+"""
+_AFTER_A_GAP = """
+    SELECT w.node, w.agent_run_id, w.sequence FROM work_measured AS w
+    WHERE w.received_at > $1::timestamptz - $3::interval
+    AND w.received_at <= $2::timestamptz - $3::interval
+    AND w.sequence > 1 AND NOT EXISTS (
+        SELECT FROM work_measured AS b
+        WHERE b.node = w.node AND b.agent_run_id = w.agent_run_id AND b.sequence = w.sequence - 1
+    )
 """
 _PRICES = "SELECT * FROM energy_prices WHERE site = ANY($1::text[])"
 _BOOKED = """
@@ -102,6 +113,8 @@ class AuditedWork:
                 return WorkPiece([], [], {}, None)
             found = await connection.fetch(_WORK, after, upto["last"], timeout=_TIMEOUT_S)
             rows = [_work(row) for row in found]
+            window = (max(after, _LONG_AGO), upto["last"], _OUT_OF_ORDER_MAX)
+            gaps = await connection.fetch(_AFTER_A_GAP, *window, timeout=_TIMEOUT_S)
             measured = [row for row in rows if row.spent is not None]
             sites = {site_of(row.node) for row in measured}
             prices = await connection.fetch(_PRICES, list(sites)) if sites else []
@@ -111,7 +124,8 @@ class AuditedWork:
         for row in booked:
             sums[row["idempotency_key"]][row["currency"]] = int(row["nanos"])
         last = upto["last"] if upto["rows"] == limit else None
-        return WorkPiece(rows, [_price(row) for row in prices], sums, last)
+        after_a_gap = [WorkNumber(**row) for row in gaps]
+        return WorkPiece(rows, [_price(row) for row in prices], sums, last, after_a_gap)
 
     async def months(self, after: TenantMonth, limit: int) -> MonthsPiece:
         """The next `limit` months, each as of one moment."""

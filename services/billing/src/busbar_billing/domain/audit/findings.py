@@ -24,6 +24,7 @@ class Check(StrEnum):
     MONTHS_ADD_UP = "months_add_up"
     ENERGY_BOOKED = "energy_booked"
     WORK_JOINED = "work_joined"
+    WORK_NUMBERED = "work_numbered"
     STATEMENTS_NUMBERED = "statements_numbered"
 
     @property
@@ -44,6 +45,7 @@ _SAYS = {
     Check.MONTHS_ADD_UP: "months, rollups and metered quantities are what the records add up to",
     Check.ENERGY_BOOKED: "energy of measured work is booked at the price known at the time",
     Check.WORK_JOINED: "work is measured for the tenant who is charged for it",
+    Check.WORK_NUMBERED: "cost records of each agent's run arrive without gaps",
     Check.STATEMENTS_NUMBERED: "statements are numbered without gaps",
 }
 

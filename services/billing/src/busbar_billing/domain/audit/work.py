@@ -32,6 +32,15 @@ class WorkRow:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkNumber:
+    """What a cost record is called by the run of an agent that made it."""
+
+    node: str
+    agent_run_id: str
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
 class PriceRow:
     """An energy price and since when it was known."""
 
@@ -63,6 +72,18 @@ def check_owners(rows: Iterable[WorkRow]) -> list[Breach]:
         )
         for row in rows
         if row.charged_tenant is not None and row.charged_tenant != row.tenant_id
+    ]
+
+
+def check_numbers(unfollowed: Iterable[WorkNumber]) -> list[Breach]:
+    """Agents count their records from 1: before each there is the one before."""
+    return [
+        Breach(
+            Check.WORK_NUMBERED,
+            f"{one.node} {one.agent_run_id}",
+            f"number {one.sequence} arrived, number {one.sequence - 1} did not",
+        )
+        for one in unfollowed
     ]
 
 
