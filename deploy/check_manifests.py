@@ -16,12 +16,15 @@ from typing import Any
 from unittest import mock
 
 import jsonschema_rs
+import make_identities
 import make_secrets
 import yaml
 from busbar_billing.settings import MigrationSettings
 from busbar_billing.settings import Settings as BillingSettings
 from busbar_gateway.settings import GatewaySettings
+from busbar_messaging.identities import Keyring, identify
 from busbar_messaging.provision import ProvisionSettings
+from busbar_messaging.topology import NodeId
 from busbar_node_agent.settings import Settings as NodeAgentSettings
 from busbar_scheduler.settings import Settings as SchedulerSettings
 from busbar_telemetry.settings import TelemetrySettings
@@ -30,6 +33,7 @@ from pydantic_settings import BaseSettings
 
 REPO = Path(__file__).resolve().parent.parent
 SCHEMAS = REPO / "deploy" / "schemas"
+_NATS = REPO / "deploy" / "nats"
 SETTINGS: dict[str, type[BaseSettings]] = {
     "busbar_gateway": GatewaySettings,
     "busbar_billing": BillingSettings,
@@ -60,15 +64,21 @@ class Container:
 def main() -> int:
     """Run every check."""
     compose = yaml.safe_load((REPO / "compose.yaml").read_text())
+    site = yaml.safe_load((REPO / "deploy" / "site" / "compose.yaml").read_text())
     documents = [*_documents()]
-    containers = [*_compose_containers(compose), *_kubernetes_containers(documents)]
+    containers = [
+        *_compose_containers(compose),
+        *_compose_containers(site, "site compose"),
+        *_kubernetes_containers(documents),
+    ]
     found = [
-        *_schema_problems(compose, documents),
+        *_schema_problems([compose, site], documents),
         *_setting_problems(containers),
         *_nats_problems(containers),
         *_secret_problems(compose, documents, containers),
+        *_site_secret_problems(site),
         *_image_problems(containers),
-        *_hardening_problems(compose, documents),
+        *_hardening_problems([compose, site], documents),
         *_reference_problems(documents),
     ]
     sys.stderr.writelines(f"{problem}\n" for problem in found)
@@ -87,9 +97,10 @@ def _label(document: Document) -> str:
 # --- schemas -------------------------------------------------------------------------------------
 
 
-def _schema_problems(compose: Document, documents: list[Document]) -> Iterator[str]:
+def _schema_problems(composes: list[Document], documents: list[Document]) -> Iterator[str]:
     schema = json.loads((SCHEMAS / "compose-spec.json").read_text())
-    yield from _violations("compose.yaml", schema, compose)
+    for compose in composes:
+        yield from _violations(f"compose of {compose['name']}", schema, compose)
     [path] = SCHEMAS.glob("kubernetes-*.json")
     kubernetes = json.loads(path.read_text())
     secrets = json.loads(make_secrets.kubernetes(make_secrets.fresh()))["items"]
@@ -112,11 +123,11 @@ def _violations(where: str, schema: Document, document: Document) -> Iterator[st
 # --- containers ----------------------------------------------------------------------------------
 
 
-def _compose_containers(compose: Document) -> Iterator[Container]:
+def _compose_containers(compose: Document, kind: str = "compose") -> Iterator[Container]:
     for name, service in compose["services"].items():
         said = {key: str(value) for key, value in service.get("environment", {}).items()}
         yield Container(
-            where=f"compose {name}",
+            where=f"{kind} {name}",
             image=service["image"],
             command=service.get("command", []),
             env={key: ASKED.sub(_compose_value, value) for key, value in said.items()},
@@ -199,14 +210,16 @@ def _setting_problems(containers: list[Container]) -> Iterator[str]:
 
 
 def _nats_problems(containers: list[Container]) -> Iterator[str]:
-    conf = (REPO / "deploy" / "nats" / "nats.conf").read_text()
-    asked = set(re.findall(r"\$(BUSBAR_NATS_\w+)", conf))
     for container in containers:
         if container.image.startswith("nats:"):
+            at_site = container.command[-1:] == ["/etc/nats/site.conf"]
+            conf = "site.conf" if at_site else "nats.conf"
+            asked = set(re.findall(r"\$(BUSBAR_NATS_\w+)", (_NATS / conf).read_text()))
             given = {name for name in container.env if name.startswith("BUSBAR_NATS_")}
-            yield from (f"{container.where}: nats.conf asks for {name}" for name in asked - given)
-            yield from (f"{container.where}: nats.conf has no {name}" for name in given - asked)
-            for name in given:
+            yield from (f"{container.where}: {conf} asks for {name}" for name in asked - given)
+            yield from (f"{container.where}: {conf} has no {name}" for name in given - asked)
+            # What make_identities writes for a site is JSON, quotes and all.
+            for name in given & container.literal if at_site else given:
                 if not re.fullmatch(r'".*"', container.env[name]):
                     yield f"{container.where}: {name} must be a quoted string for the server"
 
@@ -236,6 +249,16 @@ def _secret_problems(
                 yield f"{container.where}: {name} stands in the file"
 
 
+def _site_secret_problems(site: Document) -> Iterator[str]:
+    nodes = [NodeId("r1", "s1", "n1")]
+    written = make_identities.site_env(identify(Keyring(0), {}, nodes), "r1", "s1")
+    made = set(re.findall(r"^(\w+)='", written, re.MULTILINE)) | {"NATS_HUB"}
+    asked = {found["name"]: found["how"] for found in ASKED.finditer(json.dumps(site))}
+    required = {name for name, how in asked.items() if how == "?"}
+    yield from (f"site compose asks for {name}, which nobody makes" for name in required - made)
+    yield from (f"make_identities makes {name} for nobody" for name in made - set(asked))
+
+
 def _image_problems(containers: list[Container]) -> Iterator[str]:
     overlay = yaml.safe_load((REPO / "deploy" / "kustomization.yaml").read_text())
     tagged = {image["name"] for image in overlay["images"]}
@@ -261,9 +284,11 @@ def _image_problems(containers: list[Container]) -> Iterator[str]:
 # --- hardening -----------------------------------------------------------------------------------
 
 
-def _hardening_problems(compose: Document, documents: list[Document]) -> Iterator[str]:
-    for name, service in compose["services"].items():
-        yield from (f"compose {name}: {problem}" for problem in _open_service(service))
+def _hardening_problems(composes: list[Document], documents: list[Document]) -> Iterator[str]:
+    for compose in composes:
+        for name, service in compose["services"].items():
+            where = f"{compose['name']} {name}"
+            yield from (f"{where}: {problem}" for problem in _open_service(service))
     for document, pod in _workloads(documents):
         yield from (f"{_label(document)}: {problem}" for problem in _open_pod(pod))
 

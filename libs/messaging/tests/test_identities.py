@@ -99,6 +99,13 @@ def test_a_site_is_given_nothing_of_anybody_else() -> None:
     assert set(site.accounts) & set(found.accounts) == {found.system_account}
 
 
+def test_sites_that_would_share_a_name_are_refused() -> None:
+    nodes = [NodeId("a_b", "c", "n1"), NodeId("a", "b_c", "n1")]
+
+    with pytest.raises(ValueError, match="several sites would be called a_b_c"):
+        identify(Keyring(0), {}, nodes)
+
+
 def test_identities_stay_the_same_with_a_kept_keyring() -> None:
     nodes = [NodeId("r1", "s1", "n1")]
     first = Keyring(issued_unix_s=0)

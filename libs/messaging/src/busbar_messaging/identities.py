@@ -19,7 +19,7 @@ from typing import Any
 from busbar_messaging.nkey import Kind, NKey, write_credentials
 from busbar_messaging.server_config import Permissions
 from busbar_messaging.site_permissions import node_permissions, site_permissions
-from busbar_messaging.topology import NodeId
+from busbar_messaging.topology import NodeId, site_domain
 
 _SECRET_BYTES = 32
 _UNLIMITED: Mapping[str, Any] = {
@@ -80,11 +80,17 @@ class Identities:
 def identify(
     keyring: Keyring, services: Mapping[str, Permissions], nodes: Sequence[NodeId]
 ) -> Identities:
-    """Identities of the services, and of the sites of these nodes."""
+    """Identities of the services, and of the sites of these nodes.
+
+    Raises ValueError when two sites would have JetStream domains of one name.
+    """
     operator = keyring.key(Kind.OPERATOR, "busbar")
     system, bus = keyring.key(Kind.ACCOUNT, "SYS"), keyring.key(Kind.ACCOUNT, "BUSBAR")
     system_jwt = _account(keyring, operator, system, "SYS", {})
     sites = sorted({(node.region, node.site) for node in nodes})
+    domains = [site_domain(*site) for site in sites]
+    if shared := {domain for domain in domains if domains.count(domain) > 1}:
+        raise ValueError(f"several sites would be called {', '.join(sorted(shared))}")
 
     def site_identity(region: str, site: str) -> SiteIdentity:
         name = f"{region}/{site}"
