@@ -16,6 +16,7 @@ from tritonclient.grpc import service_pb2
 from .node_bench import NodeBench, poll, slow_echo, tar_of
 
 FAILED, READY = status_pb2.REPLICA_STATE_FAILED, status_pb2.REPLICA_STATE_READY
+LOADING = status_pb2.REPLICA_STATE_LOADING
 
 
 @pytest.fixture(autouse=True)
@@ -151,6 +152,22 @@ async def test_a_withdrawn_model_finishes_its_work_first(node: NodeBench) -> Non
     await node.place({})
     last = await sent.last()
 
+    assert last.WhichOneof("frame") == "finished"
+
+
+async def test_a_model_is_not_loaded_before_what_it_replaces_has_left(node: NodeBench) -> None:
+    await node.place({"slow-echo": (await node.push("slow-echo"), 2)})
+    await node.ready("slow-echo")
+    sent = await node.send("slow-echo", slow_echo(delay_ms=3000))
+    await sent.until("started")
+
+    await node.place({"simple": (await node.push("simple"), 2)})
+    await node.replica("simple", LOADING, reason="waiting for models that leave", within_s=2.5)
+    there = {each.deployment: each.state for each in (await node.status()).replicas}
+    last = await sent.last()
+    await node.ready("simple")
+
+    assert there["slow-echo"] == status_pb2.REPLICA_STATE_DRAINING
     assert last.WhichOneof("frame") == "finished"
 
 

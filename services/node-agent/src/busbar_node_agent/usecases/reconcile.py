@@ -60,7 +60,9 @@ class Reconciler:
             for assignment in steps.adjust:
                 self.replicas[assignment.deployment].adjust(assignment)
             for assignment in steps.start:
-                self.replicas[assignment.deployment] = Replica(assignment, self.tools)
+                self.replicas[assignment.deployment] = Replica(
+                    assignment, self.tools, after=frozenset(self._leaving)
+                )
             self.tools.on_change()
             await self.tools.keep_only(self._digests())
 

@@ -102,7 +102,12 @@ class Tools:
 class Replica:
     """One deployment's model on this node. `run` it as a task, then `leave`."""
 
-    def __init__(self, assignment: Assignment, tools: Tools) -> None:
+    def __init__(
+        self,
+        assignment: Assignment,
+        tools: Tools,
+        after: frozenset[asyncio.Task[None]] = frozenset(),
+    ) -> None:
         self.assignment = assignment
         self.state: status_pb2.ReplicaState.ValueType = FETCHING
         self.reason = ""
@@ -110,6 +115,7 @@ class Replica:
         self.model_metadata = b""
         self.model_config = b""
         self._tools = tools
+        self._after = after  # models on their way out: it may get the memory that they still hold
         self._failures = 0
         self._crashes = 0
         self._lane: Lane | None = None
@@ -198,6 +204,10 @@ class Replica:
         """Fetch, load, warm up, work; returns why it ended."""
         self._set(FETCHING)
         bundle = await self._tools.fetch(self.assignment.bundle_digest)
+        if self._after:
+            self._set(LOADING, "waiting for models that leave")
+            await asyncio.wait(self._after)
+            self._after = frozenset()
         self._set(LOADING, "waiting for Triton")
         async with self._turn():
             session = self._session = await self._tools.supervisor.session()
