@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from busbar_gateway.settings import GatewaySettings
 from busbar_messaging import topology
 from busbar_messaging.topology import NodeId
 
@@ -68,6 +69,13 @@ def test_each_consumer_is_bounded(consumer: topology.ConsumerSpec) -> None:
     assert consumer.max_deliver > 0
     assert consumer.max_ack_pending > 0
     assert consumer.stream in {stream.name for stream in STREAMS}
+
+
+def test_work_that_nobody_takes_comes_out_again_for_as_long_as_a_request_waits() -> None:
+    consumer = topology.work_consumer("r1", "m")
+    waits = GatewaySettings.model_fields["request_timeout"].default
+
+    assert consumer.ack_wait * consumer.max_deliver >= waits
 
 
 @pytest.mark.parametrize("bucket", topology.BUCKETS, ids=lambda b: b.name)
