@@ -276,6 +276,7 @@ def test_a_model_is_pushed_once_and_deployed(busbar: Busbar, model: Path, tmp_pa
     assert "can never be placed: no node in the fleet" in busbar("deploy", "explain", "one").out
     scaled = busbar("deploy", "scale", "one", "2", "--max-replicas", "4", "--json").json
     assert (scaled["replicas"], scaled["max_replicas"]) == (2, 4)
+    assert "demand asks for 2 (2 to 4 are allowed): " in busbar("deploy", "status", "one").out
     assert busbar("deploy", "rollback", "one").err == (
         "busbar: one has had no other bundle to go back to\n"
     )
