@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from busbar_gateway.domain.attempts import TRIES_MAX, Attempts, Frame
+from busbar_gateway.domain.attempts import TRIES_MAX, UNHEARD_MAX, Attempts, Frame
 from busbar_gateway.domain.regions import choose_region
 from busbar_gateway.domain.routes import Target
 from busbar_gateway.domain.sampling import Verdict, decide, worth_keeping
@@ -98,3 +98,15 @@ def test_failures_and_slow_first_bytes_are_kept() -> None:
     assert kept(None, 2.5)
     assert not kept(0.1, 30.0)
     assert not kept(None, 0.1)
+
+
+def test_a_node_that_swallows_work_unheard_uses_up_none_of_the_tries() -> None:
+    attempts = begun()
+    attempts.tries = TRIES_MAX - 1
+
+    for _ in range(UNHEARD_MAX):
+        assert attempts.may_retry(resumable=False)
+        attempts.tried(unheard=True)
+
+    assert not attempts.may_retry(resumable=False)
+    assert attempts.tries == TRIES_MAX - 1

@@ -13,6 +13,8 @@ from enum import Enum, auto
 
 TRIES_MAX = 3
 RESUMPTIONS_MAX = 10
+UNHEARD_MAX = 8
+"""A node that hangs swallows as many attempts as it had asked for, without looking at one."""
 ENGINE_LOSSES_MAX = 2
 """The first may be another request's doing; at the second none of the first time was beside it."""
 SILENCE_S = 3.0
@@ -42,6 +44,8 @@ class Attempts:
     """Number of the newest attempt; 0 before the first."""
     tries: int = 0
     """Attempts that a node may have worked on since the answer last grew."""
+    unheard: int = 0
+    """Attempts that were taken by nodes which never said a word."""
     resumptions: int = 0
     """Attempts that went on with what the customer had already got."""
     engine_losses: int = 0
@@ -97,11 +101,14 @@ class Attempts:
         """Whether another attempt is allowed after the current one failed at a node."""
         if self.delivering and not (resumable and self.resumptions < RESUMPTIONS_MAX):
             return False
-        return self.tries < TRIES_MAX
+        return self.tries < TRIES_MAX and self.unheard < UNHEARD_MAX
 
-    def tried(self) -> None:
+    def tried(self, *, unheard: bool) -> None:
         """The current attempt failed at a node, and another one follows."""
-        self.tries += 1
+        if unheard:
+            self.unheard += 1
+        else:
+            self.tries += 1
         self.resumptions += self.delivering
 
     def blamed(self) -> bool:

@@ -29,6 +29,8 @@ class Lost:
     """The attempt is lost: silence, or the stream that held it is gone."""
 
     reason: str
+    unheard: bool = False
+    """Whether the node that took it never said a word about it."""
 
 
 Outcome = WorkFrame | NotPublished | Lost | RateLimited | Unavailable | DeadlineExceeded

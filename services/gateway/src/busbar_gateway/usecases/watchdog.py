@@ -125,4 +125,4 @@ class Watchdog:
             if work.epoch and work.epoch != epoch:
                 work.end(Lost("the stream that held it is gone"))
             elif work.attempts.lost(now, taken=work.sequence in gone):
-                work.end(Lost("taken by a node that said nothing"))
+                work.end(Lost("taken by a node that said nothing", unheard=True))
