@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from busbar_contracts.gateway.v1.status_pb2 import GatewayStatus
 from busbar_contracts.node.v1 import work_pb2
 from busbar_gateway.adapters.http.generation import Generation, Sampling
 from busbar_gateway.adapters.http.kserve_elements import (
@@ -19,6 +20,7 @@ from busbar_gateway.adapters.http.kserve_elements import (
 from busbar_gateway.domain.attempts import RESUMPTIONS_MAX
 from busbar_gateway.domain.failures import ModelFailed, Unavailable
 from busbar_gateway.usecases.calls import InferenceCall
+from busbar_messaging import topology
 from gateway_harness import AUTH, FakeAgent, Platform, Say, eventually, pb
 
 Kind = work_pb2.FailureKind
@@ -234,3 +236,53 @@ async def test_what_cannot_be_gone_on_with_is_free(
     assert len(agent.works) == attempts
     assert not heard.settled
     assert await charged_tokens(platform) == []
+
+
+async def told_of(platform: Platform, node: str) -> tuple[int, int]:
+    """What the gateway tells the scheduler of a node: attempts lost and answers garbled."""
+    bucket = await platform.provisioner.jetstream().key_value(topology.GATEWAYS.name)
+    entry = await bucket.get(platform.gateway_id)
+    status = GatewayStatus.FromString(entry.value or b"")
+    found = [one for one in status.troubles if one.node == node]
+    return (found[0].lost_count, found[0].garbled_count) if found else (0, 0)
+
+
+async def test_the_scheduler_hears_of_nodes_that_answer_badly_or_not_at_all(
+    platform: Platform,
+) -> None:
+    name, agent = await platform.deploy(decoupled=True)
+
+    async def garble(work: work_pb2.InferenceWork, say: Say) -> None:
+        await say(chunk=work_pb2.WorkChunk(sequence=0, payload=b"garbage"))
+
+    agent.behaviour = garble
+    for _ in range(2):
+        with pytest.raises(ModelFailed):
+            await listen(platform, name, Heard())
+    garbled = await eventually_told(platform, agent.node, (0, 2))
+    agent.behaviour = Speaker()
+    await listen(platform, name, Heard())
+    answered = await eventually_told(platform, agent.node, (0, 0))
+
+    async def fall_silent_once(work: work_pb2.InferenceWork, say: Say) -> None:
+        if work.attempt == 1:
+            await say(started=work_pb2.WorkStarted())
+        elif work.attempt == 2:
+            noted.append(list(platform.gateway.dispatcher.troubles))
+            await Speaker()(work, say)
+
+    noted = list[list[tuple[str, int, int]]]()
+    agent.behaviour = fall_silent_once
+    await listen(platform, name, Heard())
+
+    assert garbled
+    assert answered
+    assert noted == [[(agent.node, 1, 0)]]
+    assert list(platform.gateway.dispatcher.troubles) == []
+
+
+async def eventually_told(platform: Platform, node: str, wanted: tuple[int, int]) -> bool:
+    async def look() -> bool:
+        return await told_of(platform, node) == wanted
+
+    return await eventually(look, within_s=5)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from busbar_contracts.gateway.v1.status_pb2 import GatewayStatus, NodeTrouble
+from busbar_messaging import topology
 from busbar_scheduler.domain.fleet import Order
 from busbar_scheduler.domain.orders import Told
 from harness.polling import eventually
+from nats.aio.client import Client
 from scheduler_harness import Bus, FakeNode, Running, bundle, living, placement_of, scheduling
 
 FIRST, SECOND = "r1.s1.n1", "r1.s2.n1"
@@ -171,3 +175,59 @@ async def test_bad_orders_change_nothing(bus: Bus, tmp_path: Path) -> None:
 )
 def test_half_of_a_grace_is_for_replacements(order: Order, after_ms: int, means: Order) -> None:
     assert Told(order, 1_000, 10_000).at(1_000 + after_ms) is means
+
+
+async def test_a_node_that_answers_nobody_is_kept_out_until_it_is_resumed(
+    bus: Bus, tmp_path: Path
+) -> None:
+    async with (
+        scheduling(bus, tmp_path) as running,
+        living(bus, FIRST) as first,
+        living(bus, SECOND) as second,
+        bus.connected("gateway") as gateway,
+    ):
+        await running.push(bundle())
+        async with obedient(running, first, second), complaining(gateway, FIRST):
+            await running.put("simple", {"bundle": "simple", "pins": ["r1/s1/n1"]})
+            await running.put("simple", {"bundle": "simple"})
+            view = await eventually(
+                lambda: running.get(NODE_PATH),
+                within_s=15,
+                what="the node is in quarantine and empty",
+                until=lambda view: view["order"]["order"] == "quarantine" and view["empty"],
+            )
+            moved = await eventually(
+                lambda: held(running, SECOND),
+                within_s=5,
+                what="the replica is elsewhere",
+                until=lambda there: there == ["simple"],
+            )
+        resumed = await post(running, f"{NODE_PATH}/resume", {})
+
+    assert "fell silent" in view["order"]["reason"]
+    assert moved == ["simple"]
+    assert resumed["order"]["order"] == "serve"
+
+
+@contextlib.asynccontextmanager
+async def complaining(gateway: Client, node: str) -> AsyncIterator[None]:
+    """A gateway that loses one more request at the node every half a second."""
+    bucket = await gateway.jetstream().key_value(topology.GATEWAYS.name)
+
+    async def complain() -> None:
+        for lost in itertools.count():
+            trouble = NodeTrouble(node=node, lost_count=lost)
+            status = GatewayStatus(gateway_id="g1", region="r1", troubles=[trouble])
+            await bucket.put("g1", status.SerializeToString())
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(over.wait(), 0.5)
+            if over.is_set():
+                return
+
+    over = asyncio.Event()
+    task = asyncio.create_task(complain())
+    try:
+        yield
+    finally:
+        over.set()
+        await task

@@ -142,6 +142,7 @@ def build(settings: GatewaySettings, client: Client, metrics: Metrics) -> Gatewa
         limiting=limiting,
         loads=metrics.loads,
         clock=clock,
+        troubles=dispatcher.troubles,
     )
     return Gateway(
         client=client,

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator
 
 import structlog
+from busbar_errors import Unavailable
 from busbar_messaging.connection import close, connect
 from busbar_observability.logs import configure_logging
 from busbar_observability.ops import ops_application, serve_http
@@ -25,13 +26,16 @@ from busbar_scheduler.adapters.http.uploads import Uploads
 from busbar_scheduler.adapters.leadership import Leadership
 from busbar_scheduler.adapters.model_store import ModelStore
 from busbar_scheduler.adapters.pacemaker import Pacemaker
+from busbar_scheduler.adapters.trouble_reports import TroubleReports
 from busbar_scheduler.adapters.work_queues import WorkQueues
 from busbar_scheduler.settings import Settings
 from busbar_scheduler.usecases.cycle import Cycle, Planner
+from busbar_scheduler.usecases.quarantine import Warden
 
 log = structlog.get_logger()
 
 _READ_POLL_S = 0.1
+_WATCH_EVERY_S = 1.0
 
 
 class Scheduler:
@@ -56,10 +60,13 @@ class Scheduler:
         self.demand_memory = DemandMemory(
             client, buckets, self.view.autoscaler, lambda: self.leadership.token() is not None
         )
+        declarations = Declarations(buckets, self.view)
+        self._troubles = TroubleReports(client, self.view)
+        self._warden = Warden(self._troubles, declarations, self.leadership)
         api = AdminApi(
             view=self.view,
             leadership=self.leadership,
-            declarations=Declarations(buckets, self.view),
+            declarations=declarations,
             store=ModelStore(client),
             uploads=Uploads(settings.state_dir / "uploads", settings.bundle_max_bytes),
         )
@@ -74,6 +81,8 @@ class Scheduler:
                 group.create_task(self.pacemaker.run(), name="cycles"),
                 group.create_task(self.demand_memory.follow(), name="follow:demand history"),
                 group.create_task(self.demand_memory.run(), name="note demand"),
+                group.create_task(self._troubles.follow(), name="follow:gateways"),
+                group.create_task(self._watch_nodes(), name="warden"),
             ]
             try:
                 yield
@@ -81,6 +90,17 @@ class Scheduler:
                 for task in work:
                     task.cancel()
                 await self.leadership.resign()
+
+    async def _watch_nodes(self) -> None:
+        """Look for broken nodes, for ever."""
+        while True:
+            await asyncio.sleep(_WATCH_EVERY_S)
+            try:
+                await self._warden.look(time.monotonic(), time.time_ns() // 1_000_000)
+            except Unavailable as error:
+                log.warning("nodes not judged", reason=error.reason)
+            except Exception:  # a bug in one round must not end the watch
+                log.exception("nodes not judged")
 
     async def _campaign(self) -> None:
         """Stand for election once the picture has been read, so that tokens only grow."""

@@ -339,7 +339,16 @@ def _site_table(views: list[Json]) -> object:
 
 
 def _node_table(views: list[Json]) -> object:
-    columns = ["NODE", "HEALTH", "ORDER", "MEMORY FREE>", "SLOTS FREE>", "IN HAND>", "REPLICAS>"]
+    columns = [
+        "NODE",
+        "HEALTH",
+        "ORDER",
+        "MEMORY FREE>",
+        "SLOTS FREE>",
+        "IN HAND>",
+        "REPLICAS>",
+        "REASON",
+    ]
     rows = [
         [
             show_node(one["node"]),
@@ -349,6 +358,7 @@ def _node_table(views: list[Json]) -> object:
             f"{one['slots_free']} of {one['slots']}",
             one["in_flight"],
             len(one["replicas"]),
+            one["order"]["reason"],
         ]
         for one in views
     ]

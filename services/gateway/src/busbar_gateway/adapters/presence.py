@@ -7,7 +7,12 @@ import contextlib
 import time
 
 import structlog
-from busbar_contracts.gateway.v1.status_pb2 import DeploymentLoad, GatewayStatus, TenantDemand
+from busbar_contracts.gateway.v1.status_pb2 import (
+    DeploymentLoad,
+    GatewayStatus,
+    NodeTrouble,
+    TenantDemand,
+)
 from busbar_messaging import topology
 from busbar_messaging.watching import Deleted, Put, follow
 from google.protobuf.message import DecodeError
@@ -19,6 +24,7 @@ from busbar_gateway.domain.limits import Demand
 from busbar_gateway.usecases.admitting import Admissions
 from busbar_gateway.usecases.limiting import Limiting
 from busbar_gateway.usecases.loads import Load
+from busbar_gateway.usecases.troubles import NodeTroubles
 
 log = structlog.get_logger()
 
@@ -98,8 +104,10 @@ class Heartbeat:
         limiting: Limiting,
         loads: dict[str, Load],
         clock: BusClock,
+        troubles: NodeTroubles,
     ) -> None:
         self._client = client
+        self._troubles = troubles
         self._region = region
         self._gateway_id = gateway_id
         self._run_id = run_id
@@ -146,6 +154,10 @@ class Heartbeat:
             reported_unix_ms=self._clock.unix_ns() // 1_000_000,
             loads=[self._load(name) for name in sorted(self._names())],
             demands=self._demands(),
+            troubles=[
+                NodeTrouble(node=node, lost_count=lost, garbled_count=garbled)
+                for node, lost, garbled in self._troubles
+            ],
         )
 
     def _demands(self) -> list[TenantDemand]:

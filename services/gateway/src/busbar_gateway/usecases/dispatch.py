@@ -32,6 +32,7 @@ from busbar_gateway.domain.regions import choose_region
 from busbar_gateway.domain.routes import Route
 from busbar_gateway.usecases.calls import Chunk, InferenceCall
 from busbar_gateway.usecases.pending import RETRYABLE, Lost, NotPublished, Pending
+from busbar_gateway.usecases.troubles import NodeTroubles
 
 log = structlog.get_logger()
 
@@ -90,6 +91,7 @@ class Dispatcher:
         self._in_flight: dict[str, int] = {}
         self._recent_cancels: dict[tuple[bytes, int], float] = {}
         self.pending: dict[bytes, Pending] = {}
+        self.troubles = NodeTroubles()
 
     def open(self, call: InferenceCall, *, streamed: bool) -> Dispatch:
         """Start to track a request; the caller must close what this returns."""
@@ -106,6 +108,8 @@ class Dispatcher:
         now = monotonic()
         pending = self.pending.get(frame.request_id)
         if pending is not None and pending.take(frame, kind, now) is not Frame.OBSOLETE:
+            if kind != "started":
+                self.troubles.spoke(frame.node)
             return
         if kind not in {"finished", "failed"}:
             self._cancel_stray(frame, now)
@@ -318,6 +322,7 @@ class Dispatch:
         else:
             reason = outcome.reason
             if self.node:
+                self._dispatcher.troubles.lost(self.node)
                 self._dispatcher.cancel(self.node, pending.call.request_id, self.attempt)
         if not pending.attempts.may_retry(resumable=pending.call.resumable is not None):
             log.warning("request given up", request_id=pending.call.request_id.hex(), reason=reason)
@@ -327,7 +332,7 @@ class Dispatch:
                 else "no node could answer; please try again"
             )
         pause_s = pending.attempts.backoff_s()
-        pending.attempts.tried()
+        pending.attempts.tried(unheard=isinstance(outcome, Lost) and outcome.unheard)
         log.info("request goes out again", request_id=pending.call.request_id.hex(), reason=reason)
         await self._again(pause_s, "failed" if isinstance(outcome, WorkFrame) else "lost")
 

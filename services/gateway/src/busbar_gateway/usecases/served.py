@@ -13,7 +13,7 @@ from opentelemetry.trace import SpanKind
 from busbar_gateway.domain.admission import Ticket
 from busbar_gateway.domain.costs import cost_of
 from busbar_gateway.domain.credit import Reservation
-from busbar_gateway.domain.failures import answer_for
+from busbar_gateway.domain.failures import ModelFailed, answer_for
 from busbar_gateway.domain.limits import Grant
 from busbar_gateway.domain.policies import Band
 from busbar_gateway.usecases.admitting import Admissions
@@ -162,6 +162,14 @@ class Served:
             return await commit_in_time(self.collaborators.usage, self.call, record)
         finally:
             span.end()
+
+    def judge_node(self, node: str, error: BaseException | None) -> None:
+        """Note whether the edge could read what the node answered."""
+        troubles = self.collaborators.dispatcher.troubles
+        if error is None:
+            troubles.answered(node)
+        elif isinstance(error, ModelFailed):
+            troubles.garbled(node)
 
     def commit_abandoned(self, delivered: Delivered) -> None:
         """Charge what was delivered before the customer left, in the background."""

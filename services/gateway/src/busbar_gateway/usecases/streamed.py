@@ -100,6 +100,7 @@ class Streamed:
         traceback: TracebackType | None,
     ) -> None:
         self._served.stop()
+        self._judge_node(error)
         if self._charge is not None:
             self._after_settling(error)
         elif self._customer_left(error):
@@ -108,6 +109,11 @@ class Streamed:
         else:
             error = self._failure or error
         self._served.end(error)
+
+    def _judge_node(self, error: BaseException | None) -> None:
+        """The edge has read the answer, or could not."""
+        if self._failure is None and self._handed.node:
+            self._served.judge_node(self._handed.node, error)
 
     def _after_settling(self, error: BaseException | None) -> None:
         usage = self._served.collaborators.usage

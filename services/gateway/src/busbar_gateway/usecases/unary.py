@@ -43,6 +43,7 @@ class Unary:
         None means that the answer was handed to the customer.
         """
         usage = self._served.collaborators.usage
+        self._served.judge_node(self._served.delivered.node, error)
         if error is None:
             usage.delivered(self._charge)
         else:

@@ -152,7 +152,11 @@ def bundle_of(message: ModelBundle) -> Bundle:
     )
 
 
-_ORDERS = {Order.CORDON: OrderKind.ORDER_KIND_CORDON, Order.DRAIN: OrderKind.ORDER_KIND_DRAIN}
+_ORDERS = {
+    Order.CORDON: OrderKind.ORDER_KIND_CORDON,
+    Order.DRAIN: OrderKind.ORDER_KIND_DRAIN,
+    Order.QUARANTINE: OrderKind.ORDER_KIND_QUARANTINE,
+}
 _ORDERS_BACK = {message: order for order, message in _ORDERS.items()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import structlog
@@ -21,6 +22,7 @@ from busbar_scheduler.domain.fleet import (
     Assignment,
     Bundle,
     Deployment,
+    Health,
     Node,
     Order,
     Route,
@@ -30,6 +32,7 @@ from busbar_scheduler.domain.fleet import (
 from busbar_scheduler.domain.health import Signs, judge, until_next_change_s
 from busbar_scheduler.domain.orders import Described
 from busbar_scheduler.domain.publishing import Published, Stamped
+from busbar_scheduler.domain.quarantine import Vitals
 
 log = structlog.get_logger()
 
@@ -238,6 +241,22 @@ class FleetTable:
         described = self.described(f"{region}.{site}")
         told = [one for one in (described.told, described.nodes.get(name)) if one]
         return min((one.drain_within_ms for one in told if one.drain_within_ms), default=0)
+
+    def vitals(
+        self, now: float, lost: Mapping[str, int], garbled: Mapping[str, int]
+    ) -> dict[str, Vitals]:
+        """How every node is, with what gateways hold against it."""
+        return {
+            key: Vitals(
+                run_id=report.status.agent_run_id,
+                well=judge(self._signs(key, now), _SUSPECT_AFTER) is Health.OK,
+                lost_count=lost.get(key, 0),
+                garbled_count=garbled.get(key, 0),
+                tritons_lost=report.status.triton_restarts,
+                triton_reason=report.status.triton_reason,
+            )
+            for key, report in self._reports.items()
+        }
 
     def handled(self, node: str) -> Handled:
         """What a node last said of its requests."""

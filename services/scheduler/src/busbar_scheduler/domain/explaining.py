@@ -117,6 +117,8 @@ def _hindrance(packing: Packing, at: int, deployment: Deployment) -> str:
     site = packing.fleet.sites[packing.fleet.site[at]]
     if not node.health.takes_new:
         return packing.shortage(at, deployment) or f"is {node.health}"
+    if node.order is Order.QUARANTINE:
+        return "is quarantined"
     if {node.order, site.order} != {Order.SERVE}:
         return "is cordoned" if Order.CORDON in {node.order, site.order} else "is drained"
     shortage = packing.shortage(at, deployment)

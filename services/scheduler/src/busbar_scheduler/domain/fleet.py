@@ -80,11 +80,18 @@ class Order(StrEnum):
     """Nothing new; what is there goes as soon as it is ready elsewhere."""
     VACATE = "vacate"
     """The grace of a drain is over: what is there goes now."""
+    QUARANTINE = "quarantine"
+    """The scheduler found it broken: it gets no work, and what is there goes now."""
 
     @property
     def empties(self) -> bool:
         """Whether what is there has to go."""
-        return self in {Order.DRAIN, Order.VACATE}
+        return self in {Order.DRAIN, Order.VACATE, Order.QUARANTINE}
+
+    @property
+    def serves_on(self) -> bool:
+        """Whether what has to go serves until it is replaced."""
+        return self not in {Order.VACATE, Order.QUARANTINE}
 
 
 @dataclass(frozen=True, slots=True)

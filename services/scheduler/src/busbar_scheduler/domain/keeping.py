@@ -50,6 +50,7 @@ def _why_not_kept(packing: Packing, node: int, deployment: Deployment, most: int
         (not there.health.keeps, f"the node is {there.health}"),
         (not deployment.may_run_in(there.region), f"not allowed in region {there.region}"),
         (not deployment.may_run_on(there), "not pinned there"),
+        (there.order is Order.QUARANTINE, "the node is quarantined"),
         (fleet.empties(node), "the node is drained"),
         (packing.count(deployment.name) >= most, f"{most} replicas are wanted"),
     )
@@ -113,6 +114,7 @@ def _may_linger(packing: Packing, node: int, deployment: Deployment) -> bool:
     return (
         there.health.serves
         and deployment.may_run_on(there)
-        and Order.VACATE not in {there.order, site.order}
+        and there.order.serves_on
+        and site.order.serves_on
         and is_ready(packing, node, deployment)
     )

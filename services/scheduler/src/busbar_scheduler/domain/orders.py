@@ -7,6 +7,9 @@ from dataclasses import dataclass, field, replace
 
 from busbar_scheduler.domain.fleet import Order, Site
 
+_OUT_WITHIN_MS = 5_000
+"""What a quarantined node has in hand goes elsewhere after so long."""
+
 
 @dataclass(frozen=True, slots=True)
 class Told:
@@ -20,10 +23,17 @@ class Told:
     @property
     def drain_within_ms(self) -> int:
         """How long replicas may finish what they have in hand, once they are told to go."""
+        if self.order is Order.QUARANTINE:
+            return _OUT_WITHIN_MS
         return self.grace_ms // 2 if self.order is Order.DRAIN else 0
 
     def at(self, now_unix_ms: int) -> Order:
-        """What it means now: the first half of a drain's grace is for replacements to load."""
+        """What it means now: the first half of a drain's grace is for replacements to load.
+
+        A quarantine that is over stays on record, so that the next one is longer.
+        """
+        if self.order is Order.QUARANTINE and now_unix_ms - self.given_unix_ms >= self.grace_ms:
+            return Order.SERVE
         drains = self.order is Order.DRAIN
         if drains and now_unix_ms - self.given_unix_ms >= self.grace_ms - self.drain_within_ms:
             return Order.VACATE

@@ -10,6 +10,7 @@ from busbar_scheduler.domain.fleet import (
     Demand,
     Deployment,
     Node,
+    Order,
     Replica,
     ReplicaState,
     Route,
@@ -61,7 +62,7 @@ def _failed(node: Node, deployment: Deployment) -> bool:
 
 def _ready_replica(node: Node, deployment: Deployment) -> Replica | None:
     replica = node.replica_of(deployment.name)
-    if replica is None or not node.health.serves:
+    if replica is None or not node.health.serves or node.order is Order.QUARANTINE:
         return None
     fits = replica.state is ReplicaState.READY and replica.digest == deployment.digest
     return replica if fits else None
@@ -97,6 +98,8 @@ def _why_unready(deployment: Deployment, holders: Sequence[Node], demand: Demand
 
 
 def _state_on(node: Node, deployment: Deployment) -> str:
+    if node.order is Order.QUARANTINE:
+        return f"{node.label} is quarantined"
     if not node.health.serves:
         return f"{node.label} is {node.health}"
     replica = node.replica_of(deployment.name)

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x62usbar/gateway/v1/status.proto\x12\x11\x62usbar.gateway.v1\"\xc1\x01\n\rGatewayStatus\x12\x12\n\ngateway_id\x18\x01 \x01(\t\x12\x0e\n\x06region\x18\x02 \x01(\t\x12\x0e\n\x06run_id\x18\x03 \x01(\t\x12\x18\n\x10reported_unix_ms\x18\x04 \x01(\x03\x12\x30\n\x05loads\x18\x05 \x03(\x0b\x32!.busbar.gateway.v1.DeploymentLoad\x12\x30\n\x07\x64\x65mands\x18\x06 \x03(\x0b\x32\x1f.busbar.gateway.v1.TenantDemand\"l\n\x0cTenantDemand\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x1b\n\x13requests_per_minute\x18\x02 \x01(\x04\x12\x19\n\x11tokens_per_minute\x18\x03 \x01(\x04\x12\x11\n\tin_flight\x18\x04 \x01(\r\"\xd1\x01\n\x0e\x44\x65ploymentLoad\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x11\n\tin_flight\x18\x02 \x01(\r\x12\x0e\n\x06queued\x18\x03 \x01(\r\x12\x17\n\x0f\x63ompleted_count\x18\x04 \x01(\x04\x12\x14\n\x0c\x66\x61iled_count\x18\x05 \x01(\x04\x12\x15\n\rrefused_count\x18\x06 \x01(\x04\x12\x14\n\x0cinput_tokens\x18\x07 \x01(\x04\x12\x15\n\routput_tokens\x18\x08 \x01(\x04\x12\x15\n\runready_count\x18\t \x01(\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x62usbar/gateway/v1/status.proto\x12\x11\x62usbar.gateway.v1\"\xf3\x01\n\rGatewayStatus\x12\x12\n\ngateway_id\x18\x01 \x01(\t\x12\x0e\n\x06region\x18\x02 \x01(\t\x12\x0e\n\x06run_id\x18\x03 \x01(\t\x12\x18\n\x10reported_unix_ms\x18\x04 \x01(\x03\x12\x30\n\x05loads\x18\x05 \x03(\x0b\x32!.busbar.gateway.v1.DeploymentLoad\x12\x30\n\x07\x64\x65mands\x18\x06 \x03(\x0b\x32\x1f.busbar.gateway.v1.TenantDemand\x12\x30\n\x08troubles\x18\x07 \x03(\x0b\x32\x1e.busbar.gateway.v1.NodeTrouble\"F\n\x0bNodeTrouble\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x12\n\nlost_count\x18\x02 \x01(\r\x12\x15\n\rgarbled_count\x18\x03 \x01(\r\"l\n\x0cTenantDemand\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x1b\n\x13requests_per_minute\x18\x02 \x01(\x04\x12\x19\n\x11tokens_per_minute\x18\x03 \x01(\x04\x12\x11\n\tin_flight\x18\x04 \x01(\r\"\xd1\x01\n\x0e\x44\x65ploymentLoad\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x11\n\tin_flight\x18\x02 \x01(\r\x12\x0e\n\x06queued\x18\x03 \x01(\r\x12\x17\n\x0f\x63ompleted_count\x18\x04 \x01(\x04\x12\x14\n\x0c\x66\x61iled_count\x18\x05 \x01(\x04\x12\x15\n\rrefused_count\x18\x06 \x01(\x04\x12\x14\n\x0cinput_tokens\x18\x07 \x01(\x04\x12\x15\n\routput_tokens\x18\x08 \x01(\x04\x12\x15\n\runready_count\x18\t \x01(\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,9 +32,11 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'busbar.gateway.v1.status_pb
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GATEWAYSTATUS']._serialized_start=54
-  _globals['_GATEWAYSTATUS']._serialized_end=247
-  _globals['_TENANTDEMAND']._serialized_start=249
-  _globals['_TENANTDEMAND']._serialized_end=357
-  _globals['_DEPLOYMENTLOAD']._serialized_start=360
-  _globals['_DEPLOYMENTLOAD']._serialized_end=569
+  _globals['_GATEWAYSTATUS']._serialized_end=297
+  _globals['_NODETROUBLE']._serialized_start=299
+  _globals['_NODETROUBLE']._serialized_end=369
+  _globals['_TENANTDEMAND']._serialized_start=371
+  _globals['_TENANTDEMAND']._serialized_end=479
+  _globals['_DEPLOYMENTLOAD']._serialized_start=482
+  _globals['_DEPLOYMENTLOAD']._serialized_end=691
 # @@protoc_insertion_point(module_scope)

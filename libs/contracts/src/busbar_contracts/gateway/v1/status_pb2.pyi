@@ -30,6 +30,7 @@ class GatewayStatus(_message.Message):
     REPORTED_UNIX_MS_FIELD_NUMBER: _builtins.int
     LOADS_FIELD_NUMBER: _builtins.int
     DEMANDS_FIELD_NUMBER: _builtins.int
+    TROUBLES_FIELD_NUMBER: _builtins.int
     gateway_id: _builtins.str
     """Name of the gateway."""
     region: _builtins.str
@@ -46,6 +47,10 @@ class GatewayStatus(_message.Message):
     def demands(self) -> _containers.RepeatedCompositeFieldContainer[Global___TenantDemand]:
         """Tenants with limits that sent requests lately: their shares follow from these."""
 
+    @_builtins.property
+    def troubles(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeTrouble]:
+        """Nodes that have failed this gateway since they last answered it; others are not named."""
+
     def __init__(
         self,
         *,
@@ -55,14 +60,45 @@ class GatewayStatus(_message.Message):
         reported_unix_ms: _builtins.int = ...,
         loads: _abc.Iterable[Global___DeploymentLoad] | None = ...,
         demands: _abc.Iterable[Global___TenantDemand] | None = ...,
+        troubles: _abc.Iterable[Global___NodeTrouble] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["demands", b"demands", "gateway_id", b"gateway_id", "loads", b"loads", "region", b"region", "reported_unix_ms", b"reported_unix_ms", "run_id", b"run_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["demands", b"demands", "gateway_id", b"gateway_id", "loads", b"loads", "region", b"region", "reported_unix_ms", b"reported_unix_ms", "run_id", b"run_id", "troubles", b"troubles"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GatewayStatus: _TypeAlias = GatewayStatus  # noqa: Y015
+
+@_typing.final
+class NodeTrouble(_message.Message):
+    """What one gateway has seen go wrong at one node, without a good answer between."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    LOST_COUNT_FIELD_NUMBER: _builtins.int
+    GARBLED_COUNT_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    """"region.site.node"."""
+    lost_count: _builtins.int
+    """Attempts in a row that the node began and then fell silent about."""
+    garbled_count: _builtins.int
+    """Answers in a row that could not be read."""
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        lost_count: _builtins.int = ...,
+        garbled_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["garbled_count", b"garbled_count", "lost_count", b"lost_count", "node", b"node"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeTrouble: _TypeAlias = NodeTrouble  # noqa: Y015
 
 @_typing.final
 class TenantDemand(_message.Message):

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x62usbar/scheduler/v1/site.proto\x12\x13\x62usbar.scheduler.v1\"\xb6\x01\n\x04Site\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\x13\n\x0bpower_cap_w\x18\x02 \x01(\x04\x12\x1c\n\x14\x65nergy_nanos_per_kwh\x18\x03 \x01(\x03\x12\x0e\n\x06\x66\x65\x65\x64\x65r\x18\x04 \x01(\t\x12.\n\x05order\x18\x05 \x01(\x0b\x32\x1f.busbar.scheduler.v1.PlaceOrder\x12-\n\x05nodes\x18\x06 \x03(\x0b\x32\x1e.busbar.scheduler.v1.NodeOrder\"s\n\nPlaceOrder\x12,\n\x04kind\x18\x01 \x01(\x0e\x32\x1e.busbar.scheduler.v1.OrderKind\x12\x15\n\rgiven_unix_ms\x18\x02 \x01(\x03\x12\x10\n\x08grace_ms\x18\x03 \x01(\x04\x12\x0e\n\x06reason\x18\x04 \x01(\t\"I\n\tNodeOrder\x12\x0c\n\x04node\x18\x01 \x01(\t\x12.\n\x05order\x18\x02 \x01(\x0b\x32\x1f.busbar.scheduler.v1.PlaceOrder*T\n\tOrderKind\x12\x1a\n\x16ORDER_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11ORDER_KIND_CORDON\x10\x01\x12\x14\n\x10ORDER_KIND_DRAIN\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x62usbar/scheduler/v1/site.proto\x12\x13\x62usbar.scheduler.v1\"\xb6\x01\n\x04Site\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\x13\n\x0bpower_cap_w\x18\x02 \x01(\x04\x12\x1c\n\x14\x65nergy_nanos_per_kwh\x18\x03 \x01(\x03\x12\x0e\n\x06\x66\x65\x65\x64\x65r\x18\x04 \x01(\t\x12.\n\x05order\x18\x05 \x01(\x0b\x32\x1f.busbar.scheduler.v1.PlaceOrder\x12-\n\x05nodes\x18\x06 \x03(\x0b\x32\x1e.busbar.scheduler.v1.NodeOrder\"s\n\nPlaceOrder\x12,\n\x04kind\x18\x01 \x01(\x0e\x32\x1e.busbar.scheduler.v1.OrderKind\x12\x15\n\rgiven_unix_ms\x18\x02 \x01(\x03\x12\x10\n\x08grace_ms\x18\x03 \x01(\x04\x12\x0e\n\x06reason\x18\x04 \x01(\t\"I\n\tNodeOrder\x12\x0c\n\x04node\x18\x01 \x01(\t\x12.\n\x05order\x18\x02 \x01(\x0b\x32\x1f.busbar.scheduler.v1.PlaceOrder*o\n\tOrderKind\x12\x1a\n\x16ORDER_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11ORDER_KIND_CORDON\x10\x01\x12\x14\n\x10ORDER_KIND_DRAIN\x10\x02\x12\x19\n\x15ORDER_KIND_QUARANTINE\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,7 +32,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'busbar.scheduler.v1.site_pb
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ORDERKIND']._serialized_start=432
-  _globals['_ORDERKIND']._serialized_end=516
+  _globals['_ORDERKIND']._serialized_end=543
   _globals['_SITE']._serialized_start=56
   _globals['_SITE']._serialized_end=238
   _globals['_PLACEORDER']._serialized_start=240

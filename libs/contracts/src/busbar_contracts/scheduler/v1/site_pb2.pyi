@@ -31,6 +31,10 @@ class _OrderKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OrderKind.V
     """Nothing new is placed; what is there stays."""
     ORDER_KIND_DRAIN: _OrderKind.ValueType  # 2
     """Nothing new is placed; what is there goes once it is ready elsewhere, or when half of the grace is over."""
+    ORDER_KIND_QUARANTINE: _OrderKind.ValueType  # 3
+    """The scheduler found the node broken: nothing is placed there until it is over, then it is tried
+    again, and kept out for twice as long when it fails again. Told to serve, it is over at once.
+    """
 
 class OrderKind(_OrderKind, metaclass=_OrderKindEnumTypeWrapper):
     """How a site or a node is to be used."""
@@ -41,6 +45,10 @@ ORDER_KIND_CORDON: OrderKind.ValueType  # 1
 """Nothing new is placed; what is there stays."""
 ORDER_KIND_DRAIN: OrderKind.ValueType  # 2
 """Nothing new is placed; what is there goes once it is ready elsewhere, or when half of the grace is over."""
+ORDER_KIND_QUARANTINE: OrderKind.ValueType  # 3
+"""The scheduler found the node broken: nothing is placed there until it is over, then it is tried
+again, and kept out for twice as long when it fails again. Told to serve, it is over at once.
+"""
 Global___OrderKind: _TypeAlias = OrderKind  # noqa: Y015
 
 @_typing.final
@@ -93,7 +101,7 @@ Global___Site: _TypeAlias = Site  # noqa: Y015
 
 @_typing.final
 class PlaceOrder(_message.Message):
-    """What an operator told a site or a node."""
+    """What a site or a node was told, by an operator or, with a quarantine, by the scheduler."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -106,7 +114,9 @@ class PlaceOrder(_message.Message):
     given_unix_ms: _builtins.int
     """Unix time in milliseconds at which it was given."""
     grace_ms: _builtins.int
-    """With a drain, how long it may take, milliseconds; 0 otherwise."""
+    """With a drain, how long it may take, with a quarantine, how long it lasts, milliseconds; 0
+    otherwise.
+    """
     reason: _builtins.str
     """Why, for people; may be empty."""
     def __init__(

@@ -19,6 +19,7 @@ from busbar_gateway.adapters.http.kserve_elements import (
     join_bytes_elements,
     split_bytes_elements,
 )
+from busbar_gateway.adapters.model_response import read_response
 from busbar_gateway.domain.continuation import Continuation
 from busbar_gateway.domain.failures import ModelFailed, ModelUnready
 from busbar_gateway.domain.routes import Route
@@ -165,7 +166,7 @@ def _add(message: Any, name: str, datatype: str, raw: bytes) -> None:
 
 
 def _outputs(payload: bytes) -> dict[str, bytes]:
-    response = service_pb2.ModelInferResponse.FromString(payload)
+    response = read_response(payload)
     if len(response.outputs) != len(response.raw_output_contents):
         raise ModelFailed("the model's answer has no raw contents for some of its outputs")
     names = (output.name for output in response.outputs)

@@ -20,6 +20,7 @@ from busbar_gateway.adapters.http.kserve_response import InferAnswer, render_inf
 from busbar_gateway.adapters.http.limits import compress
 from busbar_gateway.adapters.http.router import Address
 from busbar_gateway.adapters.http.services import Services
+from busbar_gateway.adapters.model_response import read_response
 from busbar_gateway.adapters.token_counts import ask_for_counts
 from busbar_gateway.domain.failures import (
     Forbidden,
@@ -129,7 +130,7 @@ class KServe:
             if call.as_asked is not None:
                 call.payload, call.request_bytes = message.SerializeToString(), len(payload)
         async with exchange.cancelled_when_gone(), self._services.serving.infer(call) as answer:
-            response = service_pb2.ModelInferResponse.FromString(answer.payload)
+            response = read_response(answer.payload)
             await _respond(exchange, render_infer_answer(response, request.head.forms))
 
     def _find(self, exchange: Exchange) -> Route:

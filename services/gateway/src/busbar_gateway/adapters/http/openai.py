@@ -33,6 +33,7 @@ from busbar_gateway.adapters.http.openai_schemas import (
 from busbar_gateway.adapters.http.prompts import render_prompt
 from busbar_gateway.adapters.http.router import Address
 from busbar_gateway.adapters.http.services import Services
+from busbar_gateway.adapters.model_response import read_response
 from busbar_gateway.domain.failures import InvalidInput, ModelFailed, ModelUnready
 from busbar_gateway.domain.routes import Route
 from busbar_gateway.usecases.calls import InferenceCall
@@ -229,7 +230,7 @@ def _embedding_payload(route: Route, texts: list[str]) -> bytes:
 
 def _vectors(payload: bytes, count: int) -> np.ndarray[Any, np.dtype[np.float32]]:
     """The `embedding` output, one row per text."""
-    response = service_pb2.ModelInferResponse.FromString(payload)
+    response = read_response(payload)
     for output, raw in zip(response.outputs, response.raw_output_contents, strict=False):
         if output.name != "embedding":
             continue

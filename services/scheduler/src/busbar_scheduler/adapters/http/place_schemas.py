@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from busbar_scheduler.adapters.fleet_table import Handled
 from busbar_scheduler.domain.accounts import room_on
 from busbar_scheduler.domain.decisions import Verdict
-from busbar_scheduler.domain.fleet import Node
+from busbar_scheduler.domain.fleet import Node, Order
 from busbar_scheduler.domain.orders import Described, Told
 from busbar_scheduler.domain.planning import Plan
 
@@ -50,7 +50,7 @@ class DrainBody(CordonBody):
 class OrderView(BaseModel):
     """What a site or a node was told."""
 
-    order: str = Field(description="serve, cordon or drain")
+    order: str = Field(description="serve, cordon, drain or quarantine")
     given_unix_ms: int
     grace_ms: int
     reason: str
@@ -139,7 +139,7 @@ class NodeDetail(BaseModel):
         return cls(
             node=node.key,
             health=str(node.health),
-            order=OrderView.of(told),
+            order=_order_now(node, told),
             memory_mib=node.memory_mib,
             memory_free_mib=room.memory_mib,
             slots=node.slots,
@@ -158,6 +158,14 @@ class NodeDetail(BaseModel):
                 for name in names
             ],
         )
+
+
+def _order_now(node: Node, told: Told | None) -> OrderView:
+    """What the node was told; a quarantine that is over is only remembered."""
+    view = OrderView.of(told)
+    if told and told.order is Order.QUARANTINE and node.order is Order.SERVE:
+        return view.model_copy(update={"order": "serve", "reason": f"was out: {told.reason}"})
+    return view
 
 
 class NodeDetailList(BaseModel):

@@ -1,0 +1,16 @@
+"""What a node passed on from its model, read."""
+
+from __future__ import annotations
+
+from google.protobuf.message import DecodeError
+from tritonclient.grpc import service_pb2
+
+from busbar_gateway.domain.failures import ModelFailed
+
+
+def read_response(payload: bytes) -> service_pb2.ModelInferResponse:
+    """Parse an inference.ModelInferResponse; raise ModelFailed when it is none."""
+    try:
+        return service_pb2.ModelInferResponse.FromString(payload)
+    except DecodeError as error:
+        raise ModelFailed(f"the node's answer cannot be read: {error}") from error
