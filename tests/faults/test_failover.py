@@ -27,6 +27,7 @@ DEPLOYMENT = "tiny-lm-twice"
 SPARE = "r1.s1.n2"
 PROMPTS = ("Where does the money live?", "Busbar makes one inference service", "A site is")
 STREAMS = 6
+TOLD_WITHIN_S = 30
 WORKED = "busbar_agent_compute_seconds_total"
 GAP_MAX_S = {"agent killed": 2.0, "agent stopped": 8.0, "triton killed": 5.0}
 
@@ -183,7 +184,8 @@ async def test_streams_go_on_at_another_node(
 
         await eventually(begun, within_s=10, what="all streams have begun")
         await hurt(spare, fault)
-        await asyncio.gather(*telling)
+        async with asyncio.timeout(TOLD_WITHIN_S):
+            await asyncio.gather(*telling)
         await heal(spare, fault)
     told = [*undisturbed.values(), *stories]
     charged = await charges(operator, customer, {story.request_id for story in told})

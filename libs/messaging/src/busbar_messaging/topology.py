@@ -289,13 +289,13 @@ def work_consumer(region: str, deployment: str) -> ConsumerSpec:
     Agents acknowledge when they take work, so redelivery only covers an agent
     that dies between the two; see docs/decisions/0005. A site that goes dark leaves
     pulls behind that the hub goes on serving, each once, until it misses the site:
-    what they get has to come out again until somebody takes it.
+    what they get has to come out again until somebody takes it, and soon: a stream waits.
     """
     return ConsumerSpec(
         stream=work_stream(region).name,
         durable=f"work-{checked_name(deployment)}",
         filter_subject=work_subject(region, deployment),
-        ack_wait=timedelta(seconds=3),
+        ack_wait=timedelta(seconds=1),
         max_deliver=20,
         max_ack_pending=10_000,
     )
