@@ -203,6 +203,15 @@ async def test_a_publish_that_nobody_stores_fails_within_its_time(client: Client
         )
 
 
+async def test_closing_a_connection_is_no_news(nats_server: NatsServer) -> None:
+    with capture_logs() as said:
+        kept = await connect(user_settings(nats_server, "provisioner"), "kept")
+        await close(kept)
+
+    assert kept.is_closed
+    assert said == []
+
+
 async def test_no_server_is_a_clear_error() -> None:
     settings = BusSettings(
         nats_url="nats://127.0.0.1:1",

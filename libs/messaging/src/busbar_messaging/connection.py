@@ -151,6 +151,7 @@ async def publish_durably(
 
 async def close(client: Client, grace: timedelta = timedelta(seconds=2)) -> None:
     """Flush and close; a server that is gone does not hold us up."""
+    client._disconnected_cb = None  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # no news
     with contextlib.suppress(NatsError, TimeoutError, OSError):
         await asyncio.wait_for(client.drain(), grace.total_seconds())
     if not client.is_closed:
