@@ -25,33 +25,13 @@ from busbar_billing.domain.prices import (
     checked_classes,
 )
 from busbar_billing.domain.rating import SCALE, explain, month_of, rate
-from busbar_billing.domain.usage import Outcome, UsageRecord, check_billable
+from busbar_billing.domain.usage import check_billable
 from busbar_billing.usecases.post_usage import rate_records
 from busbar_errors import Conflict, Rejected
 from hypothesis import given
 from hypothesis import strategies as st
+from usage_records import PLAIN
 
-ADMITTED_NS = 1_800_000_000 * 10**9
-PLAIN = UsageRecord(
-    request_id=UUID(int=1),
-    tenant_id="acme",
-    key_id="key_1",
-    deployment="simple",
-    price_class="chat-small",
-    api="openai.chat",
-    outcome=Outcome.COMPLETED,
-    admitted_unix_ns=ADMITTED_NS,
-    finished_unix_ns=ADMITTED_NS + 10**9,
-    input_tokens=0,
-    output_tokens=0,
-    request_bytes=0,
-    response_bytes=0,
-    compute_us=0,
-    node="r1.s1.n1",
-    attempt=1,
-    gateway_id="g1",
-    traceparent="",
-)
 TIERED = Price(10, 1, free_units=100, tiers=(Tier(1_000, 5, 1), Tier(2_000, 1, 1)))
 
 

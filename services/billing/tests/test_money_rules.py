@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from decimal import ROUND_HALF_EVEN, Decimal, localcontext
 from uuid import UUID, uuid4
@@ -23,7 +22,6 @@ from busbar_billing.domain.prices import (
 )
 from busbar_billing.domain.rating import SCALE, Rating, explain, rate
 from busbar_billing.domain.usage import (
-    Outcome,
     UsageRecord,
     UsageVoid,
     check_billable,
@@ -33,6 +31,7 @@ from busbar_billing.usecases.post_usage import charge_of, rate_records
 from busbar_errors import NotFound, Rejected
 from hypothesis import given
 from hypothesis import strategies as st
+from usage_records import a_record
 
 
 def from_balance(rating: Rating) -> Funding:
@@ -44,32 +43,7 @@ def charged_for(one: UsageRecord, listed: PriceBook) -> Transfer:
     return ledger.charge(uuid4(), one.request_id, one.tenant_id, rating, from_balance(rating))
 
 
-ADMITTED_NS = 1_800_000_000 * 10**9
 FREE = {Component.REQUEST: Price(0, 1)}
-
-
-def record(**changes: object) -> UsageRecord:
-    plain = UsageRecord(
-        request_id=UUID(int=1),
-        tenant_id="acme",
-        key_id="key_1",
-        deployment="simple",
-        price_class="chat-small",
-        api="openai.chat",
-        outcome=Outcome.COMPLETED,
-        admitted_unix_ns=ADMITTED_NS,
-        finished_unix_ns=ADMITTED_NS + 10**9,
-        input_tokens=0,
-        output_tokens=0,
-        request_bytes=0,
-        response_bytes=0,
-        compute_us=0,
-        node="r1.s1.n1",
-        attempt=1,
-        gateway_id="g1",
-        traceparent="",
-    )
-    return dataclasses.replace(plain, **changes)  # pyright: ignore[reportArgumentType]
 
 
 def book(quantum_nanos: int = 1, **prices: Price) -> PriceBook:
@@ -120,14 +94,14 @@ def test_rounding_agrees_with_decimal(numerator: int, denominator: int) -> None:
 def test_a_record_costs_quantity_times_price_rounded_once(
     prices: dict[str, Price], usage: dict[str, int], nanos: int
 ) -> None:
-    rating = rate(record(**usage), book(1, **prices))
+    rating = rate(a_record(**usage), book(1, **prices))
 
     assert rating.charge_nanos == nanos
     assert rating.rated_class == "chat-small"
 
 
 def test_a_class_without_prices_is_rated_by_the_fallback_and_says_so() -> None:
-    rating = rate(record(price_class="unheard-of"), book())
+    rating = rate(a_record(price_class="unheard-of"), book())
 
     assert rating.charge_nanos == 7
     assert rating.rated_class == FALLBACK_CLASS
@@ -135,11 +109,11 @@ def test_a_class_without_prices_is_rated_by_the_fallback_and_says_so() -> None:
 
 def test_a_request_that_would_cost_more_than_a_million_is_refused() -> None:
     with pytest.raises(Rejected, match="would cost"):
-        rate(record(input_tokens=10**9), book(input_token=Price(10**15, 1)))
+        rate(a_record(input_tokens=10**9), book(input_token=Price(10**15, 1)))
 
 
 def test_a_charge_is_rounded_to_the_books_quantum_and_the_remainder_is_booked() -> None:
-    rating = rate(record(input_tokens=1_499), book(1_000, input_token=Price(1, 1)))
+    rating = rate(a_record(input_tokens=1_499), book(1_000, input_token=Price(1, 1)))
     charged = ledger.charge(UUID(int=2), UUID(int=1), "acme", rating, from_balance(rating))
 
     assert [line.amount_nanos for line in charged.postings] == [-1_000, 1_499, -499]
@@ -153,7 +127,7 @@ books = st.builds(
     st.dictionaries(st.sampled_from(Component), prices),
 )
 usages = st.builds(
-    record,
+    a_record,
     request_id=st.uuids(),
     tenant_id=st.sampled_from(["acme", "bolt"]),
     input_tokens=st.integers(0, 10**6),
@@ -328,12 +302,12 @@ def test_a_price_book_that_makes_no_sense_is_refused(
 )
 def test_a_record_that_no_gateway_can_have_meant_is_refused(changes: dict[str, object]) -> None:
     with pytest.raises(Rejected):
-        check_billable(record(**changes))
+        check_billable(a_record(**changes))
 
 
 def test_a_refused_record_does_not_hold_up_its_neighbours() -> None:
-    good, bad = record(), record(request_id=UUID(int=9), input_tokens=2**60)
-    stranger = record(request_id=UUID(int=8), tenant_id="nobody")
+    good, bad = a_record(), a_record(request_id=UUID(int=9), input_tokens=2**60)
+    stranger = a_record(request_id=UUID(int=8), tenant_id="nobody")
     rated, refused = rate_records(
         [bad, good, stranger], PriceBooks([book()]), {"acme": "USD"}, uuid4
     )
@@ -344,8 +318,8 @@ def test_a_refused_record_does_not_hold_up_its_neighbours() -> None:
 
 
 def test_of_repeats_in_one_batch_the_first_counts() -> None:
-    first, second = record(input_tokens=1), record(input_tokens=2)
-    other = record(request_id=UUID(int=2))
+    first, second = a_record(input_tokens=1), a_record(input_tokens=2)
+    other = a_record(request_id=UUID(int=2))
 
     assert first_of_each([first, other, second, first]) == [first, other]
 

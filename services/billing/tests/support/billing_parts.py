@@ -7,7 +7,6 @@ import os
 import secrets
 import signal
 import sys
-import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from busbar_runtime.ports import LOOPBACK, PortPool
 from busbar_runtime.pytest_plugin import Database, NatsServer
 from harness.polling import eventually
 from nats.js.client import JetStreamContext
-from uuid_utils.compat import uuid7
+from usage_records import answered
 
 TOKEN = "operator-token-of-the-tests"
 STRIPE_SECRET = "whsec_of-the-tests"
@@ -174,22 +173,7 @@ class Gateway:
 
     def record(self, tenant_id: str, **changes: Any) -> usage_pb2.UsageRecord:
         """A record of 1,000 input tokens at 100 nanos: 100,000 nanos."""
-        now_ns = time.time_ns()
-        plain: dict[str, Any] = {
-            "request_id": uuid7().bytes,
-            "tenant_id": tenant_id,
-            "key_id": "key_test",
-            "deployment": "tiny-lm",
-            "price_class": "chat-small",
-            "api": "openai.chat",
-            "outcome": usage_pb2.USAGE_OUTCOME_COMPLETED,
-            "admitted_unix_ns": now_ns - 10**6,
-            "finished_unix_ns": now_ns,
-            "input_tokens": 1_000,
-            "attempt": 1,
-            "node": "r1.s1.n1",
-        }
-        return usage_pb2.UsageRecord(**{**plain, **changes})
+        return answered(tenant_id, **changes)
 
     def void(self, record: usage_pb2.UsageRecord) -> usage_pb2.UsageVoid:
         """What takes the record back."""

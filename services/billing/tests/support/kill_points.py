@@ -15,7 +15,6 @@ import json
 import os
 import signal
 import sys
-import time
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from typing import Any
 
@@ -33,6 +32,7 @@ from busbar_messaging.topology import BILLING_USAGE, usage_subject
 from busbar_observability.tracing import configure_tracing
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from usage_records import answered
 from uuid_utils.compat import uuid7
 
 POINTS_MAX = 400
@@ -109,9 +109,9 @@ async def consume_until_killed(client: Client, dsn: str, point: int) -> None:
 async def publish(client: Client, said: dict[str, Any]) -> None:
     """A charge from a lease, one from credit, one to be taken back, and one that nobody can bill;
     the void in a message of its own."""
-    leased, credited, voided = (record(said["tenant_id"]) for _ in range(3))
+    leased, credited, voided = (answered(said["tenant_id"]) for _ in range(3))
     leased.lease_id = bytes.fromhex(said["lease_id"])
-    poison = record("nobody-we-know")
+    poison = answered("nobody-we-know")
     batch = usage_pb2.UsageRecorded(gateway_id="g1", records=[leased, credited, poison, voided])
     void = usage_pb2.UsageVoid(
         request_id=voided.request_id, tenant_id=voided.tenant_id, reason="not delivered"
@@ -129,25 +129,6 @@ async def publish(client: Client, said: dict[str, Any]) -> None:
     }
     sys.stdout.write(json.dumps(said) + "\n")
     sys.stdout.flush()
-
-
-def record(tenant_id: str) -> usage_pb2.UsageRecord:
-    """An answer of 1,000 tokens: 100,000 nanos."""
-    now_ns = time.time_ns()
-    return usage_pb2.UsageRecord(
-        request_id=uuid7().bytes,
-        tenant_id=tenant_id,
-        key_id="key_test",
-        deployment="tiny-lm",
-        price_class="chat-small",
-        api="openai.chat",
-        outcome=usage_pb2.USAGE_OUTCOME_COMPLETED,
-        admitted_unix_ns=now_ns,
-        finished_unix_ns=now_ns,
-        input_tokens=1_000,
-        attempt=1,
-        node="r1.s1.n1",
-    )
 
 
 def main() -> int:
