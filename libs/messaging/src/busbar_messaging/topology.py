@@ -296,7 +296,7 @@ def work_consumer(region: str, deployment: str) -> ConsumerSpec:
         durable=f"work-{checked_name(deployment)}",
         filter_subject=work_subject(region, deployment),
         ack_wait=timedelta(seconds=1),
-        max_deliver=20,
+        max_deliver=60,
         max_ack_pending=10_000,
     )
 
