@@ -105,6 +105,11 @@ fix: setup
     {{bin}}/ruff format
     {{bin}}/ruff check --fix
 
+# Play a day of forty sites in virtual time, beside two simpler schedulers; a table, a picture, every promise checked (--help)
+[group('test'), no-exit-message]
+simulate *args: setup
+    @PYTHONPATH=tests exec {{python}} -m simulation.fleet "$@"
+
 # Compare with a direct Triton: req/s, latency, CPU per request; posting usage with bare INSERTs; how long a plan takes
 [group('test'), no-exit-message]
 bench *args: setup

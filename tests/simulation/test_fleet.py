@@ -1,0 +1,220 @@
+"""A hundred short days of a fleet, each with its own troubles: the design's promises hold.
+
+`./just simulate --seed N --short` repeats the day of a seed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+
+import pytest
+from busbar_gateway.domain.admission import Ticket
+from busbar_scheduler.domain.demand import Asked
+from busbar_scheduler.domain.fleet import Placements, Snapshot
+from busbar_scheduler.domain.planning import assignment_of
+
+from simulation.fleet.agenda import Agenda
+from simulation.fleet.day import SHORT, SMALL, Trouble, draw
+from simulation.fleet.fairness import Fairness
+from simulation.fleet.policies import Decided, policy_routes
+from simulation.fleet.promises import Breach, Promises
+from simulation.fleet.run import POLICIES, Run
+from simulation.fleet.work import Outcome, Request
+
+SEEDS, EVERY_SMALL = 100, 25
+LOOKED_AT = {
+    "N+1",
+    "VTC's bound",
+    "ended in time",
+    "no memory is overused",
+    "no request is lost",
+    "no slot is overused",
+    "nothing is left behind",
+    "one outcome",
+    "plans fit nodes",
+    "plans keep to the cap",
+    "power stays below the cap",
+    "residency is never broken",
+    "residency is never planned away",
+    "streams go on",
+    "survives a site",
+}
+
+
+@cache
+def played(seed: int, policy: str = "busbar") -> Run:
+    size = SMALL if seed % EVERY_SMALL == 0 else SHORT
+    run = Run(draw(seed, size), policy)
+    run.play()
+    return run
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_a_day_of_troubles_breaks_no_promise(seed: int) -> None:
+    run = played(seed)
+
+    assert run.promises.ended.total() == run.promises.arrived > 100
+    assert run.promises.ended[Outcome.SERVED] > 0.2 * run.promises.arrived
+
+
+def test_all_troubles_happen_and_are_worked_around() -> None:
+    runs = [played(seed) for seed in range(1, 20)]
+    happened = sum((run.troubles.happened for run in runs), Counter[Trouble]())
+
+    assert set(happened) == set(Trouble)
+    assert sum(run.measures.tried_again for run in runs) > 30
+    assert sum(run.measures.resumed for run in runs) > 10
+    looked_at = sum((run.promises.checks for run in runs), Counter[str]())
+    assert not [promise for promise in LOOKED_AT if looked_at[promise] < 10]
+
+
+def test_the_same_seed_is_the_same_day() -> None:
+    again = Run(draw(1, SHORT), "busbar")
+    again.play()
+
+    assert again.events == played(1).events
+    assert again.measures == played(1).measures
+
+
+def test_busbar_serves_more_than_who_places_once_and_cheaper_than_who_takes_any_room() -> None:
+    runs = {name: [played(seed, name) for seed in range(1, 5)] for name in POLICIES}
+    served = {name: sum(one.served for one in of) for name, of in runs.items()}
+    paid = {name: sum(one.energy_nanos for one in of) for name, of in runs.items()}
+
+    assert served["busbar"] > served["static"]
+    assert paid["busbar"] / served["busbar"] < 0.95 * paid["least loaded"] / served["least loaded"]
+    assert sum(one.promises.broken["N+1"] for one in runs["least loaded"]) > 0
+
+
+# --- what breaks a promise is seen -----------------------------------------------------------
+
+
+class Careless:
+    """Puts every model on certain nodes, whatever that breaks."""
+
+    name = "careless"
+    not_promised = frozenset[str]()
+
+    def __init__(self, nodes: slice) -> None:
+        self._nodes = nodes
+
+    def look(self, snapshot: Snapshot, asked: Mapping[str, Asked], now: float) -> bool:
+        return False
+
+    def restarted(self) -> None: ...
+
+    def decide(self, snapshot: Snapshot, now: float) -> Decided:
+        keys = [node.key for node in snapshot.nodes[self._nodes]]
+        placements: Placements = {
+            key: tuple(assignment_of(one) for one in snapshot.deployments) for key in keys
+        }
+        return Decided(placements, policy_routes(snapshot, placements), {})
+
+
+@pytest.mark.parametrize(
+    ("nodes", "memory_mib", "power_w", "broken"),
+    [
+        (slice(0, 1), None, None, "plans fit nodes"),
+        (slice(None), 1, 0, "residency is never planned away"),
+        (slice(None), 1, None, "plans keep to the cap"),
+        (slice(0, 1), 1, 0, "N+1"),
+    ],
+    ids=["memory", "residency", "power", "spares"],
+)
+def test_a_careless_plan_is_a_breach(
+    nodes: slice, memory_mib: int | None, power_w: int | None, broken: str
+) -> None:
+    day = draw(1, SHORT)
+    free = broken != "residency is never planned away"
+    deployments = tuple(
+        replace(
+            one,
+            regions=() if free else one.regions or ("r1",),
+            manifest=replace(
+                one.manifest,
+                slots=1,
+                memory_mib=memory_mib or one.manifest.memory_mib,
+                power_w=one.manifest.power_w if power_w is None else power_w,
+            ),
+        )
+        for one in day.deployments
+    )
+    run = Run(replace(day, deployments=deployments), "careless", Careless(nodes))
+
+    with pytest.raises(Breach, match=f"seed 1, .*{re.escape(broken)}"):
+        run.play()
+
+
+def _promises() -> Promises:
+    return Promises(7, Agenda(0.0), {})
+
+
+def _request() -> Request:
+    gateway = played(1).gateways[0]
+    return Request(1, "t", "m", 10, 10, False, gateway, 60.0, Ticket("t", 60.0, 0.0))
+
+
+def test_a_request_that_ends_twice_is_a_breach() -> None:
+    promises, request = _promises(), _request()
+    promises.end(request, Outcome.SERVED)
+
+    with pytest.raises(Breach, match=r"seed 7, .*one outcome"):
+        promises.end(request, Outcome.SERVED)
+
+
+def test_a_request_that_never_ends_is_a_breach() -> None:
+    promises = _promises()
+    promises.arrived = 1
+
+    with pytest.raises(Breach, match="no request is lost"):
+        promises.at_rest({})
+
+
+def test_a_slot_that_is_taken_twice_is_a_breach() -> None:
+    run = played(1)
+    name = run.day.deployments[0].name
+    promises = Promises(7, Agenda(0.0), run.promises.deployments)
+    request = _request()
+    request.deployment = name
+
+    with pytest.raises(Breach, match="no slot is overused"):
+        promises.on_node("r0", "r0.s0.n0", request, 5, 4)
+
+
+def test_power_above_the_cap_is_a_breach_once_the_grace_is_over() -> None:
+    promises = _promises()
+    promises.drew("r0.s0", 1_001.0, 1_000, 29.0)
+
+    with pytest.raises(Breach, match="power stays below the cap"):
+        promises.drew("r0.s0", 1_001.0, 1_000, 31.0)
+
+
+def test_serving_one_of_two_who_wait_breaks_the_bound() -> None:
+    fairness = Fairness()
+    fairness.waits("a", 1.0)
+    fairness.waits("b", 1.0)
+    for _ in range(2):
+        fairness.started("a", 1.0, 100.0, 1)
+    assert not fairness.broken
+    fairness.started("a", 1.0, 100.0, 1)
+
+    assert "a and b are 300 apart, 200 is allowed" in fairness.broken
+
+
+def test_turns_keep_to_the_bound_whenever_the_other_began_to_wait() -> None:
+    fairness = Fairness()
+    fairness.waits("a", 1.0)
+    for _ in range(9):
+        fairness.started("a", 1.0, 100.0, 1)
+    fairness.waits("b", 2.0)
+    for _ in range(5):
+        fairness.started("b", 2.0, 100.0, 1)
+        fairness.started("b", 2.0, 100.0, 1)
+        fairness.started("a", 1.0, 100.0, 1)
+
+    assert not fairness.broken
+    assert fairness.gap == 100.0
