@@ -235,7 +235,7 @@ class Gateway:
             self._leave(request, lost)
             return
         pause_s = attempts.backoff_s()
-        attempts.tried()
+        attempts.tried(unheard=not attempts.last_sign)
         self.measures.tried_again += 1
         request.ended_attempt = work.attempt
         self.agenda.after(pause_s, self._send_again, request)
