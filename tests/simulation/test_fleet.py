@@ -67,7 +67,7 @@ def test_all_troubles_happen_and_are_worked_around() -> None:
 
     assert set(happened) == set(Trouble)
     assert sum(run.measures.tried_again for run in runs) > 30
-    assert sum(run.measures.resumed for run in runs) > 10
+    assert sum(run.measures.resumed for run in runs) > 3
     looked_at = sum((run.promises.checks for run in runs), Counter[str]())
     assert not [promise for promise in LOOKED_AT if looked_at[promise] < 10]
 
