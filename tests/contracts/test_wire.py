@@ -15,6 +15,7 @@ from busbar_contracts.gateway.v1.usage_pb2 import UsageOutcome, UsageRecord, Usa
 from busbar_contracts.node.v1.work_pb2 import (
     FailureKind,
     InferenceWork,
+    WorkChunk,
     WorkFailed,
     WorkFinished,
     WorkFrame,
@@ -46,6 +47,17 @@ GOLDEN: list[tuple[Message, str]] = [
             "0a10000102030405060708090a0b0c0d0e0f10021a0274312204656368"
             "6f2880d095ffbc313205696e626f7840014a020102"
         ),
+    ),
+    (
+        WorkFrame(
+            request_id=REQUEST_ID,
+            attempt=1,
+            node="r1.s1.n1",
+            chunk=WorkChunk(
+                sequence=2, payload=b"\x09", usage=WorkUsage(output_tokens=3), compute_us=7
+            ),
+        ),
+        "0a10000102030405060708090a0b0c0d0e0f10011a0872312e73312e6e312a0b08021201091a0210032007",
     ),
     (
         WorkFrame(

@@ -24,7 +24,7 @@ from gateway_harness import (
 )
 from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
-from lending import REQUEST_NANOS, TOKEN_NANOS
+from lending import COMPUTE_CLASS, REQUEST_NANOS, TOKEN_NANOS
 
 ECHO_NANOS = REQUEST_NANOS + 2 * TOKEN_NANOS
 """What the echoing agent's answer costs."""
@@ -220,6 +220,45 @@ async def test_a_stream_ends_where_the_money_ends_and_what_was_delivered_is_char
     assert b"add credit" in answers[-1]
     assert len(answers) - 1 == 4 == record.output_tokens
     assert took_s < WAIT_MAX_S, "it waited for money that only it claimed"
+
+
+@pytest.mark.parametrize(
+    ("compute_us", "at_the_end_us", "delivered"),
+    [
+        pytest.param([100_000, 200_000, 300_000], 300_000, 2, id="while it streams"),
+        pytest.param([1_000, 2_000, 3_000], 400_000, 3, id="only at its end"),
+    ],
+)
+async def test_compute_that_the_money_does_not_cover_ends_a_stream_and_what_it_delivered_is_charged(
+    platform: Platform, compute_us: list[int], at_the_end_us: int, delivered: int
+) -> None:
+    model, agent = await platform.deploy(decoupled=True, price_class=COMPUTE_CLASS)
+    tenant_id, auth = await tenant_with(platform, REQUEST_NANOS + 250_000)
+
+    async def behave(work: work_pb2.InferenceWork, say: Any) -> None:
+        for sequence, until_now_us in enumerate(compute_us):
+            part = chunk(work, sequence)
+            part.compute_us = until_now_us
+            await say(chunk=part)
+        timings = work_pb2.WorkTimings(compute_us=at_the_end_us)
+        await say(finished=work_pb2.WorkFinished(chunk_count=len(compute_us), timings=timings))
+
+    agent.behaviour = behave
+    call = platform.channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")(
+        timeout=10, metadata=auth
+    )
+    await call.write(request(model))
+    await call.done_writing()
+    answers = [answer async for answer in call]
+
+    async def charged() -> list[UsageRecord]:
+        return await records_of(platform, tenant_id)
+
+    [record] = await eventually(charged)
+    assert b"add credit" in answers[-1]
+    assert len(answers) - 1 == delivered
+    assert record.compute_us == compute_us[delivered - 1]
+    assert not (await platform.usage()).voids
 
 
 async def test_a_stream_that_costs_more_than_guessed_is_charged_in_full(

@@ -348,7 +348,9 @@ async def test_an_abandoned_stream_is_charged_for_what_was_delivered(platform: P
 
     async def two_then_wait(work: work_pb2.InferenceWork, say: Say) -> None:
         for sequence in range(2):
-            await say(chunk=chunk(work, sequence))
+            part = chunk(work, sequence)
+            part.compute_us = 500 * (sequence + 1)
+            await say(chunk=part)
 
     agent.behaviour = two_then_wait
     stream = platform.stream()
@@ -367,7 +369,7 @@ async def test_an_abandoned_stream_is_charged_for_what_was_delivered(platform: P
 
     [record] = await eventually(records)
     assert record.outcome == UsageOutcome.USAGE_OUTCOME_ABANDONED
-    assert record.output_tokens == 2
+    assert (record.output_tokens, record.compute_us) == (2, 1000)
     await eventually(lambda: platform.gateway.usage.idle)
 
 

@@ -69,6 +69,9 @@ async def test_a_decoupled_model_streams_every_response_in_order(node: NodeBench
     assert [frame.chunk.sequence for frame in chunks] == [0, 1, 2]
     assert last.finished.chunk_count == 3
     assert last.finished.payload == b""
+    until = [frame.chunk.compute_us for frame in chunks] + [last.finished.timings.compute_us]
+    assert until[0] > 0
+    assert until == sorted(until)
 
 
 async def test_a_stream_without_any_response_finishes(node: NodeBench) -> None:

@@ -176,7 +176,14 @@ def failing(kind: work_pb2.FailureKind.ValueType, reason: str = "because") -> Be
     return behave
 
 
-def make_route(name: str, *, slots: int = 4, decoupled: bool = False, **more: Any) -> bytes:
+def make_route(
+    name: str,
+    *,
+    slots: int = 4,
+    decoupled: bool = False,
+    price_class: str = "tensor",
+    **more: Any,
+) -> bytes:
     metadata = pb.ModelMetadataResponse(name=name, versions=["1"], platform="python")
     metadata.inputs.add(name="IN", datatype="FP32", shape=[4])
     metadata.outputs.add(name="OUT", datatype="FP32", shape=[4])
@@ -196,7 +203,7 @@ def make_route(name: str, *, slots: int = 4, decoupled: bool = False, **more: An
             task=deployment_pb2.MODEL_TASK_TENSOR,
             slots=4,
             max_payload_bytes=4096,
-            price_class="tensor",
+            price_class=price_class,
         ),
         targets=[plan_pb2.RouteTarget(region=REGION, ready_slots=slots, ready_replicas=1)]
         if slots

@@ -16,6 +16,8 @@ REQUEST_NANOS = 1_000
 """What a request costs, whatever it does."""
 TOKEN_NANOS = 10
 """What a generated token costs besides."""
+COMPUTE_CLASS = "by-compute"
+"""A price class of which a microsecond of compute costs a nano besides."""
 
 
 @dataclass
@@ -43,6 +45,10 @@ class FakeBilling:
         token = prices_pb2.PRICE_COMPONENT_OUTPUT_TOKEN
         prices.add(component=request, amount_nanos=request_nanos, per_units=1)
         prices.add(component=token, amount_nanos=TOKEN_NANOS, per_units=1)
+        timed = sheet.classes.add(price_class=COMPUTE_CLASS).components
+        compute = prices_pb2.PRICE_COMPONENT_COMPUTE_SECOND
+        timed.add(component=request, amount_nanos=request_nanos, per_units=1)
+        timed.add(component=compute, amount_nanos=1_000_000, per_units=1)
         bucket = await self.client.jetstream().key_value(topology.PRICES.name)
         await bucket.put("USD.1", sheet.SerializeToString())
 

@@ -102,12 +102,13 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """One response of a decoupled model. Token counts are cumulative."""
+    """One response of a decoupled model. Tokens and compute are cumulative."""
 
     payload: bytes
     """Serialized inference.ModelInferResponse."""
     input_tokens: int
     output_tokens: int
+    compute_us: int = 0
 
 
 class AnswerStream(Protocol):

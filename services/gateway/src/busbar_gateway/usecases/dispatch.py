@@ -254,8 +254,10 @@ class Dispatch:
     def _counted(self, chunk: WorkChunk) -> Chunk:
         usage, resumable = chunk.usage, self._pending.call.resumable
         if resumable is None:
-            return Chunk(chunk.payload, usage.input_tokens, usage.output_tokens)
-        return Chunk(chunk.payload, *resumable.count(usage.input_tokens, usage.output_tokens))
+            counted = usage.input_tokens, usage.output_tokens
+        else:
+            counted = resumable.count(usage.input_tokens, usage.output_tokens)
+        return Chunk(chunk.payload, *counted, chunk.compute_us)
 
     def _deliverable(self) -> bool:
         """Chunks before a good end, or of an attempt that goes on, may be handed out.

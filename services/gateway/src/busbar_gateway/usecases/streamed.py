@@ -66,14 +66,14 @@ class Streamed:
         if self._served.call.as_asked is not None:
             step = replace(step, payload=self._served.call.as_asked(step.payload))
         handed = self._after(step, self._dispatch)
-        self._served.used(step.input_tokens, step.output_tokens)
+        self._served.used(step.input_tokens, step.output_tokens, step.compute_us)
         if not self._served.covers(handed):
             await self._cover(handed)
         self._handed = handed
         return step
 
     async def _cover(self, handed: Delivered) -> None:
-        """Get the money for the next chunk; without it the answer ends with what was paid for."""
+        """Get the money for what comes; without it the answer ends with what was paid for."""
         try:
             await self._served.cover(handed)
         except Exception as error:
@@ -86,6 +86,8 @@ class Streamed:
         if self._charge is not None:
             return
         self._served.stop()
+        if not self._served.covers(self._handed):
+            await self._cover(self._handed)
         self._served.delivered = self._handed
         try:
             self._charge = await self._served.commit()
@@ -144,6 +146,7 @@ class Streamed:
             self._handed.response_bytes + len(chunk.payload),
             dispatch.node,
             dispatch.attempt,
+            chunk.compute_us,
         )
 
     def _end_of_work(self, finished: WorkFinished, dispatch: Dispatch) -> None:

@@ -25,13 +25,16 @@ def chunk(
     sequence: int,
     payload: bytes,
     usage: work_pb2.WorkUsage,
+    compute_us: int,
 ) -> bytes:
     """One response of a stream."""
     frame = work_pb2.WorkFrame(
         request_id=work.request_id,
         attempt=work.attempt,
         node=node,
-        chunk=work_pb2.WorkChunk(sequence=sequence, payload=payload, usage=usage),
+        chunk=work_pb2.WorkChunk(
+            sequence=sequence, payload=payload, usage=usage, compute_us=compute_us
+        ),
     )
     return frame.SerializeToString()
 

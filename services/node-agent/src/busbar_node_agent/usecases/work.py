@@ -288,16 +288,18 @@ class WorkInHand:
         """Send one response of a stream."""
         if attempt.lane.count_tokens is not None:
             attempt.tokens.add(*attempt.lane.count_tokens(response))
+        now_s = time.monotonic()
         frame = frames.chunk(
             attempt.work,
             self.node,
             sequence=attempt.chunk_count,
             payload=response,
             usage=_usage(attempt.tokens),
+            compute_us=max(1, _microseconds(now_s - attempt.called_s)),
         )
         attempt.chunk_count += 1
         attempt.lane.answered()
-        attempt.last_sign_s = time.monotonic()
+        attempt.last_sign_s = now_s
         self._say(attempt.work, frame)
 
     def _finish(self, attempt: Attempt, payload: bytes) -> None:

@@ -246,10 +246,13 @@ class WorkChunk(_message.Message):
     SEQUENCE_FIELD_NUMBER: _builtins.int
     PAYLOAD_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
+    COMPUTE_US_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Counts from 0, gapless within the attempt."""
     payload: _builtins.bytes
     """Serialized inference.ModelInferResponse."""
+    compute_us: _builtins.int
+    """Duration of the call of Triton up to this chunk, microseconds; 0 when it is not known."""
     @_builtins.property
     def usage(self) -> Global___WorkUsage:
         """Usage up to and including this chunk."""
@@ -260,10 +263,11 @@ class WorkChunk(_message.Message):
         sequence: _builtins.int = ...,
         payload: _builtins.bytes = ...,
         usage: Global___WorkUsage | None = ...,
+        compute_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["payload", b"payload", "sequence", b"sequence", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_us", b"compute_us", "payload", b"payload", "sequence", b"sequence", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
