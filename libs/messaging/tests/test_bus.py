@@ -25,6 +25,7 @@ from harness.polling import eventually
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 from nats.js.errors import Error as JetStreamError
+from pydantic import SecretStr
 from structlog.testing import capture_logs
 
 DEADLINE_S = 15
@@ -222,6 +223,19 @@ async def test_no_server_is_a_clear_error() -> None:
 
     with pytest.raises(Unavailable, match=r"no NATS server at nats://127\.0\.0\.1:1"):
         await connect(settings, "test")
+
+
+async def test_a_wrong_password_is_not_called_a_missing_server(nats_server: NatsServer) -> None:
+    right = user_settings(nats_server, "operator")
+    wrong = right.model_copy(
+        update={
+            "nats_password": SecretStr("a guess"),
+            "bus_connect_timeout": timedelta(seconds=0.6),
+        }
+    )
+
+    with pytest.raises(Unavailable, match="refuses user 'operator': the password"):
+        await connect(wrong, "test")
 
 
 @pytest.mark.parametrize("user", ["gateway", "agent", "billing", "scheduler", "telemetry"])

@@ -53,6 +53,8 @@ class ConnectionLog:
         self._said = ""
         self._said_at_s = 0.0
         self._unsaid = 0
+        self.refused = False
+        """Whether the last that went wrong is that the server did not believe who we are."""
 
     async def disconnected(self) -> None:
         """nats-py's callback."""
@@ -66,6 +68,7 @@ class ConnectionLog:
 
     async def error(self, error: Exception) -> None:
         """nats-py's callback."""
+        self.refused = "authorization violation" in str(error).lower()
         now_s = asyncio.get_running_loop().time()
         if repr(error) == self._said and now_s - self._said_at_s < _SAY_AGAIN_AFTER_S:
             self._unsaid += 1
@@ -77,7 +80,7 @@ class ConnectionLog:
 async def connect(settings: BusSettings, client_name: str) -> Client:
     """Connect, waiting up to `bus_connect_timeout` for the server; reconnect for ever after.
 
-    Raises Unavailable when there is no server in time.
+    Raises Unavailable when there is no server in time, or none that takes our password.
     """
 
     reports = ConnectionLog()
@@ -99,6 +102,12 @@ async def connect(settings: BusSettings, client_name: str) -> Client:
         async with asyncio.timeout(settings.bus_connect_timeout.total_seconds()):
             return await nats.connect(**options)
     except (TimeoutError, OSError, NatsError) as error:
+        if reports.refused:
+            refusal = (
+                f"the NATS server at {settings.nats_url} refuses user {settings.nats_user!r}: "
+                "the password (BUSBAR_NATS_PASSWORD) or the user is wrong there"
+            )
+            raise Unavailable(refusal) from error
         raise Unavailable(f"no NATS server at {settings.nats_url}: {error!r}") from error
 
 
