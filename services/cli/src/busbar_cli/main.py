@@ -27,7 +27,7 @@ from busbar_cli.commands.fleet import fleet
 from busbar_cli.commands.money import balance, ledger, usage_app
 from busbar_cli.commands.traces import trace
 from busbar_cli.failures import EXIT_HELP, CommandError, Exit, usage_problem
-from busbar_cli.output import err
+from busbar_cli.output import drop_unwritten, err
 
 app = App(
     name="busbar",
@@ -82,4 +82,6 @@ def _names_no_command(arguments: Sequence[str]) -> bool:
 
 def main() -> None:
     """Entry point."""
-    sys.exit(run(sys.argv[1:]))
+    status = run(sys.argv[1:])
+    drop_unwritten()
+    sys.exit(status)

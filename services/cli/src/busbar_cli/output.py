@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
+
+from busbar_cli.failures import CommandError
 
 _STYLES = {
     "ready": "green", "ok": "green", "active": "green", "kept": "green", "completed": "green",
@@ -38,7 +41,19 @@ class Output:
     text on standard error."""
 
     def print(self, answer: Any, human: Any) -> None:
-        """Print `answer` as JSON, or what `human` makes of it (a table or text)."""
+        """Print `answer` as JSON, or what `human` makes of it (a table or text).
+
+        Raises CommandError when it cannot be written, BrokenPipeError when nobody reads on.
+        """
+        try:
+            self._write(answer, human)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise CommandError(f"{_UNWRITTEN}: {error.strerror}") from error
+
+    def _write(self, answer: Any, human: Any) -> None:
         if self.json:
             sys.stdout.write(json.dumps(answer, indent=2, ensure_ascii=False) + "\n")
             return
@@ -50,6 +65,7 @@ class Output:
 
 DEFAULT = Output()
 _WIDEST = 1_000
+_UNWRITTEN = "the command was carried out, but its answer cannot be written"
 
 
 def out() -> Console:
@@ -60,6 +76,14 @@ def out() -> Console:
 def err() -> Console:
     """Standard error."""
     return Console(stderr=True, highlight=False)
+
+
+def drop_unwritten() -> None:
+    """Forget what standard output could not take; else Python complains of it at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def table(

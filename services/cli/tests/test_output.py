@@ -1,0 +1,52 @@
+"""Answers that standard output does not take: a full disk, a reader that went away."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+# As `busbar` ends: one command that only prints, through the real entry point.
+BUSBAR = """
+import sys
+from busbar_cli import main
+from busbar_cli.output import DEFAULT, Output
+
+def show(*, output: Output = DEFAULT) -> None:
+    output.print({"key": "k" * 200_000}, "k" * 200_000)
+
+main.app.command(show)
+sys.argv = ["busbar", *sys.argv[1:]]
+main.main()
+"""
+
+
+@pytest.mark.parametrize("arguments", [["show"], ["show", "--json"]], ids=" ".join)
+def test_a_full_disk_is_told_in_one_line(arguments: list[str]) -> None:
+    with open("/dev/full", "w") as full:  # noqa: PTH123  # a device, not a path of ours
+        ended = subprocess.run(
+            [sys.executable, "-c", BUSBAR, *arguments],
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=30,
+        )  # fmt: skip
+
+    assert ended.returncode == 1
+    assert ended.stderr == (
+        "busbar: the command was carried out, but its answer cannot be written: "
+        "No space left on device\n"
+    )
+
+
+@pytest.mark.parametrize("arguments", [["show"], ["show", "--json"]], ids=" ".join)
+def test_a_reader_that_has_seen_enough_is_no_failure(arguments: list[str]) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", BUSBAR, *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as busbar:  # fmt: skip
+        assert busbar.stdout is not None
+        assert busbar.stderr is not None
+        busbar.stdout.read(1)
+        busbar.stdout.close()
+        said = busbar.stderr.read()
+
+    assert (busbar.returncode, said) == (0, "")
