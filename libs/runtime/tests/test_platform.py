@@ -242,6 +242,29 @@ async def test_ctrl_c_at_the_terminal_stops_everything_in_reverse_order(
     assert not any(is_alive(pid) for pid in pids.values())
 
 
+@pytest.mark.parametrize("when", ["starting", "ready"])
+async def test_a_command_that_was_interrupted_does_not_look_failed(
+    tmp_path: Path, eventually: Eventually, when: str
+) -> None:
+    program = [sys.executable, "-m", "busbar_runtime", "exec", "--home", str(tmp_path)]
+    attached = subprocess.Popen(
+        [*program, "--only", "nats", "--", "sleep", "60"],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    home = Home.of(tmp_path)
+    await eventually(lambda: _phase(home) in ("starting", "ready"))
+    if when == "ready":
+        await eventually(lambda: _phase(home) == "ready")
+    os.killpg(attached.pid, signal.SIGINT)
+    output, _ = attached.communicate(timeout=20)
+
+    assert attached.returncode == 130
+    assert "nats stopped" in output
+    assert not home.is_running()
+
+
 async def test_a_background_platform_stays_until_it_is_told_to_stop(
     tmp_path: Path, eventually: Eventually
 ) -> None:

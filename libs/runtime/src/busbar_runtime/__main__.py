@@ -212,7 +212,7 @@ def execute(args: argparse.Namespace, home: Home) -> int:
         env = {**os.environ, "BUSBAR_HOME": str(home.root), "BUSBAR_CACHE": str(home.cache)}
         code = subprocess.call(args.argv, env=env)
     except KeyboardInterrupt:
-        pass
+        code = INTERRUPTED
     stopped = stop_shown(home, daemon)
     return code or stopped
 
