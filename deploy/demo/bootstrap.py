@@ -90,7 +90,7 @@ def deploy(home: Home, models: list[Path]) -> None:
     file = home.run / "demo-deployments.yaml"
     wanted = [{"name": model.name, "path": str(model), "replicas": 1} for model in models]
     file.write_text(yaml.safe_dump(wanted, sort_keys=False))
-    busbar("deploy", str(file), "--wait", "--timeout", "240")
+    busbar("deploy", str(file), "--approve", "--wait", "--timeout", "240")
 
 
 if __name__ == "__main__":

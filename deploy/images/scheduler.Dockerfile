@@ -16,20 +16,17 @@ COPY libs libs
 COPY services/scheduler services/scheduler
 RUN /build/bin/pip wheel --no-deps --no-build-isolation --no-index --wheel-dir wheels \
         ./libs/contracts ./libs/errors ./libs/messaging ./libs/observability ./services/scheduler \
-    && /build/bin/pip --python /opt/busbar/bin/python install --no-deps --no-index wheels/*.whl \
-    && mkdir /state
+    && /build/bin/pip --python /opt/busbar/bin/python install --no-deps --no-index wheels/*.whl
 
 FROM python:3.12-slim-bookworm
 LABEL org.opencontainers.image.title="busbar-scheduler"
 COPY --from=build /opt/busbar /opt/busbar
-COPY --from=build --chown=65532:65532 /state /var/lib/busbar
 ENV PATH=/opt/busbar/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     HOME=/tmp \
     BUSBAR_HTTP_HOST=0.0.0.0 \
     BUSBAR_HTTP_PORT=8080 \
-    BUSBAR_STATE_DIR=/var/lib/busbar \
     BUSBAR_OPS_PORT=9090
 USER 65532:65532
 EXPOSE 8080 9090

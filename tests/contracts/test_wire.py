@@ -22,6 +22,13 @@ from busbar_contracts.node.v1.work_pb2 import (
     WorkTimings,
     WorkUsage,
 )
+from busbar_contracts.scheduler.v1.bundle_pb2 import (
+    BundleChunk,
+    BundleContents,
+    BundledFile,
+    BundleSeal,
+    SealedBundle,
+)
 from busbar_contracts.scheduler.v1.demand_pb2 import DemandHistory, DemandSeason
 from busbar_contracts.scheduler.v1.deployment_pb2 import Deployment
 from busbar_contracts.scheduler.v1.plan_pb2 import NodePlacement, ReplicaAssignment, Route
@@ -160,6 +167,27 @@ GOLDEN: list[tuple[Message, str]] = [
     (
         WebhookDisabled(tenant_id="t1", endpoint_id="whe_1", reason="gone"),
         "0a02743112057768655f311a04676f6e65",
+    ),
+    (
+        BundleContents(
+            name="m",
+            version="1",
+            files=[
+                BundledFile(
+                    path="1/m.onnx",
+                    size_bytes=5,
+                    chunks=[BundleChunk(sha256=b"\x01\x02", size_bytes=5)],
+                )
+            ],
+        ),
+        "0a016d1201311a140a08312f6d2e6f6e6e7810051a060a0201021005",
+    ),
+    (
+        SealedBundle(
+            contents=b"\x01\x02",
+            seals=[BundleSeal(public_key=b"\x03", signature=b"\x04", approves_code=True)],
+        ),
+        "0a02010212080a01031201041801",
     ),
 ]
 

@@ -70,7 +70,8 @@ async def deploy(platform: Platform, model: Path) -> None:
         {"name": "at-s2", "path": str(model), "pins": ["r2/s2"]},
     ]
     file.write_text(yaml.safe_dump(wanted))
-    command = [sys.executable, "-m", "busbar_cli", "deploy", str(file), "--wait", "--timeout", "90"]
+    deploy = [sys.executable, "-m", "busbar_cli", "deploy", str(file), "--approve"]
+    command = [*deploy, "--wait", "--timeout", "90"]
     environment = {**os.environ, "BUSBAR_ENDPOINTS": str(platform.home.endpoints_file)}
     process = await asyncio.create_subprocess_exec(*command, env=environment)
     assert await process.wait() == 0

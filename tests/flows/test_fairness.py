@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import random
 import secrets
-import tarfile
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,7 +14,9 @@ from typing import Any
 import grpc
 import httpx
 import numpy as np
+from busbar_messaging.bundles.sealing import SigningKey
 from busbar_runtime.platform import Platform
+from harness.bundles import Made, files_of, make
 from harness.operator import Customer, Operator
 from harness.polling import eventually
 from tritonclient.grpc import service_pb2
@@ -33,21 +33,13 @@ HALF_AT_LEAST = 0.48
 _METHOD = "/inference.GRPCInferenceService/ModelInfer"
 
 
-def narrow_bundle() -> bytes:
+def narrow_bundle() -> Made:
     """slow-echo under another name and with few slots."""
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for path in sorted(BUNDLE.rglob("*")):
-            if not path.is_file() or "__pycache__" in path.parts:
-                continue
-            content = path.read_bytes()
-            if path.name in {"busbar.yaml", "config.pbtxt"}:
-                text = content.decode().replace("slow-echo", MODEL)
-                content = text.replace("slots: 16", f"slots: {SLOTS}").encode()
-            info = tarfile.TarInfo(str(path.relative_to(BUNDLE)))
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return packed.getvalue()
+    files = files_of(BUNDLE)
+    for name in ("busbar.yaml", "config.pbtxt"):
+        text = files[name].decode().replace("slow-echo", MODEL)
+        files[name] = text.replace("slots: 16", f"slots: {SLOTS}").encode()
+    return make(files)
 
 
 def body(delay_ms: int) -> bytes:
@@ -144,13 +136,8 @@ async def queue_ms(operator: Operator, trace_id: str) -> float:
 
 
 async def deploy(platform: Platform, operator: Operator, customer: Customer) -> None:
-    await operator.json(
-        "scheduler",
-        "POST",
-        "/admin/v1/bundles",
-        content=narrow_bundle(),
-        headers={"content-type": "application/x-tar"},
-    )
+    key = SigningKey.from_pem(platform.secrets.signing_key.encode())
+    await operator.push(narrow_bundle().sealed_by(key))
     declared = {"bundle": MODEL, "replicas": 1, "regions": [], "tenants": []}
     await operator.json("scheduler", "PUT", f"/admin/v1/deployments/{MODEL}", json=declared)
     async with grpc.aio.insecure_channel(platform.endpoints["grpc"]) as channel:

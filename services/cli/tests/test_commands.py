@@ -257,13 +257,15 @@ def test_a_tenants_webhooks_and_when_its_balance_is_low(busbar: Busbar) -> None:
 
 
 def test_a_model_is_pushed_once_and_deployed(busbar: Busbar, model: Path, tmp_path: Path) -> None:
-    pushed = busbar("model", "push", str(model), "--json").json
-    again = busbar("model", "push", str(model), "--json").json
+    unapproved = busbar("model", "push", str(model))
+    pushed = busbar("model", "push", str(model), "--approve", "--json").json
+    again = busbar("model", "push", str(model), "--approve", "--json").json
     file = tmp_path / "d.yaml"
     file.write_text("- {name: one, path: small}\n- {name: none, bundle: small, replicas: 0}\n")
-    deployed = busbar("deploy", str(file), "--json")
+    deployed = busbar("deploy", str(file), "--approve", "--json")
     status = busbar("deploy", "status", "one")
 
+    assert "push it with --approve" in unapproved.err.replace("\n", " ")
     assert pushed == again
     # There is no node: it is declared, and it is said at once that it can run nowhere.
     assert deployed.status == 1
@@ -306,13 +308,13 @@ def test_a_deployment_is_open_to_tenants_by_name_or_id_and_to_no_unknown_one(
     made = busbar("tenant", "create", "Named One", "--json").json["tenant_id"]
     file = tmp_path / "d.yaml"
     file.write_text("- {name: open, path: small, replicas: 0, tenants: [Named One]}\n")
-    busbar("deploy", str(file))
+    busbar("deploy", str(file), "--approve")
     by_name = busbar("deploy", "status", "open", "--json").json["tenants"]
     file.write_text(file.read_text().replace("Named One", made))
-    busbar("deploy", str(file))
+    busbar("deploy", str(file), "--approve")
     by_id = busbar("deploy", "status", "open", "--json").json["tenants"]
     file.write_text(file.read_text().replace(made, "nobody"))
-    refused = busbar("deploy", str(file))
+    refused = busbar("deploy", str(file), "--approve")
     after = busbar("deploy", "status", "open", "--json").json["tenants"]
     busbar("deploy", "rm", "open")
 
@@ -333,7 +335,7 @@ def test_a_key_for_what_is_not_declared_is_made_with_a_warning(busbar: Busbar) -
 def test_waiting_ends_when_there_is_no_hope(busbar: Busbar, model: Path, tmp_path: Path) -> None:
     file = tmp_path / "d.yaml"
     file.write_text("- {name: waits, path: small}\n")
-    waited = busbar("deploy", str(file), "--wait", "--timeout", "0.5", "--json")
+    waited = busbar("deploy", str(file), "--approve", "--wait", "--timeout", "0.5", "--json")
     busbar("deploy", "rm", "waits")
 
     assert waited.status == 4

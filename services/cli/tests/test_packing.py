@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import io
 import os
+import random
 import shutil
-import tarfile
 from pathlib import Path
 
 import pytest
 from busbar_cli.failures import CommandError
-from busbar_cli.packing import Packed, pack
+from busbar_cli.packing import pack
+from busbar_messaging.bundles.contents import CHUNK_BYTES_MAX, read_contents
 
-
-def packed(directory: Path) -> tuple[Packed, bytes]:
-    out = io.BytesIO()
-    made = pack(directory, out)
-    return made, out.getvalue()
+MIB = 1024 * 1024
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     made = tmp_path / "m"
-    for name, text in (("busbar.yaml", "name: m"), ("config.pbtxt", "x"), ("1/model.py", "pass")):
+    files = (
+        ("busbar.yaml", 'name: m\nversion: "3"'),
+        ("config.pbtxt", "x"),
+        ("1/model.py", "pass"),
+        ("1/empty", ""),
+    )
+    for name, text in files:
         path = made / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
@@ -37,54 +39,99 @@ def test_times_owners_modes_and_order_do_not_shape_the_digest(model: Path, tmp_p
     (other / "1" / "model.py").chmod(0o755)
     os.utime(other / "1" / "model.py", (1, 1))
 
-    assert packed(other) == packed(model)
+    assert pack(other).contents == pack(model).contents
 
 
-def test_the_archive_holds_plain_files_in_order_and_its_digest_is_of_it(model: Path) -> None:
-    made, content = packed(model)
-    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
-        names = tar.getnames()
+def test_a_bundle_is_what_services_take_for_one(model: Path) -> None:
+    packed = pack(model)
+    contents = read_contents(packed.contents, 100)
 
-    assert names == ["1/model.py", "busbar.yaml", "config.pbtxt"]
-    assert made.size_bytes == len(content)
-    assert len(made.digest) == len("sha256:") + 64
+    assert (contents.name, contents.version) == ("m", "3")
+    assert [(one.path, one.size_bytes) for one in contents.files] == [
+        ("1/empty", 0),
+        ("1/model.py", 4),
+        ("busbar.yaml", 20),
+        ("config.pbtxt", 1),
+    ]
+    assert {place.read(one) for one, place in packed.chunks.items()} >= {b"pass", b"x"}
 
 
 def test_a_changed_byte_changes_the_digest(model: Path) -> None:
-    before, _ = packed(model)
+    before = pack(model)
     (model / "1" / "model.py").write_text("pasS")
 
-    assert packed(model)[0].digest != before.digest
+    assert pack(model).digest != before.digest
+
+
+def test_a_large_file_is_cut_where_its_content_says(model: Path) -> None:
+    weights = random.Random("weights").randbytes(12 * MIB)
+    (model / "1" / "weights.bin").write_bytes(weights)
+    before = pack(model)
+    (model / "1" / "weights.bin").write_bytes(b"a header that grew" + weights)
+    after = pack(model)
+    cut = next(one for one in read_contents(after.contents, 2**30).files if "weights" in one.path)
+    new = [place.size_bytes for one, place in after.chunks.items() if one not in before.chunks]
+
+    read = b"".join(after.chunks[chunk.sha256].read(chunk.sha256) for chunk in cut.chunks)
+    assert read == b"a header that grew" + weights
+    assert len(cut.chunks) > 4
+    assert max(chunk.size_bytes for chunk in cut.chunks) <= CHUNK_BYTES_MAX
+    assert sum(new) < 6 * MIB
+
+
+def test_a_file_that_changes_while_it_is_pushed_is_noticed(model: Path) -> None:
+    packed = pack(model)
+    (model / "1" / "model.py").write_text("pasS")
+    sha256, place = next(
+        (one, place) for one, place in packed.chunks.items() if place.path.name == "model.py"
+    )
+
+    with pytest.raises(CommandError, match="changed while it was being pushed"):
+        place.read(sha256)
 
 
 def test_what_tools_leave_behind_is_not_packed(model: Path) -> None:
-    before = packed(model)
+    before = pack(model)
     for left in ("1/__pycache__/model.pyc", ".git/HEAD", "1/.DS_Store"):
         path = model / left
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("x")
 
-    assert packed(model) == before
+    assert pack(model).contents == before.contents
 
 
-def test_links_are_refused(model: Path) -> None:
+def test_links_and_special_files_are_refused(model: Path) -> None:
     (model / "1" / "passwd").symlink_to("/etc/passwd")
-
     with pytest.raises(CommandError, match="is a link"):
-        packed(model)
+        pack(model)
+    (model / "1" / "passwd").unlink()
+    os.mkfifo(model / "1" / "pipe")
+
+    with pytest.raises(CommandError, match="is no plain file"):
+        pack(model)
+
+
+@pytest.mark.parametrize(
+    ("manifest", "reason"),
+    [
+        ("name: m", "has no version"),
+        ("version: '1'", "has no name"),
+        ("name: m\nversion: 1", "has no version, which is a string"),
+        ("- x", "has no name"),
+        ("name: [", "is not plain YAML"),
+    ],
+)
+def test_a_manifest_that_does_not_say_what_it_is_is_refused(
+    model: Path, manifest: str, reason: str
+) -> None:
+    (model / "busbar.yaml").write_text(manifest)
+
+    with pytest.raises(CommandError, match=reason):
+        pack(model)
 
 
 def test_what_is_not_a_model_directory_is_refused(model: Path, tmp_path: Path) -> None:
     (model / "busbar.yaml").unlink()
     for directory, reason in ((model, "no busbar.yaml"), (tmp_path / "no", "not a directory")):
         with pytest.raises(CommandError, match=reason):
-            packed(directory)
-
-
-def test_a_path_too_long_for_the_format_is_refused(model: Path) -> None:
-    deep = model.joinpath(*["d" * 90] * 4)
-    deep.mkdir(parents=True)
-    (deep / "f").write_text("x")
-
-    with pytest.raises(CommandError, match="cannot be packed"):
-        packed(model)
+            pack(directory)

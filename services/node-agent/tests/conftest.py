@@ -12,12 +12,14 @@ from typing import Protocol
 
 import pytest
 from busbar_messaging import provision
+from busbar_messaging.bundles.store import BundleStore
 from busbar_messaging.connection import close, connect
 from busbar_messaging.topology import NodeId, work_stream
 from busbar_runtime.home import Home
 from busbar_runtime.ports import PortPool
 from busbar_runtime.triton import ensure_triton
 from busbar_runtime.triton_probe import TritonServer, started
+from harness.bundles import KEY
 from nats.aio.client import Client
 
 from .node_bench import NodeBench
@@ -43,6 +45,13 @@ async def bus(nats_server: NatsServer) -> AsyncIterator[Client]:
     client = await connect(_provisioning(nats_server, "r1"), "node-agent tests")
     yield client
     await close(client)
+
+
+@pytest.fixture(scope="module")
+async def model_store(nats_server: NatsServer, bus: Client) -> BundleStore:
+    """The model store of a real bus."""
+    await provision.apply(bus, _provisioning(nats_server, "models"))
+    return BundleStore(bus)
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +111,7 @@ async def _running(
             "BUSBAR_STATE_DIR": str(home / "state"),
             "BUSBAR_OPS_PORT": str(ports.take()),
             "BUSBAR_MEMORY_MIB": "2048",
+            "BUSBAR_BUNDLE_APPROVERS": json.dumps([KEY.public]),
             **triton,
         },
         home,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import io
 import itertools
 import json
 import os
@@ -12,7 +10,6 @@ import signal
 import struct
 import subprocess
 import sys
-import tarfile
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -23,8 +20,10 @@ from typing import Any, Protocol
 from busbar_contracts.node.v1 import status_pb2, work_pb2
 from busbar_contracts.scheduler.v1 import plan_pb2
 from busbar_messaging import topology
+from busbar_messaging.bundles.store import BundleStore
 from busbar_messaging.topology import NodeId
 from busbar_runtime.child import tethered
+from harness.bundles import files_of, make
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.kv import KeyValue
@@ -149,22 +148,16 @@ class NodeBench:
     # --- the scheduler
 
     async def push(self, model: str, edit: Callable[[dict[str, bytes]], None] | None = None) -> str:
-        """Put a demo model into the object store, `edit`ed; returns its digest."""
-        root = MODELS / model
-        files = {
-            str(path.relative_to(root)): path.read_bytes()
-            for path in sorted(root.rglob("*"))
-            if path.is_file() and "__pycache__" not in path.parts
-        }
+        """Put a demo model into the model store, `edit`ed; returns its digest."""
+        files = files_of(MODELS / model)
         if edit:
             edit(files)
-        return await self.put_object(tar_of(files))
+        return await make(files).put(self.store)
 
-    async def put_object(self, archive: bytes, name: str = "") -> str:
-        digest = hashlib.sha256(archive).hexdigest()
-        store = await self.client.jetstream().object_store(topology.MODELS.name)
-        await store.put(name or digest, archive)
-        return f"sha256:{name or digest}"
+    @property
+    def store(self) -> BundleStore:
+        """The model store, as one who may write it."""
+        return BundleStore(self.client)
 
     async def place(
         self,
@@ -172,11 +165,15 @@ class NodeBench:
         *,
         token: int = 1,
         drain_within_ms: int = 0,
+        queues: Sequence[str] | None = None,
         **outputs: str,
     ) -> None:
-        """Write the node's placement: deployment → (digest, slots)."""
+        """Write the node's placement: deployment → (digest, slots).
+
+        Only `queues` get one, where some of the names can have none.
+        """
         jetstream = self.client.jetstream()
-        for deployment in replicas:
+        for deployment in replicas if queues is None else queues:
             spec = topology.work_consumer(self.node.region, deployment)
             await jetstream.add_consumer(spec.stream, spec.config())
         placement = plan_pb2.NodePlacement(
@@ -291,14 +288,3 @@ async def poll(
     while not await condition():
         assert time.monotonic() < deadline, f"not within {within_s} s: {what()}"
         await asyncio.sleep(0.05)
-
-
-def tar_of(files: Mapping[str, bytes]) -> bytes:
-    """An archive of these files."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        for name, data in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
-    return buffer.getvalue()

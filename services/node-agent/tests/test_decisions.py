@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import pytest
 from busbar_node_agent.domain.backoff import backoff_s
-from busbar_node_agent.domain.bundle import (
-    BundleRefused,
-    Member,
-    check_members,
-    digest_hex,
-    named_config,
-)
+from busbar_node_agent.domain.caching import Cached, bytes_of, evictions
 from busbar_node_agent.domain.credits import Credits
 from busbar_node_agent.domain.desired import Assignment, Present, next_steps
 from busbar_node_agent.domain.energy import EnergyShares
 from busbar_node_agent.domain.health import ProbeHistory
 from busbar_node_agent.domain.measured import MeasuredBuffer
+from busbar_node_agent.domain.naming import named_config
 from busbar_node_agent.domain.tensors import Tensor, TensorMalformed, difference, pack, unpack
 from busbar_node_agent.domain.usage import TokenCount
 from busbar_node_agent.domain.verdicts import FailureKind, judge, refusal_code
 from hypothesis import given
 from hypothesis import strategies as st
 
-NEEDED = (Member("config.pbtxt", 1, True, False), Member("./busbar.yaml", 1, True, False))
 SIMPLE = Assignment("simple", "sha256:a", 4)
 
 
@@ -172,32 +166,34 @@ def test_the_node_steps_towards_what_is_wanted(
 # --- bundles
 
 
-@pytest.mark.parametrize(
-    ("member", "reason"),
-    [
-        (Member("/etc/passwd", 1, True, False), "leads out"),
-        (Member("a/../../b", 1, True, False), "leads out"),
-        (Member("1/link", 0, False, False), "neither a file"),
-        (Member("1/" + "x" * 201, 1, True, False), "200 characters"),
-        (Member("/".join("x" * 20), 1, True, False), "deeper"),
-        (Member("config.pbtxt", 1, True, False), "twice"),
-        (Member("1/weights", 1000, True, False), "more than 100 bytes"),
-    ],
-)
-def test_an_archive_that_could_do_harm_is_refused(member: Member, reason: str) -> None:
-    with pytest.raises(BundleRefused, match=reason):
-        check_members([*NEEDED, member], bytes_max=100)
+FILES = st.dictionaries(st.sampled_from("abcdef"), st.just(10), min_size=1)
 
 
-def test_an_archive_without_a_configuration_is_refused() -> None:
-    with pytest.raises(BundleRefused, match=r"config\.pbtxt is missing"):
-        check_members([NEEDED[1]], bytes_max=100)
+@given(st.lists(FILES, max_size=6), st.sets(st.integers(0, 5)), st.integers(0, 70))
+def test_the_cache_keeps_its_bound_and_what_is_pinned(
+    bundles: list[dict[str, int]], pinned: set[int], bytes_max: int
+) -> None:
+    cached = [Cached(str(at), at, files) for at, files in enumerate(bundles)]
+    held = {str(at) for at in pinned}
+
+    gone = evictions(cached, held, bytes_max=bytes_max)
+
+    rest = [one for one in cached if one.digest not in gone]
+    assert held.isdisjoint(gone)
+    assert bytes_of(rest) <= bytes_max or {one.digest for one in rest} <= held
+    # Nothing went that could have stayed: with the last one, or one used later, it was too much.
+    if gone:
+        assert bytes_of([*rest, cached[int(gone[-1])]]) > bytes_max
+        assert list(gone) == sorted(gone, key=int)
 
 
-@pytest.mark.parametrize("digest", ["", "sha256:", "md5:" + "0" * 64, "sha256:" + "G" * 64])
-def test_what_is_not_a_digest_is_refused(digest: str) -> None:
-    with pytest.raises(BundleRefused):
-        digest_hex(digest)
+def test_files_that_a_bundle_shares_are_freed_only_with_the_last_that_has_them() -> None:
+    weights = {"weights": 90}
+    cached = [Cached("old", 1.0, {**weights, "a": 1}), Cached("new", 2.0, {**weights, "b": 1})]
+
+    assert evictions(cached, {"new"}, bytes_max=100, bytes_to_free=1) == ("old",)
+    assert evictions(cached, set(), bytes_max=100, bytes_to_free=50) == ("old", "new")
+    assert evictions(cached, set(), bytes_max=100) == ()
 
 
 @pytest.mark.parametrize(

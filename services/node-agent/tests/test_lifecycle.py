@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import io
-import tarfile
 import time
 import urllib.error
 import urllib.request
 
 import pytest
 from busbar_contracts.node.v1 import status_pb2
-from busbar_messaging import topology
+from busbar_contracts.scheduler.v1.bundle_pb2 import SealedBundle
+from harness.bundles import files_of, make
 from tritonclient.grpc import service_pb2
 
-from .node_bench import NodeBench, poll, slow_echo, tar_of
+from .node_bench import MODELS, NodeBench, poll, slow_echo
 
 FAILED, READY = status_pb2.REPLICA_STATE_FAILED, status_pb2.REPLICA_STATE_READY
 LOADING = status_pb2.REPLICA_STATE_LOADING
@@ -80,44 +79,66 @@ async def test_a_model_that_does_not_load_says_why_and_disturbs_no_other(node: N
 
 
 async def test_a_bundle_that_was_tampered_with_is_refused(node: NodeBench) -> None:
-    digest = "sha256:" + "0123456789abcdef" * 4
-    archive = tar_of({"config.pbtxt": b"", "busbar.yaml": b"name: simple"})
-    await node.put_object(archive, name=digest.removeprefix("sha256:"))
+    made, other = (
+        make({**files_of(MODELS / "simple"), "1/note": note}) for note in (b"unsealed", b"other")
+    )
+    digest = make({**files_of(MODELS / "simple"), "1/note": b"replaced"}).digest
+    await node.store.put_bundle(digest, other.sealed)
 
-    await node.place({"simple": (digest, 1)})
-    replica = await node.replica("simple", FAILED)
+    await node.place({"simple": (digest, 1), "unsealed": (made.digest, 1)})
+    await node.store.put_bundle(made.digest, SealedBundle(contents=made.contents))
+    replaced = await node.replica("simple", FAILED, reason="has another digest")
+    unsealed = await node.replica("unsealed", FAILED, reason="nobody sealed it")
 
-    assert "has another digest" in replica.reason
+    assert replaced.reason.startswith(f"what was stored as {digest}")
+    assert unsealed.reason.startswith(made.digest)
 
 
 async def test_a_bundle_that_is_not_there_is_waited_for(node: NodeBench) -> None:
-    archive = await _archive(node)
-    store = await node.client.jetstream().object_store(topology.MODELS.name)
-    digest = await node.put_object(archive)
-    await store.delete(digest.removeprefix("sha256:"))
-    await node.place({"simple": (digest, 1)})
-    await node.replica("simple", FAILED, reason="not in the object store")
+    made = make({**files_of(MODELS / "simple"), "1/note": b"not pushed before"})
+    await node.place({"simple": (made.digest, 1)})
+    await node.replica("simple", FAILED, reason="not in the model store")
 
-    again = await node.put_object(archive)
+    digest = await made.put(node.store)
     await node.ready("simple")
 
-    assert again == digest
+    assert digest == made.digest
 
 
-async def test_a_link_out_of_the_bundle_is_refused(node: NodeBench) -> None:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        for name in ("config.pbtxt", "busbar.yaml"):
-            archive.addfile(tarfile.TarInfo(name))
-        link = tarfile.TarInfo("1/weights")
-        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
-        archive.addfile(link)
-    digest = await node.put_object(buffer.getvalue())
+async def test_a_path_out_of_the_bundle_is_refused(node: NodeBench) -> None:
+    made = make({**files_of(MODELS / "simple"), "../../evil": b"x"})
 
-    await node.place({"simple": (digest, 1)})
+    await node.place({"simple": (await made.put(node.store), 1)})
     replica = await node.replica("simple", FAILED)
 
-    assert "neither a file nor a directory" in replica.reason
+    assert "no empty, . or .. parts" in replica.reason
+
+
+async def test_a_deployment_whose_name_is_none_never_reaches_triton(node: NodeBench) -> None:
+    digest = await node.push("simple")
+    await node.place({"simple": (digest, 1)})
+    await node.ready("simple")
+
+    await node.place({"../simple": (digest, 1), "simple": (digest, 1)}, queues=["simple"])
+    replica = await node.replica("../simple", FAILED)
+    await node.place({"simple": (digest, 1)})
+    await node.ready("simple")
+
+    assert "is not a deployment's name" in replica.reason
+    assert node.log_lines("replica not removed cleanly") == []
+
+
+async def test_a_config_that_triton_refuses_is_said_and_disturbs_no_other(node: NodeBench) -> None:
+    def edit(files: dict[str, bytes]) -> None:
+        files["config.pbtxt"] += b"\ndynamic_batching { preferred_batch_size: [ 100 ] }\n"
+
+    good, bad = await node.push("slow-echo"), await node.push("simple", edit)
+    await node.place({"simple": (bad, 1), "slow-echo": (good, 1)})
+
+    replica = await node.replica("simple", FAILED)
+    await node.ready("slow-echo")
+
+    assert "failed to load" in replica.reason
 
 
 async def test_a_drained_model_hands_back_what_its_grace_does_not_suffice_for(
@@ -222,12 +243,3 @@ async def test_the_agent_is_ready_once_it_knows_what_is_wanted(node: NodeBench) 
     lease = await node.lease()
     assert lease.ready
     assert (await node.status()).capacity.memory_mib == 2048
-
-
-async def _archive(node: NodeBench) -> bytes:
-    digest = await node.push("simple")
-    store = await node.client.jetstream().object_store(topology.MODELS.name)
-    stored = (await store.get(digest.removeprefix("sha256:"))).data or b""
-    with tarfile.open(fileobj=io.BytesIO(stored)) as tar:
-        files = {each.name: tar.extractfile(each).read() for each in tar}  # type: ignore[union-attr]
-    return tar_of({**files, "1/note": b"not pushed before"})

@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from busbar_messaging.bundles.sealing import SigningKey
+from busbar_messaging.bundles.store import BundleStore
+from harness.bundles import KEY, Made, make
 from harness.polling import eventually
-from scheduler_harness import Bus, Running, bundle, living, scheduling
+from scheduler_harness import (
+    CONFIG,
+    MANIFEST,
+    PUBLISHER,
+    Bus,
+    Running,
+    bundle,
+    living,
+    scheduling,
+)
 
 NODE = "r1.s1.n1"
-TAR = {"Content-Type": "application/x-tar"}
 
 
 @asynccontextmanager
-async def scheduler(bus: Bus, tmp_path: Path) -> AsyncIterator[Running]:
-    async with scheduling(bus, tmp_path) as running:
+async def scheduler(bus: Bus) -> AsyncIterator[Running]:
+    async with scheduling(bus) as running:
         yield running
 
 
@@ -44,16 +53,15 @@ def refusal(response: httpx.Response, said: str = "") -> int:
         {b"Authorization": b"Bearer an-operator-token-for-tests\tmore"},
     ],
 )
-async def test_nothing_opens_without_the_token(
-    bus: Bus, tmp_path: Path, headers: dict[Any, Any]
-) -> None:
-    async with scheduler(bus, tmp_path) as running:
+async def test_nothing_opens_without_the_token(bus: Bus, headers: dict[Any, Any]) -> None:
+    async with scheduler(bus) as running:
         base_url = str(running.api.base_url)
         async with httpx.AsyncClient(base_url=base_url, headers=headers) as stranger:
             for method, path in (
                 ("GET", "/admin/v1/deployments"),
                 ("PUT", "/admin/v1/deployments/x"),
-                ("POST", "/admin/v1/bundles"),
+                ("PUT", "/admin/v1/bundles/x"),
+                ("POST", "/admin/v1/chunks"),
                 ("GET", "/openapi.json"),
                 ("GET", "/"),
                 ("GET", "/nowhere"),
@@ -61,58 +69,157 @@ async def test_nothing_opens_without_the_token(
                 assert refusal(await stranger.request(method, path)) == 401
 
 
-async def test_pushing_a_bundle_twice_stores_it_once(bus: Bus, tmp_path: Path) -> None:
-    content = bundle()
-    digest = hashlib.sha256(content).hexdigest()
-    async with scheduler(bus, tmp_path) as running:
-        first = await running.api.post("/admin/v1/bundles", content=content, headers=TAR)
-        second = await running.api.post("/admin/v1/bundles", content=content, headers=TAR)
+async def test_pushing_a_bundle_twice_stores_it_once(bus: Bus) -> None:
+    made = bundle()
+    path = f"/admin/v1/bundles/{made.digest}"
+    async with scheduler(bus) as running:
+        await running.send(made)
+        first = await running.api.put(path, json=made.body)
+        objects = await object_count(running)
+        second = await running.api.put(path, json=made.body)
+        objects_after = await object_count(running)
         listed = await running.get("/admin/v1/bundles")
-        models = await running.client.jetstream().object_store("models")
-        stored = await models.get(digest)
+        stored = await BundleStore(running.client).bundle(made.digest)
 
     assert (first.status_code, second.status_code) == (201, 200)
-    assert first.json()["digest"] == f"sha256:{digest}"
-    assert [one["name"] for one in listed["items"]] == ["simple"]
-    assert stored.data == content
-    assert list((tmp_path / "uploads").iterdir()) == []
+    assert first.json() == second.json() == listed["items"][0]
+    assert first.json()["digest"] == made.digest
+    assert (stored.contents, len(stored.seals)) == (made.contents, 1)
+    assert objects == objects_after == 2 * (len(made.chunks) + 1)
+
+
+async def object_count(running: Running) -> int:
+    """Messages in the object store: content and description of each object."""
+    return (await running.client.jetstream().stream_info("OBJ_models")).state.messages
+
+
+async def test_only_chunks_that_are_missing_have_to_be_sent(bus: Bus) -> None:
+    first, second = bundle("first"), bundle("second")
+    path = "/admin/v1/chunks/missing"
+    asked = {"sha256": [one.hex() for one in second.chunks]}
+    async with scheduler(bus) as running:
+        await running.push(first)
+        missing = (await running.api.post(path, json=asked)).json()["sha256"]
+
+    assert missing == [one.hex() for one in second.chunks if one not in first.chunks]
+    assert len(missing) == 1 < len(second.chunks)
+
+
+async def test_a_bundle_is_not_taken_while_a_chunk_is_missing(bus: Bus) -> None:
+    made = bundle()
+    async with scheduler(bus) as running:
+        early = await running.api.put(f"/admin/v1/bundles/{made.digest}", json=made.body)
+        before = await running.get("/admin/v1/bundles")
+        late = await running.push(made)
+
+    assert refusal(early, "3 of 3 chunks are missing") == 409
+    assert before["items"] == []
+    assert late["digest"] == made.digest
 
 
 @pytest.mark.parametrize(
-    ("upload", "status", "said"),
+    ("sha256", "content", "status", "said"),
     [
-        ((b"", TAR), 422, "not an uncompressed tar"),
-        ((b"garbage", TAR), 422, "not an uncompressed tar"),
-        ((bundle()[:700], TAR), 422, ""),
-        ((bundle("Bad/Name"), TAR), 422, "name"),
-        ((bundle(), {"Content-Type": "text/plain"}), 415, "application/x-tar"),
-        ((bundle(), {}), 415, "application/x-tar"),
-        ((bytes(4 * 1024 * 1024 + 1), TAR), 413, "bytes at most"),
+        ("0" * 64, b"x", 422, "do not have the digest"),
+        ("0" * 64, b"", 422, "do not have the digest"),
+        ("../" + "0" * 61, b"x", 422, "sha256"),
+        ("", b"x", 422, "sha256"),
+        ("0" * 64, bytes(4 * 1024 * 1024 + 1), 413, "bytes at most"),
     ],
+    ids=["wrong", "empty", "climbing", "nameless", "huge"],
 )
-async def test_a_bad_upload_is_refused_and_leaves_nothing(
-    bus: Bus, tmp_path: Path, upload: tuple[bytes, dict[str, str]], status: int, said: str
+async def test_a_bad_chunk_is_refused_and_leaves_nothing(
+    bus: Bus, sha256: str, content: bytes, status: int, said: str
 ) -> None:
-    content, headers = upload
-    async with scheduler(bus, tmp_path) as running:
-        response = await running.api.post("/admin/v1/bundles", content=content, headers=headers)
-        listed = await running.get("/admin/v1/bundles")
+    async with scheduler(bus) as running:
+        response = await running.api.post(f"/admin/v1/chunks?sha256={sha256}", content=content)
+        objects = await object_count(running)
 
     assert refusal(response, said) == status
-    assert listed["items"] == []
+    assert objects == 0
 
 
-async def test_an_upload_of_unknown_length_is_bounded_while_it_arrives(
-    bus: Bus, tmp_path: Path
-) -> None:
+async def test_a_chunk_of_unknown_length_is_bounded_while_it_arrives(bus: Bus) -> None:
     async def endless() -> AsyncIterator[bytes]:
         for _ in range(100):
             yield bytes(1024 * 1024)
 
-    async with scheduler(bus, tmp_path) as running:
-        response = await running.api.post("/admin/v1/bundles", content=endless(), headers=TAR)
+    path = f"/admin/v1/chunks?sha256={'0' * 64}"
+    async with scheduler(bus) as running:
+        response = await running.api.post(path, content=endless())
 
     assert refusal(response) == 413
+
+
+def unsealed(made: Made) -> dict[str, Any]:
+    return {"contents": made.body["contents"]}
+
+
+def resealed(made: Made, **change: Any) -> dict[str, Any]:
+    return {**made.body, "seal": {**made.body["seal"], **change}}
+
+
+DATA_CONFIG = CONFIG.replace("python", "onnxruntime").encode()
+
+
+def of_data(**more: bytes) -> Made:
+    """A bundle without code, but for what is added."""
+    manifest = MANIFEST.format(name="data", memory_mb=64).encode()
+    files = {"busbar.yaml": manifest, "config.pbtxt": DATA_CONFIG, "1/model.onnx": b"\x08"}
+    return make({**files, **more})
+
+
+@pytest.mark.parametrize(
+    ("made", "body", "said"),
+    [
+        (bundle("Bad/Name"), None, "is not a bundle's name"),
+        (bundle(), {"contents": "AAAA"}, "seal"),
+        (bundle(), {**bundle().body, "colour": "red"}, "colour"),
+        (bundle(), {**bundle().body, "contents": "AAAA"}, "do not have the digest"),
+        (bundle(), {**bundle().body, "contents": "?"}, "contents"),
+        (bundle(), unsealed(bundle()), "seal"),
+        (bundle(), resealed(bundle(), signature="0" * 128), "its seal is broken"),
+        (bundle(), resealed(bundle(), approves_code=False), "its seal is broken"),
+        (bundle(), resealed(bundle(), public_key="ab" * 32), "no key that is trusted"),
+        (bundle().sealed_by(SigningKey.make()), None, "no key that is trusted"),
+        (bundle().sealed_by(PUBLISHER), None, "may publish bundles but not approve code"),
+        (bundle().sealed_by(PUBLISHER, approves_code=False), None, "push it with --approve"),
+        (bundle().sealed_by(KEY, approves_code=False), None, "backend 'python' runs"),
+        (
+            of_data(**{"1/weights.bin": b"\x80\x04"}).sealed_by(PUBLISHER, approves_code=False),
+            None,
+            "1/weights.bin is a pickle",
+        ),
+        (of_data(**{"1/large.bin": bytes(4 * 1024 * 1024)}), None, "that a bundle may have"),
+    ],
+    ids=[
+        *("name", "no-seal", "unknown", "other-contents", "no-base64", "unsealed", "no-signature"),
+        *("code-approval-taken-off", "stranger", "strangers-seal", "publisher-approves"),
+        *("publisher", "not-approved", "pickle", "too-large"),
+    ],
+)
+async def test_a_bad_bundle_is_refused_and_changes_nothing(
+    bus: Bus, made: Made, body: dict[str, Any] | None, said: str
+) -> None:
+    async with scheduler(bus) as running:
+        await running.send(made)
+        path = f"/admin/v1/bundles/{made.digest}"
+        response = await running.api.put(path, json=body or made.body)
+        listed = await running.get("/admin/v1/bundles")
+
+    assert refusal(response, said) == 422
+    assert listed["items"] == []
+
+
+async def test_a_publisher_may_push_data_and_an_operator_approve_it_later(bus: Bus) -> None:
+    made = of_data()
+    async with scheduler(bus) as running:
+        pushed = await running.push(made.sealed_by(PUBLISHER, approves_code=False))
+        again = await running.push(made)
+        stored = await BundleStore(running.client).bundle(made.digest)
+
+    assert pushed == again
+    assert {seal.public_key.hex() for seal in stored.seals} == {PUBLISHER.public, KEY.public}
 
 
 @pytest.mark.parametrize(
@@ -136,9 +243,9 @@ async def test_an_upload_of_unknown_length_is_bounded_while_it_arrives(
     ],
 )
 async def test_a_bad_deployment_is_refused_and_changes_nothing(
-    bus: Bus, tmp_path: Path, name: str, body: dict[str, Any], status: int
+    bus: Bus, name: str, body: dict[str, Any], status: int
 ) -> None:
-    async with scheduler(bus, tmp_path) as running:
+    async with scheduler(bus) as running:
         await running.push(bundle())
         response = await running.api.put(f"/admin/v1/deployments/{name}", json=body)
         listed = await running.get("/admin/v1/deployments")
@@ -147,9 +254,9 @@ async def test_a_bad_deployment_is_refused_and_changes_nothing(
     assert listed["items"] == []
 
 
-async def test_broken_json_and_enormous_bodies_are_refused(bus: Bus, tmp_path: Path) -> None:
+async def test_broken_json_and_enormous_bodies_are_refused(bus: Bus) -> None:
     path = "/admin/v1/deployments/m"
-    async with scheduler(bus, tmp_path) as running:
+    async with scheduler(bus) as running:
         broken = await running.api.put(path, content=b"{", headers={"Content-Type": "text/json"})
         huge = await running.api.put(path, content=bytes(2 * 1024 * 1024))
         missing = await running.api.get(path)
@@ -163,8 +270,8 @@ async def test_broken_json_and_enormous_bodies_are_refused(bus: Bus, tmp_path: P
     assert refusal(method) == 405
 
 
-async def test_what_can_never_fit_is_accepted_and_said_at_once(bus: Bus, tmp_path: Path) -> None:
-    async with scheduler(bus, tmp_path) as running, living(bus, NODE):
+async def test_what_can_never_fit_is_accepted_and_said_at_once(bus: Bus) -> None:
+    async with scheduler(bus) as running, living(bus, NODE):
         await running.push(bundle("large", memory_mb=5000))
         await running.push(bundle("small"))
         large = await running.put("large", {"bundle": "large"})
@@ -179,10 +286,8 @@ async def test_what_can_never_fit_is_accepted_and_said_at_once(bus: Bus, tmp_pat
     assert none["status"] == "stopped"
 
 
-async def test_the_newest_bundle_of_a_name_is_taken_and_the_age_is_kept(
-    bus: Bus, tmp_path: Path
-) -> None:
-    async with scheduler(bus, tmp_path) as running:
+async def test_the_newest_bundle_of_a_name_is_taken_and_the_age_is_kept(bus: Bus) -> None:
+    async with scheduler(bus) as running:
         old = await running.push(bundle(memory_mb=64))
         first = await running.put("m", {"bundle": "simple"})
         new = await running.push(bundle(memory_mb=65))
@@ -197,8 +302,8 @@ async def test_the_newest_bundle_of_a_name_is_taken_and_the_age_is_kept(
     assert first["created_unix_ms"] == second["created_unix_ms"]
 
 
-async def test_writers_that_race_all_succeed_and_one_is_last(bus: Bus, tmp_path: Path) -> None:
-    async with scheduler(bus, tmp_path) as running:
+async def test_writers_that_race_all_succeed_and_one_is_last(bus: Bus) -> None:
+    async with scheduler(bus) as running:
         await running.push(bundle())
         answers = await asyncio.gather(
             *[running.put("m", {"bundle": "simple", "replicas": at}) for at in range(1, 6)]
@@ -209,10 +314,8 @@ async def test_writers_that_race_all_succeed_and_one_is_last(bus: Bus, tmp_path:
     assert standing["replicas"] in range(1, 6)
 
 
-async def test_a_declaration_that_contradicts_itself_changes_nothing(
-    bus: Bus, tmp_path: Path
-) -> None:
-    async with scheduler(bus, tmp_path) as running:
+async def test_a_declaration_that_contradicts_itself_changes_nothing(bus: Bus) -> None:
+    async with scheduler(bus) as running:
         await running.push(bundle())
         for body, said in (
             ({"regions": ["r1"], "pins": ["r2/s1"]}, "allowed in r1 only"),
@@ -229,8 +332,8 @@ async def test_a_declaration_that_contradicts_itself_changes_nothing(
     assert listed["items"] == []
 
 
-async def test_a_plan_says_why_and_what_keeps_more_off(bus: Bus, tmp_path: Path) -> None:
-    async with scheduler(bus, tmp_path) as running, living(bus, NODE):
+async def test_a_plan_says_why_and_what_keeps_more_off(bus: Bus) -> None:
+    async with scheduler(bus) as running, living(bus, NODE):
         await running.push(bundle())
         await running.put("simple", {"bundle": "simple", "replicas": 2})
         why = await eventually(
@@ -250,9 +353,9 @@ async def test_a_plan_says_why_and_what_keeps_more_off(bus: Bus, tmp_path: Path)
     assert refusal(missing) == 404
 
 
-async def test_a_deployment_is_scaled_and_rolled_back(bus: Bus, tmp_path: Path) -> None:
+async def test_a_deployment_is_scaled_and_rolled_back(bus: Bus) -> None:
     path = "/admin/v1/deployments/simple"
-    async with scheduler(bus, tmp_path) as running:
+    async with scheduler(bus) as running:
         first = await running.push(bundle())
         await running.put("simple", {"bundle": "simple", "survives_site_loss": True})
         nowhere = await running.api.post(f"{path}/rollback", json={})
@@ -271,8 +374,8 @@ async def test_a_deployment_is_scaled_and_rolled_back(bus: Bus, tmp_path: Path) 
     assert view["replicas"] == 3
 
 
-async def test_the_document_says_what_each_operation_does(bus: Bus, tmp_path: Path) -> None:
-    async with scheduler(bus, tmp_path) as running:
+async def test_the_document_says_what_each_operation_does(bus: Bus) -> None:
+    async with scheduler(bus) as running:
         document = (await running.api.get("/openapi.json")).json()
 
     named = [

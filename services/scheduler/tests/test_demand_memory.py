@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from busbar_contracts.scheduler.v1.demand_pb2 import DemandHistory
 from busbar_errors import Rejected
@@ -68,15 +66,15 @@ def test_what_others_saw_for_longer_is_taken_over_and_nothing_else() -> None:
     assert autoscaler.scales["n"].measured_loading_s == 3.0
 
 
-async def test_the_next_scheduler_knows_what_the_last_one_saw(bus: Bus, tmp_path: Path) -> None:
-    async with scheduling(bus, tmp_path) as running:
+async def test_the_next_scheduler_knows_what_the_last_one_saw(bus: Bus) -> None:
+    async with scheduling(bus) as running:
         scheduler = running.scheduler
         scheduler.view.autoscaler.scales["gone"] = Scale(0, history=learned())
         await scheduler.demand_memory.note()
         bucket = await running.client.jetstream().key_value(topology.DEMAND.name)
         await bucket.put("broken", b"\xff")
 
-    async with scheduling(bus, tmp_path, name="s2") as running:
+    async with scheduling(bus, name="s2") as running:
         autoscaler = running.scheduler.view.autoscaler
 
         async def recalled() -> Remembered | None:

@@ -119,7 +119,7 @@ async def test_a_frozen_scheduler_is_replaced_and_stays_replaced(
             )
             assert old is not None
             await platform.kill("scheduler", signal.SIGSTOP)
-            async with scheduling(bus, tmp_path, "standby") as standby:
+            async with scheduling(bus, "standby") as standby:
                 new = await eventually(
                     lambda: placement_of(client, NODE),
                     within_s=12,

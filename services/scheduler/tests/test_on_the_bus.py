@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 from datetime import datetime, timedelta
-from pathlib import Path
 
 from busbar_messaging import topology
 from harness.polling import eventually
@@ -35,10 +34,8 @@ async def led(running: Running) -> None:
     )
 
 
-async def test_a_deployment_is_placed_within_a_second_and_routed_when_ready(
-    bus: Bus, tmp_path: Path
-) -> None:
-    async with scheduling(bus, tmp_path) as running, living(bus, NODE) as node:
+async def test_a_deployment_is_placed_within_a_second_and_routed_when_ready(bus: Bus) -> None:
+    async with scheduling(bus) as running, living(bus, NODE) as node:
         await led(running)
         pushed = await running.push(bundle())
         answer = await running.put("simple", {"bundle": "simple"})
@@ -80,8 +77,8 @@ async def written_at(running: Running, bucket: str, key: str) -> datetime:
     return message.time
 
 
-async def test_a_dead_nodes_route_is_gone_within_five_seconds(bus: Bus, tmp_path: Path) -> None:
-    async with scheduling(bus, tmp_path) as running, living(bus, NODE) as node:
+async def test_a_dead_nodes_route_is_gone_within_five_seconds(bus: Bus) -> None:
+    async with scheduling(bus) as running, living(bus, NODE) as node:
         await led(running)
         await running.push(bundle())
         await running.put("simple", {"bundle": "simple"})
@@ -116,8 +113,8 @@ async def serve_when_placed(running: Running, node: FakeNode) -> None:
     )
 
 
-async def test_a_withdrawn_deployment_leaves_nothing_behind(bus: Bus, tmp_path: Path) -> None:
-    async with scheduling(bus, tmp_path) as running, living(bus, NODE) as node:
+async def test_a_withdrawn_deployment_leaves_nothing_behind(bus: Bus) -> None:
+    async with scheduling(bus) as running, living(bus, NODE) as node:
         await led(running)
         await running.push(bundle())
         await running.put("simple", {"bundle": "simple"})
@@ -143,8 +140,8 @@ async def test_a_withdrawn_deployment_leaves_nothing_behind(bus: Bus, tmp_path: 
     assert not placement.replicas
 
 
-async def test_queues_are_back_soon_after_nats_lost_them(bus: Bus, tmp_path: Path) -> None:
-    async with scheduling(bus, tmp_path) as running, living(bus, NODE) as node:
+async def test_queues_are_back_soon_after_nats_lost_them(bus: Bus) -> None:
+    async with scheduling(bus) as running, living(bus, NODE) as node:
         await led(running)
         await running.push(bundle())
         await running.put("simple", {"bundle": "simple"})

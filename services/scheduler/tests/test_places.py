@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import itertools
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -55,9 +54,9 @@ async def post(running: Running, path: str, body: dict[str, Any]) -> dict[str, A
     return response.json()
 
 
-async def test_a_drained_node_empties_once_its_replacement_serves(bus: Bus, tmp_path: Path) -> None:
+async def test_a_drained_node_empties_once_its_replacement_serves(bus: Bus) -> None:
     async with (
-        scheduling(bus, tmp_path) as running,
+        scheduling(bus) as running,
         living(bus, FIRST) as first,
         living(bus, SECOND) as second,
     ):
@@ -103,10 +102,8 @@ async def test_a_drained_node_empties_once_its_replacement_serves(bus: Bus, tmp_
     assert resumed["order"]["order"] == "serve"
 
 
-async def test_a_cordoned_site_keeps_what_it_has_and_gets_nothing_new(
-    bus: Bus, tmp_path: Path
-) -> None:
-    async with scheduling(bus, tmp_path) as running, living(bus, FIRST) as first:
+async def test_a_cordoned_site_keeps_what_it_has_and_gets_nothing_new(bus: Bus) -> None:
+    async with scheduling(bus) as running, living(bus, FIRST) as first:
         await running.push(bundle())
         async with obedient(running, first):
             await running.put("simple", {"bundle": "simple"})
@@ -129,9 +126,9 @@ async def test_a_cordoned_site_keeps_what_it_has_and_gets_nothing_new(
     assert kept == ["simple"]
 
 
-async def test_a_sites_power_cap_is_kept_and_shown(bus: Bus, tmp_path: Path) -> None:
+async def test_a_sites_power_cap_is_kept_and_shown(bus: Bus) -> None:
     body = {"power_cap_w": 5_000, "energy_nanos_per_kwh": 80_000_000, "feeder": "north"}
-    async with scheduling(bus, tmp_path) as running:
+    async with scheduling(bus) as running:
         put = await running.api.put("/admin/v1/sites/r1/s9", json=body)
         shown = await running.get("/admin/v1/sites/r1/s9")
         listed = await running.get("/admin/v1/sites")
@@ -152,8 +149,8 @@ BAD_ORDERS: list[tuple[str, str, dict[str, Any], int]] = [
 ]
 
 
-async def test_bad_orders_change_nothing(bus: Bus, tmp_path: Path) -> None:
-    async with scheduling(bus, tmp_path) as running:
+async def test_bad_orders_change_nothing(bus: Bus) -> None:
+    async with scheduling(bus) as running:
         statuses = [
             (await running.api.request(method, path, json=body)).status_code
             for method, path, body, _ in BAD_ORDERS
@@ -177,11 +174,9 @@ def test_half_of_a_grace_is_for_replacements(order: Order, after_ms: int, means:
     assert Told(order, 1_000, 10_000).at(1_000 + after_ms) is means
 
 
-async def test_a_node_that_answers_nobody_is_kept_out_until_it_is_resumed(
-    bus: Bus, tmp_path: Path
-) -> None:
+async def test_a_node_that_answers_nobody_is_kept_out_until_it_is_resumed(bus: Bus) -> None:
     async with (
-        scheduling(bus, tmp_path) as running,
+        scheduling(bus) as running,
         living(bus, FIRST) as first,
         living(bus, SECOND) as second,
         bus.connected("gateway") as gateway,

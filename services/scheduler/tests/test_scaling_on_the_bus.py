@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from pathlib import Path
 from typing import Any
 
 from harness.polling import eventually
@@ -37,9 +36,9 @@ async def until_ready(running: Running, *replicas: int, within_s: float) -> dict
     return await running.get("/admin/v1/deployments/simple")
 
 
-async def test_it_sleeps_wakes_grows_and_goes_down_again(bus: Bus, tmp_path: Path) -> None:
+async def test_it_sleeps_wakes_grows_and_goes_down_again(bus: Bus) -> None:
     async with contextlib.AsyncExitStack() as stack:
-        running = await stack.enter_async_context(scheduling(bus, tmp_path))
+        running = await stack.enter_async_context(scheduling(bus))
         nodes = [await stack.enter_async_context(living(bus, key)) for key in NODES]
         gateway = await stack.enter_async_context(gateway_on(bus))
         await stack.enter_async_context(obeying(running, nodes))

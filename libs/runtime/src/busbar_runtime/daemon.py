@@ -188,6 +188,7 @@ class Daemon:
         found: dict[str, Any] = {
             "launcher": os.getpid(),
             "keys": {"operator": secrets.operator_token},
+            "signing_key": str(self._home.signing_key_file),
             "pids": {},
         }
         if "nats" in self._names:

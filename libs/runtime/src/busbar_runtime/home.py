@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from busbar_messaging.bundles.sealing import SigningKey
+
 REPO = Path(__file__).resolve().parents[4]
 SECRET_BYTES = 24
 
@@ -52,6 +54,10 @@ class Home:
     @property
     def console_log(self) -> Path:
         return self.logs / "console.log"
+
+    @property
+    def signing_key_file(self) -> Path:
+        return self.run / "signing-key.pem"
 
     @property
     def lock_file(self) -> Path:
@@ -98,6 +104,13 @@ class Secrets:
     postgres_billing: str
     operator_token: str
     key_hmac: str
+    signing_key: str
+    """Seals model bundles, their code too: a private key in PEM."""
+
+    @property
+    def signing_key_public(self) -> str:
+        """Its public half, as services are told whom to trust."""
+        return SigningKey.from_pem(self.signing_key.encode()).public
 
     @classmethod
     def of(cls, home: Home) -> Secrets:
@@ -112,9 +125,11 @@ class Secrets:
             postgres_billing=kept.get("postgres_billing") or secrets.token_hex(SECRET_BYTES),
             operator_token=kept.get("operator_token") or "op_" + secrets.token_hex(SECRET_BYTES),
             key_hmac=kept.get("key_hmac") or secrets.token_hex(SECRET_BYTES),
+            signing_key=kept.get("signing_key") or SigningKey.make().pem().decode(),
         )
         if kept != vars(made):
             write_private_json(path, vars(made))
+        write_private(home.signing_key_file, made.signing_key)
         return made
 
 

@@ -134,6 +134,7 @@ def agent_spec(
             "BUSBAR_REGION": node.region,
             "BUSBAR_SITE": node.site,
             "BUSBAR_NODE": node.node,
+            **_trusting(wiring.secrets),
             "BUSBAR_TRITON_COMMAND": json.dumps(ensure_triton(wiring.home.cache).command),
         }
         return {**wiring.bus_of_node(node), **_for_all(agent, wiring), **own, **extra}
@@ -194,7 +195,7 @@ def _of(service: str, wiring: Wiring) -> dict[str, str]:
                 "BUSBAR_SITES": json.dumps(wiring.fleet.sites),
             }
         case "scheduler":
-            return {"BUSBAR_HTTP_PORT": str(ports["scheduler"])}
+            return {"BUSBAR_HTTP_PORT": str(ports["scheduler"]), **_trusting(secrets)}
         case _:  # telemetry
             return {
                 "BUSBAR_HTTP_PORT": str(ports["telemetry"]),
@@ -205,6 +206,10 @@ def _of(service: str, wiring: Wiring) -> dict[str, str]:
                 "BUSBAR_SCHEDULER_URL": ports.url("scheduler"),
                 "BUSBAR_NATS_MONITOR_URL": wiring.nats.monitor_url,
             }
+
+
+def _trusting(secrets: Secrets) -> dict[str, str]:
+    return {"BUSBAR_BUNDLE_APPROVERS": json.dumps([secrets.signing_key_public])}
 
 
 def _state(service: str, home: Home) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -14,7 +14,7 @@ from busbar_cli.failures import CommandError, Exit
 
 Json = dict[str, Any]
 
-_CONNECT_S, _READ_S, _UPLOAD_S = 5.0, 30.0, 600.0
+_CONNECT_S, _READ_S, _SEND_S = 5.0, 30.0, 120.0
 _PAGE_MAX = 500
 _NOT_FOUND, _UNAUTHORIZED, _FIRST_FAILURE = 404, 401, 400
 _MALFORMED = {400, 422}
@@ -44,10 +44,10 @@ class Api:
         """DELETE."""
         return self.call("DELETE", path)
 
-    def upload(self, path: str, content: Iterable[bytes], size_bytes: int) -> Json:
-        """POST an archive as it is read."""
-        headers = {"Content-Type": "application/x-tar", "Content-Length": str(size_bytes)}
-        return self.call("POST", path, content=content, headers=headers, read_s=_UPLOAD_S)
+    def send(self, path: str, content: bytes) -> Json:
+        """POST bytes."""
+        headers = {"Content-Type": "application/octet-stream"}
+        return self.call("POST", path, content=content, headers=headers, read_s=_SEND_S)
 
     def pages(self, path: str, limit: int, **query: Any) -> Iterator[Json]:
         """Rows of a list that comes in pages, `limit` at most."""

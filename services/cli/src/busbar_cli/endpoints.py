@@ -42,6 +42,17 @@ class Endpoints:
         return str(token)
 
     @property
+    def signing_key(self) -> Path:
+        """The file of the key that seals bundles; $BUSBAR_SIGNING_KEY goes first."""
+        file = os.environ.get("BUSBAR_SIGNING_KEY") or self.content.get("signing_key")
+        if not file:
+            raise CommandError(
+                f"{self.path} names no key to seal bundles with; set BUSBAR_SIGNING_KEY to its "
+                "file (busbar model key FILE makes one)"
+            )
+        return Path(str(file))
+
+    @property
     def console_url(self) -> str:
         """Where the operator's console is; empty when there is none."""
         return str(self.content.get("console", ""))

@@ -16,6 +16,7 @@ import structlog
 import uvloop
 from busbar_contracts.node.v1 import events_pb2, status_pb2
 from busbar_errors import BusbarError
+from busbar_messaging.bundles.store import BundleStore
 from busbar_messaging.connection import close, connect
 from busbar_messaging.hot_connection import HotConnection
 from busbar_messaging.topology import LEASES, NODES, work_consumer
@@ -26,13 +27,15 @@ from nats.aio.client import Client
 from opentelemetry.trace import Tracer
 from prometheus_client import REGISTRY
 
-from busbar_node_agent.adapters.bundles import BundleCache, ModelRepository
+from busbar_node_agent.adapters.bundle_cache import BundleCache
 from busbar_node_agent.adapters.bus import Events, follow_placement, putter, take_cancels
+from busbar_node_agent.adapters.cache_disk import CacheDisk
 from busbar_node_agent.adapters.energy import Gpus, MeasuredEnergy, NotMeasured, find_gpus
 from busbar_node_agent.adapters.measured import MeasuredPublisher
 from busbar_node_agent.adapters.metrics import AgentCollector
 from busbar_node_agent.adapters.outputs import token_counter
 from busbar_node_agent.adapters.puller import WorkPuller
+from busbar_node_agent.adapters.repository import ModelRepository
 from busbar_node_agent.adapters.spans import Spans
 from busbar_node_agent.adapters.triton_process import TritonAddress, TritonCommand
 from busbar_node_agent.settings import Settings
@@ -111,8 +114,13 @@ def build(settings: Settings, client: Client, tracer: Tracer) -> Agent:
     node, run_id, gpus = settings.node_id, uuid.uuid4().hex, find_gpus()
     repository = ModelRepository(settings.repository)
     repository.clear()
-    domain, bundle_bytes_max = settings.hub_domain, settings.bundle_mib_max * _MIB
-    cache = BundleCache(client, settings.state_dir / "bundles", bundle_bytes_max, domain)
+    domain = settings.hub_domain
+    cache = BundleCache(
+        store=BundleStore(client, domain),
+        trusted=settings.trusted,
+        disk=CacheDisk(settings.state_dir / "bundles", settings.bundle_cache_mib_max * _MIB),
+        bundle_bytes_max=settings.bundle_mib_max * _MIB,
+    )
     events = Events(client, run_id)
     energy = MeasuredEnergy(gpus) if gpus and gpus.counts_energy() else NotMeasured()
     measured = MeasuredPublisher(client.jetstream(timeout=5), node, run_id)
@@ -146,7 +154,7 @@ def build(settings: Settings, client: Client, tracer: Tracer) -> Agent:
         fetch=cache.fetch,
         stage=repository.stage,
         unstage=repository.unstage,
-        keep_only=cache.keep_only,
+        pin=cache.pin,
         open_puller=open_puller,
         token_counter=token_counter,
         on_change=on_change,

@@ -6,7 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Self
 
-from busbar_messaging.connection import BusSettings
+from busbar_messaging.bundles.settings import BundleKeySettings
 from busbar_messaging.topology import NodeId
 from pydantic import AfterValidator, Field, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
@@ -18,7 +18,7 @@ def _absolute(path: Path) -> Path:
     return path.absolute()
 
 
-class Settings(BusSettings):
+class Settings(BundleKeySettings):
     """BUSBAR_*: which node this is, where its Triton comes from, what it may hold.
 
     Either `triton_command` starts a Triton that the agent supervises, or
@@ -44,6 +44,7 @@ class Settings(BusSettings):
     slots: int = Field(default=256, ge=1, le=10_000)
     drain_grace: timedelta = timedelta(seconds=15)
     bundle_mib_max: int = Field(default=4096, ge=1)
+    bundle_cache_mib_max: int = Field(default=16 * 1024, ge=1)
     loads_at_once: int = Field(default=2, ge=1, le=64)
     otlp_endpoint: str = Field(default="", validation_alias="OTEL_EXPORTER_OTLP_ENDPOINT")
 

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 
 import structlog
 from busbar_errors import Unavailable
+from busbar_messaging.bundles.store import BundleStore
 from busbar_messaging.connection import close, connect
 from busbar_observability.logs import configure_logging
 from busbar_observability.ops import ops_application, serve_http
@@ -22,9 +23,8 @@ from busbar_scheduler.adapters.declarations import Declarations
 from busbar_scheduler.adapters.demand_memory import DemandMemory
 from busbar_scheduler.adapters.fleet_view import FleetView
 from busbar_scheduler.adapters.http.app import AdminApi
-from busbar_scheduler.adapters.http.uploads import Uploads
+from busbar_scheduler.adapters.http.bundles import BundlesApi
 from busbar_scheduler.adapters.leadership import Leadership
-from busbar_scheduler.adapters.model_store import ModelStore
 from busbar_scheduler.adapters.pacemaker import Pacemaker
 from busbar_scheduler.adapters.trouble_reports import TroubleReports
 from busbar_scheduler.adapters.work_queues import WorkQueues
@@ -67,8 +67,9 @@ class Scheduler:
             view=self.view,
             leadership=self.leadership,
             declarations=declarations,
-            store=ModelStore(client),
-            uploads=Uploads(settings.state_dir / "uploads", settings.bundle_max_bytes),
+            bundles=BundlesApi(
+                declarations, BundleStore(client), settings.trusted, settings.bundle_max_bytes
+            ),
         )
         self.application = api.application(settings.operator_token.get_secret_value())
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
-from pathlib import Path
 
-from busbar_messaging.connection import BusSettings
+from busbar_messaging.bundles.settings import BundleKeySettings
 from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
@@ -17,7 +16,7 @@ def _own_name() -> str:
     return f"{socket.gethostname()}-{os.getpid()}"
 
 
-class Settings(BusSettings):
+class Settings(BundleKeySettings):
     """BUSBAR_ and the name of the field, in capitals."""
 
     model_config = SettingsConfigDict(env_prefix="BUSBAR_", frozen=True)
@@ -26,7 +25,6 @@ class Settings(BusSettings):
     http_host: str = "127.0.0.1"
     http_port: int
     ops_port: int
-    state_dir: Path
     scheduler_id: str = Field(default_factory=_own_name)
     bundle_max_bytes: int = Field(default=4 * _GIB, ge=1)
     log_level: str = "info"

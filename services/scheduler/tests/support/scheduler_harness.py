@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
-import tarfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -23,17 +20,21 @@ from busbar_contracts.node.v1.status_pb2 import (
 )
 from busbar_contracts.scheduler.v1.plan_pb2 import NodePlacement, Route
 from busbar_messaging import topology
+from busbar_messaging.bundles.sealing import SigningKey
 from busbar_messaging.connection import BusSettings, close, connect
 from busbar_observability.ops import serve_http
 from busbar_runtime.platform import Platform
 from busbar_scheduler.main import Scheduler
 from busbar_scheduler.settings import Settings
+from harness.bundles import KEY, Made, make
 from nats.aio.client import Client
 from nats.js.errors import KeyNotFoundError, NotFoundError
 from pydantic import SecretStr
 
 TOKEN = "an-operator-token-for-tests"
 MIB_PER_NODE = 1000
+PUBLISHER = SigningKey.make()
+"""Trusted with data, not with code."""
 MANIFEST = """\
 name: {name}
 version: "1"
@@ -52,19 +53,16 @@ output [{ name: "B", data_type: TYPE_INT32, dims: [1] }]
 """
 
 
-def bundle(name: str = "simple", memory_mb: int = 64) -> bytes:
+def bundle(name: str = "simple", memory_mb: int = 64) -> Made:
     """A small good bundle."""
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as tar:
-        for path, text in (
-            ("busbar.yaml", MANIFEST.format(name=name, memory_mb=memory_mb)),
-            ("config.pbtxt", CONFIG),
-            ("1/model.py", "pass\n"),
-        ):
-            info = tarfile.TarInfo(path)
-            info.size = len(text)
-            tar.addfile(info, io.BytesIO(text.encode()))
-    return out.getvalue()
+    manifest = MANIFEST.format(name=name, memory_mb=memory_mb)
+    return make(
+        {
+            "busbar.yaml": manifest.encode(),
+            "config.pbtxt": CONFIG.encode(),
+            "1/model.py": b"pass\n",
+        }
+    )
 
 
 @dataclass(frozen=True)
@@ -174,12 +172,20 @@ class Running:
         response.raise_for_status()
         return response.json()
 
-    async def push(self, content: bytes) -> dict[str, Any]:
+    async def push(self, made: Made) -> dict[str, Any]:
         """Push a bundle."""
-        headers = {"Content-Type": "application/x-tar"}
-        response = await self.api.post("/admin/v1/bundles", content=content, headers=headers)
+        await self.send(made)
+        response = await self.api.put(f"/admin/v1/bundles/{made.digest}", json=made.body)
         response.raise_for_status()
         return response.json()
+
+    async def send(self, made: Made) -> None:
+        """Send a bundle's chunks."""
+        for sha256, content in made.chunks.items():
+            response = await self.api.post(
+                f"/admin/v1/chunks?sha256={sha256.hex()}", content=content
+            )
+            response.raise_for_status()
 
     async def put(self, name: str, body: dict[str, Any]) -> dict[str, Any]:
         """Declare a deployment."""
@@ -189,15 +195,16 @@ class Running:
 
 
 @contextlib.asynccontextmanager
-async def scheduling(bus: Bus, state_dir: Path, name: str = "s1") -> AsyncIterator[Running]:
+async def scheduling(bus: Bus, name: str = "s1") -> AsyncIterator[Running]:
     """A scheduler on the bus, its admin API on a real socket."""
     settings = Settings(
         **bus.settings("scheduler").model_dump(),
         operator_token=SecretStr(TOKEN),
         http_port=0,
         ops_port=0,
-        state_dir=state_dir,
         scheduler_id=name,
+        bundle_approvers=[KEY.public],
+        bundle_publishers=[PUBLISHER.public],
         bundle_max_bytes=4 * 1024 * 1024,
     )
     async with bus.connected("scheduler") as client, bus.connected("provisioner") as observer:

@@ -10,7 +10,6 @@ from cyclopts import App, Parameter
 
 from busbar_cli.amounts import NANOS, show_amount
 from busbar_cli.api import Api, Json
-from busbar_cli.commands.models import push_directory
 from busbar_cli.commands.tenants import find_tenant
 from busbar_cli.deployment_file import Declared, read_deployments
 from busbar_cli.failures import CommandError, Exit
@@ -31,6 +30,7 @@ def deploy(
     *,
     wait: Annotated[bool, Parameter(negative="")] = False,
     timeout: float = 300.0,
+    approve: Annotated[bool, Parameter(negative="")] = False,
     output: Output = DEFAULT,
 ) -> None:
     """Declare the deployments of FILE: busbar deploy models.yaml --wait.
@@ -44,10 +44,14 @@ def deploy(
         Wait until every replica is ready, showing progress on standard error.
     timeout
         Longest wait, seconds.
+    approve
+        Vouch for the code in what is pushed, too, as busbar model push --approve does.
     """
     declared = read_deployments(file)
     tenant_ids = _tenant_ids(file, declared)
-    names = [_declare(one, tenant_ids, show_progress=not output.json) for one in declared]
+    for one in declared:
+        _declare(one, tenant_ids, approve=approve, show_progress=not output.json)
+    names = [one.name for one in declared]
     if wait:
         patience = Patience(started_at=time.monotonic(), timeout_s=timeout)
         views = wait_until_ready(lambda: _views(names), patience)
@@ -168,10 +172,14 @@ def _tenant_ids(file: Path, declared: list[Declared]) -> dict[str, str]:
         raise CommandError(f"{file}: {error.message}", status) from error
 
 
-def _declare(one: Declared, tenant_ids: dict[str, str], *, show_progress: bool) -> str:
+def _declare(
+    one: Declared, tenant_ids: dict[str, str], *, approve: bool, show_progress: bool
+) -> None:
     bundle = one.bundle
     if one.path is not None:
-        bundle = push_directory(one.path, show_progress=show_progress)["digest"]
+        from busbar_cli.commands.models import push_directory  # noqa: PLC0415  # as in main
+
+        bundle = push_directory(one.path, approve=approve, show_progress=show_progress)["digest"]
     body = {
         "bundle": bundle,
         "replicas": one.replicas,
@@ -191,7 +199,6 @@ def _declare(one: Declared, tenant_ids: dict[str, str], *, show_progress: bool) 
         # A bundle that is not there is the file's mistake, not a thing that was looked for.
         status = Exit.FAILED if error.exit_status is Exit.NOT_FOUND else error.exit_status
         raise CommandError(f"{one.name}: {error.message}", status) from error
-    return one.name
 
 
 def _views(names: list[str]) -> list[Json]:

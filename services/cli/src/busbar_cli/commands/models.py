@@ -1,36 +1,59 @@
-"""busbar model: bundles in the model store."""
+"""busbar model: bundles in the model store, and the keys that vouch for them."""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
+import base64
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
+from typing import Annotated
 
-from cyclopts import App
+from busbar_errors import Rejected
+from busbar_messaging.bundles.sealing import SigningKey
+from cyclopts import App, Parameter
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from busbar_cli.api import Api, Json
+from busbar_cli.failures import CommandError, Exit
 from busbar_cli.output import DEFAULT, Output, err, show_bytes, show_digest, show_time, table
-from busbar_cli.packing import Packed, pack
+from busbar_cli.packing import Packed, Place, pack
 
-app = App(name="model", help="Model bundles: push a directory, list what is there.")
+app = App(name="model", help="Model bundles: push a directory, list what is there, make a key.")
 
-_CHUNK_BYTES = 1024 * 1024
-_BUNDLES = "/admin/v1/bundles"
+Approve = Annotated[bool, Parameter(negative="")]
+
+_BUNDLES, _CHUNKS = "/admin/v1/bundles", "/admin/v1/chunks"
+_ASKED_AT_ONCE = 4_096
+_SENT_AT_ONCE = 4
 
 
 @app.command
-def push(directory: Path, *, output: Output = DEFAULT) -> None:
-    """Pack a model directory and push it, unless the same bundle is there already.
+def push(directory: Path, *, approve: Approve = False, output: Output = DEFAULT) -> None:
+    """Push a model directory: what is there already is not sent again, whoever pushed it.
 
     Parameters
     ----------
     directory
         Holds busbar.yaml, config.pbtxt and the model's versions (1/, …).
+    approve
+        Vouch for its code, too: Python, pickles and libraries run on nodes only with an
+        approver's seal.
     """
-    bundle = push_directory(directory, show_progress=not output.json)
+    bundle = push_directory(directory, approve=approve, show_progress=not output.json)
     output.print(bundle, f"{bundle['name']} {bundle['version']}  {bundle['digest']}")
+
+
+@app.command
+def key(file: Path, *, output: Output = DEFAULT) -> None:
+    """Make a key to seal bundles with, or show the public half of the one in FILE.
+
+    Services trust it once it stands in their BUSBAR_BUNDLE_PUBLISHERS or _APPROVERS.
+    """
+    if not file.exists():
+        _write_new(file, SigningKey.make())
+    public = _read_key(file).public
+    output.print({"file": str(file), "public_key": public}, public)
 
 
 @app.command(name="list")
@@ -65,21 +88,26 @@ def list_(*, output: Output = DEFAULT) -> None:
     output.print(answer, table(columns, rows, empty="none; push one: busbar model push DIR"))
 
 
-def push_directory(directory: Path, *, show_progress: bool) -> Json:
+def push_directory(directory: Path, *, approve: bool, show_progress: bool) -> Json:
     """Push a model directory; the bundle as the scheduler describes it."""
     api = Api("scheduler")
-    with tempfile.TemporaryFile() as file:
-        packed = pack(directory, file)
-        there = [one for one in api.get(_BUNDLES)["items"] if one["digest"] == packed.digest]
-        if there:
-            return there[0]
-        file.seek(0)
-        return api.upload(
-            _BUNDLES, _chunks(file, packed, directory.name, show_progress), packed.size_bytes
-        )
+    signing_key = _read_key(api.endpoints.signing_key)
+    packed = pack(directory)
+    _send_missing(api, packed, directory.name, show_progress=show_progress)
+    seal = signing_key.seal(packed.contents, approves_code=approve)
+    body = {
+        "contents": base64.b64encode(packed.contents).decode(),
+        "seal": {
+            "public_key": seal.public_key.hex(),
+            "signature": seal.signature.hex(),
+            "approves_code": seal.approves_code,
+        },
+    }
+    return api.put(f"{_BUNDLES}/{packed.digest}", body)
 
 
-def _chunks(file: BinaryIO, packed: Packed, name: str, show_progress: bool) -> Iterator[bytes]:
+def _send_missing(api: Api, packed: Packed, name: str, *, show_progress: bool) -> None:
+    missing = _missing(api, packed)
     columns = (
         TextColumn("pushing {task.description}"),
         BarColumn(),
@@ -88,8 +116,49 @@ def _chunks(file: BinaryIO, packed: Packed, name: str, show_progress: bool) -> I
     )
     console = err()
     shown = show_progress and console.is_terminal
-    with Progress(*columns, console=console, disable=not shown) as progress:
-        task = progress.add_task(name, total=packed.size_bytes)
-        while chunk := file.read(_CHUNK_BYTES):
-            yield chunk
-            progress.advance(task, len(chunk))
+
+    def send(sha256: bytes) -> int:
+        place = packed.chunks[sha256]
+        api.send(f"{_CHUNKS}?sha256={sha256.hex()}", place.read(sha256))
+        return place.size_bytes
+
+    with (
+        Progress(*columns, console=console, disable=not shown) as progress,
+        ThreadPoolExecutor(_SENT_AT_ONCE) as threads,
+    ):
+        total = _bytes_of(packed.chunks.values())
+        to_send = _bytes_of(packed.chunks[sha256] for sha256 in missing)
+        task = progress.add_task(name, total=total, completed=total - to_send)
+        for sent_bytes in threads.map(send, missing):
+            progress.advance(task, sent_bytes)
+
+
+def _missing(api: Api, packed: Packed) -> list[bytes]:
+    wanted, missing = [sha256.hex() for sha256 in packed.chunks], list[bytes]()
+    for first in range(0, len(wanted), _ASKED_AT_ONCE):
+        asked = {"sha256": wanted[first : first + _ASKED_AT_ONCE]}
+        answer = api.post(f"{_CHUNKS}/missing", asked)
+        missing += [bytes.fromhex(one) for one in answer["sha256"]]
+    return missing
+
+
+def _bytes_of(places: Iterable[Place]) -> int:
+    return sum(place.size_bytes for place in places)
+
+
+def _read_key(file: Path) -> SigningKey:
+    try:
+        return SigningKey.from_pem(file.read_bytes())
+    except OSError as error:
+        raise CommandError(f"{file} cannot be read: {error}", Exit.USAGE) from error
+    except Rejected as error:
+        raise CommandError(f"{file}: {error.reason}", Exit.USAGE) from error
+
+
+def _write_new(file: Path, made: SigningKey) -> None:
+    try:
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except OSError as error:
+        raise CommandError(f"{file} cannot be written: {error}", Exit.USAGE) from error
+    with os.fdopen(descriptor, "wb") as out:
+        out.write(made.pem())

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import yaml
+from busbar_errors import Rejected
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from busbar_node_agent.domain.bundle import BundleRefused
 from busbar_node_agent.domain.tensors import Tensor
 
 _MANIFEST_BYTES_MAX = 4 * 1024 * 1024
@@ -55,16 +55,16 @@ class Manifest(_Part):
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Read busbar.yaml at `path`; raises BundleRefused."""
+    """Read busbar.yaml at `path`; raises Rejected."""
     if path.stat().st_size > _MANIFEST_BYTES_MAX:
-        raise BundleRefused(f"busbar.yaml is larger than {_MANIFEST_BYTES_MAX} bytes")
+        raise Rejected(f"busbar.yaml is larger than {_MANIFEST_BYTES_MAX} bytes")
     try:
         return Manifest.model_validate(yaml.safe_load(path.read_text()))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BundleRefused(f"busbar.yaml is not YAML: {error}") from error
+        raise Rejected(f"busbar.yaml is not YAML: {error}") from error
     except ValidationError as error:
         problems = [
             f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}"
             for problem in error.errors()
         ]
-        raise BundleRefused(f"busbar.yaml: {'; '.join(problems)[:500]}") from error
+        raise Rejected(f"busbar.yaml: {'; '.join(problems)[:500]}") from error

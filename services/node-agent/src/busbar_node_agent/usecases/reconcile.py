@@ -54,6 +54,7 @@ class Reconciler:
                 name: Present(replica.assignment, replica.leaving)
                 for name, replica in self.replicas.items()
             }
+            self.tools.pin(self._digests())
             steps = next_steps(self._desired, present)
             for name in steps.stop:
                 self._stop(self.replicas[name])
@@ -64,7 +65,6 @@ class Reconciler:
                     assignment, self.tools, after=frozenset(self._leaving)
                 )
             self.tools.on_change()
-            await self.tools.keep_only(self._digests())
 
     def _digests(self) -> set[str]:
         present = (replica.assignment for replica in self.replicas.values())

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import structlog
 from busbar_contracts.node.v1 import events_pb2, status_pb2
-from busbar_errors import BusbarError
+from busbar_errors import BusbarError, Rejected
+from busbar_messaging.topology import NAME_PATTERN
 from google.protobuf.message import Message
 
 from busbar_node_agent.domain.backoff import backoff_s
-from busbar_node_agent.domain.bundle import BundleRefused
 from busbar_node_agent.domain.credits import Credits
 from busbar_node_agent.domain.desired import Assignment
 from busbar_node_agent.usecases.lane import Lane, TokenCounter, TritonRefused
@@ -40,6 +41,8 @@ WARMING = status_pb2.REPLICA_STATE_WARMING
 READY = status_pb2.REPLICA_STATE_READY
 DRAINING = status_pb2.REPLICA_STATE_DRAINING
 FAILED = status_pb2.REPLICA_STATE_FAILED
+
+_NAME = re.compile(NAME_PATTERN)
 
 T = TypeVar("T")
 
@@ -73,7 +76,8 @@ class Bundle:
     """A verified bundle on this node's disk."""
 
     digest: str
-    path: Path
+    files: Mapping[str, Path]
+    """Where each of its files lies, by its path in the bundle."""
     warm_up: Callable[[Any, str], Awaitable[None]]
     """Runs the warm-up of the model called so at that Triton; raises WarmUpFailed."""
 
@@ -88,8 +92,8 @@ class Tools:
     fetch: Callable[[str], Awaitable[Bundle]]
     stage: Callable[[str, Bundle], Awaitable[None]]
     unstage: Callable[[str], Awaitable[None]]
-    keep_only: Callable[[set[str]], Awaitable[None]]
-    """Deletes the fetched bundles that have none of these digests."""
+    pin: Callable[[set[str]], None]
+    """Only bundles with other digests than these may leave the cache."""
     open_puller: Callable[[Lane], Puller]
     token_counter: Callable[[str, str], TokenCounter | None]
     on_change: Callable[[], None]
@@ -116,6 +120,7 @@ class Replica:
         self.model_config = b""
         self._tools = tools
         self._after = after  # models on their way out: it may get the memory that they still hold
+        self._staged = False
         self._failures = 0
         self._crashes = 0
         self._lane: Lane | None = None
@@ -164,7 +169,8 @@ class Replica:
             # Unloading what is just being loaded is a race at Triton.
             await asyncio.wait([self._load])
         await self._unload()
-        await self._tools.unstage(self.deployment)
+        if self._staged:
+            await self._tools.unstage(self.deployment)
 
     async def abandon(self) -> None:
         """Stop without unloading: Triton is about to be stopped."""
@@ -187,7 +193,7 @@ class Replica:
                     self._crashes, first_s=_CRASH_RETRY_FIRST_S, cap_s=_CRASH_RETRY_CAP_S
                 )
                 self._fail(f"Triton died {self._crashes} times while this model was being loaded")
-            except (BusbarError, BundleRefused, OSError) as error:
+            except (BusbarError, OSError) as error:
                 pause_s = self._after_failure(str(error) or repr(error))
             except Exception as error:  # one model's trouble is not the others'
                 log.exception("replica failed by a bug", deployment=self.deployment)
@@ -203,6 +209,8 @@ class Replica:
     async def _serve(self) -> str:
         """Fetch, load, warm up, work; returns why it ended."""
         self._set(FETCHING)
+        if not _NAME.match(self.deployment):
+            raise Rejected(f"{self.deployment[:100]!r} is not a deployment's name")
         bundle = await self._tools.fetch(self.assignment.bundle_digest)
         if self._after:
             self._set(LOADING, "waiting for models that leave")
@@ -225,6 +233,7 @@ class Replica:
             yield
 
     async def _bring_up(self, session: Session, bundle: Bundle) -> None:
+        self._staged = True
         await self._tools.stage(self.deployment, bundle)
         self._load = asyncio.create_task(session.rpc.load(self.deployment, LOAD_TIMEOUT_S))
         await _under(session, asyncio.shield(self._load))

@@ -1,91 +1,92 @@
-"""Reading an uploaded bundle without unpacking it: table, manifest and Triton's configuration."""
+"""Reading a pushed bundle: its manifest, Triton's configuration, and whether it brings code."""
 
 from __future__ import annotations
 
 import importlib.util
-import tarfile
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any, BinaryIO
+from typing import Any
 
 import yaml
+from busbar_contracts.scheduler.v1.bundle_pb2 import BundleContents, BundledFile
 from busbar_errors import Rejected
+from busbar_messaging.bundles.approval import HEAD_BYTES, backend_of, code_in
+from busbar_messaging.bundles.contents import CONFIG_FILE, MANIFEST_FILE
 from google.protobuf import text_format
 from jinja2 import TemplateSyntaxError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import ValidationError
 
-from busbar_scheduler.domain.archive import CONFIG_FILE, MANIFEST_FILE, Contents, Kind, Member
 from busbar_scheduler.domain.bundle import BundleFile
 from busbar_scheduler.domain.manifest import Manifest
-from busbar_scheduler.domain.model_config import ConfigTensor, ModelConfig, contradictions
+from busbar_scheduler.domain.model_config import (
+    ConfigTensor,
+    ModelConfig,
+    contradictions,
+    missing_versions,
+)
 
 _TEXT_FILE_MAX_BYTES = 4 * 1024 * 1024
 _ERRORS_SHOWN_MAX = 10
-_BLOCK_BYTES = tarfile.BLOCKSIZE
 _TENSOR_DATATYPES = {"TYPE_STRING": "BYTES"}
 
 
-def read_bundle(archive: Path) -> Manifest:
-    """The manifest of a good bundle; raises Rejected with all that is wrong with a bad one."""
-    try:
-        with tarfile.open(archive, "r:") as tar:
-            _check_contents(tar)
-            manifest_text, config_text = _text(tar, MANIFEST_FILE), _text(tar, CONFIG_FILE)
-        with archive.open("rb") as file:
-            _check_end(file, tar.offset)
-    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
-        raise Rejected(f"not an uncompressed tar archive: {error}") from error
-    manifest = parse_manifest(manifest_text)
-    wrong = contradictions(manifest, parse_config(config_text))
+@dataclass(frozen=True, slots=True)
+class Inspected:
+    """What a bundle turned out to be."""
+
+    manifest: Manifest
+    code: str
+    """Why it needs an operator's approval; empty when it is data alone."""
+
+
+Chunk = Callable[[bytes], Awaitable[bytes]]
+"""The content of the chunk with this SHA-256."""
+
+
+async def inspect(contents: BundleContents, chunk: Chunk) -> Inspected:
+    """Read a bundle's own files; raises Rejected with all that is wrong with a bad one."""
+    files = {file.path: file for file in contents.files}
+    manifest = parse_manifest(await _text(files[MANIFEST_FILE], chunk))
+    config = parse_config(await _text(files[CONFIG_FILE], chunk))
+    said = [(contents.name, manifest.name), (contents.version, manifest.version)]
+    wrong = [
+        *(
+            f"pushed as {pushed!r}, {MANIFEST_FILE} says {own!r}"
+            for pushed, own in said
+            if pushed != own
+        ),
+        *contradictions(manifest, config),
+        *missing_versions(config, files),
+    ]
     if wrong:
         raise Rejected("; ".join(wrong[:_ERRORS_SHOWN_MAX]))
-    return manifest.manifest()
+    return Inspected(manifest.manifest(), await _code(config, contents, chunk))
 
 
-def _check_contents(tar: tarfile.TarFile) -> None:
-    contents = Contents()
-    for info in tar:
-        reason = contents.admit(Member(_path(info), _kind(info), info.size))
-        if reason:
-            raise Rejected(reason)
-    if missing := contents.missing():
-        raise Rejected(missing)
+async def _code(config: ModelConfig, contents: BundleContents, chunk: Chunk) -> str:
+    """Why it needs approval: by its configuration, else by how its files begin."""
+    backend = backend_of(config.backend, config.platform)
+    if reason := code_in(backend, config.libraries, {}):
+        return reason
+    for file in contents.files:
+        head = (await chunk(file.chunks[0].sha256))[:HEAD_BYTES] if file.chunks else b""
+        if reason := code_in(backend, (), {file.path: head}):
+            return reason
+    return ""
 
 
-def _path(info: tarfile.TarInfo) -> str:
-    return f"{info.name}/" if info.isdir() else info.name
-
-
-def _kind(info: tarfile.TarInfo) -> Kind:
-    if info.type in {tarfile.REGTYPE, tarfile.AREGTYPE}:
-        return Kind.FILE
-    return Kind.FOLDER if info.type == tarfile.DIRTYPE else Kind.OTHER
-
-
-def _check_end(file: BinaryIO, end: int) -> None:
-    """Nothing may follow the last member, or two readers could see two different bundles."""
-    file.seek(end)
-    blocks = 0
-    while block := file.read(_BLOCK_BYTES):
-        if block.strip(b"\0"):
-            raise Rejected("the archive has a broken header or something after its end")
-        blocks += 1
-    if not blocks:
-        raise Rejected("the archive ends in the middle")
-
-
-def _text(tar: tarfile.TarFile, name: str) -> str:
-    member = tar.getmember(name)
-    if member.size > _TEXT_FILE_MAX_BYTES:
-        raise Rejected(f"{name} is larger than {_TEXT_FILE_MAX_BYTES} bytes")
-    file = tar.extractfile(member)
-    content = file.read() if file else b""
+async def _text(file: BundledFile, chunk: Chunk) -> str:
+    if file.size_bytes > _TEXT_FILE_MAX_BYTES:
+        raise Rejected(f"{file.path} is larger than {_TEXT_FILE_MAX_BYTES} bytes")
+    content = b"".join([await chunk(one.sha256) for one in file.chunks])
     try:
         return content.decode()
     except UnicodeDecodeError as error:
-        raise Rejected(f"{name} is not UTF-8: {error}") from error
+        raise Rejected(f"{file.path} is not UTF-8: {error}") from error
 
 
 def parse_manifest(text: str) -> BundleFile:
@@ -146,6 +147,9 @@ def parse_config(text: str) -> ModelConfig:
         outputs={one.name: _tensor(one) for one in message.output},
         decoupled=message.model_transaction_policy.decoupled,
         instances=sum(group.count or 1 for group in message.instance_group),
+        file_name=message.default_model_filename,
+        versions=tuple(message.version_policy.specific.versions),
+        libraries=tuple(message.model_operations.op_library_filename),
     )
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from busbar_scheduler.domain.bundle import BundleFile, Tensor
 from busbar_scheduler.domain.manifest import Task
 
 _COUNTING_DATATYPES = {"UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64"}
+_BACKEND = re.compile(r"^[a-z0-9_]{1,64}$")
+"""Triton makes a path of it."""
+_FILE_NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,199}$")
 _TASK_TENSORS: Mapping[Task, tuple[tuple[str, ...], tuple[str, ...]]] = {
     Task.TENSOR: ((), ()),
     Task.EMBED: (("text",), ("embedding",)),
@@ -39,6 +43,12 @@ class ModelConfig:
     decoupled: bool
     instances: int
     """Instances over all groups; 0 when config.pbtxt leaves it to Triton."""
+    file_name: str = ""
+    """Which file is the model; empty for the backend's usual one."""
+    versions: tuple[int, ...] = ()
+    """The versions to serve; none: the newest."""
+    libraries: tuple[str, ...] = ()
+    """Libraries to load with the model."""
 
 
 def contradictions(manifest: BundleFile, config: ModelConfig) -> list[str]:
@@ -51,12 +61,27 @@ def _general(manifest: BundleFile, config: ModelConfig) -> Iterator[str]:
         yield f"config.pbtxt is named {config.name!r}, busbar.yaml {manifest.name!r}"
     if not (config.backend or config.platform):
         yield "config.pbtxt names neither backend nor platform"
+    for name in (config.backend, config.platform):
+        if name and not _BACKEND.match(name):
+            yield f"{name[:100]!r} is no name of a backend"
+    if config.file_name and not _FILE_NAME.match(config.file_name):
+        yield f"default_model_filename {config.file_name[:100]!r} is not a plain file name"
     if config.max_batch_size < 0:
         yield f"max_batch_size is {config.max_batch_size}"
     if not (config.inputs and config.outputs):
         yield "config.pbtxt must declare its inputs and outputs"
     yield from _task(manifest, config)
     yield from _execution(manifest, config)
+
+
+def missing_versions(config: ModelConfig, paths: Iterable[str]) -> list[str]:
+    """The versions that config.pbtxt wants served and that have no file."""
+    there = {path.partition("/")[0] for path in paths}
+    return [
+        f"config.pbtxt serves version {version}, but there is no file in {version}/"
+        for version in config.versions
+        if str(version) not in there
+    ]
 
 
 def _task(manifest: BundleFile, config: ModelConfig) -> Iterator[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Protocol
+
+from busbar_contracts.scheduler.v1.bundle_pb2 import SealedBundle
 
 from busbar_scheduler.domain.fleet import Assignment, Bundle, Deployment, Route, Snapshot
 from busbar_scheduler.domain.orders import Described
@@ -119,12 +120,16 @@ class Sites(Protocol):
 
 
 class ModelStore(Protocol):
-    """Where bundles lie, by digest."""
+    """Where bundles and their chunks lie."""
 
-    async def holds(self, digest: str, size_bytes: int) -> bool:
-        """Whether the whole bundle is there."""
+    async def holds_chunk(self, sha256: bytes) -> bool:
+        """Whether the chunk is there."""
         ...
 
-    async def put(self, digest: str, archive: Path) -> None:
-        """Store it; raises Rejected when it changed meanwhile, Unavailable without room."""
+    async def bundle(self, digest: str) -> SealedBundle:
+        """A bundle's contents and seals; raises NotFound."""
+        ...
+
+    async def put_bundle(self, digest: str, sealed: SealedBundle) -> None:
+        """Store a bundle's contents and seals; raises Unavailable without room."""
         ...

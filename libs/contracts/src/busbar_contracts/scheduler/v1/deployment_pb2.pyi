@@ -222,9 +222,9 @@ class ModelBundle(_message.Message):
     MANIFEST_FIELD_NUMBER: _builtins.int
     PUSHED_UNIX_MS_FIELD_NUMBER: _builtins.int
     digest: _builtins.str
-    """"sha256:" and 64 hex digits over the bundle's tar archive."""
+    """"sha256:" and 64 hex digits over the bundle's BundleContents."""
     size_bytes: _builtins.int
-    """Size of the archive, bytes."""
+    """Size of its files together, bytes."""
     pushed_unix_ms: _builtins.int
     """Unix time in milliseconds at which it was pushed."""
     @_builtins.property

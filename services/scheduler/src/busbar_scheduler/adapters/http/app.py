@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -11,20 +10,18 @@ from busbar_errors import NotFound
 from busbar_messaging.topology import NAME_PATTERN
 from busbar_observability.operation_summaries import summarised
 from busbar_observability.operator_gate import OperatorGate, OperatorToken
-from fastapi import APIRouter, Depends, FastAPI, Path, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Path
 from fastapi.security import HTTPBearer
 from starlette.types import ASGIApp
 
-from busbar_scheduler.adapters.bundle_reader import read_bundle
 from busbar_scheduler.adapters.declarations import Declarations
 from busbar_scheduler.adapters.fleet_view import FleetView
 from busbar_scheduler.adapters.http import schemas
+from busbar_scheduler.adapters.http.bundles import CHUNKS_PATH, BundlesApi
 from busbar_scheduler.adapters.http.errors import ErrorBody, answer_failures
 from busbar_scheduler.adapters.http.explanations import ExplanationView
 from busbar_scheduler.adapters.http.places import PlacesApi
-from busbar_scheduler.adapters.http.uploads import Uploads
 from busbar_scheduler.adapters.leadership import Leadership
-from busbar_scheduler.adapters.model_store import ModelStore
 from busbar_scheduler.domain.accounts import account_of
 from busbar_scheduler.domain.explaining import emptied
 from busbar_scheduler.domain.planning import plan
@@ -36,20 +33,9 @@ from busbar_scheduler.usecases.declare_deployment import (
     scale,
     withdraw,
 )
-from busbar_scheduler.usecases.push_bundle import push
 
-_BUNDLES_PATH = "/admin/v1/bundles"
 _FAILURES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody} for status in (400, 401, 404, 409, 413, 422, 503)
-}
-_UPLOAD_FAILURES: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody} for status in (401, 408, 413, 415, 422, 503)
-}
-_ARCHIVE_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/x-tar": {"schema": {"type": "string", "format": "binary"}}},
-    }
 }
 
 DeploymentName = Annotated[str, Path(pattern=NAME_PATTERN)]
@@ -62,13 +48,13 @@ class AdminApi:
     view: FleetView
     leadership: Leadership
     declarations: Declarations
-    store: ModelStore
-    uploads: Uploads
+    bundles: BundlesApi
 
     def application(self, operator_token: str) -> ASGIApp:
         """The whole admin API behind its gate."""
         app = FastAPI(title="Busbar scheduler", version="1", docs_url=None, redoc_url=None)
-        app.include_router(self._bundles())
+        app.include_router(self.bundles.chunks())
+        app.include_router(self.bundles.bundles())
         app.include_router(self._deployments())
         app.include_router(self._changes())
         places = PlacesApi(self.view, self.declarations)
@@ -76,37 +62,7 @@ class AdminApi:
         app.include_router(places.nodes())
         answer_failures(app)
         app.openapi = summarised(app.openapi)
-        return OperatorGate(app, OperatorToken(operator_token), unbounded_paths={_BUNDLES_PATH})
-
-    def _bundles(self) -> APIRouter:
-        router = _router("bundles")
-
-        @router.post(
-            _BUNDLES_PATH,
-            response_model=schemas.BundleView,
-            status_code=201,
-            responses={**_UPLOAD_FAILURES, 200: {"model": schemas.BundleView}},
-            openapi_extra=_ARCHIVE_BODY,
-        )
-        async def push_bundle(request: Request, response: Response) -> schemas.BundleView:
-            """Push a bundle: an uncompressed tar of a model directory; 200 when it was there."""
-            async with self.uploads.receive(request) as upload:
-                bundle, new = await push(
-                    upload, _read, self.store, self.declarations, _now_unix_ms()
-                )
-            response.status_code = 201 if new else 200
-            return schemas.BundleView.of(bundle)
-
-        @router.get(_BUNDLES_PATH, responses={401: {"model": ErrorBody}})
-        async def list_bundles() -> schemas.BundleList:
-            """Every pushed bundle, newest first."""
-            newest = sorted(
-                self.declarations.bundles(), key=lambda one: (-one.pushed_unix_ms, one.digest)
-            )
-            return schemas.BundleList(items=[schemas.BundleView.of(one) for one in newest])
-
-        del push_bundle, list_bundles
-        return router
+        return OperatorGate(app, OperatorToken(operator_token), unbounded_paths={CHUNKS_PATH})
 
     def _deployments(self) -> APIRouter:
         router = _router("deployments")
@@ -224,10 +180,6 @@ def _wish(name: str, body: schemas.DeploymentBody) -> Wish:
 def _router(tag: str) -> APIRouter:
     """Routes that the document shows as needing the token; the gate is what demands it."""
     return APIRouter(tags=[tag], dependencies=[Depends(HTTPBearer(auto_error=False))])
-
-
-async def _read(archive: Any) -> Any:
-    return await asyncio.to_thread(read_bundle, archive)
 
 
 def _unique(names: list[str]) -> tuple[str, ...]:
