@@ -15,7 +15,7 @@ import pytest
 from busbar_runtime.platform import Platform
 from harness.operator import PAID_IN_NANOS, Customer, Json, Operator
 from harness.polling import eventually
-from harness.steady_load import Clients, LoadLog, steady_load
+from harness.steady_load import GRPC_CLIENTS, Clients, LoadLog, steady_load
 
 RECOVERY_S = 15.0
 SERVING_WITHOUT = ("billing", "scheduler", "telemetry", "postgres")
@@ -43,27 +43,33 @@ async def served(log: LoadLog, count: int, within_s: float, what: str, since: fl
     await eventually(answered, within_s=within_s, what=what, until=lambda n: n >= count)
 
 
-async def assert_charged_exactly(operator: Operator, customer: Customer, log: LoadLog) -> None:
-    """The charged requests are the answered ones, each once, and that is all the customer paid.
+async def charged_unanswered(operator: Operator, customer: Customer, log: LoadLog) -> list[Json]:
+    """The records of requests that are charged and were not answered, once every answered one is
+    charged, each once, and the customer's balance is what that left.
 
     A charge that was durable when its gateway was killed before the last byte is taken back by
     the gateway's next start: until then it stands.
     """
     answered = {request.request_id for request in log.answered}
 
-    async def charged() -> list[Json]:
+    async def look() -> tuple[list[Json], int]:
         usage = await operator.usage(customer.tenant_id)
-        return [record for record in usage if record["amount_nanos"] and not record["voided"]]
+        charged = [one for one in usage if one["amount_nanos"] and not one["voided"]]
+        assert len({one["request_id"] for one in charged}) == len(charged), "charged twice"
+        paid = PAID_IN_NANOS - await operator.balance(customer.tenant_id)
+        return charged, paid - sum(one["amount_nanos"] for one in charged)
 
-    records = await eventually(
-        charged,
+    charged, _ = await eventually(
+        look,
         within_s=30,
         what=f"charges for the {len(answered)} answered requests",
-        until=lambda found: {record["request_id"] for record in found} == answered,
+        until=lambda found: (
+            answered <= {one["request_id"] for one in found[0]}
+            and len(found[0]) - len(answered) <= GRPC_CLIENTS
+            and found[1] == 0
+        ),
     )
-    assert len(records) == len(answered), "some request was charged twice"
-    spent = sum(record["amount_nanos"] for record in records)
-    assert await operator.balance(customer.tenant_id) == PAID_IN_NANOS - spent
+    return [one for one in charged if one["request_id"] not in answered]
 
 
 @pytest.mark.parametrize(
@@ -93,7 +99,11 @@ async def test_a_killed_part_costs_nobody_more_than_a_clear_error(
     assert log.recovery_s(fault_at) <= RECOVERY_S
     if part in SERVING_WITHOUT:
         assert log.failed == [], log.summary()
-    await assert_charged_exactly(operator, customer, log)
+    unanswered = await charged_unanswered(operator, customer, log)
+    if part == "gateway":  # over gRPC an answer leaves a moment after it is handed over: ADR 36
+        assert {one["api"] for one in unanswered} <= {"kserve.grpc.infer"}
+    else:
+        assert unanswered == []
 
 
 async def test_a_hung_triton_is_noticed_and_replaced(
@@ -116,4 +126,4 @@ async def test_a_hung_triton_is_noticed_and_replaced(
 
     log.assert_clear_and_in_time()
     assert log.recovery_s(fault_at) <= RECOVERY_S + 5
-    await assert_charged_exactly(operator, customer, log)
+    assert await charged_unanswered(operator, customer, log) == []

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from busbar_runtime.fleet import Fleet
+from busbar_runtime.home import Secrets
 from busbar_runtime.platform import Platform
 from busbar_runtime.ports import LOOPBACK, PortPool
 from busbar_runtime.services import REGION
@@ -39,6 +40,7 @@ async def another_node(
             "BUSBAR_OPS_PORT": str(ops),
             "BUSBAR_STATE_DIR": str(place),
             "BUSBAR_TRITON_COMMAND": json.dumps(triton.command),
+            "BUSBAR_BUNDLE_APPROVERS": json.dumps([Secrets.of(platform.home).signing_key_public]),
             "BUSBAR_LOG_LEVEL": "warning",
         },
         f"http://{LOOPBACK}:{ops}",

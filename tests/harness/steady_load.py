@@ -21,6 +21,7 @@ from tritonclient.grpc import service_pb2
 
 DEADLINE_S = 10.0
 _OVERRUN_S = 2.0
+GRPC_CLIENTS = 6
 _METHOD = "/inference.GRPCInferenceService/ModelInfer"
 _STREAM_METHOD = "/inference.GRPCInferenceService/ModelStreamInfer"
 _ANSWERS, _ANSWER_EVERY_MS = 20, 50
