@@ -33,3 +33,15 @@ async def eventually(
             raise AssertionError(f"{what}: not within {within_s} s; last seen: {answer!r}")
         await asyncio.sleep(pause_s)
         pause_s = min(pause_s * 1.5, _LONGEST_PAUSE_S)
+
+
+def says(ask: Callable[[], str], text: str, *, within_s: float = 10.0) -> bool:
+    """Call `ask` until its answer contains `text`; False when it did not in time."""
+
+    async def look() -> bool:
+        return text in await asyncio.to_thread(ask)
+
+    try:
+        return asyncio.run(eventually(look, within_s=within_s, what=text))
+    except AssertionError:
+        return False
