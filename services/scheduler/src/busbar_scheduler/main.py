@@ -26,7 +26,6 @@ from busbar_scheduler.adapters.http.app import AdminApi
 from busbar_scheduler.adapters.http.bundles import BundlesApi
 from busbar_scheduler.adapters.leadership import Leadership
 from busbar_scheduler.adapters.pacemaker import Pacemaker
-from busbar_scheduler.adapters.trouble_reports import TroubleReports
 from busbar_scheduler.adapters.work_queues import WorkQueues
 from busbar_scheduler.settings import Settings
 from busbar_scheduler.usecases.cycle import Cycle, Planner
@@ -61,8 +60,7 @@ class Scheduler:
             client, buckets, self.view.autoscaler, lambda: self.leadership.token() is not None
         )
         declarations = Declarations(buckets, self.view)
-        self._troubles = TroubleReports(client, self.view)
-        self._warden = Warden(self._troubles, declarations, self.leadership)
+        self._warden = Warden(self.view, declarations, self.leadership)
         api = AdminApi(
             view=self.view,
             leadership=self.leadership,
@@ -82,7 +80,6 @@ class Scheduler:
                 group.create_task(self.pacemaker.run(), name="cycles"),
                 group.create_task(self.demand_memory.follow(), name="follow:demand history"),
                 group.create_task(self.demand_memory.run(), name="note demand"),
-                group.create_task(self._troubles.follow(), name="follow:gateways"),
                 group.create_task(self._watch_nodes(), name="warden"),
             ]
             try:

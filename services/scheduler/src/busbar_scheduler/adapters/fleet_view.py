@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 
 from busbar_messaging import topology
@@ -13,11 +13,12 @@ from busbar_messaging.watching import Current, Deleted, Put, follow
 from nats.aio.client import Client
 
 from busbar_scheduler.adapters.fleet_table import BUCKETS, FleetTable
-from busbar_scheduler.adapters.gateway_reports import follow_gateways
+from busbar_scheduler.adapters.gateway_reports import GatewayReports
 from busbar_scheduler.domain.autoscaling import Autoscaler
 from busbar_scheduler.domain.demand import Gathering
 from busbar_scheduler.domain.fleet import Snapshot
 from busbar_scheduler.domain.publishing import Published
+from busbar_scheduler.domain.quarantine import Vitals
 
 _SCALE_EVERY_S = 0.5
 _S_PER_MINUTE = 60
@@ -31,6 +32,7 @@ class FleetView:
         self.changed = asyncio.Event()
         self.autoscaler = Autoscaler()
         self._gathering = Gathering(topology.SUSPECT_AFTER.total_seconds())
+        self._gateways = GatewayReports(client, self._gathering)
         self._scaled_at = -_SCALE_EVERY_S
         self._client = client
         self._read_at_reconnect: dict[str, int] = {}
@@ -80,6 +82,13 @@ class FleetView:
         snapshot = self.table.snapshot(time.monotonic(), _now_unix_ms())
         return replace(snapshot, demands=dict(self.autoscaler.demands))
 
+    def vitals(self) -> Mapping[str, Vitals] | None:
+        """As in Patients."""
+        if self.missing:
+            return None
+        now = time.monotonic()
+        return self.table.vitals(now, *self._gateways.troubles(now))
+
     def published(self) -> Published:
         """What stands in the buckets."""
         return self.table.published()
@@ -97,7 +106,7 @@ class FleetView:
         self.table.deleted(bucket, key)
 
     async def _follow_demand(self) -> None:
-        async for waited_for in follow_gateways(self._client, self._gathering):
+        async for waited_for in self._gateways.follow():
             if any(self.autoscaler.is_asleep(name) for name in waited_for):
                 self._scaled_at = -_SCALE_EVERY_S
                 self.changed.set()

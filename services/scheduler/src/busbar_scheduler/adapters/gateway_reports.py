@@ -1,9 +1,10 @@
-"""What gateways report that they carry, in the domain's values."""
+"""What gateways report that they carry and what went wrong at nodes, in the domain's values."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections import defaultdict
+from collections.abc import AsyncIterator, Mapping
 
 import structlog
 from busbar_contracts.gateway.v1.status_pb2 import GatewayStatus
@@ -17,24 +18,52 @@ from busbar_scheduler.domain.demand import Carried, Gathering
 
 log = structlog.get_logger()
 
+_FRESH_S = topology.SUSPECT_AFTER.total_seconds()
 
-async def follow_gateways(client: Client, gathering: Gathering) -> AsyncIterator[frozenset[str]]:
-    """Keep the gathering current, for ever; yields deployments for which somebody has to wait."""
-    async for change in follow(client, topology.GATEWAYS.name):
-        if isinstance(change, Deleted):
-            gathering.gone(change.key)
-        elif isinstance(change, Put):
-            yield _take(change, gathering)
+Counts = Mapping[str, tuple[int, int]]
+"""Node → attempts lost and answers garbled in a row."""
 
 
-def _take(put: Put, gathering: Gathering) -> frozenset[str]:
-    try:
-        status = decode(GatewayStatus, put.value)
-    except Rejected as error:
-        log.warning("entry not understood", bucket="gateways", key=put.key, error=error.reason)
-        return frozenset()
-    loads = {
-        one.deployment: Carried(one.in_flight, one.queued, one.completed_count, one.unready_count)
-        for one in status.loads
-    }
-    return gathering.heard(put.key, status.run_id, loads, time.monotonic())
+class GatewayReports:
+    """What every gateway last said."""
+
+    def __init__(self, client: Client, gathering: Gathering) -> None:
+        self._client = client
+        self._gathering = gathering
+        self._troubles: dict[str, tuple[float, Counts]] = {}
+
+    async def follow(self) -> AsyncIterator[frozenset[str]]:
+        """Keep up, for ever; yields deployments for which somebody has to wait."""
+        async for change in follow(self._client, topology.GATEWAYS.name):
+            if isinstance(change, Deleted):
+                self._gathering.gone(change.key)
+                self._troubles.pop(change.key, None)
+            elif isinstance(change, Put):
+                yield self._take(change)
+
+    def troubles(self, now: float) -> tuple[Mapping[str, int], Mapping[str, int]]:
+        """By node, over the gateways that are heard: attempts lost, and answers garbled."""
+        lost, garbled = defaultdict[str, int](int), defaultdict[str, int](int)
+        for heard_at, counts in self._troubles.values():
+            if now - heard_at < _FRESH_S:
+                for node, (lost_count, garbled_count) in counts.items():
+                    lost[node] += lost_count
+                    garbled[node] += garbled_count
+        return lost, garbled
+
+    def _take(self, put: Put) -> frozenset[str]:
+        try:
+            status = decode(GatewayStatus, put.value)
+        except Rejected as error:
+            log.warning("entry not understood", bucket="gateways", key=put.key, error=error.reason)
+            return frozenset()
+        now = time.monotonic()
+        counts = {one.node: (one.lost_count, one.garbled_count) for one in status.troubles}
+        self._troubles[put.key] = (now, counts)
+        loads = {
+            one.deployment: Carried(
+                one.in_flight, one.queued, one.completed_count, one.unready_count
+            )
+            for one in status.loads
+        }
+        return self._gathering.heard(put.key, status.run_id, loads, now)
