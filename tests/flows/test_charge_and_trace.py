@@ -93,6 +93,7 @@ async def test_a_stream_abandoned_after_its_first_token_is_stopped_and_charged_f
         await call.write(endless_stream().SerializeToString())
         first = service_pb2.ModelStreamInferResponse.FromString(await call.read())
         call.cancel()
+    assert first.error_message == ""
 
     async def in_flight() -> int:
         fleet = await operator.json("telemetry", "GET", "/admin/v1/fleet")
@@ -102,7 +103,6 @@ async def test_a_stream_abandoned_after_its_first_token_is_stopped_and_charged_f
     records = await eventually(
         lambda: operator.usage(customer.tenant_id), within_s=20, what="the charge"
     )
-    assert first.error_message == ""
     assert [record["outcome"] for record in records] == ["abandoned"]
     assert 0 < records[0]["output_tokens"] < 800
 

@@ -373,6 +373,31 @@ async def test_an_abandoned_stream_is_charged_for_what_was_delivered(platform: P
     await eventually(lambda: platform.gateway.usage.idle)
 
 
+async def test_a_chunk_is_charged_once_it_is_handed_over_though_its_write_goes_on(
+    platform: Platform,
+) -> None:
+    """A client can read a chunk and leave before the server hears that its write has ended."""
+    name, agent = await platform.deploy(decoupled=True)
+    more_than_a_window = b"x" * 4_000_000
+
+    async def one_large(work: work_pb2.InferenceWork, say: Say) -> None:
+        await say(chunk=chunk(work, 0, raw_output_contents=[more_than_a_window]))
+
+    agent.behaviour = one_large
+    stream = platform.stream()
+    await stream.write(request(name))
+    await eventually(lambda: delivering(platform))
+    assert not waiting_for_chunks(platform)
+    stream.cancel()
+
+    async def records() -> list[object]:
+        return list((await platform.usage()).records)
+
+    [record] = await eventually(records)
+    assert record.outcome == UsageOutcome.USAGE_OUTCOME_ABANDONED
+    assert record.output_tokens == 1
+
+
 async def test_a_stream_that_fails_half_way_is_free_and_says_so(platform: Platform) -> None:
     name, agent = await platform.deploy(decoupled=True)
 

@@ -121,6 +121,10 @@ class AnswerStream(Protocol):
         """
         ...
 
+    def handed_over(self) -> None:
+        """Count the last chunk as delivered now, for an edge that cannot tell when it was read."""
+        ...
+
     async def settle(self) -> None:
         """Commit the charge for everything yielded; call it before writing the last bytes.
 

@@ -30,7 +30,7 @@ class Streamed:
         self._handed = Delivered()
         """Up to the chunk that the edge has now."""
         self._delivered = Delivered()
-        """Up to the chunk before: the edge asked for the next one, so this one was written."""
+        """Up to the chunk that the edge asked for the next one after, or said it handed over."""
         self._finished: WorkFinished | None = None
         self._charge: Any = None
         self._failure: BaseException | None = None
@@ -71,6 +71,10 @@ class Streamed:
             await self._cover(handed)
         self._handed = handed
         return step
+
+    def handed_over(self) -> None:
+        """Count the last chunk as delivered."""
+        self._delivered = self._handed
 
     async def _cover(self, handed: Delivered) -> None:
         """Get the money for what comes; without it the answer ends with what was paid for."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Protocol
 
 import structlog
 import uuid_utils
@@ -49,6 +49,14 @@ _FINAL_RESPONSE = b"triton_final_response\x12\x02\x08\x01"
 """Parameter of the last response: key and value (bool_param true) as they are serialized."""
 _NO_DEADLINE_S = 10 * 365 * 86_400
 """Servers say some huge number, or nothing, when the client set no deadline."""
+
+
+class WritesMessages(Protocol):
+    """Writes to the one stream that several requests share."""
+
+    async def __call__(self, message: bytes, handed_over: Callable[[], None] | None = None) -> None:
+        """Write the message; `handed_over` is called when it is this message's turn."""
+        ...
 
 
 class ClientGone(ConnectionError):
@@ -107,8 +115,10 @@ class Inference:
         under_way = asyncio.Semaphore(PIPELINED_MAX)
         writing = asyncio.Lock()
 
-        async def write(message: bytes) -> None:
+        async def write(message: bytes, handed_over: Callable[[], None] | None = None) -> None:
             async with writing:
+                if handed_over is not None:
+                    handed_over()
                 await context.write(message)
 
         async def serve(payload: bytes) -> None:
@@ -129,7 +139,7 @@ class Inference:
         payload: bytes,
         caller: Caller,
         context: Context,
-        write: Callable[[bytes], Awaitable[None]],
+        write: WritesMessages,
     ) -> None:
         call = self._call(
             payload,
@@ -149,7 +159,7 @@ class Inference:
                 if _FINAL_RESPONSE in chunk.payload:
                     last = chunk.payload
                 else:
-                    await write(_stream_response(chunk.payload))
+                    await write(_stream_response(chunk.payload), stream.handed_over)
             await stream.settle()
             if last:
                 await write(_stream_response(last))
