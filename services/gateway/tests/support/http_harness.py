@@ -261,6 +261,7 @@ class StandInStream:
         self._request = request
         self._resumable = resumable
         self._serving = serving
+        self._handed = 0
         self.delivered = 0
         self.settled = False
         self.failed = False
@@ -275,8 +276,12 @@ class StandInStream:
             count += 1
             if self._resumable is not None:
                 self._resumable.count(5, count)
+            self._handed = count
             yield Chunk(generation_response(text, reason), 5, count)
-            self.delivered = count
+            self.handed_over()
+
+    def handed_over(self) -> None:
+        self.delivered = self._handed
 
     async def settle(self) -> None:
         if self._serving.settle_failure is not None:
