@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import httpx
+from busbar_runtime.child import tethered
 
 from harness.polling import eventually
 
@@ -29,7 +30,8 @@ class AnotherService:
     async def start(self) -> None:
         """Start it and wait until it is ready."""
         self.process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", self.module, env={**os.environ, **self.environment}
+            *tethered([sys.executable, "-m", self.module]),
+            env={**os.environ, **self.environment},
         )
         await eventually(self._ready, within_s=READY_S, what=f"the other {self.module} is ready")
 

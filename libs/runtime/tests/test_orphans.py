@@ -59,3 +59,26 @@ async def test_killing_a_service_ends_what_it_started_before_it_runs_again(
     await eventually(lambda: not is_alive(pids["stub"]))
     await eventually(lambda: int((tmp_path / "stub").read_text() or 0) not in (0, pids["stub"]))
     assert is_alive(pids["supervisor"])
+
+
+GROUP_LEADER = """
+import subprocess, sys
+from busbar_runtime.child import tethered
+leader = ["sh", "-c", "trap '' TERM; sleep 600 & echo $$ $!; wait"]
+subprocess.Popen(tethered(leader, group=True), start_new_session=True).wait()
+"""
+
+
+async def test_killing_a_process_ends_a_group_that_is_tied_to_it(
+    is_alive: Alive, eventually: Eventually
+) -> None:
+    parent = subprocess.Popen([sys.executable, "-c", GROUP_LEADER], stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    group = [int(pid) for pid in parent.stdout.readline().split()]
+    alive_before = [is_alive(pid) for pid in group]
+
+    parent.kill()
+    parent.wait(10)
+
+    await eventually(lambda: not any(is_alive(pid) for pid in group))
+    assert alive_before == [True, True]

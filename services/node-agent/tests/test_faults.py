@@ -7,6 +7,7 @@ import signal
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from busbar_contracts.node.v1 import events_pb2, status_pb2, work_pb2
 from busbar_messaging import topology
@@ -155,6 +156,21 @@ async def test_sigterm_finishes_what_is_in_hand_and_takes_nothing_new(node: Node
     assert not (await node.lease()).ready
     assert (await node.status()).draining
     assert not Path(f"/proc/{triton}").exists()
+
+
+async def test_a_killed_agent_leaves_no_process_of_its_triton_not_even_one_that_hangs(
+    node: NodeBench,
+) -> None:
+    group = psutil.Process(node.triton_pid)
+    models = [one for one in group.children() if "stub" in one.name()]
+    for model in models:
+        model.suspend()
+
+    node.stop_agent(signal.SIGKILL)
+    _, left = psutil.wait_procs([group, *models], timeout=10.0)
+
+    assert models
+    assert [one for one in left if one.status() != psutil.STATUS_ZOMBIE] == []
 
 
 async def test_a_killed_agent_takes_its_triton_along_and_its_successor_cleans_up(

@@ -13,12 +13,18 @@ from datetime import timedelta
 from pathlib import Path
 from typing import IO
 
+from busbar_runtime.tether import GROUP
+
 TETHER = str(Path(__file__).with_name("tether.py"))
 
 
-def tethered(argv: Sequence[str]) -> list[str]:
-    """The command, run so that it does not outlive this process."""
-    return [sys.executable, "-I", "-S", TETHER, str(os.getpid()), *argv]
+def tethered(argv: Sequence[str], *, group: bool = False) -> list[str]:
+    """The command, run so that it does not outlive this process.
+
+    With `group`, and as leader of one, nothing that it starts outlives this process either.
+    """
+    options = [GROUP] if group else []
+    return [sys.executable, "-I", "-S", TETHER, str(os.getpid()), *options, *argv]
 
 
 class Child:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
+import signal
 import subprocess
 import time
 import urllib.error
@@ -121,13 +123,17 @@ def started(
     log: Path,
     otlp_url: str = "http://127.0.0.1:9/v1/traces",  # the discard port
 ) -> Iterator[TritonServer]:
-    """A live server on free ports, stopped at the end; it dies with this process."""
+    """A live server on free ports, stopped at the end; it and its models die with this process."""
     pool = PortPool()
     ports = {name: pool.take() for name in ("http_port", "grpc_port", "metrics_port")}
     command = argv(**ports, repository=repository, otlp_url=otlp_url)
     with log.open("wb") as sink:
         process = subprocess.Popen(
-            tethered(command), stdout=sink, stderr=sink, stdin=subprocess.DEVNULL
+            tethered(command, group=True),
+            stdout=sink,
+            stderr=sink,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
         )
     server = TritonServer(
         pid=process.pid,
@@ -172,8 +178,8 @@ def _wait_until_live(process: subprocess.Popen[bytes], server: TritonServer) -> 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
-    try:
+    with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(STOP_GRACE_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # the processes of its models, and its guard
+    process.wait()
