@@ -104,6 +104,40 @@ async def test_every_method_refuses_without_a_key(
         assert await code_of(platform, method, auth=auth) is Code.UNAUTHENTICATED
 
 
+async def test_two_credentials_are_refused(platform: Platform) -> None:
+    name, agent = await platform.deploy()
+    twice = (*AUTH, ("accept", "a"), ("authorization", "Bearer bb_another"))
+    stream = platform.channel.stream_stream(SERVICE + "ModelStreamInfer")(timeout=5, metadata=twice)
+    reflection: Any = ServerReflectionStub(platform.channel)  # pyright: ignore[reportArgumentType]
+    question = iter([ServerReflectionRequest(list_services="")])
+    listing = reflection.ServerReflectionInfo(question, timeout=5, metadata=twice)
+    for call in (stream, listing):
+        with pytest.raises(grpc.aio.AioRpcError, match="more than once") as refused:
+            await call.read()
+        assert refused.value.code() is Code.INVALID_ARGUMENT
+
+    assert await code_of(platform, "ModelInfer", request(name), twice) is Code.INVALID_ARGUMENT
+    assert not agent.works
+
+
+@pytest.mark.parametrize(
+    ("compression", "code"),
+    [(grpc.Compression.Gzip, Code.OK), (grpc.Compression.Deflate, Code.UNIMPLEMENTED)],
+    ids=["gzip", "deflate"],
+)
+async def test_messages_may_be_compressed_with_gzip(
+    platform: Platform, compression: grpc.Compression, code: Code
+) -> None:
+    name, _ = await platform.deploy()
+    channel = grpc.aio.insecure_channel(f"127.0.0.1:{platform.port}", compression=compression)
+    async with channel:
+        answer = channel.unary_unary(f"{SERVICE}ModelInfer")(request(name), metadata=AUTH)
+
+        assert await answer.code() is code
+        if code is not Code.OK:
+            assert "`deflate` which isn't supported" in (await answer.details() or "")
+
+
 async def test_a_key_that_is_not_for_serving_calls_no_method(platform: Platform) -> None:
     key = fresh_name("bb_reads-only")
     value = ApiKey(key_id=key, tenant_id="t", scopes=[KEY_SCOPE_READ_USAGE])

@@ -261,6 +261,30 @@ def test_heads_beyond_the_limit_are_refused(edge: Any, head: bytes) -> None:
     assert edge.talk(head)[0] == 431
 
 
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v2/models/simple/infer", "/v2/health/live"])
+@pytest.mark.parametrize(
+    "name", ["Authorization", "Idempotency-Key", "inference-header-content-LENGTH"]
+)
+def test_a_header_that_may_not_come_twice_is_refused(
+    edge: Any, key: str, path: str, name: str
+) -> None:
+    before = len(edge.serving.calls)
+    value = f"Bearer {key}" if name == "Authorization" else "1"
+    twice = f"{name}: {value}\r\nAccept: a\r\n{name.lower()}: {value}\r\n"
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nConnection: close\r\n{twice}\r\n"
+    )
+    with edge.connect() as connection:
+        connection.sendall(head.encode())
+        status, _, body = read_answer(connection)
+
+    assert status == 400
+    error = json.loads(body)["error"]
+    said = error if path.startswith("/v2") else error["message"]
+    assert said == f"the header {name.lower()} was sent more than once; send it once"
+    assert len(edge.serving.calls) == before
+
+
 @pytest.mark.parametrize(
     "data",
     [

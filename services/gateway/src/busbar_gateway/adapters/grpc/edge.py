@@ -18,7 +18,7 @@ from busbar_gateway.adapters.grpc.goodbye import say_goodbye
 from busbar_gateway.adapters.grpc.inference import Inference
 from busbar_gateway.adapters.grpc.native import NativeServer, behind
 from busbar_gateway.adapters.grpc.statuses import Context, abort, metadata_of
-from busbar_gateway.domain.failures import Forbidden, Unauthenticated
+from busbar_gateway.domain.failures import Forbidden, InvalidInput, Unauthenticated
 
 SERVICE = "inference.GRPCInferenceService"
 
@@ -54,7 +54,7 @@ class _GuardedReflection(reflection_pb2_grpc.ServerReflectionServicer):
     ) -> AsyncIterator[Any]:
         try:
             self._inference.authenticate(metadata_of(context))
-        except (Unauthenticated, Forbidden) as error:
+        except (Unauthenticated, Forbidden, InvalidInput) as error:
             await abort(context, error)
         async for answer in self._open.ServerReflectionInfo(request_iterator, context):
             yield answer

@@ -20,6 +20,7 @@ from busbar_gateway.adapters.grpc.statuses import (
     Metadata,
     abort,
     metadata_of,
+    only_text_of,
     text_of,
 )
 from busbar_gateway.adapters.key_ring import KeyRing
@@ -28,6 +29,7 @@ from busbar_gateway.adapters.route_table import RouteTable
 from busbar_gateway.adapters.token_counts import ask_for_counts
 from busbar_gateway.domain.failures import (
     Forbidden,
+    InvalidInput,
     Unauthenticated,
     Unsupported,
     answer_for,
@@ -103,14 +105,17 @@ class Inference:
             call.fail(error, trailing)
 
     def authenticate(self, metadata: Metadata) -> Caller:
-        """Return the caller by the call's metadata; raise Unauthenticated or Forbidden."""
-        return self._keys.authenticate(text_of(metadata, "authorization"))
+        """Return the caller by the call's metadata.
+
+        Raises Unauthenticated or Forbidden, and InvalidInput for two credentials.
+        """
+        return self._keys.authenticate(only_text_of(metadata, "authorization"))
 
     async def model_stream_infer(self, requests: AsyncIterator[bytes], context: Context) -> None:
         """ModelStreamInfer, on bytes, for the grpcio server."""
         try:
             caller = self.authenticate(metadata_of(context))
-        except (Unauthenticated, Forbidden) as error:
+        except (Unauthenticated, Forbidden, InvalidInput) as error:
             await abort(context, error)
         under_way = asyncio.Semaphore(PIPELINED_MAX)
         writing = asyncio.Lock()

@@ -11,7 +11,12 @@ import structlog
 from busbar_errors import BusbarError, Unavailable
 
 from busbar_gateway.adapters.grpc.status_details import details, error_info, retry_info
-from busbar_gateway.domain.failures import InsufficientQuota, answer_for, reason_for
+from busbar_gateway.domain.failures import (
+    InsufficientQuota,
+    InvalidInput,
+    answer_for,
+    reason_for,
+)
 
 log = structlog.get_logger()
 
@@ -71,3 +76,14 @@ def text_of(metadata: Metadata, name: str) -> str | None:
         if key == name:
             return value if isinstance(value, str) else value.decode("latin-1")
     return None
+
+
+def only_text_of(metadata: Metadata, name: str) -> str | None:
+    """As `text_of`; raise InvalidInput when there is more than one."""
+    found = None
+    for key, value in metadata:
+        if key == name:
+            if found is not None:
+                raise InvalidInput(f"the metadata {name} was sent more than once; send it once")
+            found = value if isinstance(value, str) else value.decode("latin-1")
+    return found

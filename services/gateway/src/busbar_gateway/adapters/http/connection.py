@@ -16,7 +16,7 @@ from typing import Any, cast
 import httptools
 import orjson
 
-from busbar_gateway.adapters.http.cycle import ConnectionCycle, render_head
+from busbar_gateway.adapters.http.cycle import NEVER_TWICE, ConnectionCycle, render_head
 from busbar_gateway.adapters.http.identity import new_request_id, public_id
 from busbar_gateway.adapters.http.limits import HttpLimits
 from busbar_gateway.adapters.http.patience import Patience
@@ -72,6 +72,7 @@ class HttpConnection(asyncio.Protocol):
         self._url = b""
         self._headers: dict[bytes, bytes] = {}
         self._header_count = 0
+        self._said_twice = b""
         self._in_head = True
         self._head_begun = False
         """Whether a head began that is not complete; False before its first byte."""
@@ -159,6 +160,7 @@ class HttpConnection(asyncio.Protocol):
         self._url = b""
         self._headers = {}
         self._header_count = 0
+        self._said_twice = b""
         self._head_begun = True
 
     def on_url(self, url: bytes) -> None:
@@ -171,7 +173,11 @@ class HttpConnection(asyncio.Protocol):
         if self._header_count > self.bounds.max_headers:
             self._head_too_large = True
             raise _HeadTooLarge
-        self._headers.setdefault(name.lower(), value)
+        name = name.lower()
+        if name not in self._headers:
+            self._headers[name] = value
+        elif name in NEVER_TWICE:
+            self._said_twice = name
 
     def on_headers_complete(self) -> None:
         """Serve the request when its head is small enough."""
@@ -185,6 +191,7 @@ class HttpConnection(asyncio.Protocol):
             self._headers,
             keep_alive=version != "1.0" and self._parser.should_keep_alive() and self.stays(),
             understands_chunks=version != "1.0",
+            said_twice=self._said_twice,
         )
         self._in_head = self._head_begun = False
         self._patience.take_back()

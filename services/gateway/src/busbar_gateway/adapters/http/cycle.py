@@ -21,6 +21,10 @@ _CLOSE = (b"connection", b"close")
 _CHUNKED = (b"transfer-encoding", b"chunked")
 _PLAIN_PATH: Final = frozenset(b"?#%").isdisjoint
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+NEVER_TWICE: Final = frozenset(
+    {b"authorization", b"idempotency-key", b"inference-header-content-length"}
+)
+"""Headers of which a proxy in between might take the other one (RFC 9110, section 5.3)."""
 _UNREAD_BYTES_MAX = 64 * 1024
 """More of a body than this waits at the client until somebody reads it."""
 
@@ -33,6 +37,8 @@ class Cycle(Protocol):
     """Without the query, percent-decoded."""
     headers: dict[bytes, bytes]
     """By lower-case name, the first value of each."""
+    said_twice: bytes
+    """One of NEVER_TWICE that came more than once; empty when none did."""
     started: bool
     """Whether status and headers were written, or are about to be."""
     task: asyncio.Task[None] | None
@@ -105,6 +111,7 @@ class ConnectionCycle:
         "keep_alive",
         "method",
         "path",
+        "said_twice",
         "started",
         "task",
         "when_lost",
@@ -119,12 +126,14 @@ class ConnectionCycle:
         *,
         keep_alive: bool,
         understands_chunks: bool,
+        said_twice: bytes = b"",
     ) -> None:
         self._connection = connection
         self._url = url
         self.method = method
         self.path = _path_of(url)
         self.headers = headers
+        self.said_twice = said_twice
         self.keep_alive = keep_alive
         self.started = False
         self.answered = False
