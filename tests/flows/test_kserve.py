@@ -71,6 +71,21 @@ def test_tensors_over_grpc(grpc_client: Any, headers: dict[str, str]) -> None:
     assert result.get_response().id == "mine"
 
 
+@pytest.mark.parametrize("module", [triton_grpc, triton_http], ids=["grpc", "http"])
+def test_the_largest_elements_come_as_classes(
+    grpc_client: Any, http_client: Any, headers: dict[str, str], module: Any
+) -> None:
+    client = grpc_client if module is triton_grpc else http_client
+    output = module.InferRequestedOutput("OUTPUT0", class_count=2)
+    result = client.infer("simple", simple_inputs(module), outputs=[output], headers=headers)
+    described = client.get_server_metadata(headers=headers)
+    extensions = described.extensions if module is triton_grpc else described["extensions"]
+
+    largest = [element.decode().split(":") for element in result.as_numpy("OUTPUT0").ravel()]
+    assert [(int(float(value)), int(at)) for value, at in largest] == [(18, 15), (17, 14)]
+    assert "classification" in extensions
+
+
 @pytest.mark.parametrize("binary", [True, False])
 def test_tensors_over_http_in_json_and_binary(
     http_client: Any, headers: dict[str, str], binary: bool

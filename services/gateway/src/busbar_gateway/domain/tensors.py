@@ -32,6 +32,12 @@ BYTES_PER_ELEMENT = {
 """Size of one element on the wire; BYTES is not here because its elements have no fixed size."""
 DATATYPES = frozenset([*BYTES_PER_ELEMENT, "BYTES"])
 
+EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration", "parameters")
+"""Triton's extensions of the protocol that customers may use, by Triton's names.
+
+Not among them: sequences, shared memory, and what belongs to the operator.
+"""
+
 RANK_MAX = 32
 TENSORS_MAX = 1024
 _LENGTH_PREFIX_BYTES = 4

@@ -18,11 +18,11 @@ from busbar_gateway.domain.failures import (
     UnknownVersion,
 )
 from busbar_gateway.domain.routes import Caller, Route
+from busbar_gateway.domain.tensors import EXTENSIONS
 
 pb: Any = service_pb2  # the generated module has no types
 
 SERVER_NAME = "busbar"
-EXTENSIONS = ("binary_tensor_data", "model_configuration", "parameters")
 
 _OPERATORS = "models are deployed by the operator, not over this API"
 _OWN_MEMORY = "shared memory with the server is not offered; send the data in the request"

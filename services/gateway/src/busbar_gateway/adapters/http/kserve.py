@@ -30,10 +30,9 @@ from busbar_gateway.domain.failures import (
     Unsupported,
 )
 from busbar_gateway.domain.routes import Route
-from busbar_gateway.domain.tensors import check_inference, check_parameters
+from busbar_gateway.domain.tensors import EXTENSIONS, check_inference, check_parameters
 
 _INTEGERS_64 = {FieldDescriptor.CPPTYPE_INT64, FieldDescriptor.CPPTYPE_UINT64}
-EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration", "parameters")
 _COMPRESS_FROM_BYTES = 1024
 _COMPRESS_ASIDE_FROM_BYTES = 64 * 1024
 
