@@ -15,14 +15,12 @@ from gateway_harness import (
     TENANT,
     Platform,
     Say,
-    chunk,
     echo,
     eventually,
     failing,
     pb,
     request,
     response,
-    stream_of,
 )
 
 Kind = work_pb2.FailureKind
@@ -32,15 +30,6 @@ async def status_of(call: object) -> grpc.StatusCode:
     with pytest.raises(grpc.aio.AioRpcError) as failed:
         await call  # type: ignore[misc]
     return failed.value.code()
-
-
-def delivering(platform: Platform) -> bool:
-    return any(p.attempts.delivering for p in platform.gateway.dispatcher.pending.values())
-
-
-def waiting_for_chunks(platform: Platform) -> bool:
-    """Whether the edge has written all it has and asks for more."""
-    return any(p.waited_for for p in platform.gateway.dispatcher.pending.values())
 
 
 async def test_an_answer_is_charged_before_it_is_delivered(platform: Platform) -> None:
@@ -283,160 +272,6 @@ async def test_the_deadline_ends_the_request_and_the_work(platform: Platform) ->
     assert status is grpc.StatusCode.DEADLINE_EXCEEDED
     await eventually(lambda: agent.cancels, within_s=1)
     assert not (await platform.usage()).charged
-
-
-async def test_streams_deliver_every_chunk_and_charge_once(platform: Platform) -> None:
-    name, agent = await platform.deploy(decoupled=True)
-    agent.behaviour = stream_of(20)
-    stream = platform.stream()
-    await stream.write(request(name))
-    await stream.done_writing()
-
-    answers = [pb.ModelStreamInferResponse.FromString(m) async for m in stream]
-
-    assert [a.error_message for a in answers] == [""] * 20
-    assert agent.works[0].stream
-    [record] = (await platform.usage()).records
-    assert (record.input_tokens, record.output_tokens) == (3, 20)
-    assert record.response_bytes == sum(a.infer_response.ByteSize() for a in answers)
-    assert record.api == "kserve.grpc.stream"
-
-
-async def test_only_the_response_marked_final_ends_the_stream(platform: Platform) -> None:
-    name, agent = await platform.deploy(decoupled=True)
-
-    async def marked(work: work_pb2.InferenceWork, say: Say) -> None:
-        for sequence in range(3):
-            marking = {"triton_final_response": pb.InferParameter(bool_param=sequence == 2)}
-            await say(chunk=chunk(work, sequence, parameters=marking))
-        usage = work_pb2.WorkUsage(output_tokens=3)
-        await say(finished=work_pb2.WorkFinished(chunk_count=3, usage=usage))
-
-    agent.behaviour = marked
-    stream = platform.stream()
-    await stream.write(request(name))
-    seen = [pb.ModelStreamInferResponse.FromString(await stream.read()) for _ in range(3)]
-    charged = (await platform.usage()).records
-
-    assert seen[2].infer_response.parameters["triton_final_response"].bool_param
-    assert len(charged) == 1  # the last response leaves after the charge
-    assert charged[0].output_tokens == 3
-    stream.cancel()
-
-
-async def test_one_stream_carries_many_requests_each_charged_alone(platform: Platform) -> None:
-    plain, _ = await platform.deploy()
-    decoupled, agent = await platform.deploy(decoupled=True)
-    agent.behaviour = stream_of(3)
-    stream = platform.stream()
-    for number in range(10):
-        await stream.write(request(decoupled if number % 2 else plain))
-    await stream.write(request("no-such-model"))
-    await stream.write(b"\xff\xff")
-    await stream.done_writing()
-
-    answers = [pb.ModelStreamInferResponse.FromString(m) async for m in stream]
-
-    errors = sorted(a.error_message for a in answers if a.error_message)
-    assert errors == ["the message is not a ModelInferRequest", "there is no model 'no-such-model'"]
-    assert len(answers) == 5 + 5 * 3 + 2
-    assert len((await platform.usage()).charged) == 10
-
-
-async def test_an_abandoned_stream_is_charged_for_what_was_delivered(platform: Platform) -> None:
-    name, agent = await platform.deploy(decoupled=True)
-
-    async def two_then_wait(work: work_pb2.InferenceWork, say: Say) -> None:
-        for sequence in range(2):
-            part = chunk(work, sequence)
-            part.compute_us = 500 * (sequence + 1)
-            await say(chunk=part)
-
-    agent.behaviour = two_then_wait
-    stream = platform.stream()
-    await stream.write(request(name))
-    await stream.read()
-    await stream.read()
-    await eventually(lambda: waiting_for_chunks(platform))
-    began = time.monotonic()
-    stream.cancel()
-
-    await eventually(lambda: agent.cancels, within_s=1)
-    assert time.monotonic() - began < 1
-
-    async def records() -> list[object]:
-        return list((await platform.usage()).records)
-
-    [record] = await eventually(records)
-    assert record.outcome == UsageOutcome.USAGE_OUTCOME_ABANDONED
-    assert (record.output_tokens, record.compute_us) == (2, 1000)
-    await eventually(lambda: platform.gateway.usage.idle)
-
-
-async def test_a_chunk_is_charged_once_it_is_handed_over_though_its_write_goes_on(
-    platform: Platform,
-) -> None:
-    """A client can read a chunk and leave before the server hears that its write has ended."""
-    name, agent = await platform.deploy(decoupled=True)
-    more_than_a_window = b"x" * 4_000_000
-
-    async def one_large(work: work_pb2.InferenceWork, say: Say) -> None:
-        await say(chunk=chunk(work, 0, raw_output_contents=[more_than_a_window]))
-
-    agent.behaviour = one_large
-    stream = platform.stream()
-    await stream.write(request(name))
-    await eventually(lambda: delivering(platform))
-    assert not waiting_for_chunks(platform)
-    stream.cancel()
-
-    async def records() -> list[object]:
-        return list((await platform.usage()).records)
-
-    [record] = await eventually(records)
-    assert record.outcome == UsageOutcome.USAGE_OUTCOME_ABANDONED
-    assert record.output_tokens == 1
-
-
-async def test_a_stream_that_fails_half_way_is_free_and_says_so(platform: Platform) -> None:
-    name, agent = await platform.deploy(decoupled=True)
-
-    async def break_off(work: work_pb2.InferenceWork, say: Say) -> None:
-        await say(chunk=chunk(work, 0))
-        await eventually(lambda: delivering(platform))
-        await say(failed=work_pb2.WorkFailed(kind=Kind.FAILURE_KIND_UNAVAILABLE))
-
-    agent.behaviour = break_off
-    stream = platform.stream()
-    await stream.write(request(name))
-    await stream.done_writing()
-
-    answers = [pb.ModelStreamInferResponse.FromString(m) async for m in stream]
-
-    assert [bool(a.error_message) for a in answers] == [False, True]
-    assert "interrupted" in answers[1].error_message
-    assert len(agent.works) == 1
-    assert not (await platform.usage()).charged
-
-
-async def test_a_lost_chunk_is_noticed(platform: Platform) -> None:
-    name, agent = await platform.deploy(decoupled=True)
-
-    async def skip_one(work: work_pb2.InferenceWork, say: Say) -> None:
-        if work.attempt == 1:
-            await say(chunk=chunk(work, 1))
-        else:
-            await stream_of(2)(work, say)
-
-    agent.behaviour = skip_one
-    stream = platform.stream()
-    await stream.write(request(name))
-    await stream.done_writing()
-
-    answers = [pb.ModelStreamInferResponse.FromString(m) async for m in stream]
-
-    assert len(answers) == 2
-    assert [work.attempt for work in agent.works] == [1, 2]
 
 
 async def test_more_than_the_slots_wait_and_a_full_queue_refuses(platform: Platform) -> None:
