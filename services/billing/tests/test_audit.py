@@ -317,6 +317,57 @@ async def test_what_is_planted_is_found_and_named(
     assert any(planted_.detail in one.detail for one in named), found
 
 
+DOUBLED_PRICE = (
+    "ALTER TABLE prices DROP CONSTRAINT prices_pkey CASCADE",
+    """
+    INSERT INTO prices (version, price_class, component, amount_nanos, per_units)
+    SELECT version, price_class, component, 2 * amount_nanos, per_units FROM prices
+    WHERE version = 2 AND price_class = 'chat-small' AND component = 'output_token'
+    """,
+)
+DOUBLED_VERSION = (
+    "ALTER TABLE price_books DROP CONSTRAINT price_books_begin_alone",
+    """
+    INSERT INTO price_books
+    (version, currency, effective_from, charge_quantum_nanos, tenant_id, created_at)
+    OVERRIDING SYSTEM VALUE
+    SELECT -1, currency, effective_from, charge_quantum_nanos, tenant_id, created_at
+    FROM price_books WHERE version = 2
+    """,
+    """
+    INSERT INTO prices SELECT -1, price_class, component, amount_nanos + 1, per_units, free_units
+    FROM prices WHERE version = 2
+    """,
+)
+LOST_CLASSES = ("DELETE FROM price_tiers WHERE version = 2", "DELETE FROM prices WHERE version = 2")
+
+
+@pytest.mark.parametrize(
+    ("statements", "breach"),
+    [
+        (DOUBLED_PRICE, ("prices_plain", "price book 2")),
+        (DOUBLED_VERSION, ("prices_plain", "price book ")),
+        (LOST_CLASSES, ("charges_rated_again", "")),
+        (
+            ("UPDATE prices SET amount_nanos = 2 * amount_nanos WHERE version = 2",),
+            ("charges_rated_again", ""),
+        ),
+    ],
+    ids=["a price twice", "a version twice", "no prices", "a price changed"],
+)
+async def test_prices_changed_behind_a_running_auditor_are_found_by_its_next_audit(
+    ledger_copy: Database, busy: Parts, statements: tuple[str, ...], breach: tuple[str, str]
+) -> None:
+    books = busy.books
+    assert await busy.audited(books=books) == []
+
+    await plant(ledger_copy, *statements)
+
+    check, subject = breach
+    found = [(one.check, one.subject) for one in await busy.audited(books=books)]
+    assert [one for one in found if one[0] == check and one[1].startswith(subject)], found
+
+
 async def test_an_answer_that_was_delivered_and_not_charged_is_found(busy: Parts) -> None:
     missing = record()
     busy.stream.add([record("nobody"), record(input_tokens=10**10), missing])

@@ -48,6 +48,7 @@ from busbar_billing.adapters.on_duty import OnDuty
 from busbar_billing.adapters.postgres.adjustments import Adjustments
 from busbar_billing.adapters.postgres.audit_inbox import AuditedInbox
 from busbar_billing.adapters.postgres.audit_journal import AuditedJournal
+from busbar_billing.adapters.postgres.audit_prices import AuditedPrices
 from busbar_billing.adapters.postgres.audit_standing import AuditedStanding
 from busbar_billing.adapters.postgres.audit_walks import AuditWalks
 from busbar_billing.adapters.postgres.audit_work import AuditedWork
@@ -184,7 +185,7 @@ def build(database: Database, client: Client, wanted: asyncio.Event, settings: S
         adjustments=Adjustments(database, journal),
         credits=Credits(database),
         leakage=Leakage(database),
-        auditor=Auditor(audited(database, prices, client)),
+        auditor=Auditor(audited(database, client)),
         audit_walks=AuditWalks(database),
         duties=Duties(database),
         energy=EnergyPrices(database),
@@ -207,9 +208,11 @@ def build(database: Database, client: Client, wanted: asyncio.Event, settings: S
     )
 
 
-def audited(database: Database, prices: Prices, client: Client) -> Books:
-    """What is audited."""
+def audited(database: Database, client: Client) -> Books:
+    """What is audited, with prices of its own: what posting remembers is not what is kept."""
+    prices = Prices(database)
     return Books(
+        AuditedPrices(database, prices),
         AuditedJournal(database, prices),
         AuditedStanding(database),
         Answers(DeliveredAnswers(client), AuditedInbox(database, prices)),

@@ -13,6 +13,7 @@ import asyncpg
 from busbar_billing.adapters.postgres.adjustments import Adjustments
 from busbar_billing.adapters.postgres.audit_inbox import AuditedInbox
 from busbar_billing.adapters.postgres.audit_journal import AuditedJournal
+from busbar_billing.adapters.postgres.audit_prices import AuditedPrices
 from busbar_billing.adapters.postgres.audit_standing import AuditedStanding
 from busbar_billing.adapters.postgres.audit_work import AuditedWork
 from busbar_billing.adapters.postgres.database import Database as Pool
@@ -123,10 +124,12 @@ class Parts:
 
     @property
     def books(self) -> Books:
+        prices = self.prices
         return Books(
-            AuditedJournal(self.pool, self.prices),
+            AuditedPrices(self.pool, prices),
+            AuditedJournal(self.pool, prices),
             AuditedStanding(self.pool),
-            Answers(self.stream, AuditedInbox(self.pool, self.prices)),
+            Answers(self.stream, AuditedInbox(self.pool, prices)),
             AuditedWork(self.pool),
         )
 
@@ -139,10 +142,10 @@ class Parts:
         assert not report.refused
         self.stream.posting.discard(number)
 
-    async def audited(self, settled: UUID = LAST_ID) -> list[Breach]:
+    async def audited(self, settled: UUID = LAST_ID, books: Books | None = None) -> list[Breach]:
         """What an audit from zero finds."""
         report = Report()
-        await audit(self.books, settled, report, lambda _check, _rows: None)
+        await audit(books or self.books, settled, report, lambda _check, _rows: None)
         return report.breaches
 
 

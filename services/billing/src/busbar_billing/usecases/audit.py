@@ -16,9 +16,10 @@ from datetime import UTC, datetime
 from typing import Protocol
 from uuid import UUID
 
-from busbar_billing.domain.audit import journal, standing
+from busbar_billing.domain.audit import journal, price_rows, standing
 from busbar_billing.domain.audit.findings import Check, Report
 from busbar_billing.domain.audit.journal import InboxRow, Related, TransferRow
+from busbar_billing.domain.audit.price_rows import RepeatedPrice
 from busbar_billing.domain.audit.standing import (
     AccountRow,
     ClosedLease,
@@ -56,6 +57,22 @@ class InboxPiece:
 
     rows: Sequence[InboxRow]
     last: UUID | None
+
+
+@dataclass(frozen=True, slots=True)
+class PricesFound:
+    """The price book, and what it says more than once."""
+
+    books: PriceBooks
+    repeated: Sequence[RepeatedPrice]
+
+
+class Prices(Protocol):
+    """The price book that records are rated by."""
+
+    async def read_again(self) -> PricesFound:
+        """The book as it stands now; what is rated from now on is rated by it."""
+        ...
 
 
 class Journal(Protocol):
@@ -110,6 +127,7 @@ class Standing(Protocol):
 class Books:
     """Everything that is audited."""
 
+    prices: Prices
     journal: Journal
     standing: Standing
     answers: Answers
@@ -119,6 +137,7 @@ class Books:
 async def audit(books: Books, settled: UUID, report: Report, progress: Progress) -> None:
     """Check everything from zero. Transfers up to `settled` are all committed; those after it are
     read with the balances."""
+    await check_prices(books.prices, report)
     replayed = await replay(books.journal, FIRST_ID, settled, report, progress)
     await replay(books.journal, settled, LAST_ID, report, progress)
     await check_inbox(books.journal, report, progress)
@@ -130,6 +149,14 @@ async def audit(books: Books, settled: UUID, report: Report, progress: Progress)
     await check_leases(books.standing, report)
     await check_credits(books.standing, report)
     await check_statements(books.standing, report)
+
+
+async def check_prices(prices: Prices, report: Report) -> None:
+    """Read the price book, so that nothing is rated by what somebody remembers, and check it."""
+    found = await prices.read_again()
+    report.looked(len(found.books.newest_first), Check.PRICES_PLAIN)
+    report.add(price_rows.check_versions(found.books))
+    report.add(price_rows.check_repeated(found.repeated))
 
 
 async def replay(

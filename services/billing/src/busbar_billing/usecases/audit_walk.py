@@ -21,6 +21,7 @@ from busbar_billing.usecases.audit import (
     check_credits,
     check_inbox_piece,
     check_leases,
+    check_prices,
     check_statements,
     replay_piece,
 )
@@ -63,6 +64,7 @@ TimeLeft = Callable[[], bool]
 async def follow(books: Books, walk: Walk, settled: UUID, report: Report, go_on: TimeLeft) -> bool:
     """Check what was posted since the mark, up to `settled`, and what stands beside it; returns
     whether that was all."""
+    await check_prices(books.prices, report)
     done = await _replay(books, walk, settled, report, go_on)
     done = await _compare(books, walk, report, go_on) and done
     await check_leases(books.standing, report)

@@ -49,11 +49,19 @@ class Prices:
 
     async def current(self, connection: Connection) -> PriceBooks:
         """Every version, as this connection sees them. A version never changes once it is there."""
-        newest = await connection.fetchval("SELECT coalesce(max(version), 0) FROM price_books")
-        if newest != self._newest_version:
-            self._books = await _read_books(connection)
-            self._newest_version = newest
+        if await self._newest(connection) != self._newest_version:
+            return await self.read_again(connection)
         return self._books
+
+    async def read_again(self, connection: Connection) -> PriceBooks:
+        """Every version as it stands, whatever was read before: for who does not trust that."""
+        newest = await self._newest(connection)
+        self._books = await _read_books(connection)
+        self._newest_version = newest
+        return self._books
+
+    async def _newest(self, connection: Connection) -> int:
+        return await connection.fetchval("SELECT coalesce(max(version), 0) FROM price_books")
 
     async def add(self, book: PriceBook) -> PriceBook:
         """Add a version, numbering it; raise Conflict when it overlaps another one."""

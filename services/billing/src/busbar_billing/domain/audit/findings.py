@@ -25,6 +25,7 @@ class Check(StrEnum):
     ENERGY_BOOKED = "energy_booked"
     WORK_JOINED = "work_joined"
     WORK_NUMBERED = "work_numbered"
+    PRICES_PLAIN = "prices_plain"
     STATEMENTS_NUMBERED = "statements_numbered"
 
     @property
@@ -46,6 +47,7 @@ _SAYS = {
     Check.ENERGY_BOOKED: "energy of measured work is booked at the price known at the time",
     Check.WORK_JOINED: "work is measured for the tenant who is charged for it",
     Check.WORK_NUMBERED: "cost records of each agent's run arrive without gaps",
+    Check.PRICES_PLAIN: "at each moment one price is in force, and no other",
     Check.STATEMENTS_NUMBERED: "statements are numbered without gaps",
 }
 

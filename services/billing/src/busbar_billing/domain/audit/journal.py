@@ -146,8 +146,9 @@ def _check_charge(charge: TransferRow, related: Related, books: PriceBooks) -> l
     try:
         rating = rate(row.record, books.version(row.price_version), row.before)
         wanted = _in_force(row, books)
-    except BusbarError as error:
-        detail = f"cannot be rated again: {error.reason}"
+    except (BusbarError, KeyError) as error:
+        why = error.reason if isinstance(error, BusbarError) else f"there is no class {error}"
+        detail = f"cannot be rated again by price book {row.price_version}: {why}"
         return [Breach(Check.CHARGES_RATED_AGAIN, subject, detail)]
     details = [*_misrated(row, rating, wanted), *_misposted(charge, row, rating)]
     return [Breach(Check.CHARGES_RATED_AGAIN, subject, detail) for detail in details]

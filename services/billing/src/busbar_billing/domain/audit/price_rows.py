@@ -1,0 +1,53 @@
+"""The price book against itself: at each moment one price, and no other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+
+from busbar_billing.domain.audit.findings import Breach, Check
+from busbar_billing.domain.prices import PriceBook, PriceBooks
+
+
+@dataclass(frozen=True, slots=True)
+class RepeatedPrice:
+    """A price or tier that one version says more than once."""
+
+    version: int
+    price_class: str
+    component: str
+    rows: int
+
+
+def check_versions(books: PriceBooks) -> list[Breach]:
+    """Of no line do two versions begin together, or one before the other has ended."""
+    found: list[Breach] = []
+    for newer, older in pairwise(books.newest_first):
+        if newer.line != older.line:
+            continue
+        detail = _overlap(older, newer)
+        if detail:
+            found.append(Breach(Check.PRICES_PLAIN, f"price book {newer.version}", detail))
+    return found
+
+
+def _overlap(older: PriceBook, newer: PriceBook) -> str:
+    until = older.effective_until_unix_ns
+    if older.effective_from_unix_ns == newer.effective_from_unix_ns:
+        return f"begins at the same moment as price book {older.version}"
+    if until is not None and newer.effective_from_unix_ns < until:
+        return f"begins before price book {older.version} has ended"
+    return ""
+
+
+def check_repeated(prices: Iterable[RepeatedPrice]) -> list[Breach]:
+    """Each version says each price once."""
+    return [
+        Breach(
+            Check.PRICES_PLAIN,
+            f"price book {one.version}",
+            f"says {one.component} of {one.price_class} {one.rows} times",
+        )
+        for one in prices
+    ]
