@@ -11,6 +11,7 @@ import httpx
 import pytest
 from busbar_runtime.platform import Platform
 from harness.operator import Customer, Operator
+from harness.polling import eventually
 
 CHAT: dict[str, Any] = {
     "model": "tiny-lm",
@@ -54,6 +55,35 @@ async def test_eight_at_once_and_one_later_are_one_answer_and_one_charge(
     assert other.status_code == HTTPStatus.CONFLICT
     assert len(await operator.usage(customer.tenant_id)) == 1
     assert await operator.balance(customer.tenant_id) == before - record["amount_nanos"]
+
+
+async def test_a_kept_answer_is_for_those_who_may_ask_for_it(
+    platform: Platform, operator: Operator, customer: Customer
+) -> None:
+    keyed = {"idempotency-key": secrets.token_hex(8)}
+    tenant = f"/admin/v1/tenants/{customer.tenant_id}"
+    narrow = await operator.key(customer.tenant_id, ["simple"])
+    as_narrow = keyed | {"authorization": f"Bearer {narrow['key']}"}
+
+    async with client_of(platform, customer) as client:
+
+        async def ask(headers: dict[str, str]) -> tuple[int, bool]:
+            answer = await client.post("/v1/chat/completions", json=CHAT, headers=headers)
+            return answer.status_code, "idempotent-replayed" in answer.headers
+
+        async def comes_to(headers: dict[str, str], expected: tuple[int, bool]) -> None:
+            await eventually(
+                lambda: ask(headers), within_s=10, what=f"{expected}", until=expected.__eq__
+            )
+
+        assert await ask(keyed) == (HTTPStatus.OK, False)
+        await comes_to(as_narrow, (HTTPStatus.NOT_FOUND, False))
+        await operator.json("billing", "POST", f"{tenant}/suspend", json={"reason": "unpaid"})
+        await comes_to(keyed, (HTTPStatus.FORBIDDEN, False))
+        await operator.json("billing", "POST", f"{tenant}/resume")
+        await comes_to(keyed, (HTTPStatus.OK, True))
+
+    assert len(await operator.usage(customer.tenant_id)) == 1
 
 
 async def test_a_key_is_its_tenants_own(

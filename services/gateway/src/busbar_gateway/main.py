@@ -33,7 +33,7 @@ from busbar_gateway.adapters.grpc.edge import serve_grpc
 from busbar_gateway.adapters.grpc.goodbye import say_goodbye
 from busbar_gateway.adapters.grpc.inference import Inference
 from busbar_gateway.adapters.http.app import create_app, server_options
-from busbar_gateway.adapters.http.idempotency import Idempotency
+from busbar_gateway.adapters.http.idempotency import Idempotency, MayAsk
 from busbar_gateway.adapters.http.limits import HttpLimits
 from busbar_gateway.adapters.http.services import Services
 from busbar_gateway.adapters.idempotency_store import IdempotencyStore
@@ -44,6 +44,7 @@ from busbar_gateway.adapters.presence import Gateways, Heartbeat
 from busbar_gateway.adapters.price_table import PriceTable
 from busbar_gateway.adapters.route_table import RouteTable
 from busbar_gateway.adapters.usage_log import UsageLog
+from busbar_gateway.domain.routes import Caller
 from busbar_gateway.settings import GatewaySettings
 from busbar_gateway.usecases.admitting import Admissions
 from busbar_gateway.usecases.crediting import Credit
@@ -106,7 +107,7 @@ def build(settings: GatewaySettings, client: Client, metrics: Metrics) -> Gatewa
     """Put the parts together. Raises OSError when the state directory cannot be used."""
     gateway_id, region = settings.gateway_id, settings.region
     tracer = configure_tracing("gateway", settings.otlp_endpoint)
-    routes, policies = RouteTable(), PolicyTable()
+    routes, policies, prices = RouteTable(), PolicyTable(), PriceTable()
     limiting = Limiting(policies.current)
     clock = BusClock(observe=metrics.clock_ahead)
     gateways = Gateways(region, gateway_id, limiting, clock)
@@ -130,7 +131,6 @@ def build(settings: GatewaySettings, client: Client, metrics: Metrics) -> Gatewa
     usage = _usage_log(settings, client, metrics)
     tracing = _request_tracing(settings, tracer)
     run_id = uuid_utils.uuid7().hex
-    prices = PriceTable()
     desk = CreditDesk(client, gateway_id=gateway_id, run_id=run_id)
     credit = Credit(desk, lambda: prices.current, clock.unix_ns)
     heartbeat = Heartbeat(
@@ -165,6 +165,7 @@ def build(settings: GatewaySettings, client: Client, metrics: Metrics) -> Gatewa
             gateway_id=gateway_id,
             run_id=run_id,
             is_gone=gateways.is_gone,
+            may_ask=_may_ask(routes, limiting),
             unix_s=clock.unix_s,
         ),
         collaborators=Collaborators(
@@ -172,6 +173,17 @@ def build(settings: GatewaySettings, client: Client, metrics: Metrics) -> Gatewa
         ),
         tracer=tracer,
     )
+
+
+def _may_ask(routes: RouteTable, limiting: Limiting) -> MayAsk:
+    """As a request itself: first whether there is such a model, then whether its tenant is
+    served."""
+
+    def check(caller: Caller, model: str) -> None:
+        routes.check_open(caller, model)
+        limiting.check_served(caller.tenant_id)
+
+    return check
 
 
 def _request_tracing(settings: GatewaySettings, tracer: Tracer) -> RequestTracing:

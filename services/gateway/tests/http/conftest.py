@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 from busbar_gateway.adapters.http.limits import HttpLimits
 from busbar_observability.logs import configure_logging
-from http_harness import KEY, LIMITS, RunningEdge, poll, running
+from http_harness import LIMITS, RunningEdge, poll, running
+from stand_ins import KEY
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from busbar_gateway.adapters.idempotency_store import Found
 from busbar_gateway.domain.failures import ModelFailed, Unavailable
 from busbar_gateway.domain.idempotency import Entry, entry_name
 from http_harness import RunningEdge
+from stand_ins import NARROW_KEY
 
 INFER = "/v2/models/echo-fp32/infer"
 CHAT = "/v1/chat/completions"
@@ -111,6 +113,57 @@ def test_what_is_no_key_is_refused(edge: RunningEdge, key: str) -> None:
 
     assert status == 400
     assert "Idempotency-Key" in json.loads(answer)["error"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "headers"),
+    [
+        (INFER, tensor(), {}),
+        (CHAT, chat("one two"), {}),
+        (CHAT, chat("one two", stream=True), {}),
+        (CHAT, gzip.compress(chat("one two"), mtime=0), {"Content-Encoding": "gzip"}),
+    ],
+    ids=["tensor", "chat", "stream", "gzip"],
+)
+def test_a_kept_answer_is_refused_to_a_key_that_may_not_ask_for_it(
+    edge: RunningEdge, name: str, path: str, body: bytes, headers: dict[str, str]
+) -> None:
+    assert post(edge, path, body, name, **headers)[0] == 200
+    narrow = {**headers, "Authorization": f"Bearer {NARROW_KEY}"}
+    status, answered, answer = post(edge, path, body, name, **narrow)
+
+    assert status == 404
+    assert "idempotent-replayed" not in answered
+    assert b"there is no model" in answer
+    assert post(edge, path, body, name, **headers)[1]["idempotent-replayed"] == "true"
+
+
+def test_a_kept_answer_is_refused_while_the_tenant_is_suspended(
+    edge: RunningEdge, name: str
+) -> None:
+    assert post(edge, CHAT, chat("one two"), name)[0] == 200
+    edge.leave.suspended = "unpaid"
+    refused = post(edge, CHAT, chat("one two"), name)
+    edge.leave.suspended = ""
+    resumed = post(edge, CHAT, chat("one two"), name)
+
+    assert refused[0] == 403
+    assert json.loads(refused[2])["error"]["message"] == "unpaid"
+    assert resumed[1]["idempotent-replayed"] == "true"
+
+
+def test_a_request_in_flight_is_not_joined_by_a_key_that_may_not_ask_for_it(
+    edge: RunningEdge, name: str, until: Until
+) -> None:
+    served = len(edge.serving.calls)
+    body = chat("!late a")
+    with ThreadPoolExecutor(1) as clients:
+        first = clients.submit(post, edge, CHAT, body, name)
+        until(lambda: len(edge.serving.calls) > served)
+        status, _, _ = post(edge, CHAT, body, name, Authorization=f"Bearer {NARROW_KEY}")
+
+        assert status == 404
+        assert first.result()[0] == 200
 
 
 def test_a_failure_is_not_kept(edge: RunningEdge, name: str) -> None:

@@ -24,11 +24,8 @@ from busbar_gateway.adapters.http.limits import HttpLimits
 from busbar_gateway.adapters.http.services import Services
 from busbar_gateway.domain.failures import (
     ModelFailed,
-    Unauthenticated,
-    UnknownDeployment,
 )
 from busbar_gateway.domain.routes import (
-    Caller,
     Manifest,
     ModelSignature,
     Route,
@@ -40,10 +37,10 @@ from busbar_gateway.usecases.calls import Answer, Chunk, InferenceCall, RefusedC
 from busbar_observability.ops import serve_http
 from memory_store import MemoryStore
 from raw_http import read_answer
+from stand_ins import KEY, StandInKeys, StandInLeave, StandInRoutes
 from tritonclient.grpc import model_config_pb2, service_pb2
 from tritonclient.utils import deserialize_bytes_tensor
 
-KEY = "bb_the-key-of-the-tests"
 TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'assistant' and loop.first %}"
     "{{ raise_exception('the first message cannot be the assistant\\'s') }}{% endif %}"
@@ -385,27 +382,6 @@ def answer_of(model: str, request: service_pb2.ModelInferRequest) -> service_pb2
     return response
 
 
-class StandInKeys:
-    def authenticate(self, authorization: str | None) -> Caller:
-        if authorization != f"Bearer {KEY}":
-            raise Unauthenticated("this API key is unknown or was revoked")
-        return Caller("acme", "key-1")
-
-
-@dataclass
-class StandInRoutes:
-    names: frozenset[str]
-
-    def visible(self, caller: Caller) -> list[Route]:
-        return [r for r in ROUTES if r.open_to(caller) and r.deployment in self.names]
-
-    def find(self, caller: Caller, name: str) -> Route:
-        for route in self.visible(caller):
-            if route.deployment == name:
-                return route
-        raise UnknownDeployment(f"there is no model {name[:64]!r}")
-
-
 @dataclass
 class RunningEdge:
     """The edge under test."""
@@ -414,6 +390,7 @@ class RunningEdge:
     serving: StandInServing
     not_ready: list[str]
     store: MemoryStore
+    leave: StandInLeave
 
     @property
     def url(self) -> str:
@@ -469,12 +446,16 @@ def running(
     """Run an edge with some of the models, in a thread with an event loop of its own."""
     serving, not_ready = StandInServing(), list[str]()
     store = MemoryStore()
+    routes = StandInRoutes(ROUTES, models)
+    leave = StandInLeave(routes)
     idempotency = Idempotency(
-        store, gateway_id="g1", run_id="run-2", is_gone=lambda _gateway, run: run == "run-1"
+        store,
+        gateway_id="g1",
+        run_id="run-2",
+        is_gone=lambda _gateway, run: run == "run-1",
+        may_ask=leave.check,
     )
-    services = Services(
-        serving, StandInKeys(), StandInRoutes(models), idempotency, limits, lambda: not_ready
-    )
+    services = Services(serving, StandInKeys(), routes, idempotency, limits, lambda: not_ready)
     ports: list[int] = []
     up = threading.Event()
     loop = uvloop.new_event_loop()
@@ -491,7 +472,7 @@ def running(
     thread.start()
     assert up.wait(10)
     try:
-        yield RunningEdge(ports[0], serving, not_ready, store)
+        yield RunningEdge(ports[0], serving, not_ready, store, leave)
     finally:
         loop.call_soon_threadsafe(stop.set)
         thread.join(10)

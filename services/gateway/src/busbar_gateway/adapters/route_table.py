@@ -59,7 +59,15 @@ class RouteTable:
         """
         if name in self._routes and self._open(name, caller):
             return self._routes[name]
-        raise UnknownDeployment(f"there is no model {name[:64]!r}")
+        raise _unknown(name)
+
+    def check_open(self, caller: Caller, name: str) -> None:
+        """Raise UnknownDeployment when the caller may not have a deployment's answers. It may have
+        those of one that was withdrawn since."""
+        route = self._routes.get(name)
+        allowed = route.open_to(caller) if route is not None else caller.may_name(name)
+        if not allowed:
+            raise _unknown(name)
 
     def current(self, name: str) -> Route | None:
         """The route as it is now, whoever asks; None when it was withdrawn."""
@@ -97,6 +105,10 @@ class RouteTable:
             return
         self._fencing_tokens[key] = stored.fencing_token
         self._routes[key] = route
+
+
+def _unknown(name: str) -> UnknownDeployment:
+    return UnknownDeployment(f"there is no model {name[:64]!r}")
 
 
 def read_route(stored: plan_pb2.Route) -> Route:

@@ -19,6 +19,10 @@ class Caller:
     project_id: str = ""
     """Empty: the tenant's default project."""
 
+    def may_name(self, deployment: str) -> bool:
+        """Whether the key's allow-list has it, or it has none."""
+        return not self.deployments or deployment in self.deployments
+
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
@@ -117,4 +121,4 @@ class Route:
         """Whether this caller may know of the deployment at all."""
         if self.tenants and caller.tenant_id not in self.tenants:
             return False
-        return not caller.deployments or self.deployment in caller.deployments
+        return caller.may_name(self.deployment)

@@ -37,6 +37,12 @@ class Limiting:
             raise _refusal(found)
         return found
 
+    def check_served(self, tenant_id: str) -> None:
+        """Raise Forbidden for a suspended tenant."""
+        reason = self._policy(tenant_id).suspended_reason
+        if reason:
+            raise Forbidden(reason)
+
     def leave(self, tenant_id: str, grant: Grant, input_tokens: int, output_tokens: int) -> None:
         """The request has ended, having used that."""
         used = input_tokens + output_tokens

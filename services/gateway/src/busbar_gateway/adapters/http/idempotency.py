@@ -20,6 +20,7 @@ from typing import Protocol
 import structlog
 from busbar_errors import BusbarError
 
+from busbar_gateway.adapters.http.asked_model import asked_model
 from busbar_gateway.adapters.http.errors import Headers
 from busbar_gateway.adapters.http.exchange import Exchange
 from busbar_gateway.adapters.http.limits import ClientGone, HttpLimits
@@ -39,6 +40,7 @@ from busbar_gateway.domain.idempotency import (
     fingerprint_of,
     next_step,
 )
+from busbar_gateway.domain.routes import Caller
 
 KEPT_BYTES_MAX = 4 * 1024 * 1024
 """A larger answer is given once and not kept."""
@@ -55,6 +57,8 @@ _CLEARING_MAX = 512
 _OK = range(200, 300)
 
 Serve = Callable[[Exchange], Awaitable[None]]
+MayAsk = Callable[[Caller, str], None]
+"""Raises what a caller's request for a model would be refused with whatever else it says."""
 Record = Callable[[int, Headers, bytes, bool], Awaitable[None]]
 """Takes status, headers, a part of the answer, and whether more parts come."""
 _log = structlog.get_logger()
@@ -160,6 +164,7 @@ class Idempotency:
         gateway_id: str,
         run_id: str,
         is_gone: Callable[[str, str], bool],
+        may_ask: MayAsk,
         unix_s: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
@@ -167,14 +172,21 @@ class Idempotency:
         self._gateway_id = gateway_id
         self._run_id = run_id
         self._is_gone = is_gone
+        self._may_ask = may_ask
         self._running: dict[str, Recording] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._clearing: set[asyncio.Task[None]] = set()
 
     async def answer(self, exchange: Exchange, serve: Serve) -> None:
-        """Answer with what the key's request is or was answered with; serve it when it is new."""
+        """Answer with what the key's request is or was answered with; serve it when it is new.
+
+        An answer belongs to a tenant, and not all of its API keys may have every model's.
+        """
         key = checked_key(exchange.header(b"idempotency-key") or b"")
         body = await exchange.cycle.body(exchange.limits)
+        model = asked_model(exchange, body)
+        if model is not None:
+            self._may_ask(exchange.caller, model)
         fingerprint = fingerprint_of(
             (
                 exchange.cycle.query,
