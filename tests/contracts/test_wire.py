@@ -10,7 +10,7 @@ from busbar_contracts.billing.v1.events_pb2 import (
     WebhookDisabled,
 )
 from busbar_contracts.billing.v1.keys_pb2 import ApiKey
-from busbar_contracts.gateway.v1.status_pb2 import DeploymentLoad, GatewayStatus
+from busbar_contracts.gateway.v1.status_pb2 import DeploymentLoad, GatewayStatus, VersionOutcomes
 from busbar_contracts.gateway.v1.usage_pb2 import UsageOutcome, UsageRecord, UsageRecorded
 from busbar_contracts.node.v1.work_pb2 import (
     FailureKind,
@@ -30,8 +30,21 @@ from busbar_contracts.scheduler.v1.bundle_pb2 import (
     SealedBundle,
 )
 from busbar_contracts.scheduler.v1.demand_pb2 import DemandHistory, DemandSeason
-from busbar_contracts.scheduler.v1.deployment_pb2 import Deployment
-from busbar_contracts.scheduler.v1.plan_pb2 import NodePlacement, ReplicaAssignment, Route
+from busbar_contracts.scheduler.v1.deployment_pb2 import (
+    Canary,
+    Deployment,
+    RolledBack,
+    Rollout,
+    RolloutPhase,
+)
+from busbar_contracts.scheduler.v1.events_pb2 import RolloutMoved
+from busbar_contracts.scheduler.v1.plan_pb2 import (
+    CanaryRoute,
+    NodePlacement,
+    ReplicaAssignment,
+    Route,
+    RouteTarget,
+)
 from busbar_errors import Rejected
 from busbar_messaging.dispositions import decode
 from google.protobuf.message import Message
@@ -140,6 +153,61 @@ GOLDEN: list[tuple[Message, str]] = [
     (
         Route(deployment="d", fencing_token=9, wakes=True, wakes_within_ms=1500),
         "0a01641009580160dc0b",
+    ),
+    (
+        Route(
+            deployment="d",
+            canary=CanaryRoute(
+                track="d--canary",
+                bundle_digest="x",
+                percent=10,
+                targets=[RouteTarget(region="r", ready_slots=2, ready_replicas=1)],
+            ),
+        ),
+        "0a01646a190a09642d2d63616e617279120178180a22070a017210021801",
+    ),
+    (
+        DeploymentLoad(
+            deployment="d",
+            versions=[
+                VersionOutcomes(
+                    bundle_digest="x",
+                    answered_count=1,
+                    failed_count=2,
+                    timed_count=3,
+                    log_latency_sum=0.5,
+                    log_latency_square_sum=0.25,
+                )
+            ],
+        ),
+        "0a0164521b0a017810011802200329000000000000e03f31000000000000d03f",
+    ),
+    (
+        Deployment(
+            name="d",
+            rollout=Rollout(
+                canary_percent=10,
+                observe_s=120,
+                max_error_ratio=0.5,
+                max_latency_ratio=1.5,
+                min_samples=50,
+                ready_within_s=600,
+            ),
+            canary=Canary(
+                bundle_digest="x",
+                phase=RolloutPhase.ROLLOUT_PHASE_TAKING_OVER,
+                percent=50,
+                since_unix_ms=7,
+            ),
+            rolled_back=RolledBack(bundle_digest="y", reason="slow", at_unix_ms=8),
+        ),
+        "0a016482011b080a107819000000000000e03f21000000000000f83f283230d8048a01090a017818022032280792010b0a01791204736c6f771808",
+    ),
+    (
+        RolloutMoved(
+            deployment="d", bundle_digest="x", percent=50, rolled_back=True, reason="slow"
+        ),
+        "0a0164120178183220012a04736c6f77",
     ),
     (
         GatewayStatus(

@@ -39,6 +39,7 @@ from busbar_gateway.adapters.http.services import Services
 from busbar_gateway.adapters.idempotency_store import IdempotencyStore
 from busbar_gateway.adapters.key_ring import KeyRing
 from busbar_gateway.adapters.metrics import Metrics
+from busbar_gateway.adapters.model_response import is_response
 from busbar_gateway.adapters.policy_table import PolicyTable
 from busbar_gateway.adapters.presence import Gateways, Heartbeat
 from busbar_gateway.adapters.price_table import PriceTable
@@ -120,14 +121,7 @@ def build(settings: GatewaySettings, client: Client, metrics: Metrics) -> Gatewa
         gateways=gateways.count,
         policy=policies.current,
     )
-    dispatcher = Dispatcher(
-        bus,
-        reply_subject=bus.reply_subject,
-        region=region,
-        current_route=routes.current,
-        redispatched=metrics.redispatched,
-        unix_ns=clock.unix_ns,
-    )
+    dispatcher = _dispatcher(region, bus, routes, metrics, clock)
     usage = _usage_log(settings, client, metrics)
     tracing = _request_tracing(settings, tracer)
     run_id = uuid_utils.uuid7().hex
@@ -142,7 +136,7 @@ def build(settings: GatewaySettings, client: Client, metrics: Metrics) -> Gatewa
         limiting=limiting,
         loads=metrics.loads,
         clock=clock,
-        troubles=dispatcher.troubles,
+        dispatcher=dispatcher,
     )
     return Gateway(
         client=client,
@@ -186,6 +180,20 @@ def _may_ask(routes: RouteTable, limiting: Limiting) -> MayAsk:
     return check
 
 
+def _dispatcher(
+    region: str, bus: WorkBus, routes: RouteTable, metrics: Metrics, clock: BusClock
+) -> Dispatcher:
+    return Dispatcher(
+        bus,
+        reply_subject=bus.reply_subject,
+        region=region,
+        current_route=routes.current,
+        redispatched=metrics.redispatched,
+        readable=is_response,
+        unix_ns=clock.unix_ns,
+    )
+
+
 def _request_tracing(settings: GatewaySettings, tracer: Tracer) -> RequestTracing:
     slow_after_s = settings.trace_slow_after.total_seconds()
     return RequestTracing(tracer, ratio=settings.trace_sample_ratio, slow_after_s=slow_after_s)
@@ -208,7 +216,12 @@ async def running(gateway: Gateway, region: str) -> AsyncIterator[None]:
     """Keep the background work of a gateway going while the context is open."""
     routes, admissions = gateway.routes, gateway.admissions
     watchdog = Watchdog(gateway.bus, gateway.dispatcher.pending, region)
-    routes.on_change(admissions.capacity_changed)
+
+    def routes_changed() -> None:
+        admissions.capacity_changed()
+        gateway.dispatcher.routes_changed()
+
+    routes.on_change(routes_changed)
     admissions.on_asked(gateway.heartbeat.hurry)
 
     sharing = gateway.gateways.count()

@@ -8,6 +8,17 @@ from tritonclient.grpc import service_pb2
 from busbar_gateway.domain.failures import ModelFailed
 
 
+def is_response(payload: bytes) -> bool:
+    """Whether this is an inference.ModelInferResponse with something in it.
+
+    Triton's Python backend answers OK with nothing where its numpy is of the wrong version.
+    """
+    try:
+        return bool(read_response(payload).outputs)
+    except ModelFailed:
+        return False
+
+
 def read_response(payload: bytes) -> service_pb2.ModelInferResponse:
     """Parse an inference.ModelInferResponse; raise ModelFailed when it is none."""
     try:

@@ -12,6 +12,7 @@ from busbar_contracts.gateway.v1.status_pb2 import (
     GatewayStatus,
     NodeTrouble,
     TenantDemand,
+    VersionOutcomes,
 )
 from busbar_messaging import topology
 from busbar_messaging.watching import Deleted, Put, follow
@@ -22,9 +23,9 @@ from nats.errors import Error as NatsError
 from busbar_gateway.adapters.bus_clock import BusClock
 from busbar_gateway.domain.limits import Demand
 from busbar_gateway.usecases.admitting import Admissions
+from busbar_gateway.usecases.dispatch import Dispatcher
 from busbar_gateway.usecases.limiting import Limiting
 from busbar_gateway.usecases.loads import Load
-from busbar_gateway.usecases.troubles import NodeTroubles
 
 log = structlog.get_logger()
 
@@ -104,10 +105,10 @@ class Heartbeat:
         limiting: Limiting,
         loads: dict[str, Load],
         clock: BusClock,
-        troubles: NodeTroubles,
+        dispatcher: Dispatcher,
     ) -> None:
         self._client = client
-        self._troubles = troubles
+        self._troubles, self._trials = dispatcher.troubles, dispatcher.trials
         self._region = region
         self._gateway_id = gateway_id
         self._run_id = run_id
@@ -188,6 +189,17 @@ class Heartbeat:
             input_tokens=load.input_tokens,
             output_tokens=load.output_tokens,
             unready_count=self._admissions.unready_count(deployment),
+            versions=[
+                VersionOutcomes(
+                    bundle_digest=digest,
+                    answered_count=one.answered,
+                    failed_count=one.failed,
+                    timed_count=one.timed,
+                    log_latency_sum=one.log_latency_sum,
+                    log_latency_square_sum=one.log_latency_square_sum,
+                )
+                for digest, one in self._trials.of(deployment)
+            ],
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import structlog
@@ -16,6 +16,7 @@ from tritonclient.grpc import model_config_pb2, service_pb2
 from busbar_gateway.domain.failures import UnknownDeployment
 from busbar_gateway.domain.routes import (
     Caller,
+    Canary,
     Manifest,
     ModelSignature,
     Route,
@@ -134,14 +135,25 @@ def read_route(stored: plan_pb2.Route) -> Route:
             ),
         ),
         created_unix_s=stored.created_unix_ms // 1000,
-        targets=tuple(Target(t.region, t.ready_slots) for t in stored.targets),
+        targets=_targets(stored.targets),
         tenants=frozenset(stored.tenants),
         signature=_signature(stored.model_metadata, stored.model_config),
         metadata=stored.model_metadata,
         config=stored.model_config,
         unready_reason=stored.unready_reason,
         wakes_within_s=max(1, stored.wakes_within_ms) / 1000 if stored.wakes else 0.0,
+        digest=stored.bundle_digest,
+        canary=_canary(stored.canary) if stored.HasField("canary") else None,
     )
+
+
+def _canary(stored: plan_pb2.CanaryRoute) -> Canary:
+    targets = _targets(stored.targets)
+    return Canary(stored.track, stored.bundle_digest, stored.percent, targets)
+
+
+def _targets(stored: Iterable[plan_pb2.RouteTarget]) -> tuple[Target, ...]:
+    return tuple(Target(one.region, one.ready_slots) for one in stored)
 
 
 def _signature(metadata: bytes, config: bytes) -> ModelSignature | None:

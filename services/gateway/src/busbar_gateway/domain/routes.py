@@ -78,6 +78,41 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
+class Canary:
+    """Another version of a deployment, which takes a share of its requests."""
+
+    track: str
+    """What takes the place of the deployment's name in its queue and at Triton."""
+    digest: str
+    percent: int
+    targets: tuple[Target, ...] = ()
+    ready_slots: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ready_slots", sum(target.ready_slots for target in self.targets))
+
+    @property
+    def takes_work(self) -> bool:
+        """Whether any request goes to it."""
+        return self.percent > 0 and self.ready_slots > 0
+
+
+_PERCENT = 100
+
+
+def slots_together(stable_slots: int, canary: Canary | None) -> int:
+    """Requests that both versions can work on at once while each gets its share of them."""
+    if canary is None or not canary.takes_work:
+        return stable_slots
+    if not stable_slots or canary.percent >= _PERCENT:
+        return canary.ready_slots
+    left_percent = _PERCENT - canary.percent
+    return min(
+        stable_slots * _PERCENT // left_percent, canary.ready_slots * _PERCENT // canary.percent
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Route:
     """A deployment as customers meet it."""
 
@@ -96,10 +131,19 @@ class Route:
     unready_reason: str = ""
     wakes_within_s: float = 0.0
     """How long it takes to be ready once it is asked for; 0 when asking does not bring it back."""
+    digest: str = ""
+    """Bundle of the version that serves."""
+    canary: Canary | None = None
+    """Another version that is being tried."""
+    stable_slots: int = field(init=False, default=0)
+    """Of the version that serves."""
     ready_slots: int = field(init=False, default=0)
+    """Of both versions, as far as their shares of the requests allow."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "ready_slots", sum(target.ready_slots for target in self.targets))
+        stable_slots = sum(target.ready_slots for target in self.targets)
+        object.__setattr__(self, "stable_slots", stable_slots)
+        object.__setattr__(self, "ready_slots", slots_together(stable_slots, self.canary))
 
     @property
     def ready(self) -> bool:

@@ -69,6 +69,8 @@ class InferenceCall:
     """Size of what the customer sent where `payload` is not that; 0 where it is."""
     as_asked: Callable[[bytes], bytes] | None = None
     """Makes a response what the customer asked for, where `payload` asks for more."""
+    canary: str = ""
+    """Digest of the version on trial that answered it; empty where the one that serves did."""
     resumable: Resumable | None = None
     """None where a begun answer cannot be gone on with by another attempt."""
 

@@ -30,8 +30,10 @@ from busbar_gateway.domain.failures import (
 )
 from busbar_gateway.domain.regions import choose_region
 from busbar_gateway.domain.routes import Route
+from busbar_gateway.domain.versions import named
 from busbar_gateway.usecases.calls import Chunk, InferenceCall
 from busbar_gateway.usecases.pending import RETRYABLE, Lost, NotPublished, Pending
+from busbar_gateway.usecases.trials import Trials, stranded
 from busbar_gateway.usecases.troubles import NodeTroubles
 
 log = structlog.get_logger()
@@ -79,6 +81,7 @@ class Dispatcher:
         region: str,
         current_route: Callable[[str], Route | None],
         redispatched: Callable[[str, str], None],
+        readable: Callable[[bytes], bool],
         unix_ns: Callable[[], int] = time_ns,
     ) -> None:
         self._bus = bus
@@ -92,6 +95,7 @@ class Dispatcher:
         self._recent_cancels: dict[tuple[bytes, int], float] = {}
         self.pending: dict[bytes, Pending] = {}
         self.troubles = NodeTroubles()
+        self.trials = Trials(readable)
 
     def open(self, call: InferenceCall, *, streamed: bool) -> Dispatch:
         """Start to track a request; the caller must close what this returns."""
@@ -126,7 +130,12 @@ class Dispatcher:
             pending.end(NotPublished("the bus is away"))
             return
         route = self._current_route(call.route.deployment) or call.route
-        region = choose_region(route.targets, self._region, self._in_flight)
+        canary, track, targets = None, route.deployment, route.targets
+        if route.canary is not None or pending.trial is not None:
+            canary = self.trials.assign(pending, route)
+        if canary is not None:
+            track, targets = canary.track, canary.targets
+        region = choose_region(targets, self._region, self._in_flight)
         self._move(pending, region or pending.region or self._region)
         attempt = pending.begin(now)
         pending.epoch = self._bus.epoch(pending.region)
@@ -134,12 +143,12 @@ class Dispatcher:
             request_id=call.request_id,
             attempt=attempt,
             tenant_id=call.caller.tenant_id,
-            deployment=route.deployment,
+            deployment=track,
             deadline_unix_ms=self._unix_ns() // 1_000_000 + round((call.deadline - now) * 1000),
             reply_subject=self._reply_subject,
             traceparent=traceparent,
             stream=pending.streamed,
-            payload=_payload(pending),
+            payload=_payload(pending) if canary is None else named(_payload(pending), track),
             engine_losses=pending.attempts.engine_losses,
         )
 
@@ -153,9 +162,16 @@ class Dispatcher:
             else:
                 pending.end(NotPublished(str(result)))
 
-        self._bus.publish_work(
-            pending.region, route.deployment, work.SerializeToString(), acknowledged
-        )
+        self._bus.publish_work(pending.region, track, work.SerializeToString(), acknowledged)
+
+    def routes_changed(self) -> None:
+        """Send on what waits for a version that takes no work any more."""
+        self.trials.keep_to(self._current_route)
+        for pending in list(self.pending.values()):
+            if pending.trial is not None:
+                route = self._current_route(pending.call.route.deployment)
+                if stranded(pending, route):
+                    pending.end(Lost("its version takes no work any more", unheard=True))
 
     def close(self, pending: Pending) -> None:
         """Stop to track the request; ends the work at the node when it goes on."""
@@ -257,7 +273,10 @@ class Dispatch:
             counted = usage.input_tokens, usage.output_tokens
         else:
             counted = resumable.count(usage.input_tokens, usage.output_tokens)
-        return Chunk(chunk.payload, *counted, chunk.compute_us)
+        payload, trial = chunk.payload, self._pending.trial
+        if trial is not None and trial.canary is not None:
+            payload = named(payload, self._pending.call.route.deployment)
+        return Chunk(payload, *counted, chunk.compute_us)
 
     def _deliverable(self) -> bool:
         """Chunks before a good end, or of an attempt that goes on, may be handed out.
@@ -281,6 +300,9 @@ class Dispatch:
             await self._publish_again(outcome.reason)
             return None
         if isinstance(outcome, WorkFrame) and outcome.HasField("finished"):
+            if not self._dispatcher.trials.accepts(pending, outcome.finished):
+                await self._go_to_the_other_version(f"{outcome.node}: the answer is none")
+                return None
             return await self._finish(outcome.finished)
         if (resumable := pending.call.resumable) is not None and resumable.complete:
             return WorkFinished(
@@ -314,9 +336,10 @@ class Dispatch:
 
     async def _try_again(self, outcome: WorkFrame | Lost) -> None:
         pending = self._pending
+        spared = self._dispatcher.trials.spares(pending, outcome)
         if isinstance(outcome, WorkFrame):
             failed = outcome.failed
-            if failed.kind not in RETRYABLE:
+            if failed.kind not in RETRYABLE and not spared:
                 raise _failure(failed.kind, failed.reason, resumed=pending.attempts.resumptions > 0)
             reason = f"{outcome.node}: {failed.reason}"
             if failed.kind == FailureKind.FAILURE_KIND_ENGINE_LOST:
@@ -326,6 +349,9 @@ class Dispatch:
             if self.node:
                 self._dispatcher.troubles.lost(self.node)
                 self._dispatcher.cancel(self.node, pending.call.request_id, self.attempt)
+        if spared:
+            await self._go_to_the_other_version(reason)
+            return
         if not pending.attempts.may_retry(resumable=pending.call.resumable is not None):
             log.warning("request given up", request_id=pending.call.request_id.hex(), reason=reason)
             raise Unavailable(
@@ -337,6 +363,11 @@ class Dispatch:
         pending.attempts.tried(unheard=isinstance(outcome, Lost) and outcome.unheard)
         log.info("request goes out again", request_id=pending.call.request_id.hex(), reason=reason)
         await self._again(pause_s, "failed" if isinstance(outcome, WorkFrame) else "lost")
+
+    async def _go_to_the_other_version(self, reason: str) -> None:
+        request_id = self._pending.call.request_id.hex()
+        log.info("request goes to the version that serves", request_id=request_id, reason=reason)
+        await self._again(0.0, "canary")
 
     def _count_engine_loss(self, reason: str) -> None:
         attempts, request_id = self._pending.attempts, self._pending.call.request_id.hex()

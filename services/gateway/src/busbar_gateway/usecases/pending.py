@@ -11,6 +11,7 @@ from opentelemetry.trace import Span
 
 from busbar_gateway.domain.attempts import Attempts, Frame
 from busbar_gateway.domain.failures import DeadlineExceeded, RateLimited, Unavailable
+from busbar_gateway.domain.versions import Trial
 from busbar_gateway.usecases.calls import InferenceCall
 
 BUFFERED_CHUNKS_MAX = 4096
@@ -54,6 +55,8 @@ class Pending:
     chunks: deque[WorkChunk] = field(default_factory=deque[WorkChunk])
     buffered_bytes: int = 0
     expired: bool = False
+    trial: Trial | None = None
+    """Where it stands between two versions of its deployment; None where there is one."""
     publish_span: Span | None = None
     """Ends when the stream has acknowledged the first attempt."""
     _waiter: asyncio.Future[None] | None = None

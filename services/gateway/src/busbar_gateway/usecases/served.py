@@ -165,11 +165,13 @@ class Served:
 
     def judge_node(self, node: str, error: BaseException | None) -> None:
         """Note whether the edge could read what the node answered."""
-        troubles = self.collaborators.dispatcher.troubles
+        dispatcher = self.collaborators.dispatcher
         if error is None:
-            troubles.answered(node)
+            dispatcher.troubles.answered(node)
+        elif isinstance(error, ModelFailed) and self.call.canary:
+            dispatcher.trials.garbled(self.call)
         elif isinstance(error, ModelFailed):
-            troubles.garbled(node)
+            dispatcher.troubles.garbled(node)
 
     def commit_abandoned(self, delivered: Delivered) -> None:
         """Charge what was delivered before the customer left, in the background."""

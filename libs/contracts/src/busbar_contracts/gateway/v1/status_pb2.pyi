@@ -149,6 +149,7 @@ class DeploymentLoad(_message.Message):
     INPUT_TOKENS_FIELD_NUMBER: _builtins.int
     OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     UNREADY_COUNT_FIELD_NUMBER: _builtins.int
+    VERSIONS_FIELD_NUMBER: _builtins.int
     deployment: _builtins.str
     """Deployment."""
     in_flight: _builtins.int
@@ -169,6 +170,10 @@ class DeploymentLoad(_message.Message):
     """Requests since the gateway started that found no ready replica, whether they waited for one or
     were refused.
     """
+    @_builtins.property
+    def versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___VersionOutcomes]:
+        """One for each version of it, while two of them serve; empty otherwise."""
+
     def __init__(
         self,
         *,
@@ -181,11 +186,58 @@ class DeploymentLoad(_message.Message):
         input_tokens: _builtins.int = ...,
         output_tokens: _builtins.int = ...,
         unready_count: _builtins.int = ...,
+        versions: _abc.Iterable[Global___VersionOutcomes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["completed_count", b"completed_count", "deployment", b"deployment", "failed_count", b"failed_count", "in_flight", b"in_flight", "input_tokens", b"input_tokens", "output_tokens", b"output_tokens", "queued", b"queued", "refused_count", b"refused_count", "unready_count", b"unready_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completed_count", b"completed_count", "deployment", b"deployment", "failed_count", b"failed_count", "in_flight", b"in_flight", "input_tokens", b"input_tokens", "output_tokens", b"output_tokens", "queued", b"queued", "refused_count", b"refused_count", "unready_count", b"unready_count", "versions", b"versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeploymentLoad: _TypeAlias = DeploymentLoad  # noqa: Y015
+
+@_typing.final
+class VersionOutcomes(_message.Message):
+    """How the attempts ended that one version of a deployment had at one gateway. The counts begin
+    when a second version begins to serve.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BUNDLE_DIGEST_FIELD_NUMBER: _builtins.int
+    ANSWERED_COUNT_FIELD_NUMBER: _builtins.int
+    FAILED_COUNT_FIELD_NUMBER: _builtins.int
+    TIMED_COUNT_FIELD_NUMBER: _builtins.int
+    LOG_LATENCY_SUM_FIELD_NUMBER: _builtins.int
+    LOG_LATENCY_SQUARE_SUM_FIELD_NUMBER: _builtins.int
+    bundle_digest: _builtins.str
+    """The version's bundle, "sha256:" and 64 hex digits."""
+    answered_count: _builtins.int
+    """Answers."""
+    failed_count: _builtins.int
+    """Attempts that failed by the version's fault, not the customer's."""
+    timed_count: _builtins.int
+    """Answers whose latency is known."""
+    log_latency_sum: _builtins.float
+    """Sum over these of ln(latency), latency in microseconds of compute, for each generated token
+    where the model counts them.
+    """
+    log_latency_square_sum: _builtins.float
+    """Sum of the squares of these."""
+    def __init__(
+        self,
+        *,
+        bundle_digest: _builtins.str = ...,
+        answered_count: _builtins.int = ...,
+        failed_count: _builtins.int = ...,
+        timed_count: _builtins.int = ...,
+        log_latency_sum: _builtins.float = ...,
+        log_latency_square_sum: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answered_count", b"answered_count", "bundle_digest", b"bundle_digest", "failed_count", b"failed_count", "log_latency_square_sum", b"log_latency_square_sum", "log_latency_sum", b"log_latency_sum", "timed_count", b"timed_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VersionOutcomes: _TypeAlias = VersionOutcomes  # noqa: Y015

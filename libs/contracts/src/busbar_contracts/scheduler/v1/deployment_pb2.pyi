@@ -47,6 +47,38 @@ MODEL_TASK_CHAT: ModelTask.ValueType  # 3
 """Text in, text out, streamed, by the vLLM backend's tensors: /v1/chat/completions, /v1/completions and KServe v2."""
 Global___ModelTask: _TypeAlias = ModelTask  # noqa: Y015
 
+class _RolloutPhase:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RolloutPhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RolloutPhase.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ROLLOUT_PHASE_UNSPECIFIED: _RolloutPhase.ValueType  # 0
+    """Never stored."""
+    ROLLOUT_PHASE_OBSERVING: _RolloutPhase.ValueType  # 1
+    """The new version takes a share of the requests and is watched."""
+    ROLLOUT_PHASE_TAKING_OVER: _RolloutPhase.ValueType  # 2
+    """It was found good and gets as many slots as the version that serves."""
+    ROLLOUT_PHASE_SETTLING: _RolloutPhase.ValueType  # 3
+    """It serves everything while the deployment's own replicas change to its bundle."""
+    ROLLOUT_PHASE_LEAVING: _RolloutPhase.ValueType  # 4
+    """It takes nothing new and finishes what it has in hand."""
+
+class RolloutPhase(_RolloutPhase, metaclass=_RolloutPhaseEnumTypeWrapper):
+    """Where a rollout stands."""
+
+ROLLOUT_PHASE_UNSPECIFIED: RolloutPhase.ValueType  # 0
+"""Never stored."""
+ROLLOUT_PHASE_OBSERVING: RolloutPhase.ValueType  # 1
+"""The new version takes a share of the requests and is watched."""
+ROLLOUT_PHASE_TAKING_OVER: RolloutPhase.ValueType  # 2
+"""It was found good and gets as many slots as the version that serves."""
+ROLLOUT_PHASE_SETTLING: RolloutPhase.ValueType  # 3
+"""It serves everything while the deployment's own replicas change to its bundle."""
+ROLLOUT_PHASE_LEAVING: RolloutPhase.ValueType  # 4
+"""It takes nothing new and finishes what it has in hand."""
+Global___RolloutPhase: _TypeAlias = RolloutPhase  # noqa: Y015
+
 @_typing.final
 class ModelManifest(_message.Message):
     """What a bundle's manifest (busbar_contracts.yaml) says, as far as others need it."""
@@ -144,6 +176,9 @@ class Deployment(_message.Message):
     VALUE_NANOS_PER_REQUEST_FIELD_NUMBER: _builtins.int
     PREVIOUS_BUNDLE_DIGEST_FIELD_NUMBER: _builtins.int
     SCALE_DOWN_AFTER_S_FIELD_NUMBER: _builtins.int
+    ROLLOUT_FIELD_NUMBER: _builtins.int
+    CANARY_FIELD_NUMBER: _builtins.int
+    ROLLED_BACK_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name customers use as the model name; ^[a-z0-9][a-z0-9_-]{0,62}$."""
     bundle_digest: _builtins.str
@@ -182,6 +217,18 @@ class Deployment(_message.Message):
     def pins(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Sites ("region.site") and nodes ("region.site.node") it may run on; empty means all."""
 
+    @_builtins.property
+    def rollout(self) -> Global___Rollout:
+        """How new versions are tried before they replace the present one; unset: they replace it at once."""
+
+    @_builtins.property
+    def canary(self) -> Global___Canary:
+        """Version that is being tried; unset while there is none."""
+
+    @_builtins.property
+    def rolled_back(self) -> Global___RolledBack:
+        """Version that was tried last and given up; unset when the last one was good."""
+
     def __init__(
         self,
         *,
@@ -200,14 +247,133 @@ class Deployment(_message.Message):
         value_nanos_per_request: _builtins.int = ...,
         previous_bundle_digest: _builtins.str = ...,
         scale_down_after_s: _builtins.int = ...,
+        rollout: Global___Rollout | None = ...,
+        canary: Global___Canary | None = ...,
+        rolled_back: Global___RolledBack | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary", "manifest", b"manifest", "rolled_back", b"rolled_back", "rollout", b"rollout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_digest", b"bundle_digest", "created_unix_ms", b"created_unix_ms", "manifest", b"manifest", "max_replicas", b"max_replicas", "name", b"name", "per_feeder_max", b"per_feeder_max", "per_site_max", b"per_site_max", "pins", b"pins", "previous_bundle_digest", b"previous_bundle_digest", "regions", b"regions", "replicas", b"replicas", "scale_down_after_s", b"scale_down_after_s", "survives_site_loss", b"survives_site_loss", "tenants", b"tenants", "value_nanos_per_request", b"value_nanos_per_request"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_digest", b"bundle_digest", "canary", b"canary", "created_unix_ms", b"created_unix_ms", "manifest", b"manifest", "max_replicas", b"max_replicas", "name", b"name", "per_feeder_max", b"per_feeder_max", "per_site_max", b"per_site_max", "pins", b"pins", "previous_bundle_digest", b"previous_bundle_digest", "regions", b"regions", "replicas", b"replicas", "rolled_back", b"rolled_back", "rollout", b"rollout", "scale_down_after_s", b"scale_down_after_s", "survives_site_loss", b"survives_site_loss", "tenants", b"tenants", "value_nanos_per_request", b"value_nanos_per_request"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Deployment: _TypeAlias = Deployment  # noqa: Y015
+
+@_typing.final
+class Rollout(_message.Message):
+    """How a new version is tried: a share of the requests goes to it, and to half of them if that is
+    well, before it takes over.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CANARY_PERCENT_FIELD_NUMBER: _builtins.int
+    OBSERVE_S_FIELD_NUMBER: _builtins.int
+    MAX_ERROR_RATIO_FIELD_NUMBER: _builtins.int
+    MAX_LATENCY_RATIO_FIELD_NUMBER: _builtins.int
+    MIN_SAMPLES_FIELD_NUMBER: _builtins.int
+    READY_WITHIN_S_FIELD_NUMBER: _builtins.int
+    canary_percent: _builtins.int
+    """Share of requests that it begins with, percent, 1 to 50."""
+    observe_s: _builtins.int
+    """How long it is watched with each share, seconds."""
+    max_error_ratio: _builtins.float
+    """How much larger its share of failed requests may be than that of the version that serves,
+    0 to 1.
+    """
+    max_latency_ratio: _builtins.float
+    """How many times as long its typical answer may take as that of the version that serves."""
+    min_samples: _builtins.int
+    """Requests that each version has to have answered while it is watched."""
+    ready_within_s: _builtins.int
+    """How long its replicas may take to be ready, seconds."""
+    def __init__(
+        self,
+        *,
+        canary_percent: _builtins.int = ...,
+        observe_s: _builtins.int = ...,
+        max_error_ratio: _builtins.float = ...,
+        max_latency_ratio: _builtins.float = ...,
+        min_samples: _builtins.int = ...,
+        ready_within_s: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["canary_percent", b"canary_percent", "max_error_ratio", b"max_error_ratio", "max_latency_ratio", b"max_latency_ratio", "min_samples", b"min_samples", "observe_s", b"observe_s", "ready_within_s", b"ready_within_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Rollout: _TypeAlias = Rollout  # noqa: Y015
+
+@_typing.final
+class Canary(_message.Message):
+    """A version that is being tried."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BUNDLE_DIGEST_FIELD_NUMBER: _builtins.int
+    MANIFEST_FIELD_NUMBER: _builtins.int
+    PHASE_FIELD_NUMBER: _builtins.int
+    PERCENT_FIELD_NUMBER: _builtins.int
+    SINCE_UNIX_MS_FIELD_NUMBER: _builtins.int
+    bundle_digest: _builtins.str
+    """Its bundle, "sha256:" and 64 hex digits."""
+    phase: Global___RolloutPhase.ValueType
+    """Where it stands."""
+    percent: _builtins.int
+    """Share of the requests that it is to take, percent."""
+    since_unix_ms: _builtins.int
+    """Unix time in milliseconds at which it came to stand there."""
+    @_builtins.property
+    def manifest(self) -> Global___ModelManifest:
+        """Manifest of that bundle."""
+
+    def __init__(
+        self,
+        *,
+        bundle_digest: _builtins.str = ...,
+        manifest: Global___ModelManifest | None = ...,
+        phase: Global___RolloutPhase.ValueType = ...,
+        percent: _builtins.int = ...,
+        since_unix_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_digest", b"bundle_digest", "manifest", b"manifest", "percent", b"percent", "phase", b"phase", "since_unix_ms", b"since_unix_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Canary: _TypeAlias = Canary  # noqa: Y015
+
+@_typing.final
+class RolledBack(_message.Message):
+    """A version that was tried and given up."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BUNDLE_DIGEST_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    AT_UNIX_MS_FIELD_NUMBER: _builtins.int
+    bundle_digest: _builtins.str
+    """Its bundle, "sha256:" and 64 hex digits."""
+    reason: _builtins.str
+    """Why, for people."""
+    at_unix_ms: _builtins.int
+    """Unix time in milliseconds at which it was given up."""
+    def __init__(
+        self,
+        *,
+        bundle_digest: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        at_unix_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_unix_ms", b"at_unix_ms", "bundle_digest", b"bundle_digest", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RolledBack: _TypeAlias = RolledBack  # noqa: Y015
 
 @_typing.final
 class ModelBundle(_message.Message):

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n busbar/scheduler/v1/events.proto\x12\x13\x62usbar.scheduler.v1\"<\n\rLeaderElected\x12\x14\n\x0cscheduler_id\x18\x01 \x01(\t\x12\x15\n\rfencing_token\x18\x02 \x01(\x04\"j\n\rPlanPublished\x12\x19\n\x11snapshot_revision\x18\x01 \x01(\x04\x12\x15\n\rnodes_changed\x18\x02 \x01(\r\x12\x16\n\x0eroutes_changed\x18\x03 \x01(\r\x12\x0f\n\x07reasons\x18\x04 \x03(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n busbar/scheduler/v1/events.proto\x12\x13\x62usbar.scheduler.v1\"<\n\rLeaderElected\x12\x14\n\x0cscheduler_id\x18\x01 \x01(\t\x12\x15\n\rfencing_token\x18\x02 \x01(\x04\"o\n\x0cRolloutMoved\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x15\n\rbundle_digest\x18\x02 \x01(\t\x12\x0f\n\x07percent\x18\x03 \x01(\r\x12\x13\n\x0brolled_back\x18\x04 \x01(\x08\x12\x0e\n\x06reason\x18\x05 \x01(\t\"j\n\rPlanPublished\x12\x19\n\x11snapshot_revision\x18\x01 \x01(\x04\x12\x15\n\rnodes_changed\x18\x02 \x01(\r\x12\x16\n\x0eroutes_changed\x18\x03 \x01(\r\x12\x0f\n\x07reasons\x18\x04 \x03(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,6 +33,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_LEADERELECTED']._serialized_start=57
   _globals['_LEADERELECTED']._serialized_end=117
-  _globals['_PLANPUBLISHED']._serialized_start=119
-  _globals['_PLANPUBLISHED']._serialized_end=225
+  _globals['_ROLLOUTMOVED']._serialized_start=119
+  _globals['_ROLLOUTMOVED']._serialized_end=230
+  _globals['_PLANPUBLISHED']._serialized_start=232
+  _globals['_PLANPUBLISHED']._serialized_end=338
 # @@protoc_insertion_point(module_scope)

@@ -45,6 +45,44 @@ class LeaderElected(_message.Message):
 Global___LeaderElected: _TypeAlias = LeaderElected  # noqa: Y015
 
 @_typing.final
+class RolloutMoved(_message.Message):
+    """A rollout of a deployment's new version went a step further, or back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    BUNDLE_DIGEST_FIELD_NUMBER: _builtins.int
+    PERCENT_FIELD_NUMBER: _builtins.int
+    ROLLED_BACK_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    deployment: _builtins.str
+    """Deployment."""
+    bundle_digest: _builtins.str
+    """The new version's bundle, "sha256:" and 64 hex digits."""
+    percent: _builtins.int
+    """Share of the requests that it takes from now on, percent."""
+    rolled_back: _builtins.bool
+    """True when it was given up."""
+    reason: _builtins.str
+    """Why, for people."""
+    def __init__(
+        self,
+        *,
+        deployment: _builtins.str = ...,
+        bundle_digest: _builtins.str = ...,
+        percent: _builtins.int = ...,
+        rolled_back: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_digest", b"bundle_digest", "deployment", b"deployment", "percent", b"percent", "reason", b"reason", "rolled_back", b"rolled_back"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RolloutMoved: _TypeAlias = RolloutMoved  # noqa: Y015
+
+@_typing.final
 class PlanPublished(_message.Message):
     """A plan that changed something was published."""
 

@@ -121,6 +121,7 @@ class Route(_message.Message):
     UNREADY_REASON_FIELD_NUMBER: _builtins.int
     WAKES_FIELD_NUMBER: _builtins.int
     WAKES_WITHIN_MS_FIELD_NUMBER: _builtins.int
+    CANARY_FIELD_NUMBER: _builtins.int
     deployment: _builtins.str
     """Deployment."""
     fencing_token: _builtins.int
@@ -155,6 +156,10 @@ class Route(_message.Message):
     def tenants(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Tenants that may use it; empty means all."""
 
+    @_builtins.property
+    def canary(self) -> Global___CanaryRoute:
+        """Another version that is being tried beside it; unset while there is none."""
+
     def __init__(
         self,
         *,
@@ -170,14 +175,51 @@ class Route(_message.Message):
         unready_reason: _builtins.str = ...,
         wakes: _builtins.bool = ...,
         wakes_within_ms: _builtins.int = ...,
+        canary: Global___CanaryRoute | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary", "manifest", b"manifest"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_digest", b"bundle_digest", "created_unix_ms", b"created_unix_ms", "deployment", b"deployment", "fencing_token", b"fencing_token", "manifest", b"manifest", "model_config", b"model_config", "model_metadata", b"model_metadata", "targets", b"targets", "tenants", b"tenants", "unready_reason", b"unready_reason", "wakes", b"wakes", "wakes_within_ms", b"wakes_within_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_digest", b"bundle_digest", "canary", b"canary", "created_unix_ms", b"created_unix_ms", "deployment", b"deployment", "fencing_token", b"fencing_token", "manifest", b"manifest", "model_config", b"model_config", "model_metadata", b"model_metadata", "targets", b"targets", "tenants", b"tenants", "unready_reason", b"unready_reason", "wakes", b"wakes", "wakes_within_ms", b"wakes_within_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Route: _TypeAlias = Route  # noqa: Y015
+
+@_typing.final
+class CanaryRoute(_message.Message):
+    """A version of a deployment that takes a share of its requests."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRACK_FIELD_NUMBER: _builtins.int
+    BUNDLE_DIGEST_FIELD_NUMBER: _builtins.int
+    PERCENT_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
+    track: _builtins.str
+    """What takes the place of the deployment's name in the subject of its work and at Triton."""
+    bundle_digest: _builtins.str
+    """"sha256:" and 64 hex digits."""
+    percent: _builtins.int
+    """Share of the deployment's requests that go to it, percent; 0 takes it out of service."""
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___RouteTarget]:
+        """Regions with ready replicas of it; empty while none is ready."""
+
+    def __init__(
+        self,
+        *,
+        track: _builtins.str = ...,
+        bundle_digest: _builtins.str = ...,
+        percent: _builtins.int = ...,
+        targets: _abc.Iterable[Global___RouteTarget] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_digest", b"bundle_digest", "percent", b"percent", "targets", b"targets", "track", b"track"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CanaryRoute: _TypeAlias = CanaryRoute  # noqa: Y015
 
 @_typing.final
 class RouteTarget(_message.Message):
