@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncIterator
+from typing import Any
 
+import grpc
 from busbar_contracts.gateway.v1.usage_pb2 import UsageOutcome
 from busbar_contracts.node.v1 import work_pb2
 from gateway_harness import (
+    AUTH,
     Platform,
     Say,
     chunk,
     eventually,
+    inference_of,
     pb,
     request,
+    response,
     stream_of,
 )
 
@@ -139,6 +145,68 @@ async def test_a_chunk_is_charged_once_it_is_handed_over_though_its_write_goes_o
     [record] = await eventually(records)
     assert record.outcome == UsageOutcome.USAGE_OUTCOME_ABANDONED
     assert record.output_tokens == 1
+
+
+async def test_a_whole_answer_stays_charged_though_its_write_on_a_stream_goes_on(
+    platform: Platform,
+) -> None:
+    name, agent = await platform.deploy()
+
+    async def large(work: work_pb2.InferenceWork, say: Say) -> None:
+        payload = response(work, raw_output_contents=[b"x" * 4_000_000])
+        await say(finished=work_pb2.WorkFinished(payload=payload))
+
+    agent.behaviour = large
+    stream = platform.stream()
+    await stream.write(request(name))
+
+    async def charged() -> set[bytes]:
+        return (await platform.usage()).charged
+
+    await eventually(charged)
+    stream.cancel()
+    await eventually(lambda: platform.gateway.usage.idle)
+    assert len(await charged()) == 1
+
+
+class LeftAfterOne:
+    """grpcio's context of a call whose client left: each write but the first one fails."""
+
+    def __init__(self) -> None:
+        self.written: list[bytes] = []
+
+    def invocation_metadata(self) -> list[tuple[str, str]]:
+        return list(AUTH)
+
+    def time_remaining(self) -> None:
+        return None
+
+    async def write(self, message: bytes) -> None:
+        if self.written:
+            raise grpc.aio.InternalError("Failed execute_batch: SendMessageOperation")
+        self.written.append(message)
+
+
+async def test_what_was_handed_over_is_charged_when_a_write_fails_before_the_call_is_cancelled(
+    platform: Platform,
+) -> None:
+    name, agent = await platform.deploy(decoupled=True)
+    agent.behaviour = stream_of(20)
+    context: Any = LeftAfterOne()
+
+    async def one() -> AsyncIterator[bytes]:
+        yield request(name)
+
+    inference = inference_of(platform.gateway, platform.serving)
+    await inference.model_stream_infer(one(), context)
+
+    async def records() -> list[object]:
+        return list((await platform.usage()).records)
+
+    [record] = await eventually(records)
+    assert len(context.written) == 1
+    assert record.outcome == UsageOutcome.USAGE_OUTCOME_ABANDONED
+    assert record.output_tokens == 2  # what a failed write took may have been read
 
 
 async def test_a_stream_that_fails_half_way_is_free_and_says_so(platform: Platform) -> None:

@@ -319,11 +319,13 @@ def gateway_settings(server: NatsServer, state_dir: Path, **more: Any) -> Gatewa
     return GatewaySettings(**options)
 
 
+def inference_of(gateway: Gateway, serving: Serving) -> Inference:
+    return Inference(serving, gateway.keys, gateway.routes, default_timeout_s=30, timeout_max_s=60)
+
+
 def grpc_edge(gateway: Gateway, serving: Serving, *, grace_s: float) -> Any:
     """The gRPC port of a gateway; yields the port."""
-    inference = Inference(
-        serving, gateway.keys, gateway.routes, default_timeout_s=30, timeout_max_s=60
-    )
+    inference = inference_of(gateway, serving)
     return serve_grpc(
         inference,
         Catalogue(inference.authenticate, gateway.routes.find, gateway.readiness, "0"),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
-from typing import Any, Protocol
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Any
 
+import grpc
 import structlog
 import uuid_utils
 from busbar_errors import BusbarError
@@ -51,14 +53,6 @@ _FINAL_RESPONSE = b"triton_final_response\x12\x02\x08\x01"
 """Parameter of the last response: key and value (bool_param true) as they are serialized."""
 _NO_DEADLINE_S = 10 * 365 * 86_400
 """Servers say some huge number, or nothing, when the client set no deadline."""
-
-
-class WritesMessages(Protocol):
-    """Writes to the one stream that several requests share."""
-
-    async def __call__(self, message: bytes, handed_over: Callable[[], None] | None = None) -> None:
-        """Write the message; `handed_over` is called when it is this message's turn."""
-        ...
 
 
 class ClientGone(ConnectionError):
@@ -118,19 +112,16 @@ class Inference:
         except (Unauthenticated, Forbidden, InvalidInput) as error:
             await abort(context, error)
         under_way = asyncio.Semaphore(PIPELINED_MAX)
-        writing = asyncio.Lock()
-
-        async def write(message: bytes, handed_over: Callable[[], None] | None = None) -> None:
-            async with writing:
-                if handed_over is not None:
-                    handed_over()
-                await context.write(message)
+        writer = _Writer(context)
 
         async def serve(payload: bytes) -> None:
             try:
-                await self._one_of_stream(payload, caller, context, write)
+                await self._one_of_stream(payload, caller, context, writer)
+            except ClientGone:
+                pass  # grpcio cancels the whole call
             except Exception as error:  # noqa: BLE001
-                await write(_stream_error(error))
+                with suppress(ClientGone):
+                    await writer.write(_stream_error(error))
             finally:
                 under_way.release()
 
@@ -144,7 +135,7 @@ class Inference:
         payload: bytes,
         caller: Caller,
         context: Context,
-        write: WritesMessages,
+        writer: _Writer,
     ) -> None:
         call = self._call(
             payload,
@@ -156,18 +147,23 @@ class Inference:
         )
         if call.route.signature is None or not call.route.signature.decoupled:
             async with self._serving.infer(call) as answer:
-                await write(_stream_response(answer.payload))
+                left = await writer.hand_over(_stream_response(answer.payload))
+            if left is not None:
+                raise left
             return
         async with self._serving.stream(call) as stream:
             last = b""
             async for chunk in stream:
                 if _FINAL_RESPONSE in chunk.payload:
                     last = chunk.payload
-                else:
-                    await write(_stream_response(chunk.payload), stream.handed_over)
+                    continue
+                left = await writer.hand_over(_stream_response(chunk.payload))
+                if left is not None:
+                    stream.handed_over()
+                    raise left
             await stream.settle()
             if last:
-                await write(_stream_response(last))
+                await writer.write(_stream_response(last))
 
     def _call(
         self,
@@ -222,6 +218,35 @@ class Inference:
         if remaining_s is None or remaining_s > _NO_DEADLINE_S:
             return self._default_timeout_s
         return min(remaining_s, self._timeout_max_s)
+
+
+class _Writer:
+    """Writes to the one stream that several requests share."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._writing = asyncio.Lock()
+
+    async def write(self, message: bytes) -> None:
+        """Write; raises ClientGone, or CancelledError, when the call ended before the write."""
+        left = await self.hand_over(message)
+        if left is not None:
+            raise left
+
+    async def hand_over(self, message: bytes) -> ClientGone | asyncio.CancelledError | None:
+        """Write; return how the call ended, if it ended while grpcio had the message.
+
+        A client may have read the message all the same: it can leave before
+        the server hears that the write has ended, and then hears either.
+        """
+        async with self._writing:
+            try:
+                await self._context.write(message)
+            except asyncio.CancelledError as cancelled:
+                return cancelled
+            except grpc.aio.BaseError as error:
+                return ClientGone(str(error))
+        return None
 
 
 def _deliver(call: Call, payload: bytes, trailing: Metadata) -> None:
