@@ -9,6 +9,7 @@ from random import Random
 from typing import Any
 
 import pytest
+from busbar_scheduler.domain.arrays import Fleet
 from busbar_scheduler.domain.decisions import Verdict
 from busbar_scheduler.domain.explaining import emptied, hindrances, impossible
 from busbar_scheduler.domain.fleet import (
@@ -23,6 +24,7 @@ from busbar_scheduler.domain.fleet import (
     Snapshot,
 )
 from busbar_scheduler.domain.manifest import Manifest, Task
+from busbar_scheduler.domain.packing import Packing
 from busbar_scheduler.domain.planning import Plan, plan, replan
 from small_fleets import held_by, small_fleet
 
@@ -100,13 +102,15 @@ def happened(random: Random, snapshot: Snapshot) -> Snapshot:
     """Something that changes a fleet."""
     fleet, wanted = list(snapshot.nodes), list(snapshot.deployments)
     at, which = random.randrange(len(fleet)), random.randrange(len(wanted))
-    match random.randrange(4):
+    match random.randrange(5):
         case 0:
             fleet[at] = replace(fleet[at], health=random.choice(list(Health)[:-1]))
         case 1:
             fleet[at] = replace(fleet[at], order=random.choice(list(Order)))
         case 2:
             wanted[which] = replace(wanted[which], replicas=random.randint(0, 4))
+        case 3:
+            fleet[at] = replace(fleet[at], memory_mib=fleet[at].memory_mib // 2, slots=8)
         case _:
             del fleet[at]
     return replace(snapshot, nodes=tuple(fleet), deployments=tuple(wanted))
@@ -133,6 +137,45 @@ def test_replanning_what_did_not_change_changes_nothing() -> None:
         standing = carried_out(snapshot, made)
         again = replan(plan(standing), standing)
         assert again.placements == plan(standing).placements
+
+
+def test_replanning_counts_as_who_looks_at_every_node() -> None:
+    carried_over = 0
+    for seed in range(10):
+        random, snapshot = Random(seed), small_fleet(seed)
+        made = plan(snapshot)
+        for _ in range(4):
+            known = {node.key: node for node in snapshot.nodes}
+            snapshot = happened(random, carried_out(snapshot, made))
+            # What is as it was is the same object, as where a fleet is watched.
+            same = [known[one.key] if known[one.key] == one else one for one in snapshot.nodes]
+            snapshot = replace(snapshot, nodes=tuple(same))
+            if not snapshot.nodes:
+                break
+            then, made = made, replan(made, snapshot)
+            carried_over += made.packing.fleet.same_nodes(then.packing.fleet)
+            assert counted(made.packing) == counted_anew(snapshot, made.packing)
+
+    assert carried_over > 10
+
+
+def counted(packing: Packing) -> list[Any]:
+    fleet = packing.fleet
+    numbers = (packing.memory_mib, packing.slots, packing.power_w, packing.site_power_w)
+    return [
+        *(one.tolist() for one in (*numbers, fleet.takes_new, fleet.keeps, fleet.site)),
+        {digest: set(at) for digest, at in fleet.cached.items() if at},
+        {name: at for name, at in fleet.before.items() if at},
+        [dict(sorted(one.items())) for one in packing.on_node],
+    ]
+
+
+def counted_anew(snapshot: Snapshot, packing: Packing) -> list[Any]:
+    found = Packing(Fleet.of(replace(snapshot, placements=packing.fleet.placements)))
+    for deployment in snapshot.deployments:
+        for at in packing.held(deployment.name):
+            found.take(at, deployment)
+    return counted(found)
 
 
 TWO_SITES = nodes("r1.s1.n1", "r1.s1.n2", "r1.s1.n3", "r1.s2.n1", "r1.s2.n2")

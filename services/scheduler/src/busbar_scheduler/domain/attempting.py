@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from random import Random
 
+from busbar_scheduler.domain.arrays import Fleet
 from busbar_scheduler.domain.filling import by_difficulty, fulfil, missing, top_up
-from busbar_scheduler.domain.fleet import Snapshot
+from busbar_scheduler.domain.fleet import Deployment, Snapshot
 from busbar_scheduler.domain.keeping import keep, linger
 from busbar_scheduler.domain.making_room import RoomMaker
-from busbar_scheduler.domain.packing import Fleet, Packing
+from busbar_scheduler.domain.packing import Packing
 from busbar_scheduler.domain.relocating import relocate
 from busbar_scheduler.domain.searching import NODES_MAX, REPLICAS_MAX, Goals, search
 
@@ -37,16 +39,15 @@ class Attempt:
     """Whether nothing was moved, so that another pass would find nothing to do."""
 
 
-def attempt(snapshot: Snapshot, carried: Mapping[str, Sequence[str]]) -> Attempt:
-    """Plan once; deployments that are `carried` stand on these nodes and are not in play."""
-    packing = Packing(Fleet.of(snapshot))
+def attempt(snapshot: Snapshot, earlier: Packing | None, carried: AbstractSet[str]) -> Attempt:
+    """Plan once; deployments that are `carried` stand as they did earlier and are not in play."""
+    packing = _packing(snapshot, earlier, carried)
     wanted = {one.name: snapshot.wanted(one) for one in snapshot.deployments}
     # The order in which things are listed must not matter: not to the dice either.
     every = sorted(snapshot.deployments, key=lambda one: (one.created_unix_ms, one.name))
-    packing.load([(one, carried[one.name]) for one in every if one.name in carried])
-    growing = _growing(snapshot)
     in_play = sorted(
-        [one for one in every if one.name not in carried], key=lambda one: one.name in growing
+        [one for one in every if one.name not in carried],
+        key=lambda one: _grows(snapshot, packing.fleet, one),
     )
     # 1. What is placed stays; what keeps its bundle gets its room before what grows.
     gone = {one.name: keep(packing, one, wanted[one.name]) for one in in_play}
@@ -77,12 +78,23 @@ def attempt(snapshot: Snapshot, carried: Mapping[str, Sequence[str]]) -> Attempt
     return Attempt(packing, gone, short, lingering, touched, settled)
 
 
-def _growing(snapshot: Snapshot) -> set[str]:
-    """Deployments that stand somewhere with another bundle than the declared one."""
-    digests = {one.name: one.digest for one in snapshot.deployments}
-    return {
-        held.deployment
-        for assignments in snapshot.placements.values()
-        for held in assignments
-        if held.digest != digests.get(held.deployment, held.digest)
-    }
+def _packing(snapshot: Snapshot, earlier: Packing | None, carried: AbstractSet[str]) -> Packing:
+    """What is carried, where it stood."""
+    fleet = Fleet.of(snapshot, earlier.fleet if earlier else None)
+    if earlier is None or not carried:
+        return Packing(fleet)
+    declared = {one.name for one in snapshot.deployments}
+    if fleet.same_nodes(earlier.fleet):
+        return earlier.after(fleet, carried & declared)
+    packing = Packing(fleet)
+    packing.load(earlier, sorted(carried & declared))
+    return packing
+
+
+def _grows(snapshot: Snapshot, fleet: Fleet, deployment: Deployment) -> bool:
+    """Whether it stands somewhere with another bundle than the declared one."""
+    return any(
+        held.deployment == deployment.name and held.digest != deployment.digest
+        for at in fleet.before.get(deployment.name, ())
+        for held in snapshot.placements[fleet.nodes[at].key]
+    )

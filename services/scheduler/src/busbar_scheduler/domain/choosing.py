@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from busbar_scheduler.domain.arrays import Indices
 from busbar_scheduler.domain.fleet import Deployment
-from busbar_scheduler.domain.packing import NO_LIMIT, Indices, Packing
+from busbar_scheduler.domain.packing import NO_LIMIT, Packing
 
 _TIGHTNESS_BITS, _COST_BITS = 12, 30
 

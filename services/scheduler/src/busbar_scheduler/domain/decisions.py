@@ -6,6 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+import numpy as np
+
+from busbar_scheduler.domain.arrays import Fleet
 from busbar_scheduler.domain.attempting import Attempt
 from busbar_scheduler.domain.explaining import why_nowhere
 from busbar_scheduler.domain.fleet import Deployment, Health, Snapshot
@@ -82,18 +85,17 @@ def _why_not_more(packing: Packing, deployment: Deployment) -> str:
     return why_nowhere(packing, deployment)
 
 
-def forgotten(snapshot: Snapshot) -> Iterable[Decision]:
-    """Replicas that go because their node or their deployment did."""
+def forgotten(snapshot: Snapshot, fleet: Fleet) -> Iterable[Decision]:
+    """Replicas that go because their node or their deployment did; `fleet` is the snapshot's."""
     declared = {one.name for one in snapshot.deployments}
-    health = {node.key: node.health for node in snapshot.nodes}
-    for key, assignments in snapshot.placements.items():
-        there = health.get(key, Health.LOST)
-        if not there.keeps:
-            yield from (
-                Decision(held.deployment, key, Verdict.REMOVED, f"the node is {there}")
-                for held in assignments
-                if held.deployment in declared
-            )
-        for held in assignments:
-            if held.deployment not in declared:
+    broken = {fleet.nodes[at].key: fleet.nodes[at].health for at in np.flatnonzero(~fleet.keeps)}
+    broken |= dict.fromkeys(snapshot.placements.keys() - fleet.index.keys(), Health.LOST)
+    for key, health in broken.items():
+        for held in snapshot.placements.get(key, ()):
+            if held.deployment in declared:
+                yield Decision(held.deployment, key, Verdict.REMOVED, f"the node is {health}")
+            elif key not in fleet.index:
                 yield Decision(held.deployment, key, Verdict.REMOVED, "withdrawn")
+    for name in fleet.before.keys() - declared:
+        for at in fleet.before[name]:
+            yield Decision(name, fleet.nodes[at].key, Verdict.REMOVED, "withdrawn")

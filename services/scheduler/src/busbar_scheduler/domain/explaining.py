@@ -8,10 +8,11 @@ from enum import StrEnum
 
 import numpy as np
 
+from busbar_scheduler.domain.arrays import Fleet
 from busbar_scheduler.domain.choosing import unlimited
 from busbar_scheduler.domain.filling import fulfil, missing
 from busbar_scheduler.domain.fleet import Deployment, Order, Snapshot
-from busbar_scheduler.domain.packing import Fleet, Packing
+from busbar_scheduler.domain.packing import Packing
 
 _NODES_NAMED_MAX = 5
 

@@ -7,117 +7,18 @@ nodes asks "which of them" a thousand times; see docs/decisions/0027.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Iterator
+from collections.abc import Set as AbstractSet
+from copy import copy
 
 import numpy as np
-import numpy.typing as npt
 
 from busbar_scheduler.domain import economy
-from busbar_scheduler.domain.fleet import (
-    Demand,
-    Deployment,
-    Node,
-    Order,
-    ReplicaState,
-    Site,
-    Snapshot,
-)
-
-Indices = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
+from busbar_scheduler.domain.arrays import Fleet, Indices, Mask
+from busbar_scheduler.domain.fleet import Deployment
 
 NO_LIMIT = 2**60
 _TIGHTNESS_SCALE, _TIGHTNESS_MAX = 1_024, 2_047
-_ON_DISK = {ReplicaState.LOADING, ReplicaState.WARMING, ReplicaState.READY, ReplicaState.DRAINING}
-
-
-@dataclass(frozen=True, slots=True)
-class Fleet:
-    """The parts of a snapshot that do not change while a plan is made, by index."""
-
-    nodes: tuple[Node, ...]
-    index: Mapping[str, int]
-    sites: tuple[Site, ...]
-    site: Indices
-    """Node → its site."""
-    region: Indices
-    feeder: Indices
-    takes_new: Mask
-    keeps: Mask
-    """Whether what is there stays there, as far as the node's health goes."""
-    cached: Mapping[str, tuple[int, ...]]
-    """Digest → nodes that have it on disk."""
-    before: Mapping[str, frozenset[int]]
-    """Deployment → nodes that were told to hold it."""
-    demands: Mapping[str, Demand]
-
-    @classmethod
-    def of(cls, snapshot: Snapshot) -> Fleet:
-        """The fleet of a snapshot, its nodes ordered by key."""
-        nodes = tuple(sorted(snapshot.nodes, key=lambda node: node.key))
-        index = {node.key: at for at, node in enumerate(nodes)}
-        sites, of_node = _sites(snapshot, nodes)
-        home = [sites[at] for at in of_node]
-        pairs = list(zip(nodes, home, strict=True))
-        feeders = [node.feeder or site.feeder or site.key for node, site in pairs]
-        takes_new = [node.takes_new and site.order is Order.SERVE for node, site in pairs]
-        return cls(
-            nodes=nodes,
-            index=index,
-            sites=sites,
-            site=np.array(of_node, dtype=np.int64),
-            region=_numbered([node.region for node in nodes]),
-            feeder=_numbered(feeders),
-            takes_new=np.array(takes_new, dtype=np.bool_),
-            keeps=np.array([node.health.keeps for node in nodes], dtype=np.bool_),
-            cached=_cached(nodes),
-            before=told(snapshot, index),
-            demands=snapshot.demands,
-        )
-
-    def cheaper_than(self, by_site: list[int], cost: int) -> Mask:
-        """Nodes at sites where something costs less; `by_site` is what it costs at each."""
-        return (np.array(by_site, dtype=np.int64) < cost)[self.site]
-
-    def empties(self, node: int) -> bool:
-        """Whether what is on a node has to go."""
-        return self.nodes[node].order.empties or self.sites[self.site[node]].order.empties
-
-
-def _sites(snapshot: Snapshot, nodes: tuple[Node, ...]) -> tuple[tuple[Site, ...], list[int]]:
-    numbers, of_node, sites = dict[str, int](), list[int](), list[Site]()
-    for node in nodes:
-        key = node.site_key
-        if key not in numbers:
-            numbers[key] = len(sites)
-            sites.append(snapshot.site_of(node))
-        of_node.append(numbers[key])
-    return tuple(sites), of_node
-
-
-def _numbered(names: list[str]) -> Indices:
-    numbers = {name: at for at, name in enumerate(dict.fromkeys(names))}
-    return np.array([numbers[name] for name in names], dtype=np.int64)
-
-
-def _cached(nodes: tuple[Node, ...]) -> dict[str, tuple[int, ...]]:
-    found = dict[str, list[int]]()
-    for at, node in enumerate(nodes):
-        for replica in node.replicas:
-            if replica.state in _ON_DISK:
-                found.setdefault(replica.digest, []).append(at)
-    return {digest: tuple(at) for digest, at in found.items()}
-
-
-def told(snapshot: Snapshot, index: Mapping[str, int]) -> dict[str, frozenset[int]]:
-    """Deployment → nodes that were told to hold it."""
-    found = dict[str, set[int]]()
-    for key, assignments in snapshot.placements.items():
-        if key in index:
-            for held in assignments:
-                found.setdefault(held.deployment, set()).add(index[key])
-    return {name: frozenset(at) for name, at in found.items()}
 
 
 class Packing:
@@ -142,10 +43,7 @@ class Packing:
         self._costs: dict[str, Indices] = {}
         self._masks: dict[tuple[tuple[str, ...], tuple[str, ...]], Mask] = {}
         self._whole = self.memory_mib.copy(), self.slots.copy()
-        self._largest = int(self.memory_mib.max(initial=1)), int(self.slots.max(initial=1))
-        self._memory_unit, self._slots_unit = (
-            max(1, most // _TIGHTNESS_SCALE) for most in self._largest
-        )
+        self._set_units()
 
     # --- what is there -----------------------------------------------------------------------
 
@@ -157,6 +55,10 @@ class Packing:
         """Replicas of a deployment."""
         return len(self._held.get(name, ()))
 
+    def names(self) -> AbstractSet[str]:
+        """Deployments that are held, or were."""
+        return self._held.keys()
+
     def on(self, node: str) -> list[Deployment]:
         """What a node is given, by its key."""
         return list(self.on_node[self.fleet.index[node]].values())
@@ -166,18 +68,19 @@ class Packing:
         at = np.fromiter(self._held.get(name, ()), dtype=np.int64)
         return np.bincount(self.fleet.site[at], minlength=len(self.fleet.sites))
 
-    def load(self, carried: Sequence[tuple[Deployment, Sequence[str]]]) -> None:
+    def load(self, earlier: Packing, names: Iterable[str]) -> None:
         """Put replicas where an earlier plan had them; what they are worth is not counted."""
-        index, on_node = self.fleet.index, self.on_node
+        index, on_node, nodes_of = self.fleet.index, self.on_node, earlier.fleet.nodes
         at, needs = list[int](), list[tuple[int, int, int]]()
-        for deployment, keys in carried:
-            nodes = [index[key] for key in keys]
-            self._held[deployment.name] = dict.fromkeys(nodes)
-            for node in nodes:
-                on_node[node][deployment.name] = deployment
+        for name in names:
+            held = earlier.held(name)
+            nodes = [index[nodes_of[one].key] for one in held]
+            self._held[name] = dict.fromkeys(nodes)
+            for node, then in zip(nodes, held, strict=True):
+                deployment = on_node[node][name] = earlier.on_node[then][name]
+                manifest = deployment.manifest
+                needs.append((manifest.memory_mib, manifest.slots, manifest.power_w))
             at += nodes
-            manifest = deployment.manifest
-            needs += [(manifest.memory_mib, manifest.slots, manifest.power_w)] * len(nodes)
         if not at:
             return
         nodes, need = np.array(at, dtype=np.int64), np.array(needs, dtype=np.int64)
@@ -185,6 +88,49 @@ class Packing:
         np.subtract.at(self.slots, nodes, need[:, 1])
         np.subtract.at(self.power_w, nodes, need[:, 2])
         np.subtract.at(self.site_power_w, self.fleet.site[nodes], need[:, 2])
+
+    def after(self, fleet: Fleet, names: Container[str]) -> Packing:
+        """Only these deployments where they are, on the same nodes in another state.
+
+        As a new packing into which they were loaded, without looking at every node.
+        """
+        made = copy(self)
+        made._stand_alone(fleet, names)  # noqa: SLF001 # of our own kind
+        return made
+
+    def _stand_alone(self, fleet: Fleet, names: Container[str]) -> None:
+        """Share nothing that changes with the packing that this is a copy of."""
+        before, held = self.fleet, self._held
+        self.fleet, self.open, self.worth_nanos = fleet, fleet.takes_new, 0
+        self.memory_mib, self.slots = self.memory_mib.copy(), self.slots.copy()
+        self.power_w, self.site_power_w = self.power_w.copy(), self.site_power_w.copy()
+        self.on_node = [dict(one) for one in self.on_node]
+        self._trail, self._costs = [], {}
+        self._held = {name: dict(nodes) for name, nodes in held.items() if name in names}
+        for name in held.keys() - self._held.keys():
+            for node in held[name]:
+                self._put(node, self.on_node[node].pop(name), 1)
+        self._measure(before)
+
+    def _measure(self, before: Fleet) -> None:
+        """Nodes may have more than before, or less."""
+        self._whole = self._whole[0].copy(), self._whole[1].copy()
+        for at in self.fleet.moved(before):
+            node, then = self.fleet.nodes[at], before.nodes[at]
+            memory_mib, slots = node.memory_mib - then.memory_mib, node.slots - then.slots
+            self.memory_mib[at] += memory_mib
+            self._whole[0][at] += memory_mib
+            self.slots[at] += slots
+            self._whole[1][at] += slots
+            self.power_w[at] += (node.power_cap_w or NO_LIMIT) - (then.power_cap_w or NO_LIMIT)
+        self._set_units()
+
+    def _set_units(self) -> None:
+        memory_mib, slots = self._whole
+        self._largest = int(memory_mib.max(initial=1)), int(slots.max(initial=1))
+        self._memory_unit, self._slots_unit = (
+            max(1, most // _TIGHTNESS_SCALE) for most in self._largest
+        )
 
     def touched(self) -> frozenset[str]:
         """Deployments of which anything was taken or released."""

@@ -7,9 +7,11 @@ moving it saves more than it costs; see docs/decisions/0027.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from busbar_scheduler.domain.arrays import differing
 from busbar_scheduler.domain.attempting import Attempt, attempt
 from busbar_scheduler.domain.decisions import Decision, Verdict, decide, forgotten
 from busbar_scheduler.domain.fleet import (
@@ -70,7 +72,7 @@ class Plan:
 
 def plan(snapshot: Snapshot) -> Plan:
     """Decide. Deterministic, and a plan that was carried out is planned again unchanged."""
-    return _plan(snapshot, None, {})
+    return _plan(snapshot, None, frozenset())
 
 
 def replan(before: Plan, snapshot: Snapshot) -> Plan:
@@ -82,14 +84,7 @@ def replan(before: Plan, snapshot: Snapshot) -> Plan:
     if snapshot.sites != before.snapshot.sites:
         return plan(snapshot)
     touched = _touched(before, snapshot)
-    nodes = {node.key for node in snapshot.nodes}
-    carried = dict[str, list[str]]()
-    for name, decisions in before.by_deployment.items():
-        if name not in touched:
-            carried[name] = [one.node for one in decisions]
-            if not nodes.issuperset(carried[name]):
-                del carried[name]
-    return _plan(snapshot, before, carried)
+    return _plan(snapshot, before, before.by_deployment.keys() - touched)
 
 
 def _touched(before: Plan, snapshot: Snapshot) -> set[str]:
@@ -104,22 +99,27 @@ def _touched(before: Plan, snapshot: Snapshot) -> set[str]:
         if snapshot.demands.get(one.name) != was.demands.get(one.name)
     }
     nodes = {node.key: node for node in was.nodes}
+    changed = set(differing(before.placements, snapshot.placements))
+    changed |= before.placements.keys() - {node.key for node in snapshot.nodes}
     for node in snapshot.nodes:
-        then, now = before.placements.get(node.key, ()), snapshot.placements.get(node.key, ())
-        if node != nodes.get(node.key) or now != then:
-            touched.update(one.deployment for one in (*then, *now))
-    for key in before.placements.keys() - {node.key for node in snapshot.nodes}:
-        touched.update(one.deployment for one in before.placements[key])
+        then = nodes.get(node.key)
+        if node is not then and node != then:
+            changed.add(node.key)
+    for key in changed:
+        for held in (*before.placements.get(key, ()), *snapshot.placements.get(key, ())):
+            touched.add(held.deployment)
     return touched
 
 
-def _plan(snapshot: Snapshot, earlier: Plan | None, carried: Mapping[str, list[str]]) -> Plan:
-    first = made = attempt(snapshot, carried)
+def _plan(snapshot: Snapshot, earlier: Plan | None, carried: AbstractSet[str]) -> Plan:
+    first = made = attempt(snapshot, earlier.packing if earlier else None, carried)
     for _ in range(_ROUNDS_MAX - 1):
         if made.settled:
             break
-        carried = {name: at for name, at in carried.items() if name not in made.touched}
-        last, made = made, attempt(replace(snapshot, placements=_placements(made)), carried)
+        carried -= made.touched
+        last = made
+        again = replace(snapshot, placements=_placements(snapshot, made, earlier))
+        made = attempt(again, last.packing, carried)
         if made.packing.on_node == last.packing.on_node:
             break
     before = first.packing.fleet.before
@@ -137,10 +137,10 @@ def _plan(snapshot: Snapshot, earlier: Plan | None, carried: Mapping[str, list[s
         routes[one.name] = _route(snapshot, made.packing, one)
     return Plan(
         snapshot.revision,
-        _placements(made, earlier),
+        _placements(snapshot, made, earlier),
         routes,
         by_deployment,
-        tuple(forgotten(snapshot)),
+        tuple(forgotten(snapshot, first.packing.fleet)),
         {name: short for name, short in made.short.items() if short},
         frozenset(unsettled),
         made.packing,
@@ -148,19 +148,35 @@ def _plan(snapshot: Snapshot, earlier: Plan | None, carried: Mapping[str, list[s
     )
 
 
-def _placements(made: Attempt, earlier: Plan | None = None) -> Placements:
+def _placements(snapshot: Snapshot, made: Attempt, earlier: Plan | None) -> Placements:
     """What every node must hold; the same values as before where nothing was touched."""
+    fleet = made.packing.fleet
     placements = dict[str, tuple[Assignment, ...]]()
-    for node, held in zip(made.packing.fleet.nodes, made.packing.on_node, strict=True):
+    concerned: Iterable[int] = range(len(fleet.nodes))
+    if earlier is not None:
+        concerned, held = _concerned(made, earlier), earlier.placements
+        placements = {key: held[key] for key in fleet.index if key in held}
+    for at in concerned:
+        node, on_node = fleet.nodes[at], made.packing.on_node[at]
         if node.health is Health.LOST:
+            placements.pop(node.key, None)
             continue
-        then = earlier.placements.get(node.key) if earlier else None
-        same = then is not None and made.touched.isdisjoint(held)
-        if same and then is not None and [one.deployment for one in then] == sorted(held):
-            placements[node.key] = then
-        else:
-            placements[node.key] = tuple(assignment_of(one) for _, one in sorted(held.items()))
+        now = tuple(assignment_of(one) for _, one in sorted(on_node.items()))
+        published = snapshot.placements.get(node.key)
+        placements[node.key] = now if published is None or now != published else published
     return placements
+
+
+def _concerned(made: Attempt, earlier: Plan) -> set[int]:
+    """Nodes that may hold something else than in an earlier plan."""
+    packing, then = made.packing, earlier.packing
+    concerned = set(packing.fleet.moved(then.fleet))
+    for name in made.touched:
+        concerned.update(packing.held(name))
+    for name in made.touched | (earlier.by_deployment.keys() - packing.names()):
+        keys = (then.fleet.nodes[at].key for at in then.held(name))
+        concerned.update(packing.fleet.index[key] for key in keys if key in packing.fleet.index)
+    return concerned
 
 
 def assignment_of(deployment: Deployment) -> Assignment:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from busbar_scheduler.domain.packing import Indices
+from busbar_scheduler.domain.arrays import Indices
 
 
 def survivors(per_site: Indices) -> int:
