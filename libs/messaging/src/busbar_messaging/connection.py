@@ -53,6 +53,8 @@ class ConnectionLog:
         self._said = ""
         self._said_at_s = 0.0
         self._unsaid = 0
+        self.last = ""
+        """The last that went wrong."""
         self.refused = False
         """Whether the last that went wrong is that the server did not believe who we are."""
 
@@ -69,6 +71,7 @@ class ConnectionLog:
     async def error(self, error: Exception) -> None:
         """nats-py's callback."""
         self.refused = "authorization violation" in str(error).lower()
+        self.last = str(error) or repr(error)
         now_s = asyncio.get_running_loop().time()
         if repr(error) == self._said and now_s - self._said_at_s < _SAY_AGAIN_AFTER_S:
             self._unsaid += 1
@@ -108,7 +111,11 @@ async def connect(settings: BusSettings, client_name: str) -> Client:
                 "the password (BUSBAR_NATS_PASSWORD) or the user is wrong there"
             )
             raise Unavailable(refusal) from error
-        raise Unavailable(f"no NATS server at {settings.nats_url}: {error!r}") from error
+        waited_s = settings.bus_connect_timeout.total_seconds()
+        raise Unavailable(
+            f"no NATS server at {settings.nats_url} within {waited_s:g} s; "
+            f"is it running, and is BUSBAR_NATS_URL right? ({reports.last or repr(error)})"
+        ) from error
 
 
 def _who(settings: BusSettings) -> dict[str, Any]:

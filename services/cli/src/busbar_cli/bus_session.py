@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import Literal, TypeVar
 
 import structlog
@@ -23,16 +25,33 @@ T = TypeVar("T")
 User = Literal["provisioner", "operator"]
 
 
+class CommandBusSettings(ProvisionSettings):
+    """A server that is there answers a command at once; services start before it and wait."""
+
+    bus_connect_timeout: timedelta = timedelta(seconds=5)
+
+
 def on_the_bus(user: User, work: Callable[[Client, ProvisionSettings], Awaitable[T]]) -> T:
     """Connect as `user`, do the work, close; raises CommandError for what the bus refuses."""
-    return asyncio.run(_session(user, work))
+    with _errors_only():
+        return asyncio.run(_session(user, work))
 
 
-async def _session(user: User, work: Callable[[Client, ProvisionSettings], Awaitable[T]]) -> T:
+@contextmanager
+def _errors_only() -> Iterator[None]:
+    """What the bus's library logs on the way is not the command's answer."""
+    before = structlog.get_config()
     structlog.configure(
         logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
         wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR),
     )
+    try:
+        yield
+    finally:
+        structlog.configure(**before)
+
+
+async def _session(user: User, work: Callable[[Client, ProvisionSettings], Awaitable[T]]) -> T:
     settings = _settings(user)
     try:
         client = await connect(settings, "busbar-cli")
@@ -55,7 +74,7 @@ async def _session(user: User, work: Callable[[Client, ProvisionSettings], Await
 def _settings(user: User) -> ProvisionSettings:
     endpoints = find_endpoints()
     try:
-        return ProvisionSettings(
+        return CommandBusSettings(
             nats_url=endpoints.bus_url,
             nats_user=user,
             nats_password=SecretStr(endpoints.bus_password(user)),
