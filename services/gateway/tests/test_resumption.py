@@ -155,7 +155,7 @@ async def test_a_dead_node_is_a_pause_of_less_than_two_seconds(platform: Platfor
         nonlocal second
         if not heard.at:
             return False
-        first.paused = True
+        first.pulling.clear()
         second = await platform.agent(name, "r1.s1.n2")
         second.behaviour = Speaker()
         await first.stop()

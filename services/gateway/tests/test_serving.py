@@ -185,11 +185,11 @@ async def test_work_that_vanishes_after_the_pull_goes_out_again(platform: Platfo
 
 async def test_work_that_nobody_has_taken_yet_is_left_in_the_stream(platform: Platform) -> None:
     name, agent = await platform.deploy()
-    agent.paused = True
+    agent.pulling.clear()
     call = asyncio.create_task(platform.infer(request(name)))
     looks = platform.gateway.bus.looks
     await eventually(lambda: platform.gateway.bus.looks >= looks + 3)  # the watchdog has asked
-    agent.paused = False
+    agent.pulling.set()
     await call
 
     assert [work.attempt for work in agent.works] == [1]

@@ -83,7 +83,8 @@ class FakeAgent:
     works: list[work_pb2.InferenceWork] = field(default_factory=list)
     cancels: list[work_pb2.WorkCancel] = field(default_factory=list)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
-    paused: bool = False
+    pulling: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set while it takes work."""
 
     async def start(self, deployment: str) -> None:
         async def on_cancel(message: Any) -> None:
@@ -91,6 +92,7 @@ class FakeAgent:
                 self.cancels.append(work_pb2.WorkCancel.FromString(message.data))
 
         await self.client.subscribe(topology.cancel_subject(self.node), cb=on_cancel)
+        self.pulling.set()
         self._spawn(self._pull(deployment))
 
     async def say(self, work: work_pb2.InferenceWork, node: str = "", **frame: Any) -> None:
@@ -103,9 +105,7 @@ class FakeAgent:
         spec = topology.work_consumer(REGION, deployment)
         puller = await self.client.jetstream().pull_subscribe_bind(spec.durable, spec.stream)
         while True:
-            if self.paused:
-                await asyncio.sleep(0.01)
-                continue
+            await self.pulling.wait()
             with contextlib.suppress(NatsError, TimeoutError):
                 for message in await puller.fetch(8, timeout=0.2):
                     await message.ack()

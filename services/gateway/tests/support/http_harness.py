@@ -290,6 +290,11 @@ class StandInStream:
 
 Piece = tuple[bytes | Exception, str]
 
+LATE_S = 0.5
+"""When a late model's first token comes: after two heartbeats."""
+PACE_S = 0.005
+"""From one token of an endless model to the next."""
+
 
 async def generate(request: service_pb2.ModelInferRequest) -> AsyncIterator[Piece]:
     """Say the prompt's words back, or do what the prompt commands."""
@@ -297,7 +302,7 @@ async def generate(request: service_pb2.ModelInferRequest) -> AsyncIterator[Piec
     prompt = inputs["text_input"][0].decode()
     most = json.loads(inputs["sampling_parameters"][0]).get("max_tokens", 10_000)
     if "!late" in prompt:
-        await asyncio.sleep(0.5)  # longer than the heartbeat
+        await asyncio.sleep(LATE_S)
     if "!fail" in prompt:
         yield ModelFailed("the model gave up"), ""
     if "!hang" in prompt:
@@ -326,7 +331,7 @@ async def flood() -> AsyncIterator[bytes]:
 async def endless() -> AsyncIterator[bytes]:
     while True:
         yield b" more"
-        await asyncio.sleep(0.005)
+        await asyncio.sleep(PACE_S)
 
 
 async def broken() -> AsyncIterator[bytes | Exception]:

@@ -251,6 +251,12 @@ async def _value(client: Client, bucket: str, key: str) -> bytes | None:
         return None
 
 
+_REPORT_EVERY_S = 0.5
+"""As a gateway's heartbeat."""
+_LOOK_EVERY_S = 0.05
+"""How often a node that obeys looks at what it is told."""
+
+
 @dataclass
 class FakeGateway:
     """A gateway as far as the scheduler can tell: it reports what it carries."""
@@ -265,10 +271,10 @@ class FakeGateway:
         await self.client.publish(subject, status.SerializeToString())
 
     async def live(self) -> None:
-        """Say it twice a second."""
+        """Say it again and again."""
         while True:
             await self.report()
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(_REPORT_EVERY_S)
 
 
 @contextlib.asynccontextmanager
@@ -293,7 +299,7 @@ async def obeying(running: Running, nodes: list[FakeNode]) -> AsyncIterator[None
                 if placement and list(placement.replicas) != told[at]:
                     told[at] = list(placement.replicas)
                     await node.serve(placement)
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(_LOOK_EVERY_S)
 
     task = asyncio.create_task(obey())
     yield
