@@ -46,7 +46,7 @@ for _noun in (
 app.command(
     "busbar_cli.commands.models:app",
     name="model",
-    help="Model bundles: push a directory, list what is there, make a key.",
+    help="Model bundles: push a directory, list and remove what is there, make a key.",
 )
 app.command(
     "busbar_cli.commands.bus:app",

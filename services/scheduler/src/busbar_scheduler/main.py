@@ -25,16 +25,19 @@ from busbar_scheduler.adapters.fleet_view import FleetView
 from busbar_scheduler.adapters.http.app import AdminApi
 from busbar_scheduler.adapters.http.bundles import BundlesApi
 from busbar_scheduler.adapters.leadership import Leadership
+from busbar_scheduler.adapters.model_stock import ModelStock
 from busbar_scheduler.adapters.pacemaker import Pacemaker
 from busbar_scheduler.adapters.work_queues import WorkQueues
 from busbar_scheduler.settings import Settings
 from busbar_scheduler.usecases.cycle import Cycle, Planner
+from busbar_scheduler.usecases.keep_bundles import Sweeper
 from busbar_scheduler.usecases.quarantine import Warden
 
 log = structlog.get_logger()
 
 _READ_POLL_S = 0.1
 _WATCH_EVERY_S = 1.0
+_SWEEP_EVERY_S = 600.0
 
 
 class Scheduler:
@@ -61,12 +64,25 @@ class Scheduler:
         )
         declarations = Declarations(buckets, self.view)
         self._warden = Warden(self.view, declarations, self.leadership)
+        store = BundleStore(client)
+        self._sweeper = Sweeper(
+            stock=ModelStock(client),
+            store=store,
+            declarations=declarations,
+            in_use=self.view,
+            ages=settings.sweep_ages,
+        )
         api = AdminApi(
             view=self.view,
             leadership=self.leadership,
             declarations=declarations,
             bundles=BundlesApi(
-                declarations, BundleStore(client), settings.trusted, settings.bundle_max_bytes
+                declarations,
+                store,
+                settings.trusted,
+                settings.bundle_max_bytes,
+                self.view,
+                self._sweeper,
             ),
         )
         self.application = api.application(settings.operator_token.get_secret_value())
@@ -81,6 +97,7 @@ class Scheduler:
                 group.create_task(self.demand_memory.follow(), name="follow:demand history"),
                 group.create_task(self.demand_memory.run(), name="note demand"),
                 group.create_task(self._watch_nodes(), name="warden"),
+                group.create_task(self._sweep(), name="sweep"),
             ]
             try:
                 yield
@@ -99,6 +116,19 @@ class Scheduler:
                 log.warning("nodes not judged", reason=error.reason)
             except Exception:  # a bug in one round must not end the watch
                 log.exception("nodes not judged")
+
+    async def _sweep(self) -> None:
+        """Sweep the model store while leading, for ever."""
+        while True:
+            await asyncio.sleep(_SWEEP_EVERY_S)
+            if self.leadership.token() is None:
+                continue
+            try:
+                await self._sweeper.sweep()
+            except Unavailable as error:
+                log.warning("model store not swept", reason=error.reason)
+            except Exception:  # a bug in one sweep must not end the others
+                log.exception("model store not swept")
 
     async def _campaign(self) -> None:
         """Stand for election once the picture has been read, so that tokens only grow."""

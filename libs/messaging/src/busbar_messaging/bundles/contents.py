@@ -41,6 +41,22 @@ def hex_of(digest: str) -> str:
     return match.group(1)
 
 
+def chunk_object(sha256: bytes) -> str:
+    """What a chunk is called in the object store."""
+    return f"chunk-{sha256.hex()}"
+
+
+def bundle_object(digest: str) -> str:
+    """What a bundle's contents and seals are called there; raises Rejected when it is none."""
+    return f"bundle-{hex_of(digest)}"
+
+
+def object_names(digest: str, contents: BundleContents) -> frozenset[str]:
+    """Everything that a bundle consists of in the object store."""
+    chunks = {chunk_object(one.sha256) for file in contents.files for one in file.chunks}
+    return frozenset(chunks | {bundle_object(digest)})
+
+
 def read_contents(serialized: bytes, bundle_bytes_max: int) -> BundleContents:
     """The contents, when such a bundle may be; raises Rejected with the first thing wrong."""
     if len(serialized) > CONTENTS_BYTES_MAX:

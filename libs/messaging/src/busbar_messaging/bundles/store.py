@@ -11,16 +11,26 @@ from busbar_errors import NotFound, Rejected, Unavailable
 from google.protobuf.message import DecodeError
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
-from nats.js.api import ObjectMeta, ObjectMetaOptions
+from nats.js.api import ObjectInfo, ObjectMeta, ObjectMetaOptions
 from nats.js.errors import Error as JetStreamError
 from nats.js.errors import NotFoundError
 from nats.js.object_store import ObjectStore
 
-from busbar_messaging.bundles.contents import CHUNK_BYTES_MAX, hex_of
+from busbar_messaging.bundles.contents import CHUNK_BYTES_MAX, bundle_object, chunk_object
 from busbar_messaging.topology import MODELS
 
 _TIMEOUT_S = 10.0
 _SEALED_BYTES_MAX = 1024 * 1024
+
+
+CONDEMNED = "Busbar-Condemned"
+"""A header of objects that nothing uses. They are read as before, and deleted some time later
+unless somebody stores them again or turns out to use them."""
+
+
+def is_condemned(info: ObjectInfo) -> bool:
+    """Whether an object is to be deleted."""
+    return CONDEMNED in (info.headers or {})
 
 
 class BundleStore:
@@ -33,40 +43,44 @@ class BundleStore:
         self._objects = ObjectStore(MODELS.name, self._stream, self._jetstream)
 
     async def holds_chunk(self, sha256: bytes) -> bool:
-        """Whether the chunk is there."""
-        return await self._size_of(_chunk_name(sha256)) is not None
+        """Whether the chunk is there, and not condemned."""
+        return await self._stays(chunk_object(sha256))
+
+    async def holds_bundle(self, digest: str) -> bool:
+        """Whether a bundle's contents and seals are there, and not condemned."""
+        return await self._stays(bundle_object(digest))
 
     async def put_chunk(self, sha256: bytes, content: bytes) -> None:
         """Store a chunk; raises Rejected when it is another, Unavailable without room."""
         if hashlib.sha256(content).digest() != sha256:
             raise Rejected(f"these {len(content)} bytes do not have the digest {sha256.hex()}")
-        await self._put(_chunk_name(sha256), content)
+        await self._put(chunk_object(sha256), content)
 
     async def chunk(self, sha256: bytes) -> bytes:
         """A chunk, checked; raises NotFound, Unavailable, or Rejected when it was tampered with."""
-        content = await self._get(_chunk_name(sha256), CHUNK_BYTES_MAX)
+        content = await self._get(chunk_object(sha256), CHUNK_BYTES_MAX)
         if hashlib.sha256(content).digest() != sha256:
             raise Rejected(f"what is stored as chunk {sha256.hex()} has another digest")
         return content
 
     async def put_bundle(self, digest: str, sealed: SealedBundle) -> None:
         """Store a bundle's contents and seals."""
-        await self._put(_bundle_name(digest), sealed.SerializeToString(deterministic=True))
+        await self._put(bundle_object(digest), sealed.SerializeToString(deterministic=True))
 
     async def bundle(self, digest: str) -> SealedBundle:
         """A bundle's contents and seals as they are stored, for the reader to check."""
-        stored = await self._get(_bundle_name(digest), _SEALED_BYTES_MAX)
+        stored = await self._get(bundle_object(digest), _SEALED_BYTES_MAX)
         try:
             return SealedBundle.FromString(stored)
         except DecodeError as error:
             raise Rejected(f"what is stored as {digest} is not a bundle: {error}") from error
 
-    async def _size_of(self, name: str) -> int | None:
+    async def _stays(self, name: str) -> bool:
         with _own_terms(name):
             try:
-                return (await self._objects.get_info(name)).size
+                return not is_condemned(await self._objects.get_info(name))
             except NotFoundError:
-                return None
+                return False
 
     async def _put(self, name: str, content: bytes) -> None:
         options = ObjectMetaOptions(max_chunk_size=CHUNK_BYTES_MAX)
@@ -90,14 +104,6 @@ class BundleStore:
             except NotFoundError as error:
                 raise Unavailable(f"{name} is being replaced in the model store") from error
             return found.data or b""
-
-
-def _chunk_name(sha256: bytes) -> str:
-    return f"chunk-{sha256.hex()}"
-
-
-def _bundle_name(digest: str) -> str:
-    return f"bundle-{hex_of(digest)}"
 
 
 @contextlib.contextmanager

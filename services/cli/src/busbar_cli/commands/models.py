@@ -19,9 +19,11 @@ from busbar_cli.failures import CommandError, Exit
 from busbar_cli.output import DEFAULT, Output, err, show_bytes, show_digest, show_time, table
 from busbar_cli.packing import Packed, Place, pack
 
-app = App(name="model", help="Model bundles: push a directory, list what is there, make a key.")
+app = App(
+    name="model", help="Model bundles: push a directory, list and remove what is there, make a key."
+)
 
-Approve = Annotated[bool, Parameter(negative="")]
+Approve = DryRun = Annotated[bool, Parameter(negative="")]
 
 _BUNDLES, _CHUNKS = "/admin/v1/bundles", "/admin/v1/chunks"
 _ASKED_AT_ONCE = 4_096
@@ -70,6 +72,7 @@ def list_(*, output: Output = DEFAULT) -> None:
         "SLOTS>",
         "PRICES",
         "PUSHED",
+        "USED",
     ]
     rows = [
         [
@@ -82,10 +85,55 @@ def list_(*, output: Output = DEFAULT) -> None:
             one["slots"],
             one["price_class"],
             show_time(one["pushed_unix_ms"]),
+            "; ".join(one["uses"]),
         ]
         for one in answer["items"]
     ]
     output.print(answer, table(columns, rows, empty="none; push one: busbar model push DIR"))
+
+
+@app.command
+def rm(name: str, version: str, *, digest: str = "", output: Output = DEFAULT) -> None:
+    """Remove a bundle that no deployment serves or may go back to.
+
+    Chunks that no other bundle has are deleted by themselves, a day after they were stored.
+
+    Parameters
+    ----------
+    digest
+        Which one, where several were pushed under this name and version.
+    """
+    api = Api("scheduler")
+    found = [
+        one["digest"]
+        for one in api.get(_BUNDLES)["items"]
+        if (one["name"], one["version"]) == (name, version) and one["digest"].endswith(digest)
+    ]
+    if not found:
+        raise CommandError(f"no such bundle: {name} {version} {digest}".rstrip(), Exit.NOT_FOUND)
+    if len(found) > 1:
+        raise CommandError(f"say which one with --digest: {', '.join(found)}", Exit.USAGE)
+    api.delete(f"{_BUNDLES}/{found[0]}")
+    output.print({"removed": found[0]}, f"removed {name} {version}  {found[0]}")
+
+
+@app.command
+def sweep(*, dry_run: DryRun = False, output: Output = DEFAULT) -> None:
+    """Delete what no bundle consists of; done by itself every ten minutes.
+
+    What is unused is condemned first, and deleted a quarter of an hour later.
+
+    Parameters
+    ----------
+    dry_run
+        Only say what would be done.
+    """
+    answer = Api("scheduler").post(f"{_CHUNKS}/sweep", {"dry_run": dry_run})
+    rows = [
+        [what, answer[what]["objects"], show_bytes(answer[what]["bytes"])]
+        for what in ("used", "young", "condemned", "spared", "waiting", "deleted")
+    ]
+    output.print(answer, table(["WHAT", "OBJECTS>", "SIZE>"], rows))
 
 
 def push_directory(directory: Path, *, approve: bool, show_progress: bool) -> Json:

@@ -51,6 +51,11 @@ class Buckets:
         with _own_terms(bucket, key):
             await (await self._store(bucket)).delete(key, last=revision)
 
+    async def delete(self, bucket: str, key: str) -> None:
+        """Delete whatever is there; raises Unavailable."""
+        with _own_terms(bucket, key):
+            await (await self._store(bucket)).delete(key)
+
     async def put(self, bucket: str, key: str, value: bytes) -> int:
         """Write whatever is there; the entry's new revision. Raises Unavailable."""
         with _own_terms(bucket, key):

@@ -74,6 +74,12 @@ class Declarations:
         revision = await self.buckets.put(_BUNDLES, key, value)
         self.view.record(_BUNDLES, key, value, revision)
 
+    async def delete_bundle(self, digest: str) -> None:
+        """Forget that a bundle is there."""
+        key = digest.removeprefix("sha256:")
+        await self.buckets.delete(_BUNDLES, key)
+        self.view.record_deletion(_BUNDLES, key)
+
     async def _learn(self, bucket: str, key: str) -> None:
         entry = await self.buckets.get(bucket, key)
         self.view.record_deletion(bucket, key)

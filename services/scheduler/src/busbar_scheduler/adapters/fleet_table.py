@@ -230,6 +230,10 @@ class FleetTable:
         found = self._deployments.get(name)
         return found[0] if found else None
 
+    def declared(self) -> tuple[Deployment, ...]:
+        """Every deployment."""
+        return tuple(deployment for deployment, _ in self._deployments.values())
+
     def described(self, site: str) -> Described:
         """A site as the operator described it; the plainest one when nobody did."""
         found = self._sites.get(site)
@@ -269,7 +273,7 @@ class FleetTable:
         keys = sorted({*self._reports, *self._placement_stamps})
         return Snapshot(
             revision=max((revision for _, revision in self._deployments.values()), default=0),
-            deployments=tuple(deployment for deployment, _ in self._deployments.values()),
+            deployments=self.declared(),
             nodes=tuple(self._node(key, now, now_unix_ms) for key in keys),
             placements=dict(self._placements),
             routes=dict(self._routes),

@@ -16,7 +16,7 @@ from busbar_scheduler.adapters.fleet_table import BUCKETS, FleetTable
 from busbar_scheduler.adapters.gateway_reports import GatewayReports
 from busbar_scheduler.domain.autoscaling import Autoscaler
 from busbar_scheduler.domain.demand import Gathering
-from busbar_scheduler.domain.fleet import Snapshot
+from busbar_scheduler.domain.fleet import Deployment, Placements, Snapshot
 from busbar_scheduler.domain.publishing import Published
 from busbar_scheduler.domain.quarantine import Vitals
 
@@ -88,6 +88,14 @@ class FleetView:
             return None
         now = time.monotonic()
         return self.table.vitals(now, *self._gateways.troubles(now))
+
+    def declared(self) -> tuple[Deployment, ...]:
+        """Every deployment."""
+        return self.table.declared()
+
+    def placements(self) -> Placements:
+        """What each node was told to hold."""
+        return self.table.published().placements
 
     def published(self) -> Published:
         """What stands in the buckets."""

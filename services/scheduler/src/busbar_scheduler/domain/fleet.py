@@ -175,6 +175,11 @@ class Deployment:
     """How long less must be asked before replicas go that demand had brought."""
 
     @property
+    def digests(self) -> frozenset[str]:
+        """Every bundle that it serves or may go back to."""
+        return frozenset({self.digest, self.previous_digest}) - {""}
+
+    @property
     def most(self) -> int:
         """The most replicas that it may be scaled to."""
         return max(self.replicas, self.max_replicas)

@@ -106,6 +106,10 @@ class Declarations(Protocol):
         """Note that a bundle is there."""
         ...
 
+    async def delete_bundle(self, digest: str) -> None:
+        """Forget that a bundle is there."""
+        ...
+
 
 class Sites(Protocol):
     """Where sites are described, and what they and their nodes were told."""
@@ -123,7 +127,11 @@ class ModelStore(Protocol):
     """Where bundles and their chunks lie."""
 
     async def holds_chunk(self, sha256: bytes) -> bool:
-        """Whether the chunk is there."""
+        """Whether the chunk is there, and stays."""
+        ...
+
+    async def holds_bundle(self, digest: str) -> bool:
+        """Whether a bundle's contents and seals are there, and stay."""
         ...
 
     async def bundle(self, digest: str) -> SealedBundle:

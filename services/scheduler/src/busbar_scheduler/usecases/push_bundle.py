@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from busbar_contracts.scheduler.v1.bundle_pb2 import BundleContents, BundleSeal, SealedBundle
-from busbar_errors import Conflict, NotFound, Rejected
+from busbar_errors import Conflict, NotFound, Rejected, Unavailable
 from busbar_messaging.bundles.contents import digest_of, read_contents, size_of
 from busbar_messaging.bundles.sealing import TrustedKeys
 
@@ -16,6 +16,8 @@ from busbar_scheduler.domain.fleet import Bundle
 from busbar_scheduler.domain.manifest import Manifest
 from busbar_scheduler.usecases.ports import Declarations, ModelStore
 
+PUSH_S_MAX = 300
+"""From finding all chunks there to noting the bundle; condemned ones stay longer than that."""
 _LOOKUPS_AT_ONCE = 16
 
 
@@ -49,8 +51,15 @@ class Intake:
     async def push(self, sealed: SealedBundle, now_unix_ms: int) -> tuple[Bundle, bool]:
         """The bundle, and whether it is new.
 
-        Raises Rejected for a bad one, and Conflict while chunks of it are missing.
+        Raises Rejected for a bad one, Conflict while chunks of it are missing, and Unavailable.
         """
+        try:
+            async with asyncio.timeout(PUSH_S_MAX):
+                return await self._push(sealed, now_unix_ms)
+        except TimeoutError as error:
+            raise Unavailable(f"took longer than {PUSH_S_MAX} s; push it again") from error
+
+    async def _push(self, sealed: SealedBundle, now_unix_ms: int) -> tuple[Bundle, bool]:
         digest = digest_of(sealed.contents)
         approved = self.trusted.opened(sealed, digest)
         contents = read_contents(sealed.contents, self.bundle_bytes_max)
@@ -89,7 +98,7 @@ async def _vouch(store: ModelStore, digest: str, sealed: SealedBundle) -> None:
     except (NotFound, Rejected):
         there = SealedBundle()
     seals = {_whose(seal): seal for seal in (*there.seals, *sealed.seals)}
-    if list(seals.values()) != list(there.seals):
+    if list(seals.values()) != list(there.seals) or not await store.holds_bundle(digest):
         await store.put_bundle(digest, SealedBundle(contents=sealed.contents, seals=seals.values()))
 
 

@@ -20,8 +20,9 @@ from starlette.requests import ClientDisconnect
 
 from busbar_scheduler.adapters.bundle_reader import Inspected, inspect
 from busbar_scheduler.adapters.declarations import Declarations
-from busbar_scheduler.adapters.http import schemas
+from busbar_scheduler.adapters.http import bundle_schemas as schemas
 from busbar_scheduler.adapters.http.errors import ErrorBody
+from busbar_scheduler.usecases.keep_bundles import InUse, Sweeper, remove, uses
 from busbar_scheduler.usecases.push_bundle import Intake, missing
 
 BUNDLES_PATH, CHUNKS_PATH = "/admin/v1/bundles", "/admin/v1/chunks"
@@ -30,7 +31,7 @@ ASKED_AT_ONCE_MAX = 4_096
 _CHUNKS_AT_ONCE_MAX = 8
 _STALL_S = 30.0
 _FAILURES: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody} for status in (401, 408, 409, 413, 415, 422, 503)
+    status: {"model": ErrorBody} for status in (401, 404, 408, 409, 413, 415, 422, 503)
 }
 _CHUNK_BODY = {
     "requestBody": {
@@ -80,6 +81,8 @@ class BundlesApi:
     store: BundleStore
     trusted: TrustedKeys
     bundle_bytes_max: int
+    in_use: InUse
+    sweeper: Sweeper
     _places: asyncio.Semaphore = field(
         default_factory=lambda: asyncio.Semaphore(_CHUNKS_AT_ONCE_MAX)
     )
@@ -104,7 +107,13 @@ class BundlesApi:
                 content = await _bounded_body(request)
                 await self.store.put_chunk(bytes.fromhex(sha256), content)
 
-        del list_missing_chunks, send_chunk
+        @router.post(f"{CHUNKS_PATH}/sweep", responses=_FAILURES)
+        async def sweep_chunks(body: schemas.SweepBody) -> schemas.SweepView:
+            """Sweep what no bundle consists of; on a dry run only say what would go."""
+            decided, contents = await self.sweeper.sweep(dry_run=body.dry_run)
+            return schemas.SweepView.of(decided, contents, dry_run=body.dry_run)
+
+        del list_missing_chunks, send_chunk, sweep_chunks
         return router
 
     def bundles(self) -> APIRouter:
@@ -125,7 +134,7 @@ class BundlesApi:
                 raise Rejected(f"these contents do not have the digest {digest}")
             bundle, new = await self._intake().push(sealed, _now_unix_ms())
             response.status_code = 201 if new else 200
-            return schemas.BundleView.of(bundle)
+            return schemas.BundleView.of(bundle, uses(self.in_use).get(bundle.digest, []))
 
         @router.get(BUNDLES_PATH, responses={401: {"model": ErrorBody}})
         async def list_bundles() -> schemas.BundleList:
@@ -133,9 +142,17 @@ class BundlesApi:
             newest = sorted(
                 self.declarations.bundles(), key=lambda one: (-one.pushed_unix_ms, one.digest)
             )
-            return schemas.BundleList(items=[schemas.BundleView.of(one) for one in newest])
+            used = uses(self.in_use)
+            return schemas.BundleList(
+                items=[schemas.BundleView.of(one, used.get(one.digest, [])) for one in newest]
+            )
 
-        del push_bundle, list_bundles
+        @router.delete(f"{BUNDLES_PATH}/{{digest}}", status_code=204, responses=_FAILURES)
+        async def remove_bundle(digest: Digest) -> None:
+            """Remove a bundle that nothing uses or may go back to; a sweep deletes its chunks."""
+            await remove(self.declarations, self.in_use, digest)
+
+        del push_bundle, list_bundles, remove_bundle
         return router
 
     def _intake(self) -> Intake:

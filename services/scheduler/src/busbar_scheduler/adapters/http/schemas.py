@@ -8,7 +8,7 @@ from busbar_messaging.topology import NAME_PATTERN
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from busbar_scheduler.domain.decisions import Decision
-from busbar_scheduler.domain.fleet import SCALE_DOWN_AFTER_S, Bundle, Deployment, Node
+from busbar_scheduler.domain.fleet import SCALE_DOWN_AFTER_S, Deployment, Node
 from busbar_scheduler.domain.progress import Progress
 
 REPLICAS_MAX = 1_000
@@ -67,42 +67,6 @@ class ScaleBody(BaseModel):
     max_replicas: Annotated[int, Field(ge=0, le=REPLICAS_MAX, strict=True)] | None = Field(
         default=None, description="how far demand may scale it; none: as before"
     )
-
-
-class BundleView(BaseModel):
-    """A pushed bundle."""
-
-    digest: str
-    name: str
-    version: str
-    task: str
-    slots: int
-    memory_mib: int
-    price_class: str
-    size_bytes: int
-    pushed_unix_ms: int
-
-    @classmethod
-    def of(cls, bundle: Bundle) -> BundleView:
-        """As the API shows it."""
-        manifest = bundle.manifest
-        return cls(
-            digest=bundle.digest,
-            name=manifest.name,
-            version=manifest.version,
-            task=str(manifest.task),
-            slots=manifest.slots,
-            memory_mib=manifest.memory_mib,
-            price_class=manifest.price_class,
-            size_bytes=bundle.size_bytes,
-            pushed_unix_ms=bundle.pushed_unix_ms,
-        )
-
-
-class BundleList(BaseModel):
-    """Every pushed bundle, newest first."""
-
-    items: list[BundleView]
 
 
 class ReplicaView(BaseModel):
