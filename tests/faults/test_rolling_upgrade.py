@@ -7,10 +7,13 @@ same models. Not one request may fail, no stream break off.
 
 from __future__ import annotations
 
+import os
+import subprocess
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from busbar_runtime.platform import Platform
@@ -23,9 +26,11 @@ from harness.operator import PAID_IN_NANOS, Customer, Operator
 from harness.polling import eventually
 from harness.steady_load import Clients, LoadLog, steady_load
 
+REPO = Path(__file__).resolve().parents[2]
 NOTICE_S = 1
 GRACE_S, LATE_S = 8, 5
 MODELS = ("echo-fp32", "all-minilm-l6-v2", "repeat", "tiny-lm")
+PREVIOUS = REPO / "tests" / "contracts" / "previous_release.commit"
 GATEWAY = {"BUSBAR_STOP_NOTICE": f"PT{NOTICE_S}S", "BUSBAR_STOP_GRACE": "PT20S"}
 
 
@@ -168,4 +173,52 @@ async def test_agents_are_upgraded_one_after_the_other(
         await scale(operator, 2)
 
     assert status == 0
+    await assert_nothing_failed(operator, customer, log)
+
+
+def previous_code(place: Path) -> str:
+    """A PYTHONPATH that has our own code as the previous release had it, before today's."""
+    commit = PREVIOUS.read_text().strip()
+    archive = subprocess.run(
+        ["git", "archive", commit, "libs", "services"], cwd=REPO, check=True, capture_output=True
+    )
+    subprocess.run(["tar", "-x", "-C", str(place)], input=archive.stdout, check=True)
+    return ":".join(str(one) for one in sorted(place.glob("*/*/src")))
+
+
+@pytest.mark.skipif("BUSBAR_LONG_FAULTS" not in os.environ, reason="./just long-faults")
+async def test_a_gateway_and_an_agent_of_the_previous_release_are_upgraded_under_load(
+    platform: Platform, operator: Operator, customer: Customer, tmp_path: Path
+) -> None:
+    """Beside this release's scheduler, billing, gateway and agent, and then to it."""
+    place = tmp_path / "code"
+    place.mkdir()
+    old = {"PYTHONPATH": previous_code(place)}
+    async with AsyncExitStack() as stack:
+        enter = stack.enter_async_context
+        node = await enter(another_node(platform, tmp_path / "n3", node="n3", settings=old))
+        gateway = await enter(
+            another_gateway(
+                platform, tmp_path / "g3", gateway_id="old", settings={**GATEWAY, **old}
+            )
+        )
+        new = await enter(
+            another_gateway(platform, tmp_path / "g4", gateway_id="new", settings=GATEWAY)
+        )
+        before = await enter(
+            balancer([Backend(one.http, one.grpc, one.ops) for one in (gateway, new)])
+        )
+        await scale(operator, 2)
+        fleet = Fleet([gateway, new], node, before.http, before.grpc)
+        async with loaded(fleet, customer) as log:
+            for one in (gateway, node):
+                assert one.environment["PYTHONPATH"] == old["PYTHONPATH"]
+                one.environment = {
+                    name: value for name, value in one.environment.items() if name != "PYTHONPATH"
+                }
+                assert await one.restart() == 0
+                await goes_on(log)
+            await scale(operator, 2)
+        await scale(operator, 1)
+
     await assert_nothing_failed(operator, customer, log)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 from busbar_runtime.fleet import Fleet
@@ -21,7 +21,11 @@ from harness.another_service import AnotherService
 
 @contextlib.asynccontextmanager
 async def another_node(
-    platform: Platform, place: Path, *, node: str = "n2"
+    platform: Platform,
+    place: Path,
+    *,
+    node: str = "n2",
+    settings: Mapping[str, str] | None = None,
 ) -> AsyncIterator[AnotherService]:
     """Run it until the end of the block. What may run there is the scheduler's to say."""
     found = platform.endpoints
@@ -42,6 +46,7 @@ async def another_node(
             "BUSBAR_TRITON_COMMAND": json.dumps(triton.command),
             "BUSBAR_BUNDLE_APPROVERS": json.dumps([Secrets.of(platform.home).signing_key_public]),
             "BUSBAR_LOG_LEVEL": "warning",
+            **(settings or {}),
         },
         f"http://{LOOPBACK}:{ops}",
     )

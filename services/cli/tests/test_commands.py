@@ -287,29 +287,6 @@ def test_a_model_is_pushed_once_and_deployed(busbar: Busbar, model: Path, tmp_pa
     assert busbar("deploy", "list", "--json").json == {"items": []}
 
 
-def test_a_model_is_removed_once_nothing_uses_it(
-    busbar: Busbar, model: Path, tmp_path: Path
-) -> None:
-    (model / "busbar.yaml").write_text(MANIFEST.replace("small", "unwanted"))
-    pushed = busbar("model", "push", str(model), "--approve", "--json").json
-    name, version = pushed["name"], pushed["version"]
-    deployments = tmp_path / "deployments.yaml"
-    deployments.write_text("- {name: old, bundle: unwanted, replicas: 0}\n")
-    assert busbar("deploy", str(deployments)).status == 0
-    refused = busbar("model", "rm", name, version)
-    assert busbar("deploy", "rm", "old").status == 0
-    removed = busbar("model", "rm", name, version)
-    unknown = busbar("model", "rm", name, version)
-    swept = busbar("model", "sweep", "--dry-run", "--json").json
-
-    assert (refused.status, removed.status, unknown.status) == (1, 0, 3)
-    assert "deployment old serves it" in refused.err
-    assert pushed["digest"] in removed.out
-    assert swept["dry_run"]
-    assert swept["young"]["objects"] > 0
-    assert swept["deleted"]["objects"] == 0
-
-
 def test_a_site_is_described_and_cordoned(busbar: Busbar) -> None:
     busbar("site", "set", "r9/s9", "--power-cap-kw", "60", "--energy-per-kwh", "0.08")
     fed = busbar("site", "set", "r9/s9", "--feeder", "north", "--json").json
