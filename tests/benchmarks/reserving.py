@@ -92,7 +92,8 @@ class Gateway:
             unready_grace_s=1,
             remembered_ready_s=1,
             current_route=lambda _: _ROUTE,
-            gateways=lambda: 1,
+            region="r1",
+            others=lambda _: [],
             policy=lambda _: _POLICY,
         )
 

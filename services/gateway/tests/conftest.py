@@ -13,6 +13,7 @@ from busbar_messaging.provision import ProvisionSettings, apply
 from busbar_runtime.pytest_plugin import NatsServer
 from gateway_harness import (
     KEY,
+    OTHER_REGION,
     REGION,
     TENANT,
     Platform,
@@ -26,7 +27,9 @@ from nats.aio.client import Client
 
 @pytest.fixture(scope="session")
 async def provisioner(nats_server: NatsServer) -> AsyncIterator[Client]:
-    settings = ProvisionSettings(regions=[REGION], **bus_settings(nats_server, "provisioner"))
+    settings = ProvisionSettings(
+        regions=[REGION, OTHER_REGION], **bus_settings(nats_server, "provisioner")
+    )
     client = await connect(settings, "test-provisioner")
     await apply(client, settings)
     yield client

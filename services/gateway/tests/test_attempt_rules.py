@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from busbar_gateway.domain.attempts import TRIES_MAX, UNHEARD_MAX, Attempts, Frame
-from busbar_gateway.domain.regions import choose_region
-from busbar_gateway.domain.routes import Target
 from busbar_gateway.domain.sampling import Verdict, decide, worth_keeping
 
 
@@ -69,15 +67,6 @@ def test_tries_are_bounded_and_a_started_answer_is_never_begun_again() -> None:
     attempts.tries = 1
     attempts.delivering = True
     assert not attempts.may_retry(resumable=False)
-
-
-def test_the_own_region_serves_while_it_has_a_free_slot() -> None:
-    targets = [Target("r1", 2), Target("r2", 8), Target("r3", 0)]
-
-    assert choose_region(targets, "r1", {"r1": 1}) == "r1"
-    assert choose_region(targets, "r1", {"r1": 2}) == "r2"
-    assert choose_region(targets, "r1", {"r1": 2, "r2": 12}) == "r1"
-    assert choose_region([Target("r3", 0)], "r3", {}) is None
 
 
 def test_sampling_follows_the_ratio_and_a_sampled_parent() -> None:

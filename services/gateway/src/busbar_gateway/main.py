@@ -113,15 +113,8 @@ def build(settings: GatewaySettings, client: Client, metrics: Metrics) -> Gatewa
     clock = BusClock(observe=metrics.clock_ahead)
     gateways = Gateways(region, gateway_id, limiting, clock)
     bus = WorkBus(client, gateway_id)
-    admissions = Admissions(
-        queue_max=settings.queue_max,
-        unready_grace_s=settings.unready_grace.total_seconds(),
-        remembered_ready_s=settings.remembered_ready.total_seconds(),
-        current_route=routes.current,
-        gateways=gateways.count,
-        policy=policies.current,
-    )
-    dispatcher = _dispatcher(region, bus, routes, metrics, clock)
+    admissions = _admissions(settings, routes, gateways, policies)
+    dispatcher = _dispatcher(settings, bus, routes, admissions, metrics, unix_ns=clock.unix_ns)
     usage = _usage_log(settings, client, metrics)
     tracing = _request_tracing(settings, tracer)
     run_id = uuid_utils.uuid7().hex
@@ -181,16 +174,38 @@ def _may_ask(routes: RouteTable, limiting: Limiting) -> MayAsk:
 
 
 def _dispatcher(
-    region: str, bus: WorkBus, routes: RouteTable, metrics: Metrics, clock: BusClock
+    settings: GatewaySettings,
+    bus: WorkBus,
+    routes: RouteTable,
+    admissions: Admissions,
+    metrics: Metrics,
+    *,
+    unix_ns: Callable[[], int],
 ) -> Dispatcher:
     return Dispatcher(
         bus,
         reply_subject=bus.reply_subject,
-        region=region,
+        region=settings.region,
+        nearest=settings.near_regions,
+        shares=admissions.shares,
         current_route=routes.current,
         redispatched=metrics.redispatched,
         readable=is_response,
-        unix_ns=clock.unix_ns,
+        unix_ns=unix_ns,
+    )
+
+
+def _admissions(
+    settings: GatewaySettings, routes: RouteTable, gateways: Gateways, policies: PolicyTable
+) -> Admissions:
+    return Admissions(
+        queue_max=settings.queue_max,
+        unready_grace_s=settings.unready_grace.total_seconds(),
+        remembered_ready_s=settings.remembered_ready.total_seconds(),
+        current_route=routes.current,
+        region=settings.region,
+        others=gateways.others,
+        policy=policies.current,
     )
 
 
@@ -215,21 +230,22 @@ def _usage_log(settings: GatewaySettings, client: Client, metrics: Metrics) -> U
 async def running(gateway: Gateway, region: str) -> AsyncIterator[None]:
     """Keep the background work of a gateway going while the context is open."""
     routes, admissions = gateway.routes, gateway.admissions
-    watchdog = Watchdog(gateway.bus, gateway.dispatcher.pending, region)
+    dispatcher = gateway.dispatcher
+    watchdog = Watchdog(gateway.bus, dispatcher.pending, region, not_taken=dispatcher.withdraw)
 
     def routes_changed() -> None:
         admissions.capacity_changed()
-        gateway.dispatcher.routes_changed()
+        dispatcher.routes_changed()
 
     routes.on_change(routes_changed)
     admissions.on_asked(gateway.heartbeat.hurry)
 
-    sharing = gateway.gateways.count()
+    sharing = gateway.gateways.alive()
 
     def every_tick(now: float) -> None:
         nonlocal sharing
-        if (count := gateway.gateways.count()) != sharing:  # one may just have fallen silent
-            sharing = count
+        if (alive := gateway.gateways.alive()) != sharing:  # one may just have fallen silent
+            sharing = alive
             admissions.capacity_changed()
         admissions.expire(now)
         gateway.dispatcher.expire(now)

@@ -18,6 +18,10 @@ class GatewaySettings(BusSettings):
     gateway_id: str = Field(
         pattern=NAME_PATTERN, description="unique among the gateways that run at the same time"
     )
+    near_regions: list[str] = Field(
+        default=[],
+        description="other regions, the nearest first: where requests go that find no slot at home",
+    )
     http_host: str = "127.0.0.1"
     http_port: int = Field(ge=0, le=65535)
     grpc_port: int = Field(ge=0, le=65535)

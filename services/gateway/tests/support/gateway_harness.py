@@ -34,7 +34,7 @@ from nats.errors import Error as NatsError
 from nats.js.errors import NotFoundError
 from tritonclient.grpc import model_config_pb2, service_pb2
 
-REGION = "r1"
+REGION, OTHER_REGION = "r1", "r2"
 QUEUE_MAX = 256
 SECRET = "a secret of the tests, long enough"
 KEY = "bb_the-key-of-the-tests"
@@ -102,7 +102,7 @@ class FakeAgent:
         await self.client.publish(work.reply_subject, message.SerializeToString())
 
     async def _pull(self, deployment: str) -> None:
-        spec = topology.work_consumer(REGION, deployment)
+        spec = topology.work_consumer(self.node.partition(".")[0], deployment)
         puller = await self.client.jetstream().pull_subscribe_bind(spec.durable, spec.stream)
         while True:
             await self.pulling.wait()
@@ -182,6 +182,7 @@ def make_route(
     slots: int = 4,
     decoupled: bool = False,
     price_class: str = "tensor",
+    other_slots: int = 0,
     **more: Any,
 ) -> bytes:
     metadata = pb.ModelMetadataResponse(name=name, versions=["1"], platform="python")
@@ -205,9 +206,11 @@ def make_route(
             max_payload_bytes=4096,
             price_class=price_class,
         ),
-        targets=[plan_pb2.RouteTarget(region=REGION, ready_slots=slots, ready_replicas=1)]
-        if slots
-        else [],
+        targets=[
+            plan_pb2.RouteTarget(region=region, ready_slots=ready, ready_replicas=1)
+            for region, ready in ((REGION, slots), (OTHER_REGION, other_slots))
+            if ready
+        ],
         model_metadata=metadata.SerializeToString(),
         model_config=config.SerializeToString(),
         **more,
@@ -251,8 +254,9 @@ class Platform:
         """Make a deployment of its own; returns its name and the agent that serves it."""
         name = fresh_name("model")
         jetstream = self.provisioner.jetstream()
-        spec = topology.work_consumer(REGION, name)
-        await jetstream.add_consumer(spec.stream, spec.config())
+        for region in (REGION, OTHER_REGION):
+            spec = topology.work_consumer(region, name)
+            await jetstream.add_consumer(spec.stream, spec.config())
         await self.put_route(name, **route)
         fake = await self.agent(name) if agent else FakeAgent(self.provisioner)
         return name, fake
@@ -261,7 +265,7 @@ class Platform:
         bucket = await self.provisioner.jetstream().key_value(topology.ROUTES.name)
         value = make_route(name, **route)
         await bucket.put(name, value)
-        slots = route.get("slots", 4)
+        slots = route.get("slots", 4) + route.get("other_slots", 0)
         await eventually(
             lambda: (found := self.gateway.routes.current(name)) and found.ready_slots == slots
         )

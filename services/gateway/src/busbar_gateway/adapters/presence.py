@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from dataclasses import dataclass
 
 import structlog
 from busbar_contracts.gateway.v1.status_pb2 import (
@@ -22,6 +23,7 @@ from nats.errors import Error as NatsError
 
 from busbar_gateway.adapters.bus_clock import BusClock
 from busbar_gateway.domain.limits import Demand
+from busbar_gateway.domain.sharing import Peer
 from busbar_gateway.usecases.admitting import Admissions
 from busbar_gateway.usecases.dispatch import Dispatcher
 from busbar_gateway.usecases.limiting import Limiting
@@ -36,23 +38,41 @@ _APART_S = 0.1
 """The least time between two heartbeats."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Heard:
+    """What another gateway last said."""
+
+    at: float
+    region: str
+    demands: dict[str, int]
+    """Requests in flight and waiting, by deployment."""
+
+
 class Gateways:
-    """The gateways of this region, by their heartbeats."""
+    """The gateways of all regions, by their heartbeats."""
 
     def __init__(self, region: str, gateway_id: str, limiting: Limiting, clock: BusClock) -> None:
         self._limiting = limiting
         self._clock = clock
         self._region = region
         self._own = gateway_id
-        self._heard: dict[str, float] = {}
+        self._heard: dict[str, _Heard] = {}
         self._runs: dict[str, tuple[str, float]] = {}
         """Every gateway of every region: its run, and when it was last heard of."""
         self._reading_since: float | None = None
 
     def count(self) -> int:
-        """Gateways that share the slots with this one, itself included."""
+        """Gateways of this region, itself included."""
+        return 1 + sum(heard.region == self._region for heard in self._listened())
+
+    def alive(self) -> frozenset[str]:
+        """The other gateways that share the slots with this one."""
         horizon = time.monotonic() - topology.SUSPECT_AFTER.total_seconds()
-        return 1 + sum(1 for heard in self._heard.values() if heard > horizon)
+        return frozenset(name for name, heard in self._heard.items() if heard.at > horizon)
+
+    def others(self, deployment: str) -> list[Peer]:
+        """The others, with what they ask of a deployment."""
+        return [Peer(one.region, one.demands.get(deployment, 0)) for one in self._listened()]
 
     def is_gone(self, gateway_id: str, run_id: str) -> bool:
         """Whether that start of a gateway surely ended: silent, or followed by another start."""
@@ -87,8 +107,13 @@ class Gateways:
         if put.key == self._own:
             return
         self._limiting.heard(put.key, _demands(status))
-        if status.region == self._region:
-            self._heard[put.key] = time.monotonic()
+        demands = {load.deployment: load.in_flight + load.queued for load in status.loads}
+        self._heard[put.key] = _Heard(time.monotonic(), status.region, demands)
+
+    def _listened(self) -> list[_Heard]:
+        """What those said that are not silent."""
+        horizon = time.monotonic() - topology.SUSPECT_AFTER.total_seconds()
+        return [heard for heard in self._heard.values() if heard.at > horizon]
 
 
 class Heartbeat:

@@ -33,7 +33,7 @@ _FIRST_COST = 1.0
 """What a request is charged at first in a lane that has seen none end."""
 
 
-def share_of_slots(ready_slots: int, gateways: int, service_s: float = 0.0) -> int:
+def share_of_slots(ready_slots: float, gateways: int, service_s: float = 0.0) -> int:
     """Return how many requests one of `gateways` gateways may have in flight.
 
     A little more than its part of the slots, so that a slot that becomes free

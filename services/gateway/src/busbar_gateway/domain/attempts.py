@@ -21,6 +21,9 @@ SILENCE_S = 3.0
 """A node that has spoken and then says nothing for this long has lost the attempt."""
 UNSTARTED_SILENCE_S = 1.0
 """Nodes speak 100 ms after they took work: taken and silent for this long means lost."""
+UNTAKEN_S = 1.5
+"""Work that waits for this long in a region is sent to another one with a free slot. Longer than
+`ack_wait`, so that another site of the region gets it first where one has swallowed it."""
 _BACKOFFS_S = (0.05, 0.5, 1.0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -144,6 +145,13 @@ class Route:
         stable_slots = sum(target.ready_slots for target in self.targets)
         object.__setattr__(self, "stable_slots", stable_slots)
         object.__setattr__(self, "ready_slots", slots_together(stable_slots, self.canary))
+
+    def slots_by_region(self) -> dict[str, int]:
+        """Ready slots of both versions, where there are any."""
+        slots = Counter[str]()
+        for target in (*self.targets, *(self.canary.targets if self.canary else ())):
+            slots[target.region] += target.ready_slots
+        return {region: ready for region, ready in slots.items() if ready > 0}
 
     @property
     def ready(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 
@@ -18,8 +18,14 @@ from busbar_gateway.domain.failures import (
 )
 from busbar_gateway.domain.policies import Policy
 from busbar_gateway.domain.routes import Route
+from busbar_gateway.domain.sharing import Peer, allot
 from busbar_gateway.domain.waking import Waking, patience_s
 from busbar_gateway.usecases.calls import InferenceCall
+
+_SHARED_AGAIN_AFTER_S = 0.5
+"""How often the slots are shared out anew, for what the gateways ask for changes."""
+_PART_LEAST = 0.01
+"""Of a slot: whoever may fill none at present may have one request out all the same."""
 
 
 @dataclass(slots=True, eq=False)
@@ -32,6 +38,12 @@ class _Admission:
     unready_count: int = 0
     """Requests that found nothing ready."""
     waking: Waking = field(default_factory=Waking)
+    shares: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Which part of each region's slots this gateway may fill."""
+    part: float = 0.0
+    """All the slots that it may fill."""
+    shared_at: float = 0.0
+    """When they were last worked out."""
     turns: dict[Ticket, asyncio.Future[None]] = field(
         default_factory=dict[Ticket, asyncio.Future[None]]
     )
@@ -47,14 +59,16 @@ class Admissions:
         unready_grace_s: float,
         remembered_ready_s: float,
         current_route: Callable[[str], Route | None],
-        gateways: Callable[[], int],
+        region: str,
+        others: Callable[[str], Sequence[Peer]],
         policy: Callable[[str], Policy],
     ) -> None:
         self._queue_max = queue_max
         self._unready_grace_s = unready_grace_s
         self._remembered_ready_s = remembered_ready_s
         self._current_route = current_route
-        self._gateways = gateways
+        self._region = region
+        self._others = others
         self._policy = policy
         self._admissions: dict[str, _Admission] = {}
         self._on_asked: Callable[[], None] = lambda: None
@@ -72,6 +86,11 @@ class Admissions:
         """The lane of a deployment, if it had traffic."""
         admission = self._admissions.get(deployment)
         return admission.lane if admission else None
+
+    def shares(self, deployment: str) -> Mapping[str, float]:
+        """Which part of a deployment's slots in each region this gateway may fill, 0 to 1."""
+        admission = self._admissions.get(deployment)
+        return admission.shares if admission else {}
 
     def deployments(self) -> list[str]:
         """The deployments that have a lane."""
@@ -119,7 +138,9 @@ class Admissions:
         for deployment, admission in self._admissions.items():
             lane = admission.lane
             route = self._current_route(deployment)
-            self._resize(admission, route)
+            if now - admission.shared_at >= _SHARED_AGAIN_AFTER_S:
+                self._share(admission, route, now)
+            self._resize(admission)
             if not lane.waiting:
                 continue
             self._pump(admission, now)
@@ -160,14 +181,29 @@ class Admissions:
             admission.ready_at = now
         if ready_slots:
             admission.waking = Waking()
-        self._resize(admission, route)
+        self._share(admission, route, now)
+        self._resize(admission)
         self._pump(admission, now)
 
-    def _resize(self, admission: _Admission, route: Route | None) -> None:
+    def _share(self, admission: _Admission, route: Route | None, now: float) -> None:
+        """Work out which slots are for this gateway."""
+        admission.shared_at = now
+        if route is None:
+            admission.shares, admission.part = {}, 0.0
+            return
+        slots, lane = route.slots_by_region(), admission.lane
+        own = Peer(self._region, lane.in_flight + lane.waiting)
+        parts = allot(slots, own, self._others(route.deployment))
+        admission.shares = {region: part / slots[region] for region, part in parts.items()}
+        # Two versions can work on no more than their shares of the requests allow.
+        at_once = route.ready_slots / sum(slots.values()) if slots else 0.0
+        admission.part = max(_PART_LEAST if slots else 0.0, sum(parts.values()) * at_once)
+
+    @staticmethod
+    def _resize(admission: _Admission) -> None:
         """Let as many in flight as the slots take; more of them while requests are short."""
-        ready_slots = route.ready_slots if route else 0
         lane = admission.lane
-        lane.limit = share_of_slots(ready_slots, self._gateways(), lane.service_s)
+        lane.limit = share_of_slots(admission.part, 1, lane.service_s)
 
     def _find_unready(
         self, admission: _Admission, route: Route, ticket: Ticket, now: float

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from time import monotonic, time_ns
 from typing import Protocol
 
@@ -28,11 +28,11 @@ from busbar_gateway.domain.failures import (
     RateLimited,
     Unavailable,
 )
-from busbar_gateway.domain.regions import choose_region
+from busbar_gateway.domain.regions import Outstanding
 from busbar_gateway.domain.routes import Route
 from busbar_gateway.domain.versions import named
 from busbar_gateway.usecases.calls import Chunk, InferenceCall
-from busbar_gateway.usecases.pending import RETRYABLE, Lost, NotPublished, Pending
+from busbar_gateway.usecases.pending import RETRYABLE, Lost, NotPublished, NotTaken, Pending
 from busbar_gateway.usecases.trials import Trials, stranded
 from busbar_gateway.usecases.troubles import NodeTroubles
 
@@ -79,6 +79,8 @@ class Dispatcher:
         *,
         reply_subject: str,
         region: str,
+        nearest: Sequence[str] = (),
+        shares: Callable[[str], Mapping[str, float]],
         current_route: Callable[[str], Route | None],
         redispatched: Callable[[str, str], None],
         readable: Callable[[bytes], bool],
@@ -87,11 +89,12 @@ class Dispatcher:
         self._bus = bus
         self._reply_subject = reply_subject
         self._region = region
+        self._outstanding = Outstanding(region, nearest)
+        self._shares = shares
         self._current_route = current_route
         self._redispatched = redispatched
         self._unix_ns = unix_ns
         self._loop = asyncio.get_running_loop()
-        self._in_flight: dict[str, int] = {}
         self._recent_cancels: dict[tuple[bytes, int], float] = {}
         self.pending: dict[bytes, Pending] = {}
         self.troubles = NodeTroubles()
@@ -135,8 +138,10 @@ class Dispatcher:
             canary = self.trials.assign(pending, route)
         if canary is not None:
             track, targets = canary.track, canary.targets
-        region = choose_region(targets, self._region, self._in_flight)
-        self._move(pending, region or pending.region or self._region)
+        region = self._outstanding.choose(
+            track, targets, self._shares(route.deployment), now, avoiding=pending.lost_in
+        )
+        self._move(pending, region or pending.region or self._region, track)
         attempt = pending.begin(now)
         pending.epoch = self._bus.epoch(pending.region)
         work = InferenceWork(
@@ -187,18 +192,38 @@ class Dispatcher:
             if pending.call.deadline <= now:
                 pending.expire()
 
+    def withdraw(self, pending: Pending, now: float) -> None:
+        """Nobody takes the current attempt where it waits: send the request elsewhere.
+
+        Where that can be. What waits there stays: whoever takes it is told to stop.
+        """
+        call = pending.call
+        if self.pending.get(call.request_id) is not pending or pending.outcome is not None:
+            return
+        route = self._current_route(call.route.deployment) or call.route
+        targets = route.targets
+        if pending.trial is not None and pending.trial.canary is not None:
+            targets = route.canary.targets if route.canary else ()
+        waits_in, track, shares = pending.region, pending.track, self._shares(route.deployment)
+        elsewhere = self._outstanding.elsewhere(track, targets, shares, waits_in, now)
+        if elsewhere is None:
+            return
+        self._outstanding.not_taken(track, waits_in, now)
+        self._move(pending, elsewhere, track)
+        pending.end(NotTaken(waits_in))
+
     def note_redispatch(self, pending: Pending, cause: str) -> None:
         """Count that a request goes out again."""
         self._redispatched(pending.call.route.deployment, cause)
 
-    def _move(self, pending: Pending, region: str) -> None:
-        if pending.region == region:
+    def _move(self, pending: Pending, region: str, track: str = "") -> None:
+        if (pending.region, pending.track) == (region, track):
             return
         if pending.region:
-            self._in_flight[pending.region] -= 1
+            self._outstanding.back(pending.track, pending.region)
         if region:
-            self._in_flight[region] = self._in_flight.get(region, 0) + 1
-        pending.region = region
+            self._outstanding.sent(track, region)
+        pending.region, pending.track = region, track
 
     def _cancel_stray(self, frame: WorkFrame, now: float) -> None:
         key = (frame.request_id, frame.attempt)
@@ -296,8 +321,8 @@ class Dispatch:
             return None
         if isinstance(outcome, Exception):
             raise outcome
-        if isinstance(outcome, NotPublished):
-            await self._publish_again(outcome.reason)
+        if isinstance(outcome, NotPublished | NotTaken):
+            await self._publish_again(outcome)
             return None
         if isinstance(outcome, WorkFrame) and outcome.HasField("finished"):
             if not self._dispatcher.trials.accepts(pending, outcome.finished):
@@ -325,13 +350,17 @@ class Dispatch:
         finished.usage.input_tokens, finished.usage.output_tokens = counted
         return finished
 
-    async def _publish_again(self, reason: str) -> None:
-        """Nobody has taken it: keep trying until the deadline."""
+    async def _publish_again(self, outcome: NotPublished | NotTaken) -> None:
+        """Nobody has worked on it: that counts as no try."""
+        request_id = self._pending.call.request_id.hex()
+        if isinstance(outcome, NotTaken):
+            regions = {"waited_in": outcome.region, "region": self._pending.region}
+            log.info("request goes to another region", request_id=request_id, **regions)
+            await self._again(0.0, "not_taken")
+            return
         pause_s = _REPUBLISH_PAUSES_S[min(self._publishes_failed, len(_REPUBLISH_PAUSES_S) - 1)]
         self._publishes_failed += 1
-        log.info(
-            "work not published", request_id=self._pending.call.request_id.hex(), reason=reason
-        )
+        log.info("work not published", request_id=request_id, reason=outcome.reason)
         await self._again(pause_s, "unpublished")
 
     async def _try_again(self, outcome: WorkFrame | Lost) -> None:
@@ -346,6 +375,7 @@ class Dispatch:
                 self._count_engine_loss(reason)
         else:
             reason = outcome.reason
+            pending.lost_in = pending.region
             if self.node:
                 self._dispatcher.troubles.lost(self.node)
                 self._dispatcher.cancel(self.node, pending.call.request_id, self.attempt)

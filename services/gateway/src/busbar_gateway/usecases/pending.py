@@ -34,7 +34,14 @@ class Lost:
     """Whether the node that took it never said a word about it."""
 
 
-Outcome = WorkFrame | NotPublished | Lost | RateLimited | Unavailable | DeadlineExceeded
+@dataclass(frozen=True, slots=True)
+class NotTaken:
+    """The attempt waits in a region where nobody takes it, and is of the past."""
+
+    region: str
+
+
+Outcome = WorkFrame | NotPublished | NotTaken | Lost | RateLimited | Unavailable | DeadlineExceeded
 """How an attempt ended. A WorkFrame is a `finished` or a `failed` one."""
 
 
@@ -47,6 +54,10 @@ class Pending:
     loop: asyncio.AbstractEventLoop
     attempts: Attempts = field(default_factory=Attempts)
     region: str = ""
+    track: str = ""
+    """Queue that the current attempt is in: the deployment's, or that of its canary."""
+    lost_in: str = ""
+    """Region in which an attempt fell silent last; others are tried first."""
     sequence: int = 0
     """Of the current attempt in its stream; 0 until it was acknowledged."""
     epoch: str = ""

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import structlog
 
-from busbar_gateway.domain.attempts import UNSTARTED_SILENCE_S
+from busbar_gateway.domain.attempts import UNSTARTED_SILENCE_S, UNTAKEN_S
 from busbar_gateway.usecases.absence import AbsentNodes
 from busbar_gateway.usecases.pending import Lost, NotPublished, Pending
 
@@ -49,8 +49,16 @@ class StreamWatch(Protocol):
 class Watchdog:
     """Looks at everything that is out, ten times a second."""
 
-    def __init__(self, bus: StreamWatch, pending: dict[bytes, Pending], region: str) -> None:
+    def __init__(
+        self,
+        bus: StreamWatch,
+        pending: dict[bytes, Pending],
+        region: str,
+        *,
+        not_taken: Callable[[Pending, float], None],
+    ) -> None:
         self._bus = bus
+        self._not_taken = not_taken
         self._pending = pending
         self._region = region
         self._reconnects = bus.reconnects
@@ -126,3 +134,5 @@ class Watchdog:
                 work.end(Lost("the stream that held it is gone"))
             elif work.attempts.lost(now, taken=work.sequence in gone):
                 work.end(Lost("taken by a node that said nothing", unheard=True))
+            elif work.sequence not in gone and now - work.attempts.published > UNTAKEN_S:
+                self._not_taken(work, now)
