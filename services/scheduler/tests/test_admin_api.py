@@ -9,8 +9,10 @@ from typing import Any
 
 import httpx
 import pytest
+from busbar_contracts.scheduler.v1.bundle_pb2 import SealedBundle
 from busbar_messaging.bundles.sealing import SigningKey
 from busbar_messaging.bundles.store import BundleStore
+from busbar_messaging.topology import MODELS
 from harness.bundles import KEY, Made, make
 from harness.polling import eventually
 from scheduler_harness import (
@@ -86,6 +88,24 @@ async def test_pushing_a_bundle_twice_stores_it_once(bus: Bus) -> None:
     assert first.json()["digest"] == made.digest
     assert (stored.contents, len(stored.seals)) == (made.contents, 1)
     assert objects == objects_after == 2 * (len(made.chunks) + 1)
+
+
+async def test_pushing_all_of_a_bundle_again_mends_what_the_store_has_damaged(bus: Bus) -> None:
+    made = bundle()
+    damaged = SealedBundle(contents=made.contents[:-1] + b"?", seals=made.sealed.seals)
+    async with scheduler(bus) as running:
+        await running.push(made)
+        store = BundleStore(running.client)
+        objects = await running.client.jetstream().object_store(MODELS.name)
+        for sha256, content in made.chunks.items():
+            await objects.put(f"chunk-{sha256.hex()}", content[:-1] + b"?")
+        await store.put_bundle(made.digest, damaged)
+        await running.push(made)
+        stored = await store.bundle(made.digest)
+        chunks = {sha256: await store.chunk(sha256) for sha256 in made.chunks}
+
+    assert stored == made.sealed
+    assert chunks == made.chunks
 
 
 async def object_count(running: Running) -> int:

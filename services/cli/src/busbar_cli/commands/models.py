@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated
@@ -23,7 +23,7 @@ app = App(
     name="model", help="Model bundles: push a directory, list and remove what is there, make a key."
 )
 
-Approve = DryRun = Annotated[bool, Parameter(negative="")]
+Approve = Again = DryRun = Annotated[bool, Parameter(negative="")]
 
 _BUNDLES, _CHUNKS = "/admin/v1/bundles", "/admin/v1/chunks"
 _ASKED_AT_ONCE = 4_096
@@ -31,7 +31,9 @@ _SENT_AT_ONCE = 4
 
 
 @app.command
-def push(directory: Path, *, approve: Approve = False, output: Output = DEFAULT) -> None:
+def push(
+    directory: Path, *, approve: Approve = False, again: Again = False, output: Output = DEFAULT
+) -> None:
     """Push a model directory: what is there already is not sent again, whoever pushed it.
 
     Parameters
@@ -41,8 +43,10 @@ def push(directory: Path, *, approve: Approve = False, output: Output = DEFAULT)
     approve
         Vouch for its code, too: Python, pickles and libraries run on nodes only with an
         approver's seal.
+    again
+        Send what is there already, too: it mends what nodes say was stored with another digest.
     """
-    bundle = push_directory(directory, approve=approve, show_progress=not output.json)
+    bundle = push_directory(directory, approve=approve, again=again, show_progress=not output.json)
     output.print(bundle, f"{bundle['name']} {bundle['version']}  {bundle['digest']}")
 
 
@@ -136,12 +140,15 @@ def sweep(*, dry_run: DryRun = False, output: Output = DEFAULT) -> None:
     output.print(answer, table(["WHAT", "OBJECTS>", "SIZE>"], rows))
 
 
-def push_directory(directory: Path, *, approve: bool, show_progress: bool) -> Json:
+def push_directory(
+    directory: Path, *, approve: bool, show_progress: bool, again: bool = False
+) -> Json:
     """Push a model directory; the bundle as the scheduler describes it."""
     api = Api("scheduler")
     signing_key = _read_key(api.endpoints.signing_key)
     packed = pack(directory)
-    _send_missing(api, packed, directory.name, show_progress=show_progress)
+    missing = list(packed.chunks) if again else _missing(api, packed)
+    _send(api, packed, missing, directory.name, show_progress=show_progress)
     seal = signing_key.seal(packed.contents, approves_code=approve)
     body = {
         "contents": base64.b64encode(packed.contents).decode(),
@@ -154,8 +161,9 @@ def push_directory(directory: Path, *, approve: bool, show_progress: bool) -> Js
     return api.put(f"{_BUNDLES}/{packed.digest}", body)
 
 
-def _send_missing(api: Api, packed: Packed, name: str, *, show_progress: bool) -> None:
-    missing = _missing(api, packed)
+def _send(
+    api: Api, packed: Packed, missing: Sequence[bytes], name: str, *, show_progress: bool
+) -> None:
     columns = (
         TextColumn("pushing {task.description}"),
         BarColumn(),

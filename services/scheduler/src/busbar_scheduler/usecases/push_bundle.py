@@ -92,13 +92,17 @@ async def missing(store: ModelStore, chunks: Iterable[bytes]) -> list[bytes]:
 
 
 async def _vouch(store: ModelStore, digest: str, sealed: SealedBundle) -> None:
-    """Store the seals beside those that are there; a newer one of the same key replaces it."""
+    """Store the seals beside those that are there; a newer one of the same key replaces it.
+
+    Contents that were damaged in the store are replaced.
+    """
     try:
         there = await store.bundle(digest)
     except (NotFound, Rejected):
         there = SealedBundle()
     seals = {_whose(seal): seal for seal in (*there.seals, *sealed.seals)}
-    if list(seals.values()) != list(there.seals) or not await store.holds_bundle(digest):
+    stored_alike = list(seals.values()) == list(there.seals) and there.contents == sealed.contents
+    if not stored_alike or not await store.holds_bundle(digest):
         await store.put_bundle(digest, SealedBundle(contents=sealed.contents, seals=seals.values()))
 
 
