@@ -414,6 +414,18 @@ def test_a_number_of_sites_that_cannot_be_is_refused(sites: int) -> None:
         Fleet.of(sites)
 
 
+def test_a_region_has_one_server_or_three() -> None:
+    one, three = Fleet.of(2), Fleet.of(1, 3)
+
+    assert [hub.name for hub in one.hubs] == ["nats", "nats-r2"]
+    assert [hub.name for hub in three.hubs_of("r1")] == ["nats", "nats-2", "nats-3"]
+    assert len(set(three.listeners)) == len(three.listeners)
+    with pytest.raises(ValueError, match=r"2 servers a region: give one of \(1, 3\)"):
+        Fleet.of(2, 2)
+    with pytest.raises(ValueError, match="needs sites"):
+        Fleet.of(0, 3)
+
+
 async def test_a_wrong_number_of_sites_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="1 sites: give 2 to 8, or none"):
         Platform(tmp_path, parts=["bus"], sites=1).launch()

@@ -17,7 +17,7 @@ from busbar_runtime.child import tethered
 from busbar_runtime.control import ControlClient, ControlError, PlatformNotRunningError
 from busbar_runtime.daemon import LaunchSettings
 from busbar_runtime.descendants import signal_me_when_my_parent_dies
-from busbar_runtime.fleet import SITES_MAX
+from busbar_runtime.fleet import HUB_SERVERS, SITES_MAX
 from busbar_runtime.home import Home
 from busbar_runtime.process import inherited_environment
 from busbar_runtime.services import SERVICES, Ports
@@ -42,7 +42,11 @@ def settings_of(args: argparse.Namespace, *, follow_stdin: bool) -> LaunchSettin
             )
         ports[name] = int(number)
     return LaunchSettings(
-        parts=args.only or (), ports=ports, follow_stdin=follow_stdin, sites=args.sites
+        parts=args.only or (),
+        ports=ports,
+        follow_stdin=follow_stdin,
+        sites=args.sites,
+        hub_servers=args.hub_servers,
     )
 
 
@@ -259,6 +263,13 @@ def parser() -> argparse.ArgumentParser:
             metavar="N",
             help="N sites in two regions, each with a NATS, a node agent and a Triton of its own "
             f"(at most {SITES_MAX}; default: one node on one NATS)",
+        )
+        made.add_argument(
+            "--hub-servers",
+            type=int,
+            default=1,
+            choices=HUB_SERVERS,
+            help="with --sites: how many NATS servers each region has; of 3 one may be lost",
         )
 
     starting = command("up", up, "Start the platform and leave it running.")

@@ -82,6 +82,7 @@ def _bus(wiring: Wiring, servers: Sequence[str]) -> list[Node]:
         "BUSBAR_REGIONS": json.dumps(wiring.fleet.regions),
         "BUSBAR_SITES": json.dumps(wiring.fleet.sites),
         "BUSBAR_LEAF_NODES": json.dumps(wiring.fleet.leaf_nodes),
+        "BUSBAR_REPLICAS": str(wiring.fleet.hub_servers),
     }
     provision = [sys.executable, "-m", "busbar_messaging.provision"]
 

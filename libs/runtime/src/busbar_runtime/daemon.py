@@ -48,6 +48,8 @@ class LaunchSettings:
     follow_stdin: bool = False
     sites: int = 0
     """How many sites with a NATS and a node each; 0: one node on the one NATS there is."""
+    hub_servers: int = 1
+    """With sites: how many NATS servers each region has, 1 or 3."""
     links: Mapping[str, int] = field(default_factory=dict[str, int])
     """For a site: the loopback port that its NATS takes for its region's. For tests of links."""
 
@@ -236,7 +238,7 @@ class Daemon:
 
 def _wiring(home: Home, pool: PortPool, settings: LaunchSettings) -> Wiring:
     secrets = Secrets.of(home)
-    fleet = Fleet.of(settings.sites)
+    fleet = Fleet.of(settings.sites, settings.hub_servers)
     ports = Ports.take(pool, settings.ports, fleet)
     return Wiring(
         home,

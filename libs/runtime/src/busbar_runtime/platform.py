@@ -36,6 +36,7 @@ class Platform:
         parts: Sequence[str] = (),
         environments: Mapping[str, Mapping[str, str]] | None = None,
         sites: int = 0,
+        hub_servers: int = 1,
         links: Mapping[str, int] | None = None,
         show: Callable[[str], None] = _say_nothing,
     ) -> None:
@@ -43,7 +44,7 @@ class Platform:
         without any it is the whole platform.
 
         `environments` adds variables to single services. The cache is shared unless given.
-        For `sites` and `links` see LaunchSettings.
+        For `sites`, `hub_servers` and `links` see LaunchSettings.
         """
         self.home = Home.of(home, cache)
         self._settings = LaunchSettings(
@@ -51,6 +52,7 @@ class Platform:
             environments=environments or {},
             follow_stdin=True,
             sites=sites,
+            hub_servers=hub_servers,
             links=links or {},
         )
         self._show = show

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -15,7 +15,7 @@ from busbar_messaging.server_config import read_permissions
 from busbar_messaging.topology import NodeId, site_domain
 
 from busbar_runtime import probes
-from busbar_runtime.fleet import Fleet
+from busbar_runtime.fleet import Fleet, Hub
 from busbar_runtime.home import REPO, Home, write_private, write_private_json
 from busbar_runtime.nats import CONFIG, NatsAddress, processors, server_binary
 from busbar_runtime.ports import LOOPBACK
@@ -50,43 +50,50 @@ def site_bus_specs(
     links: Mapping[str, int],
 ) -> list[ProcessSpec]:
     """All servers. `links` maps a site to the loopback port that it takes for its region's."""
-    hubs = [_hub(home, fleet, identities, ports, region) for region in fleet.regions]
-    hub_ports = {node: ports[f"nats-leaf-{node.region}"] for node in fleet.nodes}
-    leaves = [
-        _leaf(home, identities, ports, node, links.get(node.site, hub_ports[node]))
-        for node in fleet.nodes
-    ]
+    hubs = [_hub(home, fleet, identities, ports, hub) for hub in fleet.hubs]
+
+    def ways(node: NodeId) -> list[int]:
+        if node.site in links:
+            return [links[node.site]]
+        return [ports[hub.listener("leaf")] for hub in fleet.hubs_of(node.region)]
+
+    leaves = [_leaf(home, identities, ports, node, ways(node)) for node in fleet.nodes]
     return [*hubs, *leaves]
 
 
 def _hub(
-    home: Home, fleet: Fleet, identities: Identities, ports: Mapping[str, int], region: str
+    home: Home, fleet: Fleet, identities: Identities, ports: Mapping[str, int], hub: Hub
 ) -> ProcessSpec:
-    name = fleet.hubs[region]
-    own_routes = f"nats://{_at(ports[f'nats-cluster-{region}'])}"
+    def listen(link: str) -> str:
+        return _at(ports[hub.listener(link)])
+
+    def urls(link: str, region: str) -> list[str]:
+        return [f"nats://{_at(ports[one.listener(link)])}" for one in fleet.hubs_of(region)]
+
     said = {
-        **_common(home, name, ports, identities, identities.accounts),
-        "REGION": region,
-        "CLUSTER_LISTEN": _at(ports[f"nats-cluster-{region}"]),
-        "CLUSTER_ROUTES": [own_routes],
-        "GATEWAY_LISTEN": _at(ports[f"nats-gateway-{region}"]),
-        "GATEWAYS": [
-            {"name": other, "urls": [f"nats://{_at(ports[f'nats-gateway-{other}'])}"]}
-            for other in fleet.regions
-        ],
-        "LEAFNODES": {"listen": _at(ports[f"nats-leaf-{region}"]), "no_advertise": True},
+        **_common(home, hub.name, ports, identities, identities.accounts),
+        "REGION": hub.region,
+        "CLUSTER_LISTEN": listen("cluster"),
+        "CLUSTER_ROUTES": urls("cluster", hub.region),
+        "GATEWAY_LISTEN": listen("gateway"),
+        "GATEWAYS": [{"name": one, "urls": urls("gateway", one)} for one in fleet.regions],
+        "LEAFNODES": {"listen": listen("leaf"), "no_advertise": True},
     }
-    return _server(home, name, HUB_CONFIG, said, ports)
+    return _server(home, hub.name, HUB_CONFIG, said, ports)
 
 
 def _leaf(
-    home: Home, identities: Identities, ports: Mapping[str, int], node: NodeId, hub_port: int
+    home: Home,
+    identities: Identities,
+    ports: Mapping[str, int],
+    node: NodeId,
+    hub_ports: Sequence[int],
 ) -> ProcessSpec:
     name = f"nats-{node.site}"
     site = identities.sites[node.region, node.site]
     credentials = home.run / f"{name}.creds"
     remote = {
-        "url": f"nats-leaf://{_at(hub_port)}",
+        "urls": [f"nats-leaf://{_at(port)}" for port in hub_ports],
         "account": site.account,
         "credentials": str(credentials),
     }
