@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 from busbar_cli.main import run
+
+
+@pytest.fixture
+def unreachable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A platform of which nothing answers."""
+    nowhere = "http://127.0.0.1:1"
+    known = {"admin": {"billing": nowhere, "scheduler": nowhere}, "keys": {"operator": "op_x"}}
+    endpoints = tmp_path / "endpoints.json"
+    endpoints.write_text(json.dumps(known))
+    monkeypatch.setenv("BUSBAR_ENDPOINTS", str(endpoints))
 
 
 @pytest.mark.parametrize(
@@ -32,6 +45,68 @@ def test_wrong_usage_says_what_would_be_right(
     assert (status, out) == (2, "")
     assert said in err
     assert err.startswith("busbar: ")
+
+
+NAMED = [
+    ["deploy", "status"],
+    ["deploy", "rm"],
+    ["plan", "delete"],
+    ["statement", "show"],
+    ["entity", "show"],
+    ["project", "archive"],
+]
+
+
+@pytest.mark.parametrize("command", NAMED, ids=" ".join)
+@pytest.mark.parametrize(
+    "name",
+    ["", "..", "a\0b", "\x1b[31mred", "\u202eevil"],
+    ids=["empty", "up", "nul", "red", "rtl"],
+)
+def test_what_can_be_no_name_is_asked_of_nobody(
+    unreachable: None, capsys: pytest.CaptureFixture[str], command: list[str], name: str
+) -> None:
+    status = run([*command, "--", name])
+    out, err = capsys.readouterr()
+
+    assert (status, out) == (2, "")
+    assert err == f"busbar: {name!r} is no name\n"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["ledger", "--tenant", ""],
+        ["usage", "--tenant", ""],
+        ["leakage", "--tenant", ""],
+        ["statement", "list", "--tenant", ""],
+    ],
+    ids=" ".join,
+)
+def test_an_empty_tenant_is_not_all_tenants(
+    unreachable: None, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    """A script's empty variable: what is everybody's is asked for without --tenant."""
+    status = run(command)
+    _, err = capsys.readouterr()
+
+    assert status == 3
+    assert err.startswith("busbar: no tenant is called ''")
+
+
+@pytest.mark.parametrize("path", ["a\0b", "x" * 5000], ids=["nul", "long"])
+@pytest.mark.parametrize(
+    "command", [["deploy"], ["model", "push"], ["price", "publish"]], ids=" ".join
+)
+def test_what_can_be_no_file_is_wrong_usage(
+    unreachable: None, capsys: pytest.CaptureFixture[str], command: list[str], path: str
+) -> None:
+    status = run([*command, path])
+    _, err = capsys.readouterr()
+
+    assert status == 2
+    assert err.startswith("busbar: ")
+    assert "\0" not in err
 
 
 @pytest.mark.parametrize("arguments", [[], ["key"], ["node"], ["bus"]], ids=str)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 
@@ -16,7 +17,7 @@ Json = dict[str, Any]
 
 _CONNECT_S, _READ_S, _SEND_S = 5.0, 30.0, 120.0
 _PAGE_MAX = 500
-_NOT_FOUND, _UNAUTHORIZED, _FIRST_FAILURE = 404, 401, 400
+_NOT_FOUND, _UNAUTHORIZED = 404, 401
 _MALFORMED = {400, 422}
 _UNAVAILABLE = {408, 429, 502, 503, 504}
 
@@ -64,7 +65,7 @@ class Api:
     def download(self, path: str, **query: Any) -> bytes:
         """GET what is not JSON, as it is."""
         response = self._send("GET", path, _READ_S, params=_given(query))
-        if response.status_code >= _FIRST_FAILURE:
+        if not response.is_success:
             _answer(self.service, response)
         return response.content
 
@@ -91,6 +92,13 @@ class Api:
             ) from error
 
 
+def segment(named: str) -> str:
+    """What somebody typed as one step of a path; raises CommandError when it can be none."""
+    if not named or set(named) == {"."} or not named.isprintable():
+        raise CommandError(f"{named!r} is no name", Exit.USAGE)
+    return quote(named, safe="")
+
+
 @cache
 def _client(base_url: str) -> httpx.Client:
     """One client for each address; certificates are loaded only where they are needed."""
@@ -102,7 +110,7 @@ def _given(query: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _answer(service: str, response: httpx.Response) -> Json:
-    if response.status_code >= _FIRST_FAILURE:
+    if not response.is_success:
         raise CommandError(_reason(service, response), _exit_of(response.status_code))
     if not response.content:
         return {}

@@ -74,7 +74,7 @@ def read_deployments(file: Path) -> list[Declared]:
         content: Any = yaml.safe_load(file.read_text())
     except FileNotFoundError as error:
         raise CommandError(f"there is no file {file}", Exit.USAGE) from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise CommandError(f"{file} cannot be read: {error}", Exit.USAGE) from error
     try:
         declared = _FILE.validate_python(content)

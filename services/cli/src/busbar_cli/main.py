@@ -26,7 +26,7 @@ from busbar_cli.commands.fleet import fleet
 from busbar_cli.commands.money import balance, ledger, usage_app
 from busbar_cli.commands.traces import trace
 from busbar_cli.failures import EXIT_HELP, CommandError, Exit, usage_problem
-from busbar_cli.output import drop_unwritten, err
+from busbar_cli.output import drop_unwritten, err, shown
 
 app = App(
     name="busbar",
@@ -68,10 +68,11 @@ def run(arguments: Sequence[str]) -> int:
             return Exit.USAGE
         app(list(arguments), exit_on_error=False, print_error=False, result_action="return_none")
     except CycloptsError as error:
-        err().print(usage_problem(error), style="red", soft_wrap=True, markup=False)
+        err().print(shown(usage_problem(error)), style="red", soft_wrap=True, markup=False)
         return Exit.USAGE
     except CommandError as error:
-        err().print(f"busbar: {error.message}", style="red", soft_wrap=True, markup=False)
+        said = shown(f"busbar: {error.message}")
+        err().print(said, style="red", soft_wrap=True, markup=False)
         return error.exit_status
     except BrokenPipeError:
         return Exit.OK

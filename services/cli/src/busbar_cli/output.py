@@ -27,6 +27,14 @@ _STYLES = {
 }  # fmt: skip
 
 
+def shown(text: str) -> str:
+    """The text with whatever might steer the terminal written out, such as \\x1b."""
+    return "".join(
+        char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode()
+        for char in text
+    )
+
+
 HowMany = Annotated[int, Parameter(validator=Number(gte=1))]
 """A number of rows; anything below 1 is wrong usage."""
 

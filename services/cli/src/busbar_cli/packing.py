@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +64,7 @@ def pack(directory: Path) -> Packed:
     Owners, modes and times do not shape the digest. Hidden files and __pycache__ are skipped;
     links are refused.
     """
-    if not directory.is_dir():
+    if not os.path.isdir(directory):  # noqa: PTH112 - it is False also for what can be no path
         raise CommandError(f"{directory} is not a directory", Exit.USAGE)
     if not (directory / MANIFEST_FILE).is_file():
         raise CommandError(

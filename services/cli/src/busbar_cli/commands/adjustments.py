@@ -7,7 +7,7 @@ import uuid
 from cyclopts import App
 
 from busbar_cli.amounts import read_amount, show_amount
-from busbar_cli.api import Api, Json
+from busbar_cli.api import Api, Json, segment
 from busbar_cli.commands.tenants import TENANTS, find_tenant
 from busbar_cli.output import DEFAULT, HowMany, Output, show_moment, table
 
@@ -113,7 +113,7 @@ def correct(transfer_id: str, *, reason: str, output: Output = DEFAULT) -> None:
     reason
         Why, for the ledger.
     """
-    path = f"/admin/v1/transfers/{transfer_id}/corrections"
+    path = f"/admin/v1/transfers/{segment(transfer_id)}/corrections"
     transfer = Api("billing").post(path, {"reason": reason})
     output.print(transfer, f"corrected {_to_tenant(transfer)} (transfer {transfer['transfer_id']})")
 

@@ -127,7 +127,7 @@ def leakage(
     limit
         How many at most.
     """
-    tenant_id = find_tenant(tenant)["tenant_id"] if tenant else None
+    tenant_id = find_tenant(tenant)["tenant_id"] if tenant is not None else None
     query = {"tenant_id": tenant_id, "since": since, "until": until}
     found = list(Api("billing").pages("/admin/v1/leakage", limit, **query))
     rows = [

@@ -9,7 +9,7 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from busbar_cli.amounts import NANOS, show_amount
-from busbar_cli.api import Api, Json
+from busbar_cli.api import Api, Json, segment
 from busbar_cli.commands.tenants import find_tenant
 from busbar_cli.deployment_file import Declared, read_deployments
 from busbar_cli.failures import CommandError, Exit
@@ -73,7 +73,7 @@ def list_(*, output: Output = DEFAULT) -> None:
 @app.command
 def status(name: str, *, output: Output = DEFAULT) -> None:
     """Show one deployment: where its replicas are and what they are waiting for."""
-    view = Api("scheduler").get(f"{_DEPLOYMENTS}/{name}")
+    view = Api("scheduler").get(f"{_DEPLOYMENTS}/{segment(name)}")
     rows = [
         [show_node(one["node"]) or "-", one["state"], one["reason"]]
         for one in view["replica_states"]
@@ -88,7 +88,7 @@ def status(name: str, *, output: Output = DEFAULT) -> None:
 @app.command
 def rm(name: str, *, output: Output = DEFAULT) -> None:
     """Withdraw a deployment; its replicas finish what they have in hand."""
-    Api("scheduler").delete(f"{_DEPLOYMENTS}/{name}")
+    Api("scheduler").delete(f"{_DEPLOYMENTS}/{segment(name)}")
     output.print({"withdrawn": name}, f"{name} withdrawn")
 
 
@@ -98,21 +98,21 @@ def scale(
 ) -> None:
     """Promise another number of replicas: busbar deploy scale chat 4 --max-replicas 8."""
     body = {"replicas": replicas, "max_replicas": max_replicas}
-    view = Api("scheduler").post(f"{_DEPLOYMENTS}/{name}/scale", body)
+    view = Api("scheduler").post(f"{_DEPLOYMENTS}/{segment(name)}/scale", body)
     output.print(view, _summary([view]))
 
 
 @app.command
 def rollback(name: str, *, output: Output = DEFAULT) -> None:
     """Go back to the bundle that served before the present one."""
-    view = Api("scheduler").post(f"{_DEPLOYMENTS}/{name}/rollback", {})
+    view = Api("scheduler").post(f"{_DEPLOYMENTS}/{segment(name)}/rollback", {})
     output.print(view, _summary([view]))
 
 
 @app.command
 def explain(name: str, *, output: Output = DEFAULT) -> None:
     """Say why each replica is where it is, and what keeps more off the other nodes."""
-    why = Api("scheduler").get(f"{_DEPLOYMENTS}/{name}/explain")
+    why = Api("scheduler").get(f"{_DEPLOYMENTS}/{segment(name)}/explain")
     if output.json:
         output.print(why, "")
         return

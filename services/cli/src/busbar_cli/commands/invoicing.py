@@ -6,7 +6,7 @@ from decimal import Decimal, InvalidOperation
 
 from cyclopts import App
 
-from busbar_cli.api import Api, Json
+from busbar_cli.api import Api, Json, segment
 from busbar_cli.commands.tenants import TENANTS, find_tenant
 from busbar_cli.commands.tenants import app as tenant_app
 from busbar_cli.failures import CommandError, Exit
@@ -60,7 +60,7 @@ def set_(
         "tax_id": tax_id,
         "tax": {"name": tax, "ppm": _read_ppm(tax_percent), "note": tax_note},
     }
-    made = Api("billing").put(f"{_ENTITIES}/{entity_id}", body)
+    made = Api("billing").put(f"{_ENTITIES}/{segment(entity_id)}", body)
     output.print(made, f"{made['entity_id']}  {made['name']}  numbers from {made['number_prefix']}")
 
 
@@ -75,7 +75,7 @@ def list_(*, limit: HowMany = 1000, output: Output = DEFAULT) -> None:
 @app.command
 def show(entity_id: str, *, output: Output = DEFAULT) -> None:
     """Show an entity."""
-    found = Api("billing").get(f"{_ENTITIES}/{entity_id}")
+    found = Api("billing").get(f"{_ENTITIES}/{segment(entity_id)}")
     rows = [
         ["id", found["entity_id"]],
         ["name", found["name"]],

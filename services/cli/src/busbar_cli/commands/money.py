@@ -67,7 +67,7 @@ def usage(
             until=until,
         )
         return
-    tenant_id = find_tenant(tenant)["tenant_id"] if tenant else None
+    tenant_id = find_tenant(tenant)["tenant_id"] if tenant is not None else None
     query = {"tenant_id": tenant_id, "since": since, "until": until}
     records = list(Api("billing").pages("/admin/v1/usage", limit, **query))
     rows = [
@@ -136,7 +136,7 @@ def ledger(
     limit
         How many transfers at most.
     """
-    tenant_id = find_tenant(tenant)["tenant_id"] if tenant else None
+    tenant_id = find_tenant(tenant)["tenant_id"] if tenant is not None else None
     query = {"tenant_id": tenant_id, "request_id": request}
     transfers = list(Api("billing").pages("/admin/v1/ledger", limit, **query))
     rows = [row for transfer in transfers for row in posting_rows(transfer)]

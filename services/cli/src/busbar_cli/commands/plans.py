@@ -8,7 +8,7 @@ from typing import Literal
 from cyclopts import App, Parameter
 
 from busbar_cli.amounts import read_amount, show_amount
-from busbar_cli.api import Api, Json
+from busbar_cli.api import Api, Json, segment
 from busbar_cli.output import DEFAULT, HowMany, Output, err, table
 
 app = App(name="plan", help="Plans: set, list, show, delete.")
@@ -71,7 +71,7 @@ def set_(
     name
         What people call it. Default: its id.
     """
-    made = Api("billing").put(f"{PLANS}/{plan}", {"name": name or plan, **limits.body()})
+    made = Api("billing").put(f"{PLANS}/{segment(plan)}", {"name": name or plan, **limits.body()})
     output.print(made, f"{made['plan_id']}  {made['name']}")
     if not made["propagated"]:
         err().print(AWAY, style="yellow")
@@ -93,7 +93,7 @@ def list_(*, limit: HowMany = 1000, output: Output = DEFAULT) -> None:
 @app.command
 def show(plan: str, *, output: Output = DEFAULT) -> None:
     """Show a plan."""
-    found = Api("billing").get(f"{PLANS}/{plan}")
+    found = Api("billing").get(f"{PLANS}/{segment(plan)}")
     rows = [["id", found["plan_id"]], ["name", found["name"]], *limit_rows(found["limits"], None)]
     output.print(found, table(["", ""], rows))
 
@@ -101,7 +101,7 @@ def show(plan: str, *, output: Output = DEFAULT) -> None:
 @app.command
 def delete(plan: str, *, output: Output = DEFAULT) -> None:
     """Delete a plan that no tenant has."""
-    Api("billing").delete(f"{PLANS}/{plan}")
+    Api("billing").delete(f"{PLANS}/{segment(plan)}")
     output.print({"deleted": plan}, f"{plan} deleted")
 
 

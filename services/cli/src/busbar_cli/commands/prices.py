@@ -127,7 +127,7 @@ def publish(
         if key in content
     }
     given = {
-        "tenant_id": find_tenant(tenant)["tenant_id"] if tenant else None,
+        "tenant_id": find_tenant(tenant)["tenant_id"] if tenant is not None else None,
         "effective_from": since,
         "effective_until": until,
         "note": note,
@@ -198,7 +198,7 @@ def _read(file: Path) -> dict[str, Any]:
         content: Any = yaml.safe_load(file.read_text())
     except FileNotFoundError as error:
         raise CommandError(f"there is no file {file}", Exit.USAGE) from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise CommandError(f"{file} cannot be read: {error}", Exit.USAGE) from error
     if not isinstance(content, dict) or "classes" not in content:
         raise CommandError(f"{file} is not a price book: it has no `classes`", Exit.USAGE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cyclopts import App
 
-from busbar_cli.api import Api
+from busbar_cli.api import Api, segment
 from busbar_cli.commands.tenants import TENANTS, find_tenant
 from busbar_cli.output import DEFAULT, HowMany, Output, show_moment, table
 
@@ -61,7 +61,7 @@ def show(project_id: str, *, output: Output = DEFAULT) -> None:
     project_id
         As `list` shows it.
     """
-    found = Api("billing").get(f"/admin/v1/projects/{project_id}")
+    found = Api("billing").get(f"/admin/v1/projects/{segment(project_id)}")
     state = f"archived {show_moment(found['archived_at'])}" if found["archived_at"] else "open"
     rows = [
         ["id", found["project_id"]],
@@ -82,5 +82,5 @@ def archive(project_id: str, *, output: Output = DEFAULT) -> None:
     project_id
         As `list` shows it.
     """
-    archived = Api("billing").delete(f"/admin/v1/projects/{project_id}")
+    archived = Api("billing").delete(f"/admin/v1/projects/{segment(project_id)}")
     output.print(archived, f"{project_id} archived")

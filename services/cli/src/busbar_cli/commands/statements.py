@@ -8,7 +8,7 @@ from typing import Literal
 from cyclopts import App
 
 from busbar_cli.amounts import read_amount, show_amount
-from busbar_cli.api import Api
+from busbar_cli.api import Api, segment
 from busbar_cli.commands.tenants import TENANTS, find_tenant
 from busbar_cli.output import DEFAULT, HowMany, Output, show_moment, table
 
@@ -29,7 +29,7 @@ def list_(*, tenant: str | None = None, limit: HowMany = 50, output: Output = DE
     limit
         How many at most.
     """
-    tenant_id = find_tenant(tenant)["tenant_id"] if tenant else None
+    tenant_id = find_tenant(tenant)["tenant_id"] if tenant is not None else None
     found = list(Api("billing").pages(STATEMENTS, limit, tenant_id=tenant_id))
     rows = [
         [
@@ -64,10 +64,10 @@ def show(
         Write the document itself to standard output instead.
     """
     if document is not None:
-        path = f"{STATEMENTS}/{number}/document"
+        path = f"{STATEMENTS}/{segment(number)}/document"
         sys.stdout.buffer.write(Api("billing").download(path, format=document))
         return
-    found = Api("billing").get(f"{STATEMENTS}/{number}")
+    found = Api("billing").get(f"{STATEMENTS}/{segment(number)}")
     currency = found["currency"]
     opening = ["opening balance", "", "", show_amount(found["opening_nanos"], currency)]
     closing = ["closing balance", "", "", show_amount(found["closing_nanos"], currency)]
@@ -119,6 +119,6 @@ def credit_note(
         Makes a repeat harmless: the same one is carried out once.
     """
     body = {"amount_nanos": read_amount(amount), "reason": reason, "reference": reference}
-    note = Api("billing").post(f"{STATEMENTS}/{number}/credit-notes", body)
+    note = Api("billing").post(f"{STATEMENTS}/{segment(number)}/credit-notes", body)
     given = show_amount(note["credited_nanos"], note["currency"])
     output.print(note, f"{note['number']}  gives {given} of {number} back")

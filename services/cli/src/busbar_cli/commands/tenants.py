@@ -194,7 +194,9 @@ def find_tenant(named: str) -> Json:
         except CommandError as error:
             if error.exit_status is not Exit.NOT_FOUND:
                 raise
-    found: list[Json] = Api("billing").get(TENANTS, name=named[:_NAME_MAX])["items"]
+    found: list[Json] = []
+    if named:
+        found = Api("billing").get(TENANTS, name=named[:_NAME_MAX])["items"]
     if not found:
         raise CommandError(f"no tenant is called {named!r}: busbar tenant list", Exit.NOT_FOUND)
     return found[0]
