@@ -40,14 +40,15 @@ VOID_LATE = """
     INSERT INTO usage_voids (request_id, tenant_id, reason)
     SELECT max(request_id::text)::uuid, 'acme', 'late' FROM usage_records
 """
-STATEMENT_2 = """
+STATEMENT_3 = """
     INSERT INTO statements
     (number, entity_id, sequence, kind, tenant_id, period_start, cut_at, closing_nanos, content)
     VALUES
-    ('BB-000002', 'default', 2, 'statement', 'acme', '2026-10-01', now(), 0, '{}')
+    ('BB-000003', 'default', 3, 'statement', 'acme', '2026-10-01', now(), 0, '{}')
 """
 USED_MORE = '{"input_token": {"before": 9999, "quantity": 1000}}'
 A_MONTH = "SELECT 'month ' || to_char(month, 'YYYY-MM') || ' of acme' FROM tenant_months"
+A_STATEMENT = "SELECT 'statement BB-000001'"
 THE_TRANSFER = f"SELECT 'transfer ' || {CHARGE}::text"
 THE_REQUEST = f"""
     SELECT 'req_' || replace(request_id::text, '-', '') FROM transfers WHERE {OF_CHARGE}
@@ -72,9 +73,7 @@ async def test_a_busy_ledger_has_no_findings(busy: Parts) -> None:
     await audit(busy.books, LAST_ID, report, lambda _check, _rows: None)
 
     assert report.breaches == []
-    assert {check for check, finding in report.findings if finding.rows} == set(Check) - {
-        Check.STATEMENTS_NUMBERED
-    }
+    assert {check for check, finding in report.findings if finding.rows} == set(Check)
     assert report.leaked_attempts == 2  # one was taken back, one never charged
     assert report.leaked_energy_mj == 2 * 1_234_567
 
@@ -298,10 +297,55 @@ PLANTED = [
     ),
     Plant(
         "a gap in the numbers of statements",
-        STATEMENT_2,
-        "SELECT 'statement BB-000002'",
+        STATEMENT_3,
+        "SELECT 'statement BB-000003'",
         "statements_numbered",
-        "follows number 0 of default as number 2",
+        "follows number 1 of default as number 3",
+    ),
+    Plant(
+        "the last statement gone",
+        "DELETE FROM statements",
+        "SELECT 'entity default'",
+        "statements_numbered",
+        "has given out 1 numbers; the last that is kept is number 0",
+    ),
+    Plant(
+        "a statement kept with another closing balance",
+        "UPDATE statements SET closing_nanos = closing_nanos + 5",
+        A_STATEMENT,
+        "statements_recounted",
+        "and is kept with ",
+    ),
+    Plant(
+        "a statement that says another closing balance",
+        """
+        UPDATE statements SET
+            closing_nanos = 5, content = jsonb_set(content, '{closing_nanos}', '5')
+        """,
+        A_STATEMENT,
+        "statements_recounted",
+        "says closing_nanos 5; the journal comes to ",
+    ),
+    Plant(
+        "a line of a statement for another amount",
+        "UPDATE statements SET content = jsonb_set(content, '{lines,0,amount_nanos}', '7')",
+        A_STATEMENT,
+        "statements_recounted",
+        "has a line that the journal does not: payments",
+    ),
+    Plant(
+        "a statement without a line",
+        "UPDATE statements SET content = content #- '{lines,1}'",
+        A_STATEMENT,
+        "statements_recounted",
+        "lacks a line that the journal has: ",
+    ),
+    Plant(
+        "a statement that nobody can read",
+        "UPDATE statements SET content = content - 'lines'",
+        A_STATEMENT,
+        "statements_recounted",
+        "cannot be read",
     ),
 ]
 

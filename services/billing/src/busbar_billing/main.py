@@ -50,6 +50,7 @@ from busbar_billing.adapters.postgres.audit_inbox import AuditedInbox
 from busbar_billing.adapters.postgres.audit_journal import AuditedJournal
 from busbar_billing.adapters.postgres.audit_prices import AuditedPrices
 from busbar_billing.adapters.postgres.audit_standing import AuditedStanding
+from busbar_billing.adapters.postgres.audit_statements import AuditedStatements
 from busbar_billing.adapters.postgres.audit_walks import AuditWalks
 from busbar_billing.adapters.postgres.audit_work import AuditedWork
 from busbar_billing.adapters.postgres.balance_watches import BalanceWatches
@@ -217,6 +218,7 @@ def audited(database: Database, client: Client) -> Books:
         AuditedStanding(database),
         Answers(DeliveredAnswers(client), AuditedInbox(database, prices)),
         AuditedWork(database),
+        AuditedStatements(database, prices),
     )
 
 

@@ -15,6 +15,7 @@ from busbar_billing.adapters.postgres.audit_inbox import AuditedInbox
 from busbar_billing.adapters.postgres.audit_journal import AuditedJournal
 from busbar_billing.adapters.postgres.audit_prices import AuditedPrices
 from busbar_billing.adapters.postgres.audit_standing import AuditedStanding
+from busbar_billing.adapters.postgres.audit_statements import AuditedStatements
 from busbar_billing.adapters.postgres.audit_work import AuditedWork
 from busbar_billing.adapters.postgres.database import Database as Pool
 from busbar_billing.adapters.postgres.journal import Journal
@@ -22,12 +23,14 @@ from busbar_billing.adapters.postgres.leases import Leases
 from busbar_billing.adapters.postgres.measured import MeasuredWork
 from busbar_billing.adapters.postgres.posting import Ledger
 from busbar_billing.adapters.postgres.prices import Prices
+from busbar_billing.adapters.postgres.statements import Statements
 from busbar_billing.adapters.postgres.tenants import Tenants
 from busbar_billing.domain import ledger
 from busbar_billing.domain.audit.answers import Delivered
 from busbar_billing.domain.audit.findings import Breach, Report
 from busbar_billing.domain.leases import Ask
 from busbar_billing.domain.prices import Component, Price, PriceBook, Tier
+from busbar_billing.domain.statements import close, month_of
 from busbar_billing.domain.usage import Outcome, UsageRecord, UsageVoid
 from busbar_billing.usecases.adjustments import (
     WantedCredit,
@@ -131,6 +134,7 @@ class Parts:
             AuditedStanding(self.pool),
             Answers(self.stream, AuditedInbox(self.pool, prices)),
             AuditedWork(self.pool),
+            AuditedStatements(self.pool, prices),
         )
 
     async def post(self, *records: UsageRecord, voids: Sequence[UsageVoid] = ()) -> None:
@@ -193,6 +197,15 @@ async def make_busy(parts: Parts) -> None:
     await _measure(pool, [*leased, *foreign], run="run-1")
     await _measure(pool, [replace(record(), attempt=2), *plain[:1]], run="run-2")
     await expire_credits(adjustments, uuid7, time.time_ns() + 10**9)
+    await _issue_statement(Statements(pool, journal, parts.prices), TENANT)
+
+
+async def _issue_statement(statements: Statements, tenant_id: str) -> None:
+    """Of the present month, as if it were over."""
+    cut_at = await statements.cut()
+    addressing = await statements.addressing(tenant_id)
+    facts = await statements.facts(tenant_id, month_of(cut_at), cut_at, None)
+    await statements.issue(tenant_id, cut_at, addressing, close(facts, addressing.tax))
 
 
 async def _measure(pool: Pool, worked: Sequence[UsageRecord], *, run: str) -> None:

@@ -24,6 +24,7 @@ from busbar_billing.domain.audit.standing import (
     AccountRow,
     ClosedLease,
     CreditRow,
+    GivenOut,
     HoldRow,
     NumberedRow,
     SpendingRow,
@@ -31,6 +32,7 @@ from busbar_billing.domain.audit.standing import (
 )
 from busbar_billing.domain.prices import PriceBooks
 from busbar_billing.usecases.audit_answers import Answers, Progress, check_answers, check_origins
+from busbar_billing.usecases.audit_statements import Recount, recount_statements
 from busbar_billing.usecases.audit_work import Work, check_months, check_work
 
 PIECE = 250
@@ -122,6 +124,10 @@ class Standing(Protocol):
         """Every statement and credit note."""
         ...
 
+    async def given_out(self) -> list[GivenOut]:
+        """The last number of each legal entity."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Books:
@@ -132,6 +138,7 @@ class Books:
     standing: Standing
     answers: Answers
     work: Work
+    recount: Recount
 
 
 async def audit(books: Books, settled: UUID, report: Report, progress: Progress) -> None:
@@ -149,6 +156,7 @@ async def audit(books: Books, settled: UUID, report: Report, progress: Progress)
     await check_leases(books.standing, report)
     await check_credits(books.standing, report)
     await check_statements(books.standing, report)
+    await recount_statements(books.recount, report)
 
 
 async def check_prices(prices: Prices, report: Report) -> None:
@@ -253,4 +261,5 @@ async def check_statements(books: Standing, report: Report) -> None:
     async for rows in books.numbered():
         report.looked(len(rows), Check.STATEMENTS_NUMBERED)
         report.add(standing.check_numbers(rows))
+    report.add(standing.check_given_out(await books.given_out()))
     report.looked(0, Check.STATEMENTS_NUMBERED)

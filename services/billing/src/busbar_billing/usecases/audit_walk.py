@@ -26,6 +26,7 @@ from busbar_billing.usecases.audit import (
     replay_piece,
 )
 from busbar_billing.usecases.audit_answers import Extent, check_origins, check_piece
+from busbar_billing.usecases.audit_statements import recount_piece
 from busbar_billing.usecases.audit_work import (
     FIRST_MONTH,
     TenantMonth,
@@ -37,7 +38,8 @@ from busbar_billing.usecases.audit_work import (
 @dataclass(frozen=True, slots=True)
 class Mark:
     """Up to where all is checked: transfers, records of the inbox, messages of the stream that was
-    created at `stream_created_at`, measured work, months of tenants. None: to the end."""
+    created at `stream_created_at`, measured work, months and statements of tenants. None: to the
+    end."""
 
     transfer: UUID = FIRST_ID
     inbox: UUID = FIRST_ID
@@ -45,6 +47,7 @@ class Mark:
     stream_created_at: datetime | None = None
     work: datetime | None = EARLIEST
     month: TenantMonth | None = FIRST_MONTH
+    statement: TenantMonth | None = FIRST_MONTH
 
 
 @dataclass(slots=True)
@@ -119,7 +122,7 @@ async def _compare(books: Books, walk: Walk, report: Report, go_on: TimeLeft) ->
 
 
 async def _look_beside(books: Books, walk: Walk, report: Report, go_on: TimeLeft) -> bool:
-    """Check measured work, then months."""
+    """Check measured work, then months, then statements."""
     while (after := walk.mark.work) is not None:
         if not go_on():
             return False
@@ -128,6 +131,11 @@ async def _look_beside(books: Books, walk: Walk, report: Report, go_on: TimeLeft
         if not go_on():
             return False
         walk.mark = replace(walk.mark, month=await check_months_piece(books.work, month, report))
+    while (after_that := walk.mark.statement) is not None:
+        if not go_on():
+            return False
+        last = await recount_piece(books.recount, after_that, report)
+        walk.mark = replace(walk.mark, statement=last)
     return True
 
 

@@ -12,6 +12,7 @@ from busbar_billing.domain.audit.standing import (
     AccountRow,
     ClosedLease,
     CreditRow,
+    GivenOut,
     HoldRow,
     NumberedRow,
     SpendingRow,
@@ -114,6 +115,14 @@ _NUMBERED = """
         ) AS moved_nanos
     FROM statements AS s INNER JOIN legal_entities AS e ON e.entity_id = s.entity_id
 """
+_GIVEN_OUT = """
+    SELECT
+        e.entity_id, e.last_sequence,
+        coalesce((
+            SELECT max(s.sequence) FROM statements AS s WHERE s.entity_id = e.entity_id
+        ), 0) AS last_kept
+    FROM legal_entities AS e
+"""
 
 
 class AuditedStanding:
@@ -182,6 +191,12 @@ class AuditedStanding:
         """Every statement and credit note."""
         async for rows in self._all(_NUMBERED):
             yield [_numbered(row) for row in rows]
+
+    async def given_out(self) -> list[GivenOut]:
+        """The last number of each legal entity."""
+        async with self._database.as_auditor() as connection:
+            rows = await connection.fetch(_GIVEN_OUT, timeout=_TIMEOUT_S)
+        return [GivenOut(*row) for row in rows]
 
     async def _all(self, query: str, *arguments: object) -> AsyncIterator[list[asyncpg.Record]]:
         """All rows of a query, a bounded number at a time, as of one moment."""

@@ -177,7 +177,8 @@ def _write_mark(mark: Mark) -> str:
             "message": mark.message,
             "stream_created_at": None if created is None else created.isoformat(),
             "work": None if mark.work is None else mark.work.isoformat(),
-            "month": None if mark.month is None else [mark.month[0], mark.month[1].isoformat()],
+            "month": _write_month(mark.month),
+            "statement": _write_month(mark.statement),
         }
     )
 
@@ -191,7 +192,8 @@ def _read_mark(row: asyncpg.Record) -> Mark:
         kept["message"],
         None if created is None else datetime.fromisoformat(created),
         _read_work(kept),
-        _read_month(kept),
+        _read_month(kept, "month"),
+        _read_month(kept, "statement"),
     )
 
 
@@ -202,8 +204,12 @@ def _read_work(kept: dict[str, Any]) -> datetime | None:
     return None if kept["work"] is None else datetime.fromisoformat(kept["work"])
 
 
-def _read_month(kept: dict[str, Any]) -> TenantMonth | None:
-    if "month" not in kept:
+def _write_month(month: TenantMonth | None) -> list[str] | None:
+    return None if month is None else [month.tenant_id, month.month.isoformat()]
+
+
+def _read_month(kept: dict[str, Any], name: str) -> TenantMonth | None:
+    if name not in kept:
         return FIRST_MONTH
-    found = kept["month"]
+    found = kept[name]
     return None if found is None else TenantMonth(found[0], date.fromisoformat(found[1]))

@@ -3,13 +3,16 @@
 `included` is what belongs on a statement. Its arguments: $1 the tenant, $2 the
 first transfer id that can matter, $3 the statement's cut, $4 the end of its
 month, $5 and $6 the cut and the end of the statement before it, NULL for the
-first one. A charge and its void are dated by the request's admission (a gateway
-whose clock is ahead cannot date one after its posting), anything else by its
-posting. All of it is put together from constants.
+first one, $7 the first transfer id that cannot matter any more. A charge and
+its void are dated by the request's admission (a gateway whose clock is ahead
+cannot date one after its posting), anything else by its posting. All of it is
+put together from constants.
 """
 
 from __future__ import annotations
 
+_FROM = ">= $2"
+_BETWEEN = ">= $2 AND {0}.transfer_id < $7"
 _MOVED = """
     moved AS MATERIALIZED (
         SELECT
@@ -21,16 +24,16 @@ _MOVED = """
         LEFT JOIN (
             SELECT p.transfer_id, sum(p.amount_nanos) AS amount_nanos
             FROM postings AS p
-            WHERE p.transfer_id >= $2 AND p.account_id = ANY(ARRAY(
+            WHERE p.transfer_id {p} AND p.account_id = ANY(ARRAY(
                 SELECT a.account_id FROM accounts AS a WHERE a.tenant_id = $1
             ))
             GROUP BY p.transfer_id
         ) AS n ON n.transfer_id = t.transfer_id
-        WHERE t.tenant_id = $1 AND t.transfer_id >= $2
+        WHERE t.tenant_id = $1 AND t.transfer_id {t}
     )
 """
 _INCLUDED = f"""
-    WITH {_MOVED},
+    WITH {_MOVED.format(p=_BETWEEN.format("p"), t=_BETWEEN.format("t"))},
     included AS MATERIALIZED (
         SELECT * FROM moved
         WHERE posted_at < $3 AND dated_at < $4
@@ -63,7 +66,7 @@ MOVEMENTS = f"""
 CHARGES = f"""
     {_INCLUDED}
     SELECT
-        u.deployment AS model, u.rated_class, u.price_version, s.dated_at < $7 AS late,
+        u.deployment AS model, u.rated_class, u.price_version, s.dated_at < $8 AS late,
         count(*) AS requests, sum(s.amount_nanos) AS amount_nanos,
         sum(u.input_tokens) AS input_tokens, sum(u.cached_tokens) AS cached_tokens,
         sum(u.output_tokens) AS output_tokens, sum(u.compute_us) AS compute_us,
@@ -77,7 +80,7 @@ CHARGES = f"""
 GRADUATED = f"""
     {_INCLUDED}
     SELECT
-        u.deployment AS model, s.dated_at < $7 AS late, p.component, p.price_nanos, p.per_units,
+        u.deployment AS model, s.dated_at < $8 AS late, p.component, p.price_nanos, p.per_units,
         sum(
             least(r.before + r.quantity, coalesce(p.ends, r.before + r.quantity))
             - greatest(r.before, p.begins)
@@ -89,8 +92,8 @@ GRADUATED = f"""
         SELECT (c.used ->> 'before')::numeric, (c.used ->> 'quantity')::numeric
     ) AS r (before, quantity)
     INNER JOIN unnest(
-        $8::int8[], $9::text[], $10::text[], $11::numeric[], $12::numeric[], $13::int8[],
-        $14::int8[]
+        $9::int8[], $10::text[], $11::text[], $12::numeric[], $13::numeric[], $14::int8[],
+        $15::int8[]
     ) AS p (version, price_class, component, begins, ends, price_nanos, per_units)
     ON p.version = u.price_version AND p.price_class = u.rated_class AND p.component = c.component
     WHERE r.before + r.quantity > p.begins AND (p.ends IS NULL OR r.before < p.ends)
@@ -98,7 +101,7 @@ GRADUATED = f"""
 """  # noqa: S608
 # What is held now, less what came after the statement: another way to its closing balance.
 CLOSING = f"""
-    WITH {_MOVED}
+    WITH {_MOVED.format(p=_FROM, t=_FROM)}
     SELECT
         coalesce((
             SELECT sum(b.balance_nanos)
@@ -123,6 +126,22 @@ ADDRESSING = """
 """
 OF_MONTH = """
     SELECT * FROM statements WHERE kind = 'statement' AND tenant_id = $1 AND period_start = $2
+"""
+# Each with the one before it, in the order of tenants and months.
+AUDITED = """
+    SELECT
+        s.number, s.tenant_id, s.period_start, s.cut_at, s.closing_nanos, s.content,
+        b.period_start AS before_start, b.cut_at AS before_cut, b.closing_nanos AS before_closing
+    FROM statements AS s
+    LEFT JOIN LATERAL (
+        SELECT p.period_start, p.cut_at, p.closing_nanos FROM statements AS p
+        WHERE p.kind = 'statement' AND p.tenant_id = s.tenant_id
+        AND p.period_start < s.period_start
+        ORDER BY p.period_start DESC LIMIT 1
+    ) AS b ON TRUE
+    WHERE s.kind = 'statement' AND (s.tenant_id, s.period_start) > ($1, $2)
+    ORDER BY s.tenant_id, s.period_start
+    LIMIT $3
 """
 BY_NUMBER = "SELECT * FROM statements WHERE number = $1"
 PAGE = """

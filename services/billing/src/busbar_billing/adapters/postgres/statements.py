@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Any
@@ -13,7 +14,7 @@ import asyncpg
 from busbar_errors import Conflict, NotFound, Unavailable
 
 from busbar_billing.adapters.postgres import statement_queries as sql
-from busbar_billing.adapters.postgres.database import Connections
+from busbar_billing.adapters.postgres.database import Connection, Connections
 from busbar_billing.adapters.postgres.journal import Journal
 from busbar_billing.adapters.postgres.outbox import put_notices
 from busbar_billing.adapters.postgres.prices import Prices
@@ -25,7 +26,7 @@ from busbar_billing.domain.ledger import (
     TransferKind,
 )
 from busbar_billing.domain.names import is_tenant_id
-from busbar_billing.domain.prices import ClassPrices, Component, Price
+from busbar_billing.domain.prices import ClassPrices, Component, Price, PriceBooks
 from busbar_billing.domain.statement_content import read_content, write_content
 from busbar_billing.domain.statements import (
     Charged,
@@ -130,55 +131,22 @@ class Statements:
     ) -> Facts:
         """Read from one snapshot what belongs to a month and to no statement before it."""
         books = await self._prices.all()
-        since_id = _NOTHING_BEFORE if before is None else _first_id(before.month.ends_at - _ID_SKEW)
-        arguments = (
-            tenant_id,
-            since_id,
-            cut_at,
-            month.ends_at,
-            None if before is None else before.cut_at,
-            None if before is None else before.month.ends_at,
-        )
         wait_s = _READING_MAX.total_seconds()
         async with (
             self._database.connection() as connection,
             connection.transaction(isolation="repeatable_read", readonly=True),
         ):
             await connection.execute(f"SET LOCAL statement_timeout = '{int(wait_s)}s'")
-            currency = await connection.fetchval(sql.CURRENCY, tenant_id)
-            moved = await connection.fetch(sql.MOVEMENTS, *arguments, timeout=wait_s)
-            sums = await connection.fetch(sql.CHARGES, *arguments, month.starts_at, timeout=wait_s)
-            classes = {
-                (row["price_version"], row["rated_class"]): books.version(
-                    row["price_version"]
-                ).classes[row["rated_class"]]
-                for row in sums
-            }
-            steps = await connection.fetch(
-                sql.GRADUATED, *arguments, month.starts_at, *_step_columns(classes), timeout=wait_s
-            )
+            facts = await read_facts(connection, books, tenant_id, Cut(month, cut_at, before))
             closing = await connection.fetchval(
-                sql.CLOSING, tenant_id, since_id, cut_at, month.ends_at, timeout=wait_s
+                sql.CLOSING,
+                tenant_id,
+                _since(before),
+                cut_at,
+                month.ends_at,
+                timeout=wait_s,
             )
-        return Facts(
-            month=month,
-            currency=currency,
-            opening_nanos=0 if before is None else before.closing_nanos,
-            movements=[_read_movement(row) for row in moved],
-            charged=[
-                Charged(row["model"], row["late"], row["requests"], int(row["amount_nanos"]))
-                for row in sums
-            ],
-            used=[
-                *[
-                    used
-                    for row in sums
-                    for used in _flat(row, classes[row["price_version"], row["rated_class"]])
-                ],
-                *[_read_step(row) for row in steps],
-            ],
-            journal_closing_nanos=int(closing),
-        )
+        return replace(facts, journal_closing_nanos=int(closing))
 
     async def issue(
         self, tenant_id: str, cut_at: datetime, addressing: Addressing, statement: Statement
@@ -241,6 +209,68 @@ class Statements:
             issued = _read_issued(row)
             await put_notices(connection, [_notice(issued)])
             return issued
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Which part of a tenant's journal a statement holds."""
+
+    month: Month
+    cut_at: datetime
+    before: Closed | None
+
+
+async def read_facts(connection: Connection, books: PriceBooks, tenant_id: str, cut: Cut) -> Facts:
+    """What belongs to a month and to no statement before it; its closing balance by adding up."""
+    month, before = cut.month, cut.before
+    wait_s = _READING_MAX.total_seconds()
+    arguments = (
+        tenant_id,
+        _since(before),
+        cut.cut_at,
+        month.ends_at,
+        None if before is None else before.cut_at,
+        None if before is None else before.month.ends_at,
+        _first_id(cut.cut_at + _ID_SKEW),
+    )
+    currency = await connection.fetchval(sql.CURRENCY, tenant_id)
+    moved = await connection.fetch(sql.MOVEMENTS, *arguments, timeout=wait_s)
+    sums = await connection.fetch(sql.CHARGES, *arguments, month.starts_at, timeout=wait_s)
+    classes = {
+        (row["price_version"], row["rated_class"]): books.version(row["price_version"]).classes[
+            row["rated_class"]
+        ]
+        for row in sums
+    }
+    steps = await connection.fetch(
+        sql.GRADUATED, *arguments, month.starts_at, *_step_columns(classes), timeout=wait_s
+    )
+    opening = 0 if before is None else before.closing_nanos
+    change = sum(int(row["amount_nanos"]) for row in [*moved, *sums])
+    return Facts(
+        month=month,
+        currency=currency,
+        opening_nanos=opening,
+        movements=[_read_movement(row) for row in moved],
+        charged=[
+            Charged(row["model"], row["late"], row["requests"], int(row["amount_nanos"]))
+            for row in sums
+        ],
+        used=[
+            *[
+                used
+                for row in sums
+                for used in _flat(row, classes[row["price_version"], row["rated_class"]])
+            ],
+            *[_read_step(row) for row in steps],
+        ],
+        journal_closing_nanos=opening + change,
+    )
+
+
+def _since(before: Closed | None) -> UUID:
+    """The first transfer that can be on no statement yet."""
+    return _NOTHING_BEFORE if before is None else _first_id(before.month.ends_at - _ID_SKEW)
 
 
 def _notice(issued: Issued) -> Notice:

@@ -27,6 +27,7 @@ class Check(StrEnum):
     WORK_NUMBERED = "work_numbered"
     PRICES_PLAIN = "prices_plain"
     STATEMENTS_NUMBERED = "statements_numbered"
+    STATEMENTS_RECOUNTED = "statements_recounted"
 
     @property
     def says(self) -> str:
@@ -49,6 +50,7 @@ _SAYS = {
     Check.WORK_NUMBERED: "cost records of each agent's run arrive without gaps",
     Check.PRICES_PLAIN: "at each moment one price is in force, and no other",
     Check.STATEMENTS_NUMBERED: "statements are numbered without gaps",
+    Check.STATEMENTS_RECOUNTED: "statements say what the journal comes to between their moments",
 }
 
 

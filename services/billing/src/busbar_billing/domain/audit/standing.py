@@ -203,6 +203,28 @@ class NumberedRow:
     """What its transfer gave."""
 
 
+@dataclass(frozen=True, slots=True)
+class GivenOut:
+    """How many numbers a legal entity gave out, and the last that is there."""
+
+    entity_id: str
+    given: int
+    last: int
+
+
+def check_given_out(entities: Iterable[GivenOut]) -> list[Breach]:
+    """The last number that was given out is there."""
+    return [
+        Breach(
+            Check.STATEMENTS_NUMBERED,
+            f"entity {one.entity_id}",
+            f"has given out {one.given} numbers; the last that is kept is number {one.last}",
+        )
+        for one in entities
+        if one.given != one.last
+    ]
+
+
 def check_numbers(rows: Iterable[NumberedRow]) -> list[Breach]:
     """Numbers begin at 1, leave nothing out, and say their sequence; notes moved what they say."""
     return [
