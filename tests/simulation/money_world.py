@@ -87,6 +87,9 @@ class Request:
     cost: int
     charged: int
     waits_until: float
+    least: int = 1
+    """What it settles for when the balance does not cover what is likely."""
+    settled: bool = False
     claim: credit.Reservation | None = None
 
 
@@ -106,7 +109,9 @@ class Gateway:
 
     def claim(self, request: Request, now: float) -> bool:
         wallet = self.wallet(request.tenant_id)
-        request.claim = wallet.reserve(request.likely, now, billing_away=self.billing_away)
+        request.claim = wallet.reserve(
+            _wanted(request), now, billing_away=self.billing_away, likely_nanos=request.likely
+        )
         return request.claim is not None
 
 
@@ -162,16 +167,19 @@ class World:
                 self._publish(request)
         self.dead_commits.setdefault(gateway.gateway_id, []).extend(caught)
 
-    def send_request(self, gateway: Gateway, cost: int = 0, charged: int = 0) -> None:
+    def send_request(
+        self, gateway: Gateway, cost: int = 0, charged: int = 0, likely: int = 0, least: int = 1
+    ) -> None:
         cheaper = self.draws.random() < 0.2
         cost = cost or self.draws.randint(1, COST_MAX)
         request = Request(
             self.new_id(),
             self.draws.choice(self.tenants),
-            likely=max(1, cost + self.draws.randint(-20, 20)),
+            likely=likely or max(1, cost + self.draws.randint(-20, 20)),
             cost=cost,
             charged=charged or (self.draws.randint(0, cost) if cheaper else cost),
             waits_until=self.now + WAIT_MAX_S,
+            least=least,
         )
         if gateway.claim(request, self.now):
             gateway.served.append(request)
@@ -256,12 +264,16 @@ class World:
         gateway.waiting = still
 
     def _plan(self, gateway: Gateway, wallet: credit.Wallet) -> credit.Ask | None:
-        waiting = [one.likely for one in gateway.waiting if one.tenant_id == wallet.tenant_id]
+        waiting = [_wanted(one) for one in gateway.waiting if one.tenant_id == wallet.tenant_id]
         return credit.plan_ask(wallet, waiting, self.now)
 
     def _worth_waiting(self, gateway: Gateway, request: Request) -> bool:
         wallet = gateway.wallet(request.tenant_id)
-        verdict = credit.judge(wallet, request.likely, self.now, billing_away=gateway.billing_away)
+        away = gateway.billing_away
+        verdict = credit.judge(wallet, _wanted(request), self.now, billing_away=away)
+        if verdict is credit.Verdict.REFUSE and not request.settled:
+            request.settled = True
+            verdict = credit.judge(wallet, _wanted(request), self.now, billing_away=away)
         return verdict is credit.Verdict.WAIT
 
     async def _ask(self, gateway: Gateway, asks: list[credit.Ask]) -> None:
@@ -366,6 +378,10 @@ class World:
         for _ in range(3):
             await self.post(all_of_it=True)
             await self.pass_time(2 * lending.TTL_MS / 1000)
+
+
+def _wanted(request: Request) -> int:
+    return min(request.least, request.likely) if request.settled else request.likely
 
 
 def _sent(ask: credit.Ask) -> lending.Ask:

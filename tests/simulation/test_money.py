@@ -219,3 +219,40 @@ async def test_what_the_ledger_charges_less_than_was_claimed_is_not_lost_to_the_
     available, held, owed, _ = standing(books, "tenant")
     assert owed == 0
     assert available + held < 40
+
+
+@settings(deadline=None, max_examples=10)
+@given(
+    paid_in=st.integers(1, 60),
+    cost=st.integers(1, 12),
+    factor=st.integers(2, 60),
+    seed=st.integers(0, 2**32),
+)
+def test_what_covers_a_request_is_spent_although_most_cost_more(
+    paid_in: int, cost: int, factor: int, seed: int
+) -> None:
+    left, owed = asyncio.run(spent_to_the_end(paid_in, cost, factor * cost, seed))
+
+    assert owed == 0
+    assert left < cost
+
+
+async def spent_to_the_end(paid_in: int, cost: int, likely: int, seed: int) -> tuple[int, int]:
+    """What is left, and owed, of a balance that is asked for requests one after another."""
+    world: World
+    books = MemoryLedger(BOOK, lambda: world.now_ms())  # noqa: PLW0108 - as above
+    world = World(random.Random(seed), books, ["tenant"], faults=False)
+    books.tenants.add("tenant")
+    await books.add_transfers([ledger.top_up(world.new_id(), "tenant", paid_in, CURRENCY, "first")])
+    world.start_gateway("g1")
+    [gateway] = world.gateways
+    for _ in range(2 * paid_in // cost + 20):
+        if not gateway.waiting:
+            world.send_request(gateway, cost, cost, likely, least=cost)
+        await world.pass_time(TICK_S)
+        while gateway.served:
+            world.finish_request(gateway)
+        await world.post(all_of_it=True)
+        check(*standing(books, "tenant"))
+    available, held, owed, _ = standing(books, "tenant")
+    return available + held, owed

@@ -5,8 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from busbar_gateway.domain.estimates import WorkHistory, likely_nanos
-from busbar_gateway.domain.prices import SCALE, Rates
+from busbar_gateway.domain.estimates import (
+    VAIN_HALVES_S,
+    WorkHistory,
+    least_nanos,
+    likely_nanos,
+)
+from busbar_gateway.domain.prices import FREE, SCALE, Rates
 from busbar_gateway.domain.routes import Manifest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -94,3 +99,23 @@ def test_a_history_is_the_same_whenever_prices_came(
             past.add(size, *took)
 
     assert early.likely_rest(rates) == late.likely_rest(rates)
+
+
+def test_what_was_worked_in_vain_is_claimed_until_it_was_paid_for_or_is_long_ago() -> None:
+    past = WorkHistory()
+    past.worked_in_vain(8_000, 100.0)
+    past.worked_in_vain(5_000, 101.0)
+    at_once, later = past.at_least(101.0), past.at_least(101.0 + 2 * VAIN_HALVES_S)
+    past.paid()
+
+    assert (at_once, later, past.at_least(101.0)) == (8_000, 2_000, 4_000)
+    assert WorkHistory().at_least(0.0) == 0
+
+
+def test_the_least_is_what_the_request_and_its_input_cost_and_never_nothing() -> None:
+    past = WorkHistory()
+    past.add(100, 70, 500, 0, 0)
+
+    assert least_nanos(CHAT, 1_000, TOKENS, past) == 50 + 700 * 10
+    assert least_nanos(CHAT, 1_000, TOKENS, past) < likely_nanos(CHAT, 1_000, 0, TOKENS, past)
+    assert least_nanos(TENSOR, 10, FREE, None) == 1

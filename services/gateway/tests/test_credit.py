@@ -14,11 +14,14 @@ from busbar_gateway.domain.credit import Refused, Verdict, Wallet, judge
 from busbar_gateway.domain.prices import SCALE
 from busbar_gateway.usecases.crediting import WAIT_MAX_S
 from gateway_harness import (
+    Behaviour,
     Platform,
+    Say,
     chunk,
     eventually,
     failing,
     request,
+    response,
     stream_of,
     tenant_with,
 )
@@ -28,6 +31,14 @@ from lending import COMPUTE_CLASS, REQUEST_NANOS, TOKEN_NANOS
 
 ECHO_NANOS = REQUEST_NANOS + 2 * TOKEN_NANOS
 """What the echoing agent's answer costs."""
+
+
+def computing(compute_us: int) -> Behaviour:
+    async def behave(work: work_pb2.InferenceWork, say: Say) -> None:
+        timings = work_pb2.WorkTimings(compute_us=compute_us)
+        await say(finished=work_pb2.WorkFinished(payload=response(work), timings=timings))
+
+    return behave
 
 
 async def codes_of(platform: Platform, model: str, auth: Any, count: int) -> list[str]:
@@ -140,6 +151,36 @@ async def test_what_a_dearer_price_puts_out_of_reach_is_refused_before_it_is_wor
 
     assert codes == ["RESOURCE_EXHAUSTED"] * 3
     assert len(agent.works) == 3
+
+
+async def test_work_that_the_money_did_not_cover_is_not_worked_again(platform: Platform) -> None:
+    model, agent = await platform.deploy(price_class=COMPUTE_CLASS)
+    tenant_id, auth = await tenant_with(platform, 200_000)
+    agent.behaviour = computing(1_000)
+    assert await codes_of(platform, model, auth, 1) == ["OK"]
+    agent.behaviour = computing(10**6)
+    works = len(agent.works)
+
+    in_vain = await codes_of(platform, model, auth, 1)
+    again = await codes_of(platform, model, auth, 3)
+
+    assert in_vain == ["RESOURCE_EXHAUSTED"]
+    assert again == ["RESOURCE_EXHAUSTED"] * 3
+    assert len(agent.works) == works + 1
+    assert len(await records_of(platform, tenant_id)) == 1
+
+
+async def test_what_is_left_is_spent_although_requests_like_it_cost_more(
+    platform: Platform,
+) -> None:
+    model, agent = await platform.deploy(price_class=COMPUTE_CLASS)
+    tenant_id, auth = await tenant_with(platform, 50_000)
+    agent.behaviour = computing(1_000)
+
+    codes = [code for _ in range(26) for code in await codes_of(platform, model, auth, 1)]
+
+    assert codes == ["OK"] * 25 + ["RESOURCE_EXHAUSTED"]  # likely is 0.1 s of compute
+    assert len(await records_of(platform, tenant_id)) == 25
 
 
 async def test_without_billing_it_serves_what_was_lent_and_then_says_503(

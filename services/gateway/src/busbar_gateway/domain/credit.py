@@ -106,13 +106,17 @@ class Wallet:
     _measured_at: float = 0.0
     _spent_since: int = 0
 
-    def reserve(self, nanos: int, now: float, *, billing_away: bool) -> Reservation | None:
-        """Claim an amount; None when it is not there, or the lease may be gone."""
+    def reserve(
+        self, nanos: int, now: float, *, billing_away: bool, likely_nanos: int = 0
+    ) -> Reservation | None:
+        """Claim an amount, and up to `likely_nanos` of what is free beside it; None when it is not
+        there, or the lease may be gone."""
         lease = self.lease
         if lease is None or lease.free_nanos < nanos:
             return None
         if now >= lease.fresh_until and not billing_away:
             return None
+        nanos = max(nanos, min(likely_nanos, lease.free_nanos))
         lease.reserved_nanos += nanos
         self.used_at = now
         self.estimate_nanos = max(self.estimate_nanos, nanos)

@@ -20,6 +20,8 @@ _TOKENS_PER_BYTE = 0.25
 _GUESSED_OUTPUT_TOKENS = 256
 _GUESSED_COMPUTE_US = 100_000
 _GUESSED_RESPONSE_BYTES = 4096
+VAIN_HALVES_S = 300.0
+"""What was worked and could not be paid for is expected again, every so long half of it."""
 
 
 class WorkHistory:
@@ -35,6 +37,8 @@ class WorkHistory:
         "_ordered",
         "_rates",
         "_recent",
+        "_vain_at",
+        "_vain_nanos",
         "tokens_per_byte",
     )
 
@@ -45,6 +49,7 @@ class WorkHistory:
         self._rates = FREE
         self._likely_rest = 0
         self._input_tokens = self._input_bytes = 0.0
+        self._vain_nanos, self._vain_at = 0, 0.0
         self.tokens_per_byte = 0.0
         """Of the inputs, by size: what the large ones had counts most."""
 
@@ -71,6 +76,21 @@ class WorkHistory:
         insort(ordered, rest)
         self._likely_rest = ordered[_rank(len(ordered))]
 
+    def worked_in_vain(self, nanos: int, now: float) -> None:
+        """A request was worked that came to `nanos`, for which the money was not there."""
+        self._vain_nanos = max(nanos, self.at_least(now))
+        self._vain_at = now
+
+    def paid(self) -> None:
+        """A request was paid for, having claimed what the one in vain came to."""
+        self._vain_nanos //= 2
+
+    def at_least(self, now: float) -> int:
+        """What the next request must claim, so that the same is not worked for nothing again."""
+        if not self._vain_nanos:
+            return 0
+        return self._vain_nanos >> int((now - self._vain_at) / VAIN_HALVES_S)
+
     def likely_rest(self, rates: Rates) -> int:
         """The 95th percentile of what cannot be known before a request runs, exact."""
         if rates is not self._rates:
@@ -96,21 +116,34 @@ def likely_nanos(
 ) -> int:
     """What a request likely costs: never less than its input does, as far as it can be told, and
     never more than the request can."""
-    per_byte = 0.0 if manifest.task == "tensor" else _TOKENS_PER_BYTE
     if past is None:
         exact = _guessed_rest(manifest, request_bytes, rates)
     else:
         exact = past.likely_rest(rates)
-        counted = past.tokens_per_byte
-        per_byte = max(per_byte, counted)
-    input_tokens = _at_most(int(request_bytes * per_byte + 0.5), manifest)
-    exact += rates.request + input_tokens * rates.input_token + request_bytes * rates.byte
+    exact += _known(manifest, request_bytes, rates, past)
     output_tokens = output_tokens_max or manifest.max_output_tokens
     if manifest.task == "chat" and output_tokens and not (rates.compute_us or rates.byte):
         longest = _at_most(request_bytes, manifest)  # no token is shorter than a byte
         most = rates.request + longest * rates.input_token + output_tokens * rates.output_token
         exact = min(exact, most)
     return rates.charged_nanos(exact)
+
+
+def least_nanos(
+    manifest: Manifest, request_bytes: int, rates: Rates, past: WorkHistory | None
+) -> int:
+    """What a request costs even if it makes nothing, and never nothing: who has that and less than
+    is likely can spend it all the same."""
+    return max(1, rates.charged_nanos(_known(manifest, request_bytes, rates, past)))
+
+
+def _known(manifest: Manifest, request_bytes: int, rates: Rates, past: WorkHistory | None) -> int:
+    """The exact cost of the request and its input, as far as it can be told."""
+    per_byte = 0.0 if manifest.task == "tensor" else _TOKENS_PER_BYTE
+    if past is not None:
+        per_byte = max(per_byte, past.tokens_per_byte)
+    input_tokens = _at_most(int(request_bytes * per_byte + 0.5), manifest)
+    return rates.request + input_tokens * rates.input_token + request_bytes * rates.byte
 
 
 def _at_most(input_tokens: int, manifest: Manifest) -> int:

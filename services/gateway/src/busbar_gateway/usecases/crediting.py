@@ -28,7 +28,7 @@ from busbar_gateway.domain.credit import (
     judge,
     plan_ask,
 )
-from busbar_gateway.domain.estimates import WorkHistory, likely_nanos
+from busbar_gateway.domain.estimates import WorkHistory, least_nanos, likely_nanos
 from busbar_gateway.domain.failures import InsufficientQuota, RateLimited, Unavailable
 from busbar_gateway.domain.prices import PriceList, Rates
 from busbar_gateway.usecases.calls import InferenceCall
@@ -58,6 +58,10 @@ class Lender(Protocol):
 class _Waiter:
     nanos: int
     """What it must have in all."""
+    likely: int
+    """What it takes of what is there; more than `nanos` once it has settled for less."""
+    least: int
+    """What it settles for when what is left of the balance is less than likely."""
     reservation: Reservation | None
     """What it has already, when it needs more."""
     done: asyncio.Future[Reservation]
@@ -110,13 +114,20 @@ class Credit:
         Unavailable while billing is away.
         """
         wallet = self._wallets.setdefault(call.caller.tenant_id, Wallet(call.caller.tenant_id))
-        return await self._wait(wallet, self._likely_nanos(call, wallet), call.deadline, None)
+        likely = self._likely_nanos(call, wallet)
+        least = min(likely, self._least_nanos(call, wallet))
+        return await self._wait(wallet, likely, least, call.deadline)
 
     async def cover(self, reservation: Reservation, call: InferenceCall, nanos: int) -> None:
         """Raise a claim to `nanos`; raises as `wait` does, and then the claim is as before."""
         wallet = self._wallets.setdefault(reservation.tenant_id, Wallet(reservation.tenant_id))
         if not wallet.extend(reservation, nanos):
-            await self._wait(wallet, nanos, call.deadline, reservation)
+            await self._wait(wallet, nanos, nanos, call.deadline, reservation)
+
+    def worked_in_vain(self, call: InferenceCall, nanos: int) -> None:
+        """A request was worked, came to `nanos`, and ends uncharged for lack of them: the next one
+        is not let in with less."""
+        self._history(call).worked_in_vain(nanos, time.monotonic())
 
     def covers(self, reservation: Reservation, nanos: int) -> bool:
         """Whether a claim is `nanos` or can be raised to it without asking."""
@@ -134,7 +145,9 @@ class Credit:
     ) -> None:
         """The request is charged this much, for what was delivered."""
         self._wallet_of(reservation).spend(reservation, nanos)
-        self._history(call).add(
+        history = self._history(call)
+        history.paid()
+        history.add(
             call.request_bytes or len(call.payload),
             delivered.input_tokens,
             delivered.output_tokens,
@@ -247,10 +260,15 @@ class Credit:
                 apply_grant(wallet, ask, grant, asked_at, loop.time())
 
     async def _wait(
-        self, wallet: Wallet, nanos: int, deadline: float, reservation: Reservation | None
+        self,
+        wallet: Wallet,
+        nanos: int,
+        least: int,
+        deadline: float,
+        reservation: Reservation | None = None,
     ) -> Reservation:
         loop = asyncio.get_running_loop()
-        waiter = _Waiter(nanos, reservation, loop.create_future())
+        waiter = _Waiter(nanos, nanos, least, reservation, loop.create_future())
         waiting = self._waiting.setdefault(wallet.tenant_id, deque())
         if reservation is None:
             waiting.append(waiter)
@@ -293,6 +311,8 @@ class Credit:
             waiter = waiting[0]
             if not waiter.done.done():
                 claimed = self._claim_for(wallet, waiter, now)
+                if claimed is None and self._settles_for_less(wallet, waiter, now, stuck):
+                    claimed = self._claim_for(wallet, waiter, now)
                 if claimed is not None:
                     waiter.done.set_result(claimed)
                 else:
@@ -305,8 +325,21 @@ class Credit:
 
     def _claim_for(self, wallet: Wallet, waiter: _Waiter, now: float) -> Reservation | None:
         if waiter.reservation is None:
-            return wallet.reserve(waiter.nanos, now, billing_away=self.billing_away)
+            return wallet.reserve(
+                waiter.nanos, now, billing_away=self.billing_away, likely_nanos=waiter.likely
+            )
         return waiter.reservation if wallet.extend(waiter.reservation, waiter.nanos) else None
+
+    def _settles_for_less(self, wallet: Wallet, waiter: _Waiter, now: float, stuck: int) -> bool:
+        """Whether what is likely will not come: then the least that it can cost is asked for."""
+        if waiter.least >= waiter.nanos:
+            return False
+        away, lacking = self.billing_away, _lacking(waiter)
+        verdict = judge(wallet, lacking, now, billing_away=away, stuck_nanos=stuck)
+        if verdict is not Verdict.REFUSE:
+            return False
+        waiter.nanos = waiter.least
+        return True
 
     def _failure(
         self, wallet: Wallet, waiter: _Waiter, now: float, stuck_nanos: int
@@ -328,7 +361,15 @@ class Credit:
         rates = self._rates(call, wallet, self._unix_ns())
         request_bytes = call.request_bytes or len(call.payload)
         manifest = call.route.manifest
-        return likely_nanos(manifest, request_bytes, call.output_tokens_max, rates, past)
+        likely = likely_nanos(manifest, request_bytes, call.output_tokens_max, rates, past)
+        return likely if past is None else max(likely, past.at_least(time.monotonic()))
+
+    def _least_nanos(self, call: InferenceCall, wallet: Wallet) -> int:
+        past = self._histories.get((wallet.tenant_id, call.route.deployment))
+        rates = self._rates(call, wallet, self._unix_ns())
+        request_bytes = call.request_bytes or len(call.payload)
+        least = least_nanos(call.route.manifest, request_bytes, rates, past)
+        return least if past is None else max(least, past.at_least(time.monotonic()))
 
     def _rates(self, call: InferenceCall, wallet: Wallet | None, at_unix_ns: int) -> Rates:
         currency = wallet.currency if wallet is not None else "USD"

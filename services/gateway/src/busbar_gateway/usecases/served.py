@@ -13,7 +13,7 @@ from opentelemetry.trace import SpanKind
 from busbar_gateway.domain.admission import Ticket
 from busbar_gateway.domain.costs import cost_of
 from busbar_gateway.domain.credit import Reservation
-from busbar_gateway.domain.failures import ModelFailed, answer_for
+from busbar_gateway.domain.failures import InsufficientQuota, ModelFailed, RateLimited, answer_for
 from busbar_gateway.domain.limits import Grant
 from busbar_gateway.domain.policies import Band
 from busbar_gateway.usecases.admitting import Admissions
@@ -136,7 +136,7 @@ class Served:
         credit = self.collaborators.credit
         if self._money is not None:
             cost = credit.cost_nanos(self.call, delivered, self._admitted_unix_ns)
-            await credit.cover(self._money, self.call, cost)
+            await self._cover(self._money, cost)
 
     def not_charged(self) -> None:
         """The charge was taken back: so is the money."""
@@ -149,8 +149,17 @@ class Served:
             return
         cost = credit.cost_nanos(self.call, self.delivered, self._admitted_unix_ns)
         if not credit.covers(money, cost):
-            await credit.cover(money, self.call, cost)
+            await self._cover(money, cost)
         credit.spend(money, self.call, self.delivered, cost)
+
+    async def _cover(self, money: Reservation, cost: int) -> None:
+        credit = self.collaborators.credit
+        try:
+            await credit.cover(money, self.call, cost)
+        except (InsufficientQuota, RateLimited):
+            if self.call.whole or not self._streamed:  # nothing of it is delivered
+                credit.worked_in_vain(self.call, cost)
+            raise
 
     async def _commit(self) -> Any:
         if self._trace is None:
