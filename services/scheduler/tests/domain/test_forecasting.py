@@ -46,6 +46,24 @@ def test_a_busier_day_is_foreseen_at_its_own_level() -> None:
     assert history.forecast(noon - 1, 3) == pytest.approx(14, rel=0.05)
 
 
+@pytest.mark.parametrize(
+    ("weekday", "expected"), [(0, 10), (1, 10), (5, 1)], ids=["Monday", "Tuesday", "Saturday"]
+)
+def test_after_a_quiet_weekend_monday_is_foreseen(weekday: int, expected: float) -> None:
+    history, at = History(), (2 * 7 + weekday) * DAY + 9 * 60 - 3
+    for minute in range(at + 1):
+        works = minute // DAY % 7 < 5
+        history.learn(minute, office_hours(minute) if works else 1.0)
+
+    foreseen = history.forecast(at, 3)
+    day, week = history.seasons[1].highest(at, 3), history.seasons[2].highest(at, 3)
+    assert week == pytest.approx(expected, rel=0.05)
+    assert day is not None
+    if weekday == 0:
+        assert day < 6
+        assert foreseen == week
+
+
 def test_before_two_days_nobody_knows() -> None:
     history = learned(1.3)
 

@@ -92,7 +92,7 @@ def history_message(deployment: str, known: Remembered) -> DemandHistory:
 
 
 def history_of(message: DemandHistory) -> Remembered:
-    """What a message says; raises Rejected when a season is not as long as its period."""
+    """What a message says; raises Rejected when a season has not as many values as it should."""
     history = History()
     stored = {one.period_min: one for one in message.seasons}
     for season in history.seasons:
@@ -104,7 +104,7 @@ def history_of(message: DemandHistory) -> Remembered:
 
 
 def _restore(season: Season, stored: DemandSeason) -> None:
-    if not len(stored.loads) == len(stored.seen) == season.period_min:
+    if not len(stored.loads) == len(stored.seen) == len(season.values):
         raise Rejected(
             f"{len(stored.loads)} loads and {len(stored.seen)} counts in {season.period_min} min"
         )

@@ -1,7 +1,8 @@
-"""What will be asked in the next minutes, from what was asked at this time of hour and day.
+"""What will be asked in the next minutes, from what was asked at this time of hour, day and week.
 
 Seasonal exponential smoothing (Winters, 1960) with a multiplicative level and no trend:
-each minute of the hour and of the day keeps a smoothed average of the load that it saw.
+each minute of the hour and of the day, and each quarter of an hour of the week, keeps a
+smoothed average of the load that it saw.
 A season is believed only where it has lately been clearly better than expecting that
 nothing changes; otherwise there is no forecast, and scaling only reacts.
 """
@@ -14,7 +15,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-_HOUR_MIN, _DAY_MIN = 60, 1_440
+_HOUR_MIN, _DAY_MIN, _WEEK_MIN = 60, 1_440, 10_080
+_QUARTER_MIN = 15
 _LEAD_MIN = 3
 """How far ahead "nothing changes" is judged: about what it takes to add a replica."""
 _ERROR_WEIGHT = 1 / 720
@@ -34,24 +36,30 @@ def _zeros(size: int) -> npt.NDArray[np.float32]:
 
 @dataclass(slots=True)
 class Season:
-    """The load that each minute of a period has seen, smoothed over the periods."""
+    """The load that each step of a period has seen, smoothed over the periods."""
 
     period_min: int
     weight: float
+    step_min: int = 1
+    """How many minutes share a value: their mean."""
     values: npt.NDArray[np.float32] = field(init=False)
     seen: npt.NDArray[np.uint8] = field(init=False)
     error: float = 0.0
     judged_min: int = 0
     level_expected: float = 0.0
     level_seen: float = 0.0
+    _step: int = -1
+    """The step that is going on, since 1970."""
+    _step_mean: float = 0.0
+    _step_seen: int = 0
 
     def __post_init__(self) -> None:
-        self.values = _zeros(self.period_min)
-        self.seen = np.zeros(self.period_min, dtype=np.uint8)
+        self.values = _zeros(self.period_min // self.step_min)
+        self.seen = np.zeros(len(self.values), dtype=np.uint8)
 
     def expected(self, minute: int) -> float | None:
         """What this minute usually sees; None before it was seen twice."""
-        at = minute % self.period_min
+        at = minute // self.step_min % len(self.values)
         return float(self.values[at]) if self.seen[at] >= _PERIODS_MIN else None
 
     def learn(self, minute: int, load: float) -> None:
@@ -63,14 +71,28 @@ class Season:
             self.judged_min += 1
             self.level_expected += _LEVEL_WEIGHT * (expected - self.level_expected)
             self.level_seen += _LEVEL_WEIGHT * (load - self.level_seen)
-        at = minute % self.period_min
+        if minute // self.step_min != self._step:
+            self._smooth()
+            self._step, self._step_mean, self._step_seen = minute // self.step_min, 0.0, 0
+        self._step_seen += 1
+        self._step_mean += (load - self._step_mean) / self._step_seen
+        if (minute + 1) % self.step_min == 0:
+            self._smooth()
+
+    def _smooth(self) -> None:
+        """A step is over."""
+        if not self._step_seen:
+            return
+        at = self._step % len(self.values)
         weight = self.weight if self.seen[at] else 1.0
-        self.values[at] += weight * (load - float(self.values[at]))
+        self.values[at] += weight * (self._step_mean - float(self.values[at]))
         self.seen[at] = min(int(self.seen[at]) + 1, _PERIODS_MIN)
+        self._step_seen = 0
 
     def highest(self, minute: int, ahead_min: int) -> float | None:
         """The most that the next minutes usually see, at the level of the last ones."""
-        at = (minute + 1 + np.arange(min(ahead_min, self.period_min))) % self.period_min
+        ahead = minute + 1 + np.arange(min(ahead_min, self.period_min))
+        at = ahead // self.step_min % len(self.values)
         known = self.seen[at] >= _PERIODS_MIN
         if not known.any():
             return None
@@ -87,7 +109,11 @@ class History:
     """What was asked of one deployment, minute by minute; minutes are counted since 1970."""
 
     seasons: tuple[Season, ...] = field(
-        default_factory=lambda: (Season(_HOUR_MIN, 0.3), Season(_DAY_MIN, 0.5))
+        default_factory=lambda: (
+            Season(_HOUR_MIN, 0.3),
+            Season(_DAY_MIN, 0.5),
+            Season(_WEEK_MIN, 0.5, _QUARTER_MIN),
+        )
     )
     unchanged_error: float = 0.0
     """Of expecting that nothing changes."""

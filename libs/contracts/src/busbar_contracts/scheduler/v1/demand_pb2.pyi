@@ -62,7 +62,7 @@ Global___DemandHistory: _TypeAlias = DemandHistory  # noqa: Y015
 
 @_typing.final
 class DemandSeason(_message.Message):
-    """The load that each minute of a period usually sees."""
+    """The load that each minute of a period usually sees; of a week, each quarter of an hour."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -74,9 +74,9 @@ class DemandSeason(_message.Message):
     LEVEL_EXPECTED_FIELD_NUMBER: _builtins.int
     LEVEL_SEEN_FIELD_NUMBER: _builtins.int
     period_min: _builtins.int
-    """Length of the period, minutes: 60 or 1440."""
+    """Length of the period, minutes: 60, 1440 or 10080."""
     seen: _builtins.bytes
-    """How often each minute was seen, one byte each, at most 2."""
+    """How often each of them was seen, one byte each, at most 2."""
     error: _builtins.float
     """Mean error of expecting what was usual, requests at once."""
     judged_min: _builtins.int
@@ -87,7 +87,9 @@ class DemandSeason(_message.Message):
     """What they saw, requests at once, smoothed."""
     @_builtins.property
     def loads(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """Requests at once, smoothed, one for each minute of the period, counted since 1970 in UTC."""
+        """Requests at once, smoothed, one for each minute (quarter of an hour) of the period, counted
+        since 1970 in UTC.
+        """
 
     def __init__(
         self,
