@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from busbar_messaging.topology import SUSPECT_AFTER
 from busbar_node_agent.usecases.replica import DRAIN_TIMEOUT_S
+from busbar_scheduler.domain.arrays import differing
 from busbar_scheduler.domain.demand import Asked
 from busbar_scheduler.domain.fleet import (
     Assignment,
@@ -58,6 +59,8 @@ class Control:
     _reports: dict[str, tuple[int, tuple[Replica, ...]]] = field(
         default_factory=dict[str, tuple[int, tuple[Replica, ...]]]
     )
+    _well: dict[Machine, tuple[int, Node]] = field(default_factory=dict[Machine, tuple[int, Node]])
+    """As of which version of it a node was well: most of them are, and nothing is new."""
     _nodes: dict[str, Node] = field(default_factory=dict[str, Node])
     _due: float = float("inf")
     _counted: Counter[tuple[str, str]] = field(default_factory=Counter[tuple[str, str]])
@@ -119,11 +122,8 @@ class Control:
         self.promises.planned(nodes, snapshot.sites, decided.placements, decided.short)
         # 3. Publish the difference, placements before routes.
         before, self.placements, self.short = self.placements, decided.placements, decided.short
-        changed = [
-            machine
-            for machine in self.machines
-            if decided.placements.get(machine.key, ()) != before.get(machine.key, ())
-        ]
+        told = set(differing(before, decided.placements))
+        changed = [machine for machine in self.machines if machine.key in told] if told else []
         self._count_moves(before, [machine.key for machine in changed])
         for machine in changed:
             held = decided.placements.get(machine.key, ())
@@ -143,8 +143,13 @@ class Control:
         well = judge(_WELL, SUSPECT_AFTER)
         for machine in self.machines:
             if machine.silent_since is None and machine.engine_up:
-                nodes.append(self._node(machine, well))
+                known = self._well.get(machine)
+                if known is None or known[0] != machine.version:
+                    known = (machine.version, self._node(machine, well))
+                    self._well[machine] = known
+                nodes.append(known[1])
                 continue
+            self._well.pop(machine, None)
             signs = self._signs(machine)
             if signs.silent_s > FORGET_AFTER_S and not self.placements.get(machine.key):
                 continue

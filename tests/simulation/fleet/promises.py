@@ -100,8 +100,8 @@ class Promises:
         by_site = defaultdict[str, list[Assignment]](list)
         per_site = defaultdict[str, Counter[str]](Counter)
         for key, held in placements.items():
-            node = nodes.get(key)
-            if node is None or not held:
+            node = nodes.get(key) if held else None
+            if node is None:
                 continue
             self._fits(node, held)
             by_site[node.site_key] += held

@@ -186,7 +186,7 @@ class Run:
     def _sample(self) -> None:
         slots = busy = 0
         for machine in self.machines.values():
-            for copy in machine.copies.values():
+            for copy in machine.copies.values() if machine.copies else ():
                 if copy.serves:
                     slots += copy.slots
                     busy += len(copy.works)
