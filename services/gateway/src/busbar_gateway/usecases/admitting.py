@@ -16,7 +16,7 @@ from busbar_gateway.domain.failures import (
     RateLimited,
     Unavailable,
 )
-from busbar_gateway.domain.policies import Policy
+from busbar_gateway.domain.policies import Band, Policy
 from busbar_gateway.domain.routes import Route
 from busbar_gateway.domain.sharing import Peer, allot
 from busbar_gateway.domain.waking import Waking, patience_s
@@ -104,12 +104,24 @@ class Admissions:
         now = monotonic()
         admission = self._admission(call.route, now)
         ticket = self._ticket(call, now)
-        if admission.lane.try_start(ticket, now):
+        lane = admission.lane
+        if lane.try_start(ticket, now):
             return ticket
-        if not admission.lane.limit:
+        if not lane.limit:
             self._find_unready(admission, call.route, ticket, now)
-        self._queue(admission, call.route, ticket, now)
-        await self._turn(admission, ticket, now)
+        displaced = lane.enqueue(ticket, now)
+        if displaced is not None:
+            self._displace(admission, call.route, displaced, now)
+        turn = admission.turns[ticket] = asyncio.get_running_loop().create_future()
+        if lane.may_start(ticket):  # others may be held back from a slot that it may take
+            self._pump(admission, now)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            self._leave_queue(admission, ticket, turn)
+            raise
+        finally:
+            admission.turns.pop(ticket, None)
         return ticket
 
     def used(self, deployment: str, ticket: Ticket, cost: float) -> None:
@@ -122,7 +134,7 @@ class Admissions:
         now = monotonic()
         admission.lane.finish(ticket, now, cost)
         if admission.lane.waiting:
-            self._pump(admission, now)
+            self._hand_on(admission, ticket.band, now)
 
     def capacity_changed(self) -> None:
         """Apply new routes or a new number of gateways to every lane."""
@@ -223,35 +235,42 @@ class Admissions:
             raise _unready(route)
 
     @staticmethod
-    def _queue(admission: _Admission, route: Route, ticket: Ticket, now: float) -> None:
-        displaced = admission.lane.enqueue(ticket, now)
+    def _displace(
+        admission: _Admission, route: Route, displaced: Full | Ticket, now: float
+    ) -> None:
+        """Refuse the request for which there is no room, or the one that made room for it."""
         asleep_s = 0.0
         if not admission.lane.limit and route.wakes_within_s:
             asleep_s = admission.waking.ready_in_s(now, route.wakes_within_s)
         if isinstance(displaced, Full):
             raise _full(max(asleep_s, displaced.retry_after_s))
-        if displaced is not None:
-            turn = admission.turns.pop(displaced)
-            if not turn.done():
-                turn.set_exception(_full(max(asleep_s, admission.lane.expected_wait_s(displaced))))
+        turn = admission.turns.pop(displaced)
+        if not turn.done():
+            turn.set_exception(_full(max(asleep_s, admission.lane.expected_wait_s(displaced))))
 
-    async def _turn(self, admission: _Admission, ticket: Ticket, now: float) -> None:
-        turn = asyncio.get_running_loop().create_future()
-        admission.turns[ticket] = turn
-        if admission.lane.may_start(ticket):  # others may be held back from a slot that it may take
-            self._pump(admission, now)
-        try:
-            await turn
-        except asyncio.CancelledError:
-            started = turn.done() and not turn.cancelled() and turn.exception() is None
-            if started:
-                admission.lane.release(ticket)
-                self._pump(admission, ticket.started)
-            else:
-                admission.lane.withdraw(ticket)
-            raise
-        finally:
-            admission.turns.pop(ticket, None)
+    def _leave_queue(
+        self, admission: _Admission, ticket: Ticket, turn: asyncio.Future[None]
+    ) -> None:
+        """Nobody waits for this turn any more; it may have come meanwhile."""
+        if turn.done() and not turn.cancelled() and turn.exception() is None:
+            admission.lane.release(ticket)
+            self._pump(admission, ticket.started)
+        else:
+            admission.lane.withdraw(ticket)
+
+    def _hand_on(self, admission: _Admission, band: Band, now: float) -> None:
+        """Let in who is next for a slot that `band` gave back."""
+        ticket = admission.lane.start_next(now)
+        if ticket is None:
+            return
+        turn = admission.turns.get(ticket)
+        if turn is None or turn.done():
+            admission.lane.release(ticket)
+        else:
+            turn.set_result(None)
+            if ticket.band is band:  # all is as it was before, and then nobody else could start
+                return
+        self._pump(admission, now)
 
     @staticmethod
     def _pump(admission: _Admission, now: float) -> None:
