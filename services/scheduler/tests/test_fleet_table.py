@@ -46,6 +46,17 @@ def test_a_silent_node_becomes_suspect_then_lost(table: FleetTable) -> None:
     assert health(table, 160.5) is Health.LOST
 
 
+def test_a_node_of_which_nothing_is_new_is_the_same_object(table: FleetTable) -> None:
+    (before,) = table.snapshot(101.0).nodes
+    table.put("nodes", NODE, status(), 2, 101.5)
+    (same,) = table.snapshot(102.0).nodes
+    table.put("nodes", NODE, status(draining=True), 3, 102.5)
+    (other,) = table.snapshot(103.0).nodes
+
+    assert same is before
+    assert other != before
+
+
 def test_only_news_wakes_the_cycle(table: FleetTable) -> None:
     assert not table.put("leases", NODE, lease(), 2, 101.5)
     assert table.put("leases", NODE, lease(ready=False), 3, 102.5)

@@ -97,6 +97,8 @@ class FleetTable:
         self._route_stamps: dict[str, Stamped] = {}
         self._reports: dict[str, _Report] = {}
         self._lives: dict[str, _Life] = {}
+        self._nodes: dict[str, Node] = {}
+        """As given out last: what is as it was is the same object, and planned as such."""
         self._deaf_since: float | None = 0.0
         self._listening_since: float | None = None
 
@@ -271,10 +273,13 @@ class FleetTable:
         """Everything a plan is made from, as it is now."""
         self._forget(now)
         keys = sorted({*self._reports, *self._placement_stamps})
+        before = self._nodes
+        self._nodes = {key: self._node(key, now, now_unix_ms) for key in keys}
+        self._nodes |= {key: one for key, one in before.items() if one == self._nodes.get(key)}
         return Snapshot(
             revision=max((revision for _, revision in self._deployments.values()), default=0),
             deployments=self.declared(),
-            nodes=tuple(self._node(key, now, now_unix_ms) for key in keys),
+            nodes=tuple(self._nodes.values()),
             placements=dict(self._placements),
             routes=dict(self._routes),
             sites={key: one.site_at(now_unix_ms) for key, (one, _) in self._sites.items()},
