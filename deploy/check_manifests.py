@@ -8,14 +8,18 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from unittest import mock
 
 import jsonschema_rs
+import kustomizing
+import make_certificate
 import make_identities
 import make_secrets
 import yaml
@@ -24,6 +28,7 @@ from busbar_billing.settings import Settings as BillingSettings
 from busbar_gateway.settings import GatewaySettings
 from busbar_messaging.identities import Keyring, identify
 from busbar_messaging.provision import ProvisionSettings
+from busbar_messaging.server_config import Permissions
 from busbar_messaging.topology import NodeId
 from busbar_node_agent.settings import Settings as NodeAgentSettings
 from busbar_scheduler.settings import Settings as SchedulerSettings
@@ -44,9 +49,15 @@ SETTINGS: dict[str, type[BaseSettings]] = {
     "busbar_messaging.provision": ProvisionSettings,
 }
 PLACEHOLDER = "ab" * 16
+_SERVER = str(Path(sys.executable).with_name("nats-server"))
+_NODE = NodeId("r1", "s1", "node-agent-0")
+_NOTHING = Permissions(publish=(), subscribe=())
+_TLS: dict[str, str] = dict.fromkeys(("tls.crt", "tls.key", "ca.crt"), PLACEHOLDER)
+"""Whoever runs the clusters makes it, cert-manager for one."""
 SECRET_NAME = re.compile(r"PASSWORD|SECRET|TOKEN|DSN")
 ASKED = re.compile(r"\$\{(?P<name>\w+)(?::(?P<how>[-?])(?P<rest>[^}]*))?\}")
 OWN_VARIABLE = re.compile(r"\$\((\w+)\)")
+_NAME = "app.kubernetes.io/name"
 Document = dict[str, Any]
 
 
@@ -65,29 +76,53 @@ def main() -> int:
     """Run every check."""
     compose = yaml.safe_load((REPO / "compose.yaml").read_text())
     site = yaml.safe_load((REPO / "deploy" / "site" / "compose.yaml").read_text())
-    documents = [*_documents()]
+    installations = [_installation(name) for name in ("", "hub", "site/kubernetes")]
+    documents = [one for installation in installations for one in installation.documents]
     containers = [
         *_compose_containers(compose),
         *_compose_containers(site, "site compose"),
-        *_kubernetes_containers(documents),
+        *(container for one in installations for container in _kubernetes_containers(one)),
     ]
     found = [
         *_schema_problems([compose, site], documents),
         *_setting_problems(containers),
         *_nats_problems(containers),
-        *_secret_problems(compose, documents, containers),
+        *_secret_problems(compose, installations, containers),
         *_site_secret_problems(site),
-        *_image_problems(containers),
+        *_image_problems(containers, installations),
         *_hardening_problems([compose, site], documents),
-        *_reference_problems(documents),
+        *_reference_problems(installations),
     ]
     sys.stderr.writelines(f"{problem}\n" for problem in found)
     return 1 if found else 0
 
 
-def _documents() -> Iterator[Document]:
-    for path in sorted((REPO / "deploy" / "kubernetes").glob("*.yaml")):
-        yield from yaml.safe_load_all(path.read_text())
+@dataclass(frozen=True)
+class Installation:
+    """What one kustomization makes, and the secrets that are made for it."""
+
+    name: str
+    rendered: kustomizing.Rendered
+    secrets: Mapping[str, Mapping[str, str]]
+
+    @property
+    def documents(self) -> list[Document]:
+        """Everything in it."""
+        return self.rendered.documents
+
+    def label(self, document: Document) -> str:
+        """How messages call a document."""
+        return f"{self.name} {_label(document)}".strip()
+
+
+def _installation(name: str) -> Installation:
+    identities = identify(Keyring(0), dict.fromkeys(make_secrets.BUS_USERS, _NOTHING), [_NODE])
+    secrets: dict[str, dict[str, str]] = make_secrets.fresh()
+    if name == "hub":
+        secrets |= {**make_identities.hub_secrets(identities), "nats-tls": _TLS}
+    elif name:
+        secrets = make_identities.site_secrets(identities, _NODE.region, _NODE.site)
+    return Installation(name, kustomizing.render(REPO / "deploy" / name), secrets)
 
 
 def _label(document: Document) -> str:
@@ -146,29 +181,36 @@ def _workloads(documents: list[Document]) -> Iterator[tuple[Document, Document]]
             yield document, document["spec"]["template"]["spec"]
 
 
-def _kubernetes_containers(documents: list[Document]) -> Iterator[Container]:
-    settings = {d["metadata"]["name"]: d["data"] for d in documents if d["kind"] == "ConfigMap"}
-    for document, pod in _workloads(documents):
+def _kubernetes_containers(installation: Installation) -> Iterator[Container]:
+    for document, pod in _workloads(installation.documents):
         for container in pod["containers"]:
             env: dict[str, str] = {}
             literal: set[str] = set()
             for variable in container.get("env", []):
                 name, value = variable["name"], variable.get("value")
                 if value is None:
-                    env[name] = _kubernetes_value(document, settings, variable["valueFrom"])
+                    env[name] = _kubernetes_value(document, installation, variable["valueFrom"])
                 else:
                     env[name] = OWN_VARIABLE.sub(lambda own, env=env: env[own[1]], value)
                     literal |= set() if OWN_VARIABLE.search(value) else {name}
-            where = f"{_label(document)} {container['name']}"
-            command = container.get("command", [])
+            where = f"{installation.label(document)} {container['name']}"
+            command = container.get("command", container.get("args", []))
             yield Container(where, container["image"], command, env, frozenset(literal))
 
 
-def _kubernetes_value(document: Document, settings: Document, source: Document) -> str:
+def _kubernetes_value(document: Document, installation: Installation, source: Document) -> str:
     if "configMapKeyRef" in source:
         reference = source["configMapKeyRef"]
-        return settings[reference["name"]][reference["key"]]
-    return f"{document['metadata']['name']}-0" if "fieldRef" in source else PLACEHOLDER
+        [settings] = [
+            one["data"]
+            for one in installation.documents
+            if (one["kind"], one["metadata"]["name"]) == ("ConfigMap", reference["name"])
+        ]
+        return settings[reference["key"]]
+    if "fieldRef" in source:
+        return f"{document['metadata']['name']}-0"
+    reference = source["secretKeyRef"]
+    return installation.secrets.get(reference["name"], {}).get(reference["key"], PLACEHOLDER)
 
 
 # --- settings ------------------------------------------------------------------------------------
@@ -212,41 +254,75 @@ def _setting_problems(containers: list[Container]) -> Iterator[str]:
 def _nats_problems(containers: list[Container]) -> Iterator[str]:
     for container in containers:
         if container.image.startswith("nats:"):
-            at_site = container.command[-1:] == ["/etc/nats/site.conf"]
-            conf = "site.conf" if at_site else "nats.conf"
+            conf = Path(container.command[-1]).name
             asked = set(re.findall(r"\$(BUSBAR_NATS_\w+)", (_NATS / conf).read_text()))
             given = {name for name in container.env if name.startswith("BUSBAR_NATS_")}
             yield from (f"{container.where}: {conf} asks for {name}" for name in asked - given)
             yield from (f"{container.where}: {conf} has no {name}" for name in given - asked)
+            if "compose" not in container.where:
+                yield from _refused_by_server(container, conf)
+                continue
             # What make_identities writes for a site is JSON, quotes and all.
-            for name in given & container.literal if at_site else given:
+            for name in given & container.literal if conf == "site.conf" else given:
                 if not re.fullmatch(r'".*"', container.env[name]):
                     yield f"{container.where}: {name} must be a quoted string for the server"
+
+
+def _refused_by_server(container: Container, conf: str) -> Iterator[str]:
+    """What the server itself says to its configuration and to what it is given for it."""
+    generated = kustomizing.render(REPO / "deploy" / "hub").generated
+    with TemporaryDirectory() as scratch:
+        make_certificate.write(Path(scratch))
+        Path(scratch, "leaf.creds").touch()
+
+        def here(text: str) -> str:
+            return re.sub(r"/etc/nats-tls|/run/credentials|(?<=\")/data", scratch, text)
+
+        for files in generated.values():
+            for name, text in files.items():
+                Path(scratch, name).write_text(here(text))
+        asked = [_SERVER, "-t", "-c", str(Path(scratch, conf))]
+        given = {name: here(value) for name, value in container.env.items()}
+        ran = subprocess.run(asked, env=given, capture_output=True, text=True, check=False)
+    if ran.returncode:
+        yield f"{container.where}: nats-server refuses {conf}: {ran.stderr[-500:]}"
 
 
 # --- secrets and images --------------------------------------------------------------------------
 
 
 def _secret_problems(
-    compose: Document, documents: list[Document], containers: list[Container]
+    compose: Document, installations: list[Installation], containers: list[Container]
 ) -> Iterator[str]:
     made = make_secrets.fresh()
     env_file = {line.partition("=")[0] for line in make_secrets.compose(made).splitlines()}
     required = {m["name"] for m in ASKED.finditer(json.dumps(compose)) if m["how"] == "?"}
     yield from (f"compose asks for {name}, which nobody makes" for name in required - env_file)
     yield from (f"make_secrets makes {name} for nobody" for name in env_file - required)
-    for document, pod in _workloads(documents):
+    for one in installations:
+        yield from _unmade_secrets(one)
+    for container in containers:
+        for name in sorted(container.literal):
+            if SECRET_NAME.search(name) and not name.endswith("_FILE"):
+                yield f"{container.where}: {name} stands in the file"
+
+
+def _unmade_secrets(installation: Installation) -> Iterator[str]:
+    asked = set[str]()
+    for document, pod in _workloads(installation.documents):
+        for volume in pod["volumes"]:
+            asked |= {volume["secret"]["secretName"]} if "secret" in volume else set()
         for container in pod["containers"]:
             for variable in container.get("env", []):
                 reference = variable.get("valueFrom", {}).get("secretKeyRef")
                 if reference is None or reference.get("optional"):
                     continue
-                if reference["key"] not in made.get(reference["name"], {}):
-                    yield f"{_label(document)}: no secret {reference['name']}/{reference['key']}"
-    for container in containers:
-        for name in sorted(container.literal):
-            if SECRET_NAME.search(name):
-                yield f"{container.where}: {name} stands in the file"
+                asked.add(reference["name"])
+                if reference["key"] not in installation.secrets.get(reference["name"], {}):
+                    where = installation.label(document)
+                    yield f"{where}: no secret {reference['name']}/{reference['key']}"
+    for name in asked ^ set(installation.secrets):
+        yield f"{installation.name or 'deploy'}: secret {name} is made or asked for, not both"
 
 
 def _site_secret_problems(site: Document) -> Iterator[str]:
@@ -259,9 +335,10 @@ def _site_secret_problems(site: Document) -> Iterator[str]:
     yield from (f"make_identities makes {name} for nobody" for name in made - set(asked))
 
 
-def _image_problems(containers: list[Container]) -> Iterator[str]:
-    overlay = yaml.safe_load((REPO / "deploy" / "kustomization.yaml").read_text())
-    tagged = {image["name"] for image in overlay["images"]}
+def _image_problems(
+    containers: list[Container], installations: list[Installation]
+) -> Iterator[str]:
+    tagged = set[str]().union(*(one.rendered.tagged for one in installations))
     tags: dict[str, set[str]] = {}
     for container in containers:
         name, _, tag = container.image.partition(":")
@@ -269,7 +346,7 @@ def _image_problems(containers: list[Container]) -> Iterator[str]:
             if not (REPO / "deploy" / "images" / f"{name[7:]}.Dockerfile").exists():
                 yield f"{container.where}: {name} has no Dockerfile"
             if name not in tagged:
-                yield f"{container.where}: deploy/kustomization.yaml gives {name} no tag"
+                yield f"{container.where}: no kustomization gives {name} a tag"
             continue
         tags.setdefault(name, set()).add(tag)
         if tag in {"", "latest"}:
@@ -325,28 +402,36 @@ def _open_pod(pod: Document) -> Iterator[str]:
 # --- references ----------------------------------------------------------------------------------
 
 
-def _reference_problems(documents: list[Document]) -> Iterator[str]:
+def _reference_problems(installations: list[Installation]) -> Iterator[str]:
     """Selectors must select, ports must be there, files and maps must exist."""
-    overlay = yaml.safe_load((REPO / "deploy" / "kustomization.yaml").read_text())
-    on_disk = {f"kubernetes/{p.name}" for p in (REPO / "deploy" / "kubernetes").glob("*.yaml")}
-    for path in on_disk ^ set(overlay["resources"]):
-        yield f"deploy/kustomization.yaml and the directory disagree on {path}"
+    everywhere = [pair for one in installations for pair in _workloads(one.documents)]
+    names = {d["spec"]["template"]["metadata"]["labels"][_NAME] for d, _ in everywhere}
+    for one in installations:
+        yield from _dangling(one, names)
+
+
+def _dangling(installation: Installation, names: set[str]) -> Iterator[str]:
+    documents = installation.documents
     maps = {d["metadata"]["name"] for d in documents if d["kind"] == "ConfigMap"}
-    maps |= {generated["name"] for generated in overlay["configMapGenerator"]}
+    maps |= installation.rendered.generated.keys()
     pods = [(d["spec"]["template"]["metadata"]["labels"], pod) for d, pod in _workloads(documents)]
-    names = {labels["app.kubernetes.io/name"] for labels, _ in pods}
     for document, pod in _workloads(documents):
         for volume in pod["volumes"]:
             if "configMap" in volume and volume["configMap"]["name"] not in maps:
-                yield f"{_label(document)}: no ConfigMap {volume['configMap']['name']}"
+                yield f"{installation.label(document)}: no ConfigMap {volume['configMap']['name']}"
+        claimed = document["spec"].get("volumeClaimTemplates", [])
+        there = {one["name"] for one in pod["volumes"]} | {c["metadata"]["name"] for c in claimed}
+        mounted = {one["name"] for c in pod["containers"] for one in c.get("volumeMounts", [])}
+        for volume in mounted ^ there:
+            yield f"{installation.label(document)}: volume {volume} is there or mounted, not both"
     for document in documents:
         if document["kind"] in {"Service", "PodDisruptionBudget"}:
             yield from _selector_problems(document, pods)
         if document["kind"] == "NetworkPolicy":
-            said = re.findall(r'"app.kubernetes.io/name": "([^"]+)"', json.dumps(document))
+            said = re.findall(rf'"{_NAME}": "([^"]+)"', json.dumps(document))
             said += [name for values in _listed_names(document["spec"]) for name in values]
             for name in set(said) - names:
-                yield f"{_label(document)}: nothing is called {name}"
+                yield f"{installation.label(document)}: nothing is called {name}"
 
 
 def _selector_problems(document: Document, pods: list[tuple[Document, Document]]) -> Iterator[str]:
@@ -365,7 +450,7 @@ def _selector_problems(document: Document, pods: list[tuple[Document, Document]]
 def _listed_names(part: Any) -> Iterator[list[str]]:
     """The values of every matchExpressions on the pods' name."""
     if isinstance(part, dict):
-        if part.get("key") == "app.kubernetes.io/name":
+        if part.get("key") == _NAME:
             yield part["values"]
         for value in part.values():
             yield from _listed_names(value)

@@ -8,6 +8,9 @@ The nodes named are all there shall be; run it again with more of them to add so
     identities/hub.env                for hubs: operator, accounts (deploy/nats/hub.conf)
     identities/services/USER.creds    for a service: its BUSBAR_NATS_PASSWORD
     identities/sites/REGION.SITE/     all that a site is given, see deploy/site/compose.yaml
+    identities/kubernetes.json        the hubs' and the services', for kubectl apply -f; beside it
+                                      python3 deploy/make_secrets.py kubernetes-hub makes the rest
+    identities/sites/REGION.SITE/kubernetes.json    a site's, see deploy/site/kubernetes
 
 Keys stay the same as long as the keyring does.
 """
@@ -21,6 +24,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+import make_secrets
 from busbar_messaging.identities import Identities, Keyring, identify
 from busbar_messaging.server_config import read_permissions
 from busbar_messaging.topology import NodeId, site_domain
@@ -50,13 +54,45 @@ def _write_all(directory: Path, keyring: Keyring, found: Identities) -> None:
     _write(directory / "keyring.json", json.dumps(keyring.seeds, indent=2))
     shared = {"OPERATOR": found.operator_jwt, "SYSTEM_ACCOUNT": found.system_account}
     _write(directory / "hub.env", _server_env({**shared, "ACCOUNTS": dict(found.accounts)}))
+    _write(directory / "kubernetes.json", make_secrets.kubernetes(hub_secrets(found)))
     for user, credentials in found.services.items():
         _write(directory / "services" / f"{user}.creds", credentials)
     for (region, site), identity in found.sites.items():
         place = directory / "sites" / f"{region}.{site}"
         _write(place / ".env", site_env(found, region, site))
+        secrets = site_secrets(found, region, site)
+        _write(place / "kubernetes.json", make_secrets.kubernetes(secrets))
         # Read by the server's container, whose user owns nothing here; the directory is private.
         _write(place / "leaf.creds", identity.leaf_credentials, mode=0o444)
+
+
+def hub_secrets(found: Identities) -> dict[str, dict[str, str]]:
+    """What deploy/hub asks for: Kubernetes secret name → key → value."""
+    return {
+        "busbar-nats-identities": {
+            "operator": json.dumps(found.operator_jwt),
+            "system-account": json.dumps(found.system_account),
+            "accounts": json.dumps(dict(found.accounts)),
+        },
+        "busbar-nats": dict(found.services),
+    }
+
+
+def site_secrets(found: Identities, region: str, site: str) -> dict[str, dict[str, str]]:
+    """What deploy/site/kubernetes asks for, in the same form."""
+    identity = found.sites[region, site]
+    return {
+        "busbar-nats-identities": {
+            "operator": json.dumps(found.operator_jwt),
+            "system-account": json.dumps(found.system_account),
+            "accounts": json.dumps(dict(identity.accounts)),
+            "server-name": json.dumps(f"{region}-{site}"),
+            "domain": json.dumps(site_domain(region, site)),
+            "site-account": identity.account,
+        },
+        "busbar-leaf": {"leaf.creds": identity.leaf_credentials},
+        "busbar-nodes": {f"{name}.creds": said for name, said in identity.nodes.items()},
+    }
 
 
 def site_env(found: Identities, region: str, site: str) -> str:

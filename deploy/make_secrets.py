@@ -2,6 +2,7 @@
 
     python3 deploy/make_secrets.py compose > .env
     python3 deploy/make_secrets.py kubernetes | kubectl apply -f -
+    python3 deploy/make_secrets.py kubernetes-hub | kubectl apply -f -   # all but the bus's
 
 Running it again makes new ones: an installation that has data keeps what it has.
 """
@@ -54,13 +55,21 @@ def kubernetes(made: dict[str, dict[str, str]]) -> str:
     return json.dumps({"apiVersion": "v1", "kind": "List", "items": items}, indent=2) + "\n"
 
 
+def kubernetes_hub(made: dict[str, dict[str, str]]) -> str:
+    """The same without passwords of the bus, whose users make_identities.py makes for a fleet."""
+    return kubernetes({name: data for name, data in made.items() if name != "busbar-nats"})
+
+
+_WRITERS = {"compose": compose, "kubernetes": kubernetes, "kubernetes-hub": kubernetes_hub}
+
+
 def main() -> int:
     """Write what was asked for; a file it goes to becomes private."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("target", choices=["compose", "kubernetes"])
-    write = {"compose": compose, "kubernetes": kubernetes}[parser.parse_args().target]
+    parser.add_argument("target", choices=list(_WRITERS))
+    write = _WRITERS[parser.parse_args().target]
     if stat.S_ISREG(os.fstat(sys.stdout.fileno()).st_mode):
         os.fchmod(sys.stdout.fileno(), 0o600)
     sys.stdout.write(write(fresh()))

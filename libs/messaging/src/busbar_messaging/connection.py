@@ -6,7 +6,8 @@ import asyncio
 import base64
 import contextlib
 from datetime import timedelta
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import nats
 import structlog
@@ -16,7 +17,7 @@ from nats.errors import Error as NatsError
 from nats.js.api import PubAck
 from nats.js.client import JetStreamContext
 from nats.js.errors import APIError
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from busbar_messaging.nkey import is_credentials, read_credentials
@@ -28,7 +29,7 @@ _RETRYABLE_API_CODES = frozenset({500, 503})
 
 
 class BusSettings(BaseSettings):
-    """Where the bus is and who we are on it: BUSBAR_NATS_URL, _USER and _PASSWORD.
+    """Where the bus is and who we are on it: BUSBAR_NATS_URL, _USER, _PASSWORD (or _PASSWORD_FILE).
 
     Where servers know their users by JWT, the password is the text of a credentials file.
     """
@@ -37,10 +38,25 @@ class BusSettings(BaseSettings):
 
     nats_url: str
     nats_user: str
-    nats_password: SecretStr
+    nats_password: SecretStr = SecretStr("")
+    nats_password_file: Path | None = None
+    """Where the password stands, when it is not given itself."""
     nats_inbox: str = Field(default="_INBOX", pattern=r"^_INBOX(\.[a-z0-9_-]+)*$")
     """What the subjects begin with on which this client takes answers."""
     bus_connect_timeout: timedelta = timedelta(seconds=30)
+
+    @model_validator(mode="after")
+    def _says_one_password(self) -> Self:
+        if bool(self.nats_password.get_secret_value()) == bool(self.nats_password_file):
+            raise ValueError("give either nats_password or nats_password_file")
+        return self
+
+    @property
+    def password(self) -> str:
+        """The password, or the text of the credentials file."""
+        if self.nats_password_file:
+            return self.nats_password_file.read_text().strip()
+        return self.nats_password.get_secret_value()
 
 
 class ConnectionLog:
@@ -119,7 +135,7 @@ async def connect(settings: BusSettings, client_name: str) -> Client:
 
 
 def _who(settings: BusSettings) -> dict[str, Any]:
-    secret = settings.nats_password.get_secret_value()
+    secret = settings.password
     if is_credentials(secret):
         jwt, key = read_credentials(secret)
 

@@ -76,8 +76,9 @@ def _hub(
         "CLUSTER_LISTEN": listen("cluster"),
         "CLUSTER_ROUTES": urls("cluster", hub.region),
         "GATEWAY_LISTEN": listen("gateway"),
+        "GATEWAY_ADVERTISE": "",
         "GATEWAYS": [{"name": one, "urls": urls("gateway", one)} for one in fleet.regions],
-        "LEAFNODES": {"listen": listen("leaf"), "no_advertise": True},
+        "LEAF_LISTEN": listen("leaf"),
     }
     return _server(home, hub.name, HUB_CONFIG, said, ports)
 
