@@ -7,7 +7,6 @@ a gateway that never does.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -33,7 +32,6 @@ STREAMS = 2
 LEASE_TTL_S = 30
 SETTLED_S = 20
 PROMPT = "Where does the money live?"
-LONG = os.environ.get("BUSBAR_LONG_FAULTS") == "1"
 LEFT_BEHIND = """
     SELECT lease_id, closed_at IS NULL AS open, granted_nanos, returned_nanos, posted_nanos
     FROM leases WHERE tenant_id = $1 AND gateway_id = $2 ORDER BY opened_at
@@ -134,15 +132,21 @@ async def assert_free_and_listed(operator: Operator, customer: Customer, interru
     assert not charged & cut_off
 
 
+@pytest.mark.parametrize(
+    "for_ever", [False, pytest.param(True, marks=pytest.mark.long_fault)], ids=["a-moment", "ever"]
+)
 async def test_what_a_killed_gateway_streamed_is_free_and_its_lease_comes_back(
-    platform: Platform, operator: Operator, tmp_path: Path
+    platform: Platform,
+    operator: Operator,
+    tmp_path: Path,
+    for_ever: bool,
 ) -> None:
     customer = await operator.customer()
     before = await operator.balance(customer.tenant_id)
     async with another_gateway(platform, tmp_path, gateway_id=GATEWAY) as gateway:
         interrupted = await kill_mid_stream(gateway, customer.key)
         [held] = await leases(platform, customer)
-        if not LONG:
+        if not for_ever:
             await gateway.start()
             await answered(gateway, customer.key)
 
@@ -150,7 +154,7 @@ async def test_what_a_killed_gateway_streamed_is_free_and_its_lease_comes_back(
             first = (await leases(platform, customer))[0]
             return None if first["open"] else first
 
-        within_s = SETTLED_S + (LEASE_TTL_S if LONG else 0)
+        within_s = SETTLED_S + (LEASE_TTL_S if for_ever else 0)
         closed = await eventually(given_back, within_s=within_s, what="the lease comes back")
 
     assert held["open"]

@@ -7,7 +7,6 @@ same models. Not one request may fail, no stream break off.
 
 from __future__ import annotations
 
-import os
 import subprocess
 import time
 from collections.abc import AsyncIterator
@@ -186,7 +185,7 @@ def previous_code(place: Path) -> str:
     return ":".join(str(one) for one in sorted(place.glob("*/*/src")))
 
 
-@pytest.mark.skipif("BUSBAR_LONG_FAULTS" not in os.environ, reason="./just long-faults")
+@pytest.mark.long_fault
 async def test_a_gateway_and_an_agent_of_the_previous_release_are_upgraded_under_load(
     platform: Platform, operator: Operator, customer: Customer, tmp_path: Path
 ) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -16,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import asyncpg
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
-import yaml
 from busbar_runtime.platform import Platform
 from harness.audit import assert_audit_clean
+from harness.cost_records import gaps, measured, unmeasured
+from harness.deploying import deploy
 from harness.link import Link, link
 from harness.operator import Operator
 from harness.polling import eventually
@@ -58,32 +57,14 @@ async def sites(
     async with link(hub_port) as first:
         platform = Platform(home, parts=SERVICES, sites=2, links={"s1": first.port})
         async with platform:
-            await deploy(platform, demo_models / "echo-fp32")
+            model = str(demo_models / "echo-fp32")
+            wanted = [
+                {"name": "echo-fp32", "path": model, "replicas": 2, "per_site_max": 1},
+                {"name": "at-s1", "path": model, "pins": ["r1/s1"]},
+                {"name": "at-s2", "path": model, "pins": ["r2/s2"]},
+            ]
+            await deploy(platform, wanted)
             yield Sites(platform, first, Operator(platform.endpoints))
-
-
-async def deploy(platform: Platform, model: Path) -> None:
-    file = platform.home.root / "deployments.yaml"
-    wanted = [
-        {"name": "echo-fp32", "path": str(model), "replicas": 2, "per_site_max": 1},
-        {"name": "at-s1", "path": str(model), "pins": ["r1/s1"]},
-        {"name": "at-s2", "path": str(model), "pins": ["r2/s2"]},
-    ]
-    file.write_text(yaml.safe_dump(wanted))
-    deploy = [sys.executable, "-m", "busbar_cli", "deploy", str(file), "--approve"]
-    command = [*deploy, "--wait", "--timeout", "90"]
-    environment = {**os.environ, "BUSBAR_ENDPOINTS": str(platform.home.endpoints_file)}
-    process = await asyncio.create_subprocess_exec(*command, env=environment)
-    assert await process.wait() == 0
-
-
-async def measured(platform: Platform) -> list[asyncpg.Record]:
-    """Every cost record that billing has."""
-    connection = await asyncpg.connect(platform.endpoints["postgres"])
-    try:
-        return await connection.fetch("SELECT * FROM work_measured")
-    finally:
-        await connection.close()
 
 
 async def test_each_site_serves_and_its_costs_arrive(sites: Sites) -> None:
@@ -147,16 +128,14 @@ async def test_a_site_that_is_cut_off_loses_no_cost_record_and_charges_nobody_tw
     await clients.close()
     answered = {request.request_id for request in log.answered}
 
-    async def unmeasured() -> set[str]:
-        mine = {
-            row["request_id"].hex
-            for row in await measured(platform)
-            if row["tenant_id"] == customer.tenant_id and row["finished"]
-        }
-        return {one for one in answered if bare(one) not in mine}
+    async def without_record() -> set[str]:
+        return unmeasured(await measured(platform), answered)
 
     await eventually(
-        unmeasured, within_s=RESTORED_S, what="each answer is measured", until=lambda left: not left
+        without_record,
+        within_s=RESTORED_S,
+        what="each answer is measured",
+        until=lambda left: not left,
     )
     missing = gaps(await measured(platform))
     await assert_audit_clean(platform)
@@ -169,20 +148,6 @@ async def test_a_site_that_is_cut_off_loses_no_cost_record_and_charges_nobody_tw
     assert missing == {}
     assert [one for one, count in charges.items() if count > 1] == []
     assert answered <= set(charges)
-
-
-def bare(request_id: str) -> str:
-    """The id's 32 hexadecimal digits."""
-    return request_id.removeprefix("req_").replace("-", "")
-
-
-def gaps(rows: list[asyncpg.Record]) -> dict[tuple[str, str], list[int]]:
-    """By node and run, the numbers that are missing below the highest there is."""
-    numbers: dict[tuple[str, str], set[int]] = {}
-    for row in rows:
-        numbers.setdefault((row["node"], row["agent_run_id"]), set()).add(row["sequence"])
-    absent = {run: sorted(set(range(1, max(had))) - had) for run, had in numbers.items()}
-    return {run: lost for run, lost in absent.items() if lost}
 
 
 async def served(log: LoadLog, count: int, *, since: float) -> None:

@@ -65,10 +65,10 @@ class Link:
 
 
 @asynccontextmanager
-async def link(target: Callable[[], int]) -> AsyncIterator[Link]:
-    """A link to the port that `target` names once a connection comes."""
+async def link(target: Callable[[], int], *, host: str = LOOPBACK) -> AsyncIterator[Link]:
+    """A link from an address of this machine to the port that `target` names once one connects."""
     made = Link(target)
-    server = await asyncio.start_server(made.accept, LOOPBACK, 0)
+    server = await asyncio.start_server(made.accept, host, 0)
     made.port = server.sockets[0].getsockname()[1]
     try:
         yield made

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -125,6 +126,14 @@ class Clients:
         request.raw_input_contents.append(np.arange(16, dtype=np.float32).tobytes())
         request.inputs.add(name="INPUT0", datatype="FP32", shape=[16])
         self._body = request.SerializeToString()
+        self.chat_tokens = _TOKENS
+        self.stream_gaps: list[tuple[float, float]] = []
+        """Of each chat that came to its end: when (monotonic seconds), its longest gap in seconds,
+        that before its first piece included."""
+
+    def longest_stream_gap_s(self, since: float) -> float:
+        """Over the chats that ended after `since`."""
+        return max((gap_s for at, gap_s in self.stream_gaps if at >= since), default=0.0)
 
     def _new_channel(self) -> grpc.aio.Channel:
         options = [("grpc.max_reconnect_backoff_ms", 500), ("grpc.enable_retries", 0)]
@@ -174,14 +183,21 @@ class Clients:
         body = {
             "model": "tiny-lm",
             "messages": [{"role": "user", "content": "Where does the money live?"}],
-            "max_tokens": _TOKENS,
+            "max_tokens": self.chat_tokens,
             "temperature": 2,  # it rambles, and does not come to an end by itself
             "seed": 1,
             "stream": True,
         }
+        at = [time.monotonic()]
         async with self._http.stream("POST", "/v1/chat/completions", json=body) as answer:
             answer.raise_for_status()
-            lines = [line async for line in answer.aiter_lines() if line.startswith("data: ")]
+            lines: list[str] = []
+            async for line in answer.aiter_lines():
+                if line.startswith("data: "):
+                    lines.append(line)
+                    at.append(time.monotonic())
+        gap_s = max((b - a for a, b in itertools.pairwise(at)), default=0.0)
+        self.stream_gaps.append((at[-1], gap_s))
         if lines[-1:] != ["data: [DONE]"]:
             raise BrokenAnswerError(f"the stream ended with {lines[-1:]}")
         return answer.headers["x-request-id"]
@@ -191,7 +207,7 @@ class Clients:
         await self._http.aclose()
 
 
-async def _client(send: Send, log: LoadLog, stopping: asyncio.Event) -> None:
+async def _client(send: Send, log: LoadLog, stopping: asyncio.Event, pause_s: float) -> None:
     while not stopping.is_set():
         started, request_id, error = time.monotonic(), "", ""
         try:
@@ -201,23 +217,33 @@ async def _client(send: Send, log: LoadLog, stopping: asyncio.Event) -> None:
             error = f"{type(failure).__name__}: {failure}"
         ended = time.monotonic()
         log.ended.append(Ended(ended, ended - started, request_id, error))
-        if error:
+        if wait_s := max(pause_s, 0.1 if error else 0.0):
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(stopping.wait(), 0.1)
+                await asyncio.wait_for(stopping.wait(), wait_s)
 
 
 @contextlib.asynccontextmanager
 async def steady_load(
-    clients: Clients, *, grpc_clients: int = 6, http_clients: int = 2, streams_of_each: int = 0
+    clients: Clients,
+    *,
+    grpc_clients: int = 6,
+    http_clients: int = 2,
+    streams_of_each: int = 0,
+    chats: int = 0,
+    pause_s: float = 0.0,
 ) -> AsyncIterator[LoadLog]:
-    """Run the load inside the block; at its end every client finishes its request."""
+    """Run the load inside the block; at its end every client finishes its request.
+
+    Each waits `pause_s` between one request and the next.
+    """
     log, stopping = LoadLog(), asyncio.Event()
     sends: list[Send] = [
         *[clients.tensors] * grpc_clients,
         *[clients.embeddings] * http_clients,
         *[clients.answers, clients.chat] * streams_of_each,
+        *[clients.chat] * chats,
     ]
-    tasks = [asyncio.create_task(_client(send, log, stopping)) for send in sends]
+    tasks = [asyncio.create_task(_client(send, log, stopping, pause_s)) for send in sends]
     try:
         yield log
     finally:
