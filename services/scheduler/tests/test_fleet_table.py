@@ -153,3 +153,19 @@ def test_a_node_that_claims_impossible_memory_is_taken_at_its_last_good_word(
 
     assert [(one.key, one.memory_mib) for one in table.snapshot(101.0).nodes] == [(NODE, 1000)]
     assert plan(table.snapshot(101.0)).placements == {NODE: ()}
+
+
+def test_of_a_site_that_is_gone_not_all_nodes_are_given_up_at_once() -> None:
+    table, nodes = FleetTable(), [f"r1.s1.n{at}" for at in range(4)]
+    table.listening(100.0)
+    for node in nodes:
+        placement = NodePlacement(replicas=[ReplicaAssignment(deployment="m")])
+        table.put(
+            "nodes", node, NodeStatus(node=node, agent_run_id="1").SerializeToString(), 1, 100
+        )
+        table.put("placements", node, placement.SerializeToString(), 1, 100.0)
+
+    def lost(now: float) -> int:
+        return sum(node.health is Health.LOST for node in table.snapshot(now).nodes)
+
+    assert [lost(now) for now in (159.0, 161.0, 175.0, 176.0, 191.0, 206.0)] == [0, 1, 1, 2, 3, 4]

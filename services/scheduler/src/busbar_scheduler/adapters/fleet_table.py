@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -18,6 +18,7 @@ from busbar_messaging.dispositions import decode
 from busbar_messaging.topology import NodeId
 
 from busbar_scheduler.adapters import codec
+from busbar_scheduler.domain.evicting import Evictions
 from busbar_scheduler.domain.fleet import (
     Assignment,
     Bundle,
@@ -29,7 +30,7 @@ from busbar_scheduler.domain.fleet import (
     Site,
     Snapshot,
 )
-from busbar_scheduler.domain.health import Signs, judge, until_next_change_s
+from busbar_scheduler.domain.health import EVICT_AFTER, Signs, judge, until_next_change_s
 from busbar_scheduler.domain.orders import Described
 from busbar_scheduler.domain.publishing import Published, Stamped
 from busbar_scheduler.domain.quarantine import Vitals
@@ -97,6 +98,8 @@ class FleetTable:
         self._route_stamps: dict[str, Stamped] = {}
         self._reports: dict[str, _Report] = {}
         self._lives: dict[str, _Life] = {}
+        self._evictions = Evictions()
+        self._given_up = frozenset[str]()
         self._nodes: dict[str, Node] = {}
         """As given out last: what is as it was is the same object, and planned as such."""
         self._deaf_since: float | None = 0.0
@@ -273,6 +276,7 @@ class FleetTable:
         """Everything a plan is made from, as it is now."""
         self._forget(now)
         keys = sorted({*self._reports, *self._placement_stamps})
+        self._give_up(keys, now)
         before = self._nodes
         self._nodes = {key: self._node(key, now, now_unix_ms) for key in keys}
         self._nodes |= {key: one for key, one in before.items() if one == self._nodes.get(key)}
@@ -326,7 +330,22 @@ class FleetTable:
             reported=report is not None,
             ready=life.ready,
             same_run=report is None or life.run_id in {"", report.status.agent_run_id},
+            given_up=key in self._given_up,
         )
+
+    def _give_up(self, keys: Sequence[str], now: float) -> None:
+        """Decide which of the nodes that are gone lose what they hold."""
+        horizon = now - EVICT_AFTER.total_seconds()
+        overdue = {
+            key: now - life.heard_at
+            for key in keys
+            if (life := self._lives.get(key)) and life.heard_at <= horizon
+        }
+        if self._deaf_since is not None:  # nothing is decided now, only shown
+            self._given_up = frozenset(overdue)
+            return
+        holding = [key for key in overdue if self._placements.get(key)]
+        self._given_up = self._evictions.look(overdue, keys, holding, now)
 
     def _forget(self, now: float) -> None:
         gone = [key for key, life in self._lives.items() if now - life.heard_at > _FORGET_AFTER_S]

@@ -28,6 +28,8 @@ class Signs:
     """Whether it has ever reported what it has."""
     same_run: bool
     """Whether the report belongs to the run of the agent that holds the lease."""
+    given_up: bool = True
+    """Whether it may lose what it holds once it is silent for long; see `evicting`."""
 
 
 def judge(signs: Signs, suspect_after: timedelta) -> Health:
@@ -35,7 +37,7 @@ def judge(signs: Signs, suspect_after: timedelta) -> Health:
     evict_s = EVICT_AFTER.total_seconds()
     draining_s = signs.draining_s if signs.draining_s is not None else -1.0
     verdicts = (
-        (signs.silent_s >= evict_s, Health.LOST),
+        (signs.silent_s >= evict_s and signs.given_up, Health.LOST),
         (not signs.reported, Health.UNREPORTED),
         (draining_s >= evict_s, Health.EVICTED),
         (signs.silent_s >= suspect_after.total_seconds(), Health.SUSPECT),
