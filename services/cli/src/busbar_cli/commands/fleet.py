@@ -1,16 +1,18 @@
-"""busbar fleet: nodes, deployments and gateways as telemetry sees them."""
+"""busbar fleet: nodes, deployments and gateways as telemetry sees them; what nodes were told."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from busbar_cli.api import Api, Json
+from busbar_cli.failures import CommandError
 from busbar_cli.output import DEFAULT, Output, err, show_node, table
 
 
 def fleet(*, output: Output = DEFAULT) -> None:
     """Show the fleet: nodes, deployments with queues and rates, gateways."""
     view = Api("telemetry").get("/admin/v1/fleet")
+    add_orders(view["nodes"], _told())
     if output.json:
         output.print(view, "")
         return
@@ -19,6 +21,32 @@ def fleet(*, output: Output = DEFAULT) -> None:
     output.print(view, _gateways(view))
     if not view["bus"]["connected"]:
         err().print("telemetry hears nothing from the bus: states are guesses", style="yellow")
+
+
+def _told() -> list[Json]:
+    """What nodes were told; nothing while the scheduler is away, for the rest is worth seeing."""
+    try:
+        return Api("scheduler").get("/admin/v1/nodes")["items"]
+    except CommandError as error:
+        err().print(
+            f"not shown: who is cordoned, drained or in quarantine ({error})", style="yellow"
+        )
+        return []
+
+
+def add_orders(nodes: list[Json], told: list[Json]) -> None:
+    """Say of each node what it was told; of one that serves it is None."""
+    orders = {one["node"]: one["order"] for one in told if one["order"]["order"] != "serve"}
+    for node in nodes:
+        node["order"] = orders.get(node["node"])
+
+
+def why(node: Json) -> str:
+    """Why a node is not as it should be: what it was told comes before what it says itself."""
+    order = node["order"]
+    if order is None:
+        return node["reason"] or node["triton_reason"]
+    return f"{order['order']}: {order['reason']}" if order["reason"] else order["order"]
 
 
 def _nodes(view: Json) -> Any:
@@ -30,7 +58,7 @@ def _nodes(view: Json) -> Any:
             f"{one['in_flight']}/{one['ready_slots']}",
             f"{one['memory_mib']} MiB",
             ", ".join(f"{at['deployment']} {at['state']}" for at in one["replicas"]),
-            one["reason"] or one["triton_reason"],
+            why(one),
         ]
         for one in view["nodes"]
     ]
