@@ -32,11 +32,31 @@ EXAMPLE = """\
                             # default: not at all
   scale_down_after_s: 600   # how long less must be asked before replicas go; default: 300
   value_per_request: 0.0004 # what a served request brings in; default: not known
+  rollout:                  # try a new version beside the old one; default: replace it at once
+    canary_percent: 10      # share of the requests that it begins with
+    observe_s: 120          # how long it is watched, with that share and with half of them
+    max_error_ratio: 0.01   # how much larger its share of failed requests may be
+    max_latency_ratio: 1.5  # how many times as long its typical answer may take
+    min_samples: 50         # requests that each version has to have had
+    ready_within_s: 600     # how long its replicas may take to be ready
 """
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 
 Count = Annotated[int, Field(ge=0, le=1000, strict=True)]
+
+
+class RolloutTerms(BaseModel):
+    """How a new version is tried; the scheduler's defaults hold for what is not said."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    canary_percent: Annotated[int, Field(ge=1, le=50, strict=True)] | None = None
+    observe_s: Annotated[int, Field(ge=1, le=604_800, strict=True)] | None = None
+    max_error_ratio: Annotated[float, Field(ge=0, lt=1)] | None = None
+    max_latency_ratio: Annotated[float, Field(ge=1, le=100)] | None = None
+    min_samples: Annotated[int, Field(ge=5, le=1_000_000, strict=True)] | None = None
+    ready_within_s: Annotated[int, Field(ge=1, le=86_400, strict=True)] | None = None
 
 
 class Declared(BaseModel):
@@ -57,6 +77,7 @@ class Declared(BaseModel):
     max_replicas: Count = 0
     scale_down_after_s: Annotated[int, Field(ge=1, le=86_400, strict=True)] = 300
     value_per_request: Annotated[Decimal, Field(ge=0, le=1_000_000, decimal_places=9)] = Decimal(0)
+    rollout: RolloutTerms | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> Declared:

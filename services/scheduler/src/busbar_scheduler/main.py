@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import structlog
 from busbar_errors import Unavailable
@@ -32,6 +32,7 @@ from busbar_scheduler.settings import Settings
 from busbar_scheduler.usecases.cycle import Cycle, Planner
 from busbar_scheduler.usecases.keep_bundles import Sweeper
 from busbar_scheduler.usecases.quarantine import Warden
+from busbar_scheduler.usecases.rolling_out import Rollouts
 
 log = structlog.get_logger()
 
@@ -72,6 +73,7 @@ class Scheduler:
             in_use=self.view,
             ages=settings.sweep_ages,
         )
+        self._rollouts = Rollouts(self.view, declarations, self.leadership, self.announcements)
         api = AdminApi(
             view=self.view,
             leadership=self.leadership,
@@ -84,6 +86,7 @@ class Scheduler:
                 self.view,
                 self._sweeper,
             ),
+            rollouts=self._rollouts,
         )
         self.application = api.application(settings.operator_token.get_secret_value())
 
@@ -96,8 +99,9 @@ class Scheduler:
                 group.create_task(self.pacemaker.run(), name="cycles"),
                 group.create_task(self.demand_memory.follow(), name="follow:demand history"),
                 group.create_task(self.demand_memory.run(), name="note demand"),
-                group.create_task(self._watch_nodes(), name="warden"),
                 group.create_task(self._sweep(), name="sweep"),
+                group.create_task(self._every_second(self._warden.look), name="warden"),
+                group.create_task(self._every_second(self._rollouts.look), name="rollouts"),
             ]
             try:
                 yield
@@ -106,16 +110,16 @@ class Scheduler:
                     task.cancel()
                 await self.leadership.resign()
 
-    async def _watch_nodes(self) -> None:
-        """Look for broken nodes, for ever."""
+    async def _every_second(self, look: Callable[[float, int], Awaitable[None]]) -> None:
+        """Look for broken nodes, or at versions on trial, for ever."""
         while True:
             await asyncio.sleep(_WATCH_EVERY_S)
             try:
-                await self._warden.look(time.monotonic(), time.time_ns() // 1_000_000)
+                await look(time.monotonic(), time.time_ns() // 1_000_000)
             except Unavailable as error:
-                log.warning("nodes not judged", reason=error.reason)
+                log.warning("round not finished", reason=error.reason)
             except Exception:  # a bug in one round must not end the watch
-                log.exception("nodes not judged")
+                log.exception("round not finished")
 
     async def _sweep(self) -> None:
         """Sweep the model store while leading, for ever."""

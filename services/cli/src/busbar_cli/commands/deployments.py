@@ -82,6 +82,8 @@ def status(name: str, *, output: Output = DEFAULT) -> None:
         output.print(view, _summary([view]))
         if view["scaling"]:
             output.print(view, _scaling(view))
+        for line in _rollout(view["rollout"]):
+            output.print(view, line)
     output.print(view, table(["NODE", "STATE", "REASON"], rows, title="\nreplicas"))
 
 
@@ -104,7 +106,7 @@ def scale(
 
 @app.command
 def rollback(name: str, *, output: Output = DEFAULT) -> None:
-    """Go back to the bundle that served before the present one."""
+    """Give up the version on trial, or go back to the bundle that served before the present one."""
     view = Api("scheduler").post(f"{_DEPLOYMENTS}/{segment(name)}/rollback", {})
     output.print(view, _summary([view]))
 
@@ -143,6 +145,19 @@ def _scaling(view: Json) -> str:
     return f"demand asks for {view['wanted_replicas']} ({bounds} are allowed): {view['scaling']}"
 
 
+def _rollout(rollout: Json) -> list[str]:
+    canary, back = rollout["canary"], rollout["rolled_back"]
+    lines = list[str]()
+    if canary:
+        lines.append(
+            f"version {canary['bundle_version']} ({show_digest(canary['bundle'])}) is "
+            f"{canary['phase']} with {canary['percent']} % of the requests: {canary['reason']}"
+        )
+    if back:
+        lines.append(f"version {show_digest(back['bundle'])} was rolled back: {back['reason']}")
+    return lines
+
+
 def _standing(why: Json) -> str:
     placed = f"{why['placed']} of {why['wanted']} replicas have a place"
     left = f"{why['survivors']} are left when a site is lost"
@@ -152,6 +167,8 @@ def _standing(why: Json) -> str:
     ]
     if why["scaling"]:
         lines.append(f"demand asks for {why['wanted']}: {why['scaling']}")
+    if why["rollout"]:
+        lines.append(f"a new version is on trial: {why['rollout']}")
     if why["revenue_nanos_per_h"]:
         lines.append(f"brings in {show_amount(why['revenue_nanos_per_h'])} an hour")
     lines += [f"not placed: {reason}" for reason in why["unplaced"]]
@@ -193,6 +210,8 @@ def _declare(
         "scale_down_after_s": one.scale_down_after_s,
         "value_nanos_per_request": int(one.value_per_request * NANOS),
     }
+    if one.rollout is not None:
+        body["rollout"] = one.rollout.model_dump(exclude_none=True)
     try:
         Api("scheduler").put(f"{_DEPLOYMENTS}/{one.name}", body)
     except CommandError as error:

@@ -7,7 +7,11 @@ from datetime import timedelta
 from itertools import islice
 
 import structlog
-from busbar_contracts.scheduler.v1.events_pb2 import LeaderElected, PlanPublished
+from busbar_contracts.scheduler.v1.events_pb2 import (
+    LeaderElected,
+    PlanPublished,
+    RolloutMoved,
+)
 from busbar_errors import Unavailable
 from busbar_messaging import topology
 from busbar_messaging.connection import publish_durably
@@ -45,6 +49,19 @@ class Announcements:
             reasons=news,
         )
         await self._publish("plan_published", event)
+
+    async def rollout_moved(
+        self, deployment: str, digest: str, percent: int, reason: str, *, rolled_back: bool
+    ) -> None:
+        """A rollout went a step further, or back."""
+        event = RolloutMoved(
+            deployment=deployment,
+            bundle_digest=digest,
+            percent=percent,
+            rolled_back=rolled_back,
+            reason=reason,
+        )
+        await self._publish("rollout_moved", event)
 
     async def _publish(self, fact: str, event: Message) -> None:
         try:

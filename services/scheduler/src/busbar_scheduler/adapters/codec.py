@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from busbar_contracts.node.v1.status_pb2 import NodeStatus
 from busbar_contracts.node.v1.status_pb2 import ReplicaState as ReplicaStateMessage
+from busbar_contracts.scheduler.v1.deployment_pb2 import Canary as CanaryMessage
 from busbar_contracts.scheduler.v1.deployment_pb2 import Deployment as DeploymentMessage
 from busbar_contracts.scheduler.v1.deployment_pb2 import (
     ModelBundle,
     ModelManifest,
     ModelTask,
 )
-from busbar_contracts.scheduler.v1.plan_pb2 import NodePlacement, ReplicaAssignment, RouteTarget
+from busbar_contracts.scheduler.v1.plan_pb2 import NodePlacement, ReplicaAssignment
 from busbar_contracts.scheduler.v1.plan_pb2 import Route as RouteMessage
 from busbar_contracts.scheduler.v1.site_pb2 import NodeOrder, OrderKind, PlaceOrder
 from busbar_contracts.scheduler.v1.site_pb2 import Site as SiteMessage
 from busbar_errors import Rejected
 
+from busbar_scheduler.adapters import rollout_codec as rollouts
 from busbar_scheduler.domain.fleet import (
     SCALE_DOWN_AFTER_S,
     Assignment,
@@ -26,10 +28,10 @@ from busbar_scheduler.domain.fleet import (
     ReplicaState,
     Route,
     Site,
-    Target,
 )
 from busbar_scheduler.domain.manifest import Manifest, Task
 from busbar_scheduler.domain.orders import Described, Told
+from busbar_scheduler.domain.rollouts import Canary
 
 _TASKS = {
     Task.TENSOR: ModelTask.MODEL_TASK_TENSOR,
@@ -108,6 +110,31 @@ def deployment_message(deployment: Deployment) -> DeploymentMessage:
         value_nanos_per_request=deployment.value_nanos_per_request,
         previous_bundle_digest=deployment.previous_digest,
         scale_down_after_s=deployment.scale_down_after_s,
+        rollout=rollouts.terms_message(deployment.rollout),
+        canary=_canary_message(deployment.canary),
+        rolled_back=rollouts.rolled_back_message(deployment.rolled_back),
+    )
+
+
+def _canary_message(canary: Canary | None) -> CanaryMessage | None:
+    if canary is None:
+        return None
+    return CanaryMessage(
+        bundle_digest=canary.digest,
+        manifest=manifest_message(canary.manifest),
+        phase=rollouts.PHASES[canary.phase],
+        percent=canary.percent,
+        since_unix_ms=canary.since_unix_ms,
+    )
+
+
+def _canary_of(message: CanaryMessage) -> Canary:
+    return Canary(
+        digest=message.bundle_digest,
+        manifest=manifest_of(message.manifest),
+        phase=rollouts.phase_of(message.phase),
+        percent=message.percent,
+        since_unix_ms=message.since_unix_ms,
     )
 
 
@@ -129,6 +156,11 @@ def deployment_of(message: DeploymentMessage) -> Deployment:
         value_nanos_per_request=message.value_nanos_per_request,
         previous_digest=message.previous_bundle_digest,
         scale_down_after_s=message.scale_down_after_s or SCALE_DOWN_AFTER_S,
+        rollout=rollouts.terms_of(message.rollout) if message.HasField("rollout") else None,
+        canary=_canary_of(message.canary) if message.HasField("canary") else None,
+        rolled_back=rollouts.rolled_back_of(message.rolled_back)
+        if message.HasField("rolled_back")
+        else None,
     )
 
 
@@ -247,12 +279,7 @@ def route_message(route: Route, fencing_token: int) -> RouteMessage:
         fencing_token=fencing_token,
         bundle_digest=route.digest,
         manifest=manifest_message(route.manifest),
-        targets=[
-            RouteTarget(
-                region=one.region, ready_slots=one.ready_slots, ready_replicas=one.ready_replicas
-            )
-            for one in route.targets
-        ],
+        targets=rollouts.target_messages(route.targets),
         tenants=route.tenants,
         model_metadata=route.model_metadata,
         model_config=route.model_config,
@@ -260,6 +287,7 @@ def route_message(route: Route, fencing_token: int) -> RouteMessage:
         unready_reason=route.unready_reason,
         wakes=route.wakes_within_ms > 0,
         wakes_within_ms=route.wakes_within_ms,
+        canary=rollouts.route_message(route.canary),
     )
 
 
@@ -269,15 +297,14 @@ def route_of(message: RouteMessage) -> Route:
         deployment=message.deployment,
         digest=message.bundle_digest,
         manifest=manifest_of(message.manifest),
-        targets=tuple(
-            Target(one.region, one.ready_slots, one.ready_replicas) for one in message.targets
-        ),
+        targets=rollouts.targets_of(message.targets),
         tenants=tuple(message.tenants),
         model_metadata=message.model_metadata,
         model_config=message.model_config,
         created_unix_ms=message.created_unix_ms,
         unready_reason=message.unready_reason,
         wakes_within_ms=message.wakes_within_ms if message.wakes else 0,
+        canary=rollouts.route_of(message.canary) if message.HasField("canary") else None,
     )
 
 

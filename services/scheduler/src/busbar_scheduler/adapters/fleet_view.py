@@ -15,10 +15,12 @@ from nats.aio.client import Client
 from busbar_scheduler.adapters.fleet_table import BUCKETS, FleetTable
 from busbar_scheduler.adapters.gateway_reports import GatewayReports
 from busbar_scheduler.domain.autoscaling import Autoscaler
+from busbar_scheduler.domain.comparing import Tally
 from busbar_scheduler.domain.demand import Gathering
-from busbar_scheduler.domain.fleet import Deployment, Placements, Snapshot
+from busbar_scheduler.domain.fleet import Deployment, Placements, ReplicaState, Snapshot
 from busbar_scheduler.domain.publishing import Published
 from busbar_scheduler.domain.quarantine import Vitals
+from busbar_scheduler.domain.tracks import expanded
 
 _SCALE_EVERY_S = 0.5
 _S_PER_MINUTE = 60
@@ -75,10 +77,32 @@ class FleetView:
             self._scaled_at = now
             minute = int(time.time()) // _S_PER_MINUTE
             self.autoscaler.step(snapshot, self._gathering.look(now), now, minute)
-        return replace(snapshot, demands=dict(self.autoscaler.demands))
+        return expanded(replace(snapshot, demands=dict(self.autoscaler.demands)))
 
     def look(self) -> Snapshot:
         """The fleet as last seen, for showing it to people."""
+        return expanded(self._declared())
+
+    def current(self) -> Snapshot | None:
+        """As in Trials."""
+        return None if self.missing else self._declared()
+
+    def missing_of(self, track: str) -> str:
+        """As in Trials."""
+        snapshot = self.table.snapshot(time.monotonic(), _now_unix_ms())
+        states = [
+            f"{replica.state} on {node.label}" + (f": {replica.reason}" if replica.reason else "")
+            for node in snapshot.nodes
+            if (replica := node.replica_of(track)) and replica.state is not ReplicaState.READY
+        ]
+        return "; ".join(states) or "it has not got all its replicas"
+
+    @property
+    def tally(self) -> Tally:
+        """As in Trials."""
+        return self._gateways.tally
+
+    def _declared(self) -> Snapshot:
         snapshot = self.table.snapshot(time.monotonic(), _now_unix_ms())
         return replace(snapshot, demands=dict(self.autoscaler.demands))
 

@@ -14,6 +14,7 @@ from busbar_messaging.dispositions import decode
 from busbar_messaging.watching import Deleted, Put, follow
 from nats.aio.client import Client
 
+from busbar_scheduler.domain.comparing import Outcomes, Tally
 from busbar_scheduler.domain.demand import Carried, Gathering
 
 log = structlog.get_logger()
@@ -31,6 +32,7 @@ class GatewayReports:
         self._client = client
         self._gathering = gathering
         self._troubles: dict[str, tuple[float, Counts]] = {}
+        self.tally = Tally()
 
     async def follow(self) -> AsyncIterator[frozenset[str]]:
         """Keep up, for ever; yields deployments for which somebody has to wait."""
@@ -38,6 +40,7 @@ class GatewayReports:
             if isinstance(change, Deleted):
                 self._gathering.gone(change.key)
                 self._troubles.pop(change.key, None)
+                self.tally.gone(change.key)
             elif isinstance(change, Put):
                 yield self._take(change)
 
@@ -60,6 +63,7 @@ class GatewayReports:
         now = time.monotonic()
         counts = {one.node: (one.lost_count, one.garbled_count) for one in status.troubles}
         self._troubles[put.key] = (now, counts)
+        self.tally.heard(put.key, status.run_id, _versions(status))
         loads = {
             one.deployment: Carried(
                 one.in_flight, one.queued, one.completed_count, one.unready_count
@@ -67,3 +71,17 @@ class GatewayReports:
             for one in status.loads
         }
         return self._gathering.heard(put.key, status.run_id, loads, now)
+
+
+def _versions(status: GatewayStatus) -> dict[tuple[str, str], Outcomes]:
+    return {
+        (load.deployment, one.bundle_digest): Outcomes(
+            one.answered_count,
+            one.failed_count,
+            one.timed_count,
+            one.log_latency_sum,
+            one.log_latency_square_sum,
+        )
+        for load in status.loads
+        for one in load.versions
+    }

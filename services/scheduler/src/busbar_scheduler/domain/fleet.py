@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from busbar_scheduler.domain.manifest import Manifest
+from busbar_scheduler.domain.rollouts import Canary, RolledBack, Rollout
 
 SCALE_DOWN_AFTER_S = 300
 """Where a declaration does not say: Kubernetes' stabilization window."""
@@ -173,11 +174,18 @@ class Deployment:
     """The bundle before this one; empty when there was none."""
     scale_down_after_s: int = SCALE_DOWN_AFTER_S
     """How long less must be asked before replicas go that demand had brought."""
+    rollout: Rollout | None = None
+    """How new versions are tried; None: they replace the present one at once."""
+    canary: Canary | None = None
+    """A version that is being tried."""
+    rolled_back: RolledBack | None = None
+    """The version that was tried last and given up."""
 
     @property
     def digests(self) -> frozenset[str]:
-        """Every bundle that it serves or may go back to."""
-        return frozenset({self.digest, self.previous_digest}) - {""}
+        """Every bundle that it serves, is tried with or may go back to."""
+        tried = self.canary.digest if self.canary else ""
+        return frozenset({self.digest, self.previous_digest, tried}) - {""}
 
     @property
     def most(self) -> int:
@@ -235,6 +243,16 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
+class CanaryRoute:
+    """How a deployment's version on trial is reached, and by what share of the requests."""
+
+    track: str
+    digest: str
+    percent: int
+    targets: tuple[Target, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Route:
     """How gateways reach a deployment."""
 
@@ -249,6 +267,7 @@ class Route:
     unready_reason: str
     wakes_within_ms: int = 0
     """How long it takes to be ready once it is asked for; 0 when asking does not bring it back."""
+    canary: CanaryRoute | None = None
 
 
 Placements = Mapping[str, tuple[Assignment, ...]]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from busbar_scheduler.domain.fleet import Assignment, Placements, Route, Routes
 from busbar_scheduler.domain.planning import Plan
+from busbar_scheduler.domain.tracks import joined
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,7 @@ def diff(published: Published, plan: Plan, fencing_token: int) -> Changes:
     A new leader rewrites every entry under its own token. That moves their
     revisions, so that whatever an older leader still has on the way is refused.
     """
+    routes = joined(plan.routes, plan.snapshot)
     return Changes(
         placements={
             key: held
@@ -62,11 +64,11 @@ def diff(published: Published, plan: Plan, fencing_token: int) -> Changes:
         placements_gone=tuple(sorted(set(published.placement_stamps) - set(plan.placements))),
         routes={
             key: route
-            for key, route in plan.routes.items()
+            for key, route in routes.items()
             if published.routes.get(key) != route
             or published.route_stamps[key].fencing_token != fencing_token
         },
-        routes_gone=tuple(sorted(set(published.route_stamps) - set(plan.routes))),
+        routes_gone=tuple(sorted(set(published.route_stamps) - set(routes))),
     )
 
 

@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 
 from busbar_errors import Conflict, NotFound, Rejected
 
+from busbar_scheduler.domain.advancing import begin, cannot_share, give_up, settling
 from busbar_scheduler.domain.explaining import contradictory
 from busbar_scheduler.domain.fleet import SCALE_DOWN_AFTER_S, Bundle, Deployment
+from busbar_scheduler.domain.rollouts import TRACK_SUFFIX, Phase, Rollout, is_track
 from busbar_scheduler.usecases.ports import Declarations
 
 _ATTEMPTS_MAX = 5
@@ -31,6 +33,8 @@ class Wish:
     survives_site_loss: bool = False
     value_nanos_per_request: int = 0
     scale_down_after_s: int = SCALE_DOWN_AFTER_S
+    rollout: Rollout | None = None
+    """None: a new bundle replaces the present one at once."""
 
 
 def find_bundle(bundles: tuple[Bundle, ...], wanted: str) -> Bundle:
@@ -53,7 +57,9 @@ async def declare(declarations: Declarations, wish: Wish, now_unix_ms: int) -> D
     bundle = find_bundle(declarations.bundles(), wish.bundle)
 
     def wished(before: Deployment | None) -> Deployment:
-        return Deployment(
+        if reason := settling(before, bundle.digest):
+            raise Conflict(reason)
+        wanted = Deployment(
             name=wish.name,
             digest=bundle.digest,
             manifest=bundle.manifest,
@@ -69,8 +75,14 @@ async def declare(declarations: Declarations, wish: Wish, now_unix_ms: int) -> D
             value_nanos_per_request=wish.value_nanos_per_request,
             previous_digest=_previous(before, bundle.digest),
             scale_down_after_s=wish.scale_down_after_s,
+            rollout=wish.rollout,
         )
+        if reason := cannot_share(before, wanted):
+            raise Rejected(f"{wish.name}: {reason}")
+        return begin(before, wanted, now_unix_ms)
 
+    if is_track(wish.name):
+        raise Rejected(f"{wish.name}: names that end in {TRACK_SUFFIX} are taken by rollouts")
     if contradiction := contradictory(wished(None)):
         raise Rejected(f"{wish.name}: {contradiction}")
     return await _change(declarations, wish.name, wished)
@@ -97,11 +109,18 @@ async def scale(
     return await _change(declarations, name, scaled)
 
 
-async def roll_back(declarations: Declarations, name: str) -> Deployment:
-    """Go back to the bundle before; raises NotFound, and Rejected when there was none."""
+async def roll_back(declarations: Declarations, name: str, now_unix_ms: int) -> Deployment:
+    """Go back to the bundle before, or give up the version that is being tried.
+
+    Raises NotFound, Rejected when there was no other bundle, and Conflict when one takes over.
+    """
 
     def rolled_back(before: Deployment | None) -> Deployment:
         there = _there(before, name)
+        if there.canary and there.canary.phase in {Phase.OBSERVING, Phase.TAKING_OVER}:
+            return give_up(there, "the operator rolled it back", now_unix_ms)
+        if reason := settling(there, there.previous_digest):
+            raise Conflict(reason)
         found = [one for one in declarations.bundles() if one.digest == there.previous_digest]
         if not found:
             raise Rejected(f"{name} has had no other bundle to go back to")

@@ -64,7 +64,9 @@ def uses(in_use: InUse) -> dict[str, list[str]]:
     found = dict[str, list[str]]()
     for one in sorted(in_use.declared(), key=lambda one: one.name):
         for digest in sorted(one.digests):
-            how = "serves it" if digest == one.digest else "may go back to it"
+            tried = one.canary is not None and one.canary.digest == digest
+            back = "is rolled out with it" if tried else "may go back to it"
+            how = "serves it" if digest == one.digest else back
             found.setdefault(digest, []).append(f"deployment {one.name} {how}")
     holders = dict[str, list[str]]()
     for node, held in in_use.placements().items():

@@ -82,6 +82,12 @@ class Announcements(Protocol):
         """A plan that changed something was published."""
         ...
 
+    async def rollout_moved(
+        self, deployment: str, digest: str, percent: int, reason: str, *, rolled_back: bool
+    ) -> None:
+        """A rollout went a step further, or back."""
+        ...
+
 
 class Declarations(Protocol):
     """Where deployments and bundles are declared."""

@@ -14,7 +14,11 @@ from busbar_contracts.billing.v1.events_pb2 import (
     UsagePosted,
 )
 from busbar_contracts.node.v1.events_pb2 import ReplicaBecameReady, ReplicaFailed, TritonLost
-from busbar_contracts.scheduler.v1.events_pb2 import LeaderElected, PlanPublished
+from busbar_contracts.scheduler.v1.events_pb2 import (
+    LeaderElected,
+    PlanPublished,
+    RolloutMoved,
+)
 from busbar_messaging.dispositions import decode
 from google.protobuf.message import Message
 
@@ -42,6 +46,12 @@ def _plan_text(plan: PlanPublished) -> str:
     return changed + (f": {'; '.join(reasons)}" if reasons else "")
 
 
+def _rollout_text(moved: RolloutMoved) -> str:
+    digest = moved.bundle_digest.removeprefix("sha256:")[:12]
+    step = "rolled back" if moved.rolled_back else f"takes {moved.percent} % of the requests"
+    return f"version {digest} {step}: {moved.reason}"
+
+
 def _triton_text(lost: TritonLost) -> str:
     handed_back = f", {lost.handed_back} requests handed back" if lost.handed_back else ""
     return f"Triton lost: {lost.reason}{handed_back}"
@@ -64,6 +74,7 @@ _WORDINGS = {
         lambda m: m.scheduler_id,
         lambda m: f"leads the scheduling, fencing token {m.fencing_token}",
     ),
+    "rolloutmoved": _Wording(RolloutMoved, "info", lambda m: m.deployment, _rollout_text),
     "planpublished": _Wording(PlanPublished, "info", lambda _: "", _plan_text),
     "tenantcreated": _Wording(
         TenantCreated, "info", lambda m: m.tenant_id, lambda m: f"tenant {m.name} created"

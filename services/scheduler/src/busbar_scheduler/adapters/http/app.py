@@ -26,6 +26,7 @@ from busbar_scheduler.domain.accounts import account_of
 from busbar_scheduler.domain.explaining import emptied
 from busbar_scheduler.domain.planning import plan
 from busbar_scheduler.domain.progress import progress_of
+from busbar_scheduler.domain.rollouts import is_track
 from busbar_scheduler.usecases.declare_deployment import (
     Wish,
     declare,
@@ -33,6 +34,7 @@ from busbar_scheduler.usecases.declare_deployment import (
     scale,
     withdraw,
 )
+from busbar_scheduler.usecases.rolling_out import Rollouts
 
 _FAILURES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody} for status in (400, 401, 404, 409, 413, 422, 503)
@@ -49,6 +51,7 @@ class AdminApi:
     leadership: Leadership
     declarations: Declarations
     bundles: BundlesApi
+    rollouts: Rollouts
 
     def application(self, operator_token: str) -> ASGIApp:
         """The whole admin API behind its gate."""
@@ -109,7 +112,8 @@ class AdminApi:
             if not found:
                 raise NotFound(f"no deployment is called {name!r}")
             account = account_of(found[0], plan(snapshot), emptied(snapshot))
-            return ExplanationView.of(name, account, self.view.autoscaler.reason(name))
+            scaling, rollout = self.view.autoscaler.reason(name), self.rollouts.reason(name)
+            return ExplanationView.of(name, account, scaling, rollout)
 
         @router.post("/admin/v1/deployments/{name}/scale", responses=_FAILURES)
         async def scale_deployment(
@@ -122,7 +126,7 @@ class AdminApi:
         @router.post("/admin/v1/deployments/{name}/rollback", responses=_FAILURES)
         async def roll_back_deployment(name: DeploymentName) -> schemas.DeploymentView:
             """Go back to the bundle that served before the present one."""
-            await roll_back(self.declarations, name)
+            await roll_back(self.declarations, name, _now_unix_ms())
             return self._view_of(name)
 
         del explain_deployment, scale_deployment, roll_back_deployment
@@ -137,8 +141,10 @@ class AdminApi:
                 progress_of(one, decided, empty),
                 snapshot.wanted(one),
                 self.view.autoscaler.reason(one.name),
+                self.rollouts.reason(one.name),
             )
             for one in sorted(snapshot.deployments, key=lambda one: one.name)
+            if not is_track(one.name)
         ]
 
     def _view_of(self, name: str) -> schemas.DeploymentView:
@@ -174,6 +180,7 @@ def _wish(name: str, body: schemas.DeploymentBody) -> Wish:
         survives_site_loss=body.survives_site_loss,
         value_nanos_per_request=body.value_nanos_per_request,
         scale_down_after_s=body.scale_down_after_s,
+        rollout=body.rollout.terms() if body.rollout else None,
     )
 
 

@@ -36,6 +36,7 @@ class ExplanationView(BaseModel):
     promised: int
     wanted: int = Field(description="with what demand asks for beyond the promise")
     scaling: str = Field(description="why so many are wanted; empty where demand does not decide")
+    rollout: str = Field(description="what a version on trial waits for; empty without one")
     placed: int
     short: int = Field(
         description="promised replicas without a place, or that the loss of a site would take"
@@ -49,13 +50,14 @@ class ExplanationView(BaseModel):
     never: str = Field(description="why an empty fleet could not hold it; empty when it could")
 
     @classmethod
-    def of(cls, name: str, account: Account, scaling: str) -> ExplanationView:
+    def of(cls, name: str, account: Account, scaling: str, rollout: str) -> ExplanationView:
         """As the API shows it."""
         return cls(
             name=name,
             promised=account.promised,
             wanted=account.wanted,
             scaling=scaling,
+            rollout=rollout,
             placed=account.placed,
             short=account.short,
             survivors=account.survivors,

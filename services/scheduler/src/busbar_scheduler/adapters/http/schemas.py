@@ -7,6 +7,7 @@ from typing import Annotated
 from busbar_messaging.topology import NAME_PATTERN
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from busbar_scheduler.adapters.http.rollout_schemas import RolloutBody, RolloutView
 from busbar_scheduler.domain.decisions import Decision
 from busbar_scheduler.domain.fleet import SCALE_DOWN_AFTER_S, Deployment, Node
 from busbar_scheduler.domain.progress import Progress
@@ -55,6 +56,11 @@ class DeploymentBody(BaseModel):
     scale_down_after_s: Annotated[int, Field(ge=1, le=86_400, strict=True)] = Field(
         default=SCALE_DOWN_AFTER_S,
         description="how long less must be asked before replicas go that demand had brought",
+    )
+    rollout: RolloutBody | None = Field(
+        default=None,
+        description="how a new version is tried beside the one that serves; none: it replaces it "
+        "at once",
     )
 
 
@@ -106,10 +112,11 @@ class DeploymentView(BaseModel):
     reason: str = Field(description="why it is not ready; empty when it is")
     ready_replicas: int
     replica_states: list[ReplicaView]
+    rollout: RolloutView
 
     @classmethod
     def of(
-        cls, deployment: Deployment, progress: Progress, wanted: int, scaling: str
+        cls, deployment: Deployment, progress: Progress, wanted: int, scaling: str, rollout: str
     ) -> DeploymentView:
         """As the API shows it."""
         return cls(
@@ -139,6 +146,7 @@ class DeploymentView(BaseModel):
                 ReplicaView(node=one.node, state=one.state, reason=one.reason)
                 for one in progress.replicas
             ],
+            rollout=RolloutView.of(deployment, rollout),
         )
 
 

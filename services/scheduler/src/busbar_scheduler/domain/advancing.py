@@ -1,0 +1,185 @@
+"""The next step of a rollout: on, back, or as it stands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from busbar_scheduler.domain.comparing import Outcomes, worse
+from busbar_scheduler.domain.fleet import Deployment
+from busbar_scheduler.domain.rollouts import (
+    HALF_PERCENT,
+    Canary,
+    Phase,
+    RolledBack,
+    Rollout,
+    track_of,
+)
+
+_LEAVES_WITHIN_MS = 10_000
+"""What is on its way to a version that takes nothing more gets there within this."""
+_NAME_CHARS_MAX = 63
+_MS_PER_S = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What is seen of both versions."""
+
+    canary_ready: bool
+    """Whether the new version has all the replicas that it needs now."""
+    stable_ready: bool
+    """Whether the deployment's own replicas are all ready."""
+    missing: str
+    """Why the new version has not got them; empty when it has."""
+    observed_s: float
+    """How long both were watched in this step."""
+    canary: Outcomes
+    stable: Outcomes
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What to do and why; `deployment` is as before when there is nothing to do."""
+
+    deployment: Deployment
+    reason: str
+
+
+def advance(deployment: Deployment, sight: Sight, now_unix_ms: int) -> Step:
+    """Decide about a deployment with a version on trial."""
+    canary = deployment.canary
+    if canary is None:
+        return Step(deployment, "")
+    if canary.phase is Phase.LEAVING:
+        left = now_unix_ms - canary.since_unix_ms >= _LEAVES_WITHIN_MS
+        return Step(replace(deployment, canary=None) if left else deployment, "it leaves")
+    if canary.phase is Phase.SETTLING:
+        if not sight.stable_ready:
+            return Step(deployment, "it serves everything until all replicas have changed to it")
+        return Step(_moved(deployment, Phase.LEAVING, 100, now_unix_ms), "every replica has it now")
+    return _tried(deployment, canary, sight, now_unix_ms)
+
+
+def _tried(deployment: Deployment, canary: Canary, sight: Sight, now_unix_ms: int) -> Step:
+    terms, elapsed_ms = deployment.rollout or Rollout(), now_unix_ms - canary.since_unix_ms
+    if reason := worse(sight.canary, sight.stable, terms):
+        return Step(give_up(deployment, reason, now_unix_ms), reason)
+    if not sight.canary_ready:
+        if elapsed_ms < terms.ready_within_s * _MS_PER_S:
+            return Step(deployment, f"not ready yet: {sight.missing}")
+        reason = f"not ready within {terms.ready_within_s} s: {sight.missing}"
+        return Step(give_up(deployment, reason, now_unix_ms), reason)
+    if canary.phase is Phase.TAKING_OVER:
+        return Step(_taken_over(deployment, canary, now_unix_ms), "it has as many slots")
+    return _observed(deployment, canary, terms, sight, now_unix_ms)
+
+
+def _observed(
+    deployment: Deployment, canary: Canary, terms: Rollout, sight: Sight, now_unix_ms: int
+) -> Step:
+    compared = (
+        f"{sight.canary.failed} of its {sight.canary.count} requests failed, "
+        f"{sight.stable.failed} of {sight.stable.count} of the version that serves"
+    )
+    fewest = min(sight.canary.count, sight.stable.count)
+    if sight.observed_s < terms.observe_s or fewest < terms.min_samples:
+        wanted = f"watched {sight.observed_s:.0f} of {terms.observe_s} s"
+        return Step(deployment, f"{wanted}, {terms.min_samples} requests each at least: {compared}")
+    if canary.percent < HALF_PERCENT:
+        return Step(_moved(deployment, Phase.OBSERVING, HALF_PERCENT, now_unix_ms), compared)
+    return Step(_moved(deployment, Phase.TAKING_OVER, HALF_PERCENT, now_unix_ms), compared)
+
+
+def _moved(deployment: Deployment, phase: Phase, percent: int, now_unix_ms: int) -> Deployment:
+    canary = deployment.canary
+    if canary is None:
+        return deployment
+    moved = replace(canary, phase=phase, percent=percent, since_unix_ms=now_unix_ms)
+    return replace(deployment, canary=moved)
+
+
+def _taken_over(deployment: Deployment, canary: Canary, now_unix_ms: int) -> Deployment:
+    return replace(
+        _moved(deployment, Phase.SETTLING, canary.percent, now_unix_ms),
+        digest=canary.digest,
+        manifest=canary.manifest,
+        previous_digest=deployment.digest,
+    )
+
+
+def give_up(deployment: Deployment, reason: str, now_unix_ms: int) -> Deployment:
+    """Take the new version out of service, and remember it."""
+    canary = deployment.canary
+    if canary is None:
+        return deployment
+    left = _moved(deployment, Phase.LEAVING, canary.percent, now_unix_ms)
+    return replace(left, rolled_back=RolledBack(canary.digest, reason, now_unix_ms))
+
+
+def begin(before: Deployment | None, wished: Deployment, now_unix_ms: int) -> Deployment:
+    """What a declaration comes to, given what stands there.
+
+    A new bundle with terms is tried beside the one that serves; it takes the place of one that
+    is being tried. One that was given up on the same terms is not tried again.
+    """
+    if before is None:
+        return wished
+    trying = before.canary if before.canary and before.canary.phase is not Phase.LEAVING else None
+    if wished.digest == before.digest:
+        if trying is None or trying.phase is Phase.SETTLING:
+            return replace(wished, canary=before.canary, rolled_back=before.rolled_back)
+        left = replace(wished, canary=trying, rolled_back=before.rolled_back)
+        return _moved(left, Phase.LEAVING, trying.percent, now_unix_ms)
+    if wished.rollout is None:
+        at_once = replace(wished, canary=before.canary)
+        return _moved(at_once, Phase.LEAVING, 1, now_unix_ms)
+    serving = replace(
+        wished,
+        digest=before.digest,
+        manifest=before.manifest,
+        previous_digest=before.previous_digest,
+        canary=before.canary,
+        rolled_back=before.rolled_back,
+    )
+    known_bad = before.rolled_back and before.rolled_back.digest == wished.digest
+    if (trying and trying.digest == wished.digest) or (
+        known_bad and wished.rollout == before.rollout
+    ):
+        return serving
+    percent = wished.rollout.canary_percent
+    canary = Canary(wished.digest, wished.manifest, Phase.OBSERVING, percent, now_unix_ms)
+    return replace(serving, canary=canary, rolled_back=None)
+
+
+def settling(before: Deployment | None, digest: str) -> str:
+    """Why another bundle cannot be declared at this moment; empty when it can."""
+    canary = before.canary if before else None
+    if before is None or canary is None or canary.phase is not Phase.SETTLING:
+        return ""
+    if digest == before.digest:
+        return ""
+    return f"{before.name} is just changing to the version that it was rolled out with; try again"
+
+
+def cannot_share(before: Deployment | None, wished: Deployment) -> str:
+    """Why two versions cannot serve beside each other; empty when they can."""
+    if before is None or wished.rollout is None or wished.digest == before.digest:
+        return ""
+    if len(track_of(wished.name)) > _NAME_CHARS_MAX:
+        return f"the name is too long for a rollout: {_NAME_CHARS_MAX - len(track_of(''))} at most"
+    was, new = before.manifest, wished.manifest
+    differing = [
+        what
+        for what, differs in (
+            ("task", was.task != new.task),
+            ("chat template", was.chat_template != new.chat_template),
+            ("stop strings", was.stop != new.stop),
+        )
+        if differs
+    ]
+    if differing:
+        return (
+            f"the new version's {' and '.join(differing)} differ, and a request is prepared before "
+            "its version is chosen: deploy it under another name, or without a rollout"
+        )
+    return ""

@@ -1,0 +1,229 @@
+"""When a new version goes on and when back, and that there are slots enough meanwhile."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from random import Random
+
+import pytest
+from busbar_scheduler.domain.advancing import Sight, advance, begin, cannot_share, give_up, settling
+from busbar_scheduler.domain.comparing import Outcomes, Tally, worse
+from busbar_scheduler.domain.fleet import Deployment, Node, Replica, ReplicaState, Snapshot
+from busbar_scheduler.domain.manifest import Manifest, Task
+from busbar_scheduler.domain.planning import plan
+from busbar_scheduler.domain.rollouts import Canary, Phase, Rollout
+from busbar_scheduler.domain.tracks import expanded, joined
+from hypothesis import given
+from hypothesis import strategies as st
+
+OLD, NEW, NEWER = "sha256:01", "sha256:02", "sha256:03"
+MODEL = Manifest("m", "1", Task.TENSOR, slots=4, memory_mib=100, price_class="p")
+MODEL_2 = replace(MODEL, version="2")
+TERMS = Rollout(observe_s=10, min_samples=20, ready_within_s=60)
+SERVING = Deployment("m", OLD, MODEL, 2, rollout=TERMS)
+NOBODY = Outcomes()
+
+
+def tried(phase: Phase = Phase.OBSERVING, percent: int = 10) -> Deployment:
+    return replace(SERVING, canary=Canary(NEW, MODEL_2, phase, percent, 0))
+
+
+def outcomes(answered: int, failed: int = 0, latency_us: float = 1000.0) -> Outcomes:
+    log = math.log(latency_us)
+    return Outcomes(answered, failed, answered, answered * log, answered * log * log)
+
+
+def sight(canary: Outcomes = NOBODY, stable: Outcomes = NOBODY, **changes: object) -> Sight:
+    seen = Sight(True, True, "", 1e6, canary, stable)
+    return replace(seen, **changes)  # pyright: ignore[reportArgumentType]
+
+
+def wish(digest: str, terms: Rollout | None = TERMS, **changes: object) -> Deployment:
+    wanted = replace(SERVING, digest=digest, manifest=MODEL_2, rollout=terms)
+    return replace(wanted, **changes)  # pyright: ignore[reportArgumentType]
+
+
+@given(st.integers(0, 2**32), st.floats(0, 0.3))
+def test_versions_that_fail_alike_are_hardly_ever_told_apart(seed: int, share: float) -> None:
+    random = Random(seed)
+    wrong = 0
+    for _ in range(20):
+        failed = [sum(random.random() < share for _ in range(count)) for count in (60, 300)]
+        canary, stable = outcomes(60 - failed[0], failed[0]), outcomes(300 - failed[1], failed[1])
+        wrong += bool(worse(canary, stable, Rollout(max_error_ratio=0.05)))
+
+    assert wrong <= 1
+
+
+@given(st.integers(20, 500), st.integers(1, 500), st.integers(0, 100))
+def test_one_more_failure_never_makes_a_version_look_better(
+    count: int, more: int, failed: int
+) -> None:
+    stable, failed = outcomes(200, 2), min(failed, count)
+    then = worse(outcomes(count - failed, failed), stable, TERMS)
+    now = worse(outcomes(max(0, count - failed - more), min(count, failed + more)), stable, TERMS)
+
+    assert not then or now
+
+
+@pytest.mark.parametrize(
+    ("canary", "stable", "told"),
+    [
+        (outcomes(0, 30), outcomes(270), "30 of its 30 requests failed"),
+        (outcomes(0, 2), outcomes(3), ""),
+        (outcomes(0, 30), outcomes(0, 270), ""),
+        (outcomes(28, 2), outcomes(255, 15), ""),
+        (outcomes(50, 0, 2_000), outcomes(50, 0, 1_000), "takes 2.0 times as long"),
+        (outcomes(50, 0, 1_400), outcomes(50, 0, 1_000), ""),
+        (outcomes(10, 0, 9_000), outcomes(50, 0, 1_000), ""),
+    ],
+    ids=["fails", "too few", "both fail", "alike", "slow", "slow enough", "too few to be slow"],
+)
+def test_a_version_is_given_up_when_it_is_surely_worse(
+    canary: Outcomes, stable: Outcomes, told: str
+) -> None:
+    step = advance(tried(), sight(canary, stable, observed_s=1.0), 1_000)
+
+    assert told in step.reason
+    if told:
+        assert step.deployment.digest == OLD
+        assert step.deployment.canary == Canary(NEW, MODEL_2, Phase.LEAVING, 10, 1_000)
+        assert step.deployment.rolled_back is not None
+    else:
+        assert step.deployment == tried()
+
+
+def test_a_good_version_takes_over_in_steps() -> None:
+    good = sight(outcomes(100), outcomes(900))
+    deployment, seen = tried(), list[tuple[str, int, str]]()
+    for now in range(1, 6):
+        deployment = advance(deployment, good, now * 20_000).deployment
+        canary = deployment.canary
+        seen.append(
+            (str(canary.phase), canary.share_percent, deployment.digest)
+            if canary
+            else ("done", 0, deployment.digest)
+        )
+
+    assert seen == [
+        ("observing", 50, OLD),
+        ("taking over", 50, OLD),
+        ("settling", 100, NEW),
+        ("leaving", 0, NEW),
+        ("done", 0, NEW),
+    ]
+    assert deployment.previous_digest == OLD
+    assert deployment.rolled_back is None
+
+
+@pytest.mark.parametrize(
+    ("seen", "phase"),
+    [
+        (sight(outcomes(100), outcomes(900), observed_s=9.0), Phase.OBSERVING),
+        (sight(outcomes(19), outcomes(900)), Phase.OBSERVING),
+        (sight(outcomes(100), outcomes(19)), Phase.OBSERVING),
+        (sight(canary_ready=False), Phase.OBSERVING),
+        (sight(canary_ready=False), Phase.TAKING_OVER),
+        (sight(stable_ready=False), Phase.SETTLING),
+    ],
+    ids=["too early", "too few", "too few of the old", "not ready", "no room", "not settled"],
+)
+def test_it_waits_for(seen: Sight, phase: Phase) -> None:
+    assert advance(tried(phase), seen, 59_000).deployment == tried(phase)
+
+
+@pytest.mark.parametrize("phase", [Phase.OBSERVING, Phase.TAKING_OVER])
+def test_one_that_never_gets_ready_is_given_up(phase: Phase) -> None:
+    step = advance(tried(phase), sight(canary_ready=False, missing="no room"), 60_000)
+
+    assert step.reason == "not ready within 60 s: no room"
+    assert step.deployment.rolled_back is not None
+
+
+def test_what_a_declaration_comes_to() -> None:
+    given_up = give_up(tried(), "slow", 5)
+    other_terms = replace(TERMS, max_latency_ratio=9.0)
+    begun = begin(SERVING, wish(NEW), 7)
+
+    assert begin(None, wish(NEW), 7) == wish(NEW)
+    assert begun.digest == OLD
+    assert begun.canary == Canary(NEW, MODEL_2, Phase.OBSERVING, 10, 7)
+    assert begin(begun, wish(NEW, replicas=5), 9) == replace(begun, replicas=5)
+    replaced = begin(begun, wish(NEWER), 9)
+    assert replaced.canary == Canary(NEWER, MODEL_2, Phase.OBSERVING, 10, 9)
+    assert begin(given_up, wish(NEW), 9).canary == given_up.canary
+    assert begin(given_up, wish(NEW), 9).digest == OLD
+    retried = begin(given_up, wish(NEW, other_terms), 9)
+    assert retried.canary is not None
+    assert retried.canary.phase is Phase.OBSERVING
+    stopped = begin(begun, SERVING, 9)
+    assert stopped.canary == Canary(NEW, MODEL_2, Phase.LEAVING, 10, 9)
+    at_once = begin(begun, wish(NEWER, None), 9)
+    assert (at_once.digest, at_once.rollout) == (NEWER, None)
+
+
+def test_versions_that_cannot_serve_beside_each_other_are_refused() -> None:
+    other = wish(NEW, manifest=replace(MODEL_2, chat_template="x"))
+
+    assert "chat template differ" in cannot_share(SERVING, other)
+    assert "55 at most" in cannot_share(SERVING, wish(NEW, name="n" * 56))
+    assert not cannot_share(SERVING, wish(NEW))
+    assert "try again" in settling(replace(tried(Phase.SETTLING), digest=NEW), NEWER)
+
+
+def node(number: int, *held: tuple[str, str, int]) -> Node:
+    replicas = tuple(Replica(name, at, ReplicaState.READY, slots) for name, at, slots in held)
+    return Node(f"r.s.n{number}", "r", "s", memory_mib=1_000, slots=100, replicas=replicas)
+
+
+@given(
+    st.sampled_from(Phase),
+    st.sampled_from([1, 10, 50]),
+    st.integers(1, 4),
+    st.sets(st.integers(0, 3)),
+    st.sampled_from([1, 4, 16]),
+)
+def test_the_versions_together_have_what_the_old_one_had(
+    phase: Phase, percent: int, replicas: int, loaded: set[int], canary_slots: int
+) -> None:
+    manifest = replace(MODEL_2, slots=canary_slots)
+    canary = Canary(NEW, manifest, phase, percent, 0)
+    serves = NEW if phase is Phase.SETTLING else OLD
+    deployment = replace(SERVING, digest=serves, replicas=replicas, canary=canary)
+    new = ("m--canary", NEW, canary_slots)
+    nodes = [
+        node(at, ("m", OLD, MODEL.slots), *([new] if at in loaded else []))
+        for at in range(replicas)
+    ]
+    snapshot = expanded(Snapshot(1, (deployment,), tuple(nodes)))
+    decided = plan(snapshot)
+    routes = joined(decided.routes, snapshot)
+    route = routes["m"].canary
+
+    assert set(routes) == {"m"}
+    assert len(decided.nodes_of("m")) == replicas
+    assert route is not None
+    ready = sum(one.ready_slots for one in route.targets)
+    old = replicas * MODEL.slots
+    if phase is Phase.LEAVING:
+        assert route.percent == 0
+    elif phase is Phase.SETTLING:
+        assert route.percent == 100 or ready < old
+    else:
+        assert route.percent <= percent
+        assert ready * 100 >= route.percent * old
+
+
+def test_counts_of_gateways_add_up_across_their_restarts() -> None:
+    tally, key = Tally(), ("m", NEW)
+    tally.heard("g1", "a", {key: outcomes(5)})
+    tally.heard("g1", "a", {key: outcomes(7)})
+    tally.heard("g1", "b", {key: outcomes(2)})
+    tally.heard("g2", "a", {})
+    tally.heard("g2", "a", {key: outcomes(3)})
+    tally.heard("g2", "a", {key: outcomes(1)})
+
+    assert tally.of(*key).answered == 2 + 2 + 3 + 1
+    tally.keep(frozenset())
+    assert tally.of(*key) == Outcomes()
