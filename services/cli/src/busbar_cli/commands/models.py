@@ -145,8 +145,8 @@ def push_directory(
 ) -> Json:
     """Push a model directory; the bundle as the scheduler describes it."""
     api = Api("scheduler")
-    packed = pack(directory)
     signing_key = _read_key(api.endpoints.signing_key)
+    packed = pack(directory)
     missing = list(packed.chunks) if again else _missing(api, packed)
     _send(api, packed, missing, directory.name, show_progress=show_progress)
     seal = signing_key.seal(packed.contents, approves_code=approve)
