@@ -44,7 +44,9 @@ def own_nats(tmp_path: Path) -> Iterator[NatsServer]:
 
 @pytest.fixture
 async def own_provisioner(own_nats: NatsServer) -> AsyncIterator[Client]:
-    settings = ProvisionSettings(regions=[REGION, OTHER_REGION], **bus_settings(own_nats, "provisioner"))
+    settings = ProvisionSettings(
+        regions=[REGION, OTHER_REGION], **bus_settings(own_nats, "provisioner")
+    )
     client = await connect(settings, "test-provisioner")
     await apply(client, settings)
     await put_key(client, KEY, ApiKey(key_id="key-1", tenant_id=TENANT))
@@ -74,7 +76,9 @@ async def test_requests_pause_while_the_bus_restarts_and_are_charged_once(
 
 async def restore(server: NatsServer, provisioner: Client, deployment: str) -> None:
     """What the provisioner and the scheduler do."""
-    settings = ProvisionSettings(regions=[REGION, OTHER_REGION], **bus_settings(server, "provisioner"))
+    settings = ProvisionSettings(
+        regions=[REGION, OTHER_REGION], **bus_settings(server, "provisioner")
+    )
     await apply(provisioner, settings)
     spec = topology.work_consumer(REGION, deployment)
     await provisioner.jetstream().add_consumer(spec.stream, spec.config())
