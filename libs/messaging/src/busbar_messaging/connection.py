@@ -86,7 +86,10 @@ class ConnectionLog:
 
     async def error(self, error: Exception) -> None:
         """nats-py's callback."""
-        self.refused = "authorization violation" in str(error).lower()
+        # One that is refused may find only that it was cut off, when it tries again.
+        cut_off = isinstance(error, ConnectionResetError)
+        refused = "authorization violation" in str(error).lower()
+        self.refused = refused or (self.refused and cut_off)
         self.last = str(error) or repr(error)
         now_s = asyncio.get_running_loop().time()
         if repr(error) == self._said and now_s - self._said_at_s < _SAY_AGAIN_AFTER_S:
