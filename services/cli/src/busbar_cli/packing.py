@@ -58,14 +58,19 @@ class Packed:
         return digest_of(self.contents)
 
 
+def must_be_directory(directory: Path) -> None:
+    """Refuse what is no directory, or can be no path."""
+    if not os.path.isdir(directory):  # noqa: PTH112 - it is False also for what can be no path
+        raise CommandError(f"{directory} is not a directory", Exit.USAGE)
+
+
 def pack(directory: Path) -> Packed:
     """Look through the files of `directory`, in order of their names.
 
     Owners, modes and times do not shape the digest. Hidden files and __pycache__ are skipped;
     links are refused.
     """
-    if not os.path.isdir(directory):  # noqa: PTH112 - it is False also for what can be no path
-        raise CommandError(f"{directory} is not a directory", Exit.USAGE)
+    must_be_directory(directory)
     if not (directory / MANIFEST_FILE).is_file():
         raise CommandError(
             f"{directory} has no {MANIFEST_FILE}: it is not a model directory", Exit.USAGE

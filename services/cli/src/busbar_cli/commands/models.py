@@ -17,7 +17,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from busbar_cli.api import Api, Json
 from busbar_cli.failures import CommandError, Exit
 from busbar_cli.output import DEFAULT, Output, err, show_bytes, show_digest, show_time, table
-from busbar_cli.packing import Packed, Place, pack
+from busbar_cli.packing import Packed, Place, must_be_directory, pack
 
 app = App(
     name="model", help="Model bundles: push a directory, list and remove what is there, make a key."
@@ -145,6 +145,7 @@ def push_directory(
 ) -> Json:
     """Push a model directory; the bundle as the scheduler describes it."""
     api = Api("scheduler")
+    must_be_directory(directory)
     signing_key = _read_key(api.endpoints.signing_key)
     packed = pack(directory)
     missing = list(packed.chunks) if again else _missing(api, packed)

@@ -67,6 +67,7 @@ class WorkPuller:
         self._heard_s = 0.0
         self._reconnects = 0
         self._waiting_logged = False
+        self._stopped = False
         self._task: asyncio.Task[None] | None = None
         self._checker: asyncio.Task[None] | None = None
         lane.on_freed = self._ask
@@ -78,6 +79,7 @@ class WorkPuller:
 
     async def stop(self) -> None:
         """Ask for nothing more; what the server has already sent is still handed on."""
+        self._stopped = True  # until Python 3.12 wait_for may swallow the cancellation
         self._break("stopped")
         for task in (self._task, self._checker):
             if task is not None:
@@ -93,7 +95,7 @@ class WorkPuller:
         self._ask()
 
     async def _pull_for_ever(self) -> None:
-        while True:
+        while not self._stopped:
             try:
                 await self._enter_inbox()
                 self._ask()
