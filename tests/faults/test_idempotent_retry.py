@@ -13,12 +13,16 @@ from busbar_runtime.platform import Platform
 from harness.operator import Operator
 from harness.polling import eventually
 
+MODEL = "slow-echo"
+DELAY_MS = 2_000
+"""Long enough to find the request in hand and kill its gateway."""
 BODY: dict[str, Any] = {
-    "model": "tiny-lm",
-    "messages": [{"role": "user", "content": "Where does the money live?"}],
-    "max_tokens": 512,
+    "inputs": [
+        {"name": "INPUT0", "datatype": "FP32", "shape": [4], "data": [1.0, 2.0, 3.0, 4.0]},
+        {"name": "delay_ms", "datatype": "INT32", "shape": [1], "data": [DELAY_MS]},
+    ]
 }
-IN_FLIGHT = 'busbar_gateway_in_flight{deployment="tiny-lm"}'
+IN_FLIGHT = f'busbar_gateway_in_flight{{deployment="{MODEL}"}}'
 
 
 async def test_a_retry_after_the_gateway_was_killed_is_answered_and_charged_once(
@@ -38,7 +42,7 @@ async def test_a_retry_after_the_gateway_was_killed_is_answered_and_charged_once
 
         async def ask() -> httpx.Response | None:
             try:
-                answer = await client.post("/v1/chat/completions", json=BODY)
+                answer = await client.post(f"/v2/models/{MODEL}/infer", json=BODY)
             except httpx.HTTPError:
                 return None
             return answer if answer.status_code == HTTPStatus.OK else None
