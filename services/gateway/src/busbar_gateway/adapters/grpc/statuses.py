@@ -80,10 +80,6 @@ def text_of(metadata: Metadata, name: str) -> str | None:
 
 def only_text_of(metadata: Metadata, name: str) -> str | None:
     """As `text_of`; raise InvalidInput when there is more than one."""
-    found = None
-    for key, value in metadata:
-        if key == name:
-            if found is not None:
-                raise InvalidInput(f"the metadata {name} was sent more than once; send it once")
-            found = value if isinstance(value, str) else value.decode("latin-1")
-    return found
+    if sum(key == name for key, _ in metadata) > 1:
+        raise InvalidInput(f"the metadata {name} was sent more than once; send it once")
+    return text_of(metadata, name)
