@@ -76,6 +76,18 @@ def test_tests_poll_instead_of_sleeping() -> None:
     assert asleep == []
 
 
+def test_services_end_their_background_work_for_certain() -> None:
+    # One cancel() may be swallowed, see busbar_messaging.background: then a service never stops.
+    once = [
+        str(path.relative_to(REPO))
+        for path in tracked("services/*/main.py")
+        if re.search(r"\.cancel\(\)", path.read_text())
+    ]
+
+    assert len(tracked("services/*/main.py")) > 1
+    assert once == []
+
+
 def test_lock_files_name_no_address() -> None:
     address = re.compile(r"[a-z+]+://|file:|^-", re.MULTILINE)
     addressed = [

@@ -107,6 +107,21 @@ async def test_resigning_hands_over_at_once(bus: Bus) -> None:
     assert new > old
 
 
+async def test_who_has_resigned_does_not_stand_for_election_again(bus: Bus) -> None:
+    async def elected(_token: int) -> None:
+        return
+
+    async with bus.connected("scheduler") as client:
+        leadership, _ = a_leader(client, "only")
+        campaign = asyncio.create_task(leadership.campaign(elected))
+        await token_of(leadership)
+        await leadership.resign()
+        async with asyncio.timeout(8):
+            await campaign  # not cancelled: that may be swallowed
+
+    assert leadership.token() is None
+
+
 async def test_a_frozen_scheduler_is_replaced_and_stays_replaced(
     tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ) -> None:

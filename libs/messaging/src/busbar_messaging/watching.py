@@ -93,6 +93,7 @@ async def _one_watch(
     try:
         jetstream = client.jetstream(timeout=2, domain=domain or None)
         info = await jetstream.add_consumer(f"KV_{bucket}", _consumer(bucket, keys, inbox))
+        _obey_cancellation()
         reading_all, fresh, delivered, heard_s = True, set[str](), 0, loop.time()
         pending = info.num_pending or 0
         while client.stats["reconnects"] == reconnects:
@@ -146,10 +147,7 @@ async def _next(messages: asyncio.Queue[Msg]) -> Msg | None:
 
 
 def _obey_cancellation() -> None:
-    """Let a cancellation through that Python 3.11's wait_for has turned into a timeout.
-
-    See https://github.com/python/cpython/issues/86296: nats-py waits that way everywhere.
-    """
+    """Let a cancellation through that Python 3.11's wait_for has kept back: see `background`."""
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError

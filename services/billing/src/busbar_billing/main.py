@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import structlog
 import uvloop
 from busbar_errors import Unavailable
+from busbar_messaging.background import end
 from busbar_messaging.connection import close, connect
 from busbar_messaging.topology import BILLING_USAGE, billing_measured_consumer
 from busbar_observability.logs import configure_logging
@@ -329,8 +330,7 @@ async def consuming(all_of_them: list[Consumer], stop: Stop) -> AsyncIterator[No
         for consumer in all_of_them:
             consumer.stop()
         _, late = await asyncio.wait(tasks, timeout=_STOP_GRACE_S)
-        for task in late:
-            task.cancel()
+        await end(late)
 
 
 @contextlib.asynccontextmanager
@@ -341,8 +341,7 @@ async def background(work: Coroutine[Any, Any, None], stop: Stop) -> AsyncIterat
     try:
         yield
     finally:
-        task.cancel()
-        await asyncio.wait([task])
+        await end([task])
 
 
 def _end_with(task: asyncio.Task[None], stop: Stop) -> None:

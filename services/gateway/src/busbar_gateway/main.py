@@ -16,6 +16,7 @@ import structlog
 import uuid_utils
 import uvloop
 from busbar_errors import BusbarError
+from busbar_messaging.background import end
 from busbar_messaging.connection import close, connect
 from busbar_messaging.topology import usage_subject
 from busbar_observability.logs import configure_logging
@@ -58,7 +59,6 @@ from busbar_gateway.usecases.watchdog import TICK_S, Watchdog
 
 log = structlog.get_logger()
 
-_CANCEL_AGAIN_S = 0.2
 _COLLECT_EVERY_OBJECTS = 10_000
 
 
@@ -275,7 +275,7 @@ async def running(gateway: Gateway, region: str) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        await _end(tasks)
+        await end(tasks)
         await gateway.heartbeat.withdraw()
 
 
@@ -287,15 +287,6 @@ async def _keep_time(every_tick: Callable[[float], None]) -> None:
             every_tick(monotonic())
         except Exception:
             log.exception("tick failed")
-
-
-async def _end(tasks: list[asyncio.Task[None]]) -> None:
-    """Cancel until it is obeyed: Python 3.11's wait_for can swallow a cancellation."""
-    running = set(tasks)
-    while running:
-        for task in running:
-            task.cancel()
-        _, running = await asyncio.wait(running, timeout=_CANCEL_AGAIN_S)
 
 
 def _died(task: asyncio.Task[None]) -> None:

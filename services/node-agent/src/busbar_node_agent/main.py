@@ -16,6 +16,7 @@ import structlog
 import uvloop
 from busbar_contracts.node.v1 import events_pb2, status_pb2
 from busbar_errors import BusbarError
+from busbar_messaging.background import end
 from busbar_messaging.bundles.store import BundleStore
 from busbar_messaging.connection import close, connect
 from busbar_messaging.hot_connection import HotConnection
@@ -206,9 +207,7 @@ async def _until(stopping: asyncio.Event, agent: Agent) -> int:
         log.error("loop failed", error=repr(task.exception()), exc_info=task.exception())
     log.info("stopping")
     await agent.drain()
-    for task in (stop, *tasks):
-        task.cancel()
-    await asyncio.gather(stop, *tasks, return_exceptions=True)
+    await end((stop, *tasks))
     return 1 if broken else 0
 
 

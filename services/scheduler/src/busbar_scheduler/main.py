@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import structlog
 from busbar_errors import Unavailable
+from busbar_messaging.background import end
 from busbar_messaging.bundles.store import BundleStore
 from busbar_messaging.connection import close, connect
 from busbar_observability.logs import configure_logging
@@ -106,8 +107,7 @@ class Scheduler:
             try:
                 yield
             finally:
-                for task in work:
-                    task.cancel()
+                await end(work)
                 await self.leadership.resign()
 
     async def _every_second(self, look: Callable[[float, int], Awaitable[None]]) -> None:

@@ -11,6 +11,7 @@ import time
 import structlog
 import uvloop
 from busbar_errors import BusbarError
+from busbar_messaging.background import end
 from busbar_messaging.connection import close, connect
 from busbar_observability.logs import configure_logging
 from busbar_observability.ops import ops_application, serve_http
@@ -68,10 +69,10 @@ async def _connect(settings: TelemetrySettings, stop: asyncio.Event) -> Client |
     connecting = asyncio.create_task(connect(settings, "busbar-telemetry"))
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait({connecting, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    stopping.cancel()
+    await end([stopping])
     if connecting.done():
         return connecting.result()
-    connecting.cancel()
+    await end([connecting])
     return None
 
 
@@ -122,9 +123,10 @@ async def _run_until(stop: asyncio.Event, watch: FleetWatch, consumer: EventCons
             tasks.create_task(watch.run(), name="fleet"),
             tasks.create_task(consumer.run(), name="events"),
         ]
-        await stop.wait()
-        for task in running:
-            task.cancel()
+        try:
+            await stop.wait()
+        finally:
+            await end(running)
 
 
 def _limits(settings: TelemetrySettings) -> TraceLimits:

@@ -10,6 +10,7 @@ from uuid import UUID
 
 import structlog
 from busbar_errors import NotFound, Unavailable
+from busbar_messaging.background import end
 from uuid_utils.compat import uuid7
 
 from busbar_billing.domain.audit.findings import Check, Report
@@ -83,10 +84,7 @@ class Auditor:
 
     async def close(self) -> None:
         """Stop what runs."""
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await end(self._tasks)
 
     async def _carry_out(self, run: Run) -> None:
         try:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 
 from busbar_messaging import topology
+from busbar_messaging.background import end
 from busbar_messaging.watching import Current, Deleted, Put, follow
 from nats.aio.client import Client
 
@@ -51,8 +52,7 @@ class FleetView:
             try:
                 yield
             finally:
-                for task in tasks:
-                    task.cancel()
+                await end(tasks)
 
     @property
     def missing(self) -> list[str]:

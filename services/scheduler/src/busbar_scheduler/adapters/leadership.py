@@ -46,18 +46,20 @@ class Leadership:
         self._token: int | None = None
         self._revision = 0
         self._valid_until = 0.0
+        self._resigned = False
 
     def token(self) -> int | None:
         """Our fencing token; None when we do not lead, or may not any more."""
-        return self._token if time.monotonic() < self._valid_until else None
+        leads = not self._resigned and time.monotonic() < self._valid_until
+        return self._token if leads else None
 
     def step_down(self) -> None:
         """Stop leading at once; the entry is left to expire."""
         self._token, self._valid_until = None, 0.0
 
     async def campaign(self, on_elected: Elected) -> None:
-        """Lead whenever nobody else does, for ever."""
-        while True:
+        """Lead whenever nobody else does, until resigning."""
+        while not self._resigned:
             led = self._token is not None
             try:
                 await (self._renew() if led else self._elect())
@@ -72,7 +74,8 @@ class Leadership:
             await asyncio.sleep(_RENEW_EVERY_S if self._token is not None else _CAMPAIGN_EVERY_S)
 
     async def resign(self) -> None:
-        """Hand over at once; used when stopping."""
+        """Hand over at once, for good; used when stopping."""
+        self._resigned = True
         if self._token is None:
             return
         self.step_down()

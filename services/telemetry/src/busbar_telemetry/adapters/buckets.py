@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import structlog
 from busbar_errors import Rejected
 from busbar_messaging import topology
+from busbar_messaging.background import together
 from busbar_messaging.watching import Change, Current, Deleted, Put, follow
 from nats.aio.client import Client
 
@@ -74,10 +75,8 @@ class FleetWatch:
 
     async def run(self) -> None:
         """Follow until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            for bucket, sink in self._sinks.items():
-                tasks.create_task(self._follow(bucket, sink), name=f"follow:{bucket}")
-            tasks.create_task(self._forget(), name="forget")
+        following = (self._follow(bucket, sink) for bucket, sink in self._sinks.items())
+        await together(*following, self._forget())
 
     async def _follow(self, bucket: str, sink: _Sink) -> None:
         async for change in follow(self._client, bucket):

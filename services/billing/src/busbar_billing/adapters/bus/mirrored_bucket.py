@@ -11,6 +11,7 @@ from typing import Protocol
 
 import structlog
 from busbar_errors import Unavailable
+from busbar_messaging.background import together
 from busbar_messaging.watching import Current, Deleted, Put, follow
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
@@ -147,11 +148,11 @@ class MirroredBucket:
 async def keep_equal(buckets: Sequence[MirroredBucket], wanted: asyncio.Event) -> None:
     """Keep all of them equal to the database, for ever: at start, whenever one was read anew (a
     reconnect, a restart, a re-creation) and every 30 s, always in this order."""
-    async with asyncio.TaskGroup() as tasks:
-        for bucket in buckets:
-            tasks.create_task(bucket.watch())
-            tasks.create_task(bucket.notice_wipes())
-        tasks.create_task(_reconcile_when_wanted(buckets, wanted))
+    await together(
+        *(bucket.watch() for bucket in buckets),
+        *(bucket.notice_wipes() for bucket in buckets),
+        _reconcile_when_wanted(buckets, wanted),
+    )
 
 
 async def _reconcile_when_wanted(buckets: Sequence[MirroredBucket], wanted: asyncio.Event) -> None:

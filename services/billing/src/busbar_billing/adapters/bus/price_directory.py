@@ -12,6 +12,7 @@ import structlog
 from busbar_contracts.billing.v1 import prices_pb2
 from busbar_errors import Unavailable
 from busbar_messaging import topology
+from busbar_messaging.background import together
 from busbar_messaging.watching import Current, Deleted, Put, follow
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
@@ -53,9 +54,7 @@ class PriceDirectoryBucket:
 
     async def run(self) -> None:
         """Keep the bucket equal to the database, for ever."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._watch(), name="prices:watch")
-            tasks.create_task(self._reconcile_when_wanted(), name="prices:reconcile")
+        await together(self._watch(), self._reconcile_when_wanted())
 
     async def _watch(self) -> None:
         async for change in follow(self._client, topology.PRICES.name):

@@ -1,0 +1,57 @@
+"""Work in the background, and how it is ended for certain.
+
+One cancellation is not enough: until Python 3.12 `asyncio.wait_for` swallows one that comes
+together with the answer (https://github.com/python/cpython/issues/86296), and nats-py waits that
+way everywhere. Whoever then waits for the task waits for ever, and a service never stops.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterable
+from typing import Any
+
+import structlog
+
+log = structlog.get_logger()
+
+_AGAIN_S = 0.2
+_GIVE_UP_S = 10.0
+
+
+async def end(tasks: Iterable[asyncio.Task[Any]], give_up_s: float = _GIVE_UP_S) -> None:
+    """Cancel until it is obeyed; what has not ended after `give_up_s` is left, and said.
+
+    Being cancelled meanwhile only hurries it: nothing is left running by it.
+    """
+    loop, running = asyncio.get_running_loop(), {task for task in tasks if not task.done()}
+    until_s, hurried = loop.time() + give_up_s, False
+    while running and loop.time() < until_s:
+        for task in running:
+            task.cancel()
+        try:
+            _, running = await asyncio.wait(running, timeout=_AGAIN_S)
+        except asyncio.CancelledError:
+            hurried, running = True, {task for task in running if not task.done()}
+    if running:
+        log.error("background work does not end", tasks=sorted(map(_what, running)))
+    if hurried:
+        raise asyncio.CancelledError
+
+
+async def together(*work: Coroutine[Any, Any, None]) -> None:
+    """Run all of it until it is done, one fails or this is cancelled; none is left running.
+
+    A TaskGroup cancels each of its tasks once, and so may never end.
+    """
+    tasks = [asyncio.create_task(one) for one in work]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        for task in done:
+            task.result()
+    finally:
+        await end(tasks)
+
+
+def _what(task: asyncio.Task[Any]) -> str:
+    return getattr(task.get_coro(), "__qualname__", task.get_name())
