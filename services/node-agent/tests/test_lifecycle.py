@@ -75,7 +75,13 @@ async def test_a_model_that_does_not_load_says_why_and_disturbs_no_other(node: N
     replica = await node.replica("simple", FAILED)
     await node.ready("slow-echo")
 
+    async def failed_again() -> bool:
+        (seen,) = [one for one in (await node.status()).replicas if one.deployment == "simple"]
+        return seen.failed_count > replica.failed_count > 0
+
     assert "No module named 'no_such_module'" in replica.reason
+    assert (replica.crashed_count, (await node.replica("slow-echo", READY)).failed_count) == (0, 0)
+    await poll(failed_again, 20.0)
 
 
 async def test_a_bundle_that_was_tampered_with_is_refused(node: NodeBench) -> None:

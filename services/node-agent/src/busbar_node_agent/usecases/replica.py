@@ -34,6 +34,8 @@ _GUARD_SOONEST_S = 1.7
 _POLL_S = 0.1
 _RETRY_FIRST_S, _RETRY_CAP_S = 1.0, 60.0
 _CRASH_RETRY_FIRST_S, _CRASH_RETRY_CAP_S = 5.0, 900.0
+_LASTING_S = 60.0
+"""What was ready for so long has not failed before, as far as anybody cares."""
 
 FETCHING = status_pb2.REPLICA_STATE_FETCHING
 LOADING = status_pb2.REPLICA_STATE_LOADING
@@ -121,8 +123,8 @@ class Replica:
         self._tools = tools
         self._after = after  # models on their way out: it may get the memory that they still hold
         self._staged = False
-        self._failures = 0
-        self._crashes = 0
+        self.failed_count = 0
+        self.crashed_count = 0
         self._lane: Lane | None = None
         self._puller: Puller | None = None
         self._session: Session | None = None
@@ -183,16 +185,16 @@ class Replica:
         while not self.leaving:
             self._session = None
             try:
-                reason = await self._serve()
-                self._failures = self._crashes = 0
-                self._set(LOADING, reason)
+                self._set(LOADING, await self._serve())
                 continue
             except _TritonGone:
-                self._crashes += 1
+                self.failed_count += 1
+                self.crashed_count += 1
                 pause_s = backoff_s(
-                    self._crashes, first_s=_CRASH_RETRY_FIRST_S, cap_s=_CRASH_RETRY_CAP_S
+                    self.crashed_count, first_s=_CRASH_RETRY_FIRST_S, cap_s=_CRASH_RETRY_CAP_S
                 )
-                self._fail(f"Triton died {self._crashes} times while this model was being loaded")
+                times = f"{self.crashed_count} times"
+                self._fail(f"Triton died {times} while this model was being loaded")
             except (BusbarError, OSError) as error:
                 pause_s = self._after_failure(str(error) or repr(error))
             except Exception as error:  # one model's trouble is not the others'
@@ -202,9 +204,11 @@ class Replica:
             await asyncio.sleep(pause_s)
 
     def _after_failure(self, reason: str) -> float:
-        self._failures += 1
+        self.failed_count += 1
         self._fail(reason)
-        return backoff_s(self._failures, first_s=_RETRY_FIRST_S, cap_s=_RETRY_CAP_S)
+        return backoff_s(
+            self.failed_count - self.crashed_count, first_s=_RETRY_FIRST_S, cap_s=_RETRY_CAP_S
+        )
 
     async def _serve(self) -> str:
         """Fetch, load, warm up, work; returns why it ended."""
@@ -227,7 +231,7 @@ class Replica:
     async def _turn(self) -> AsyncIterator[None]:
         """A bounded number load at a time; of those that may have crashed Triton, one."""
         async with contextlib.AsyncExitStack() as stack:
-            if self._crashes:
+            if self.crashed_count:
                 await stack.enter_async_context(self._tools.suspects)
             await stack.enter_async_context(self._tools.loading)
             yield
@@ -258,6 +262,8 @@ class Replica:
         reason = "the replica is being stopped"
         try:
             reason = await self._until_gone(session, bundle, lane)
+            if not session.lost.is_set():
+                self.failed_count += 1
             return reason
         finally:
             lane.loaded = False
@@ -278,7 +284,11 @@ class Replica:
 
     async def _until_gone(self, session: Session, bundle: Bundle, lane: Lane) -> str:
         """Wait until this run of Triton, or the model in it, is gone; returns what happened."""
+        lasting_at_s = asyncio.get_running_loop().time() + _LASTING_S
         while not session.lost.is_set():
+            if self.failed_count and asyncio.get_running_loop().time() >= lasting_at_s:
+                self.failed_count = self.crashed_count = 0
+                self._tools.on_change()
             try:
                 if not await session.rpc.model_ready(self.deployment, CONTROL_TIMEOUT_S):
                     return "Triton no longer has the model"

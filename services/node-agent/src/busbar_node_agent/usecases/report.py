@@ -111,6 +111,8 @@ class Reporter:
                 slots=replica.assignment.slots,
                 model_metadata=replica.model_metadata,
                 model_config=replica.model_config,
+                failed_count=replica.failed_count,
+                crashed_count=replica.crashed_count,
             )
             for replica in self.reconciler.replicas.values()
         ]

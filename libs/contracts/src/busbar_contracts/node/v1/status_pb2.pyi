@@ -208,6 +208,8 @@ class ReplicaStatus(_message.Message):
     SLOTS_FIELD_NUMBER: _builtins.int
     MODEL_METADATA_FIELD_NUMBER: _builtins.int
     MODEL_CONFIG_FIELD_NUMBER: _builtins.int
+    FAILED_COUNT_FIELD_NUMBER: _builtins.int
+    CRASHED_COUNT_FIELD_NUMBER: _builtins.int
     deployment: _builtins.str
     """Deployment it serves."""
     bundle_digest: _builtins.str
@@ -222,6 +224,10 @@ class ReplicaStatus(_message.Message):
     """Serialized inference.ModelMetadataResponse as Triton gave it; empty until loaded."""
     model_config: _builtins.bytes
     """Serialized inference.ModelConfigResponse as Triton gave it; empty until loaded."""
+    failed_count: _builtins.int
+    """How often in a row it failed here, or broke within a minute of being ready; 0 once it has lasted."""
+    crashed_count: _builtins.int
+    """Of those failures in a row, those in which Triton died while this model was being loaded."""
     def __init__(
         self,
         *,
@@ -232,10 +238,12 @@ class ReplicaStatus(_message.Message):
         slots: _builtins.int = ...,
         model_metadata: _builtins.bytes = ...,
         model_config: _builtins.bytes = ...,
+        failed_count: _builtins.int = ...,
+        crashed_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_digest", b"bundle_digest", "deployment", b"deployment", "model_config", b"model_config", "model_metadata", b"model_metadata", "reason", b"reason", "slots", b"slots", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_digest", b"bundle_digest", "crashed_count", b"crashed_count", "deployment", b"deployment", "failed_count", b"failed_count", "model_config", b"model_config", "model_metadata", b"model_metadata", "reason", b"reason", "slots", b"slots", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
