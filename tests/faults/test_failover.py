@@ -12,18 +12,22 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 import pytest
+from busbar_messaging.bundles.sealing import SigningKey
 from busbar_runtime.platform import Platform
 from harness.another_node import another_node
 from harness.another_service import AnotherService
+from harness.bundles import files_of, make
 from harness.operator import Customer, Json, Operator
 from harness.polling import eventually
 
 DEPLOYMENT = "tiny-lm-twice"
+SIMPLE = Path(__file__).parents[2] / "deploy/demo/models/simple"
 SPARE = "r1.s1.n2"
 PROMPTS = ("Where does the money live?", "Busbar makes one inference service", "A site is")
 STREAMS = 6
@@ -135,6 +139,21 @@ async def heal(node: AnotherService, fault: str) -> None:
         node.process.send_signal(signal.SIGCONT)
 
 
+PICKY = """
+import os
+class TritonPythonModel(TritonPythonModel):
+    def initialize(self, args):
+        here = args["model_repository"].encode()
+        try:
+            os.write(os.open({mark!r}, os.O_CREAT | os.O_EXCL | os.O_WRONLY), here)
+        except FileExistsError:
+            pass
+        if open({mark!r}, "rb").read() == here:
+            raise RuntimeError("no such GPU on this node")
+"""
+"""Fails on the node on which it was first loaded, and on no other."""
+
+
 async def charges(operator: Operator, customer: Customer, of: set[str]) -> dict[str, Json]:
     """The charges by request, once all of these are there; none is there twice."""
 
@@ -206,3 +225,31 @@ async def test_streams_go_on_at_another_node(
         assert (story.text, story.usage) == (whole.text, whole.usage)
         assert charge["input_tokens"] == whole.usage["prompt_tokens"]
         assert charge["output_tokens"] == whole.usage["completion_tokens"]
+
+
+async def test_a_model_that_fails_on_one_node_goes_to_another_and_the_rest_stays(
+    platform: Platform, operator: Operator, spare: AnotherService, tmp_path: Path
+) -> None:
+    del spare
+    files = files_of(SIMPLE)
+    files["1/model.py"] += PICKY.format(mark=str(tmp_path / "first")).encode()
+    made = make(files).sealed_by(SigningKey.from_pem(platform.secrets.signing_key.encode()))
+    path = "/admin/v1/deployments/picky"
+    await operator.push(made)
+    await both_ready(operator)
+    await operator.json("scheduler", "PUT", path, json={"bundle": made.digest})
+    view = await eventually(
+        lambda: operator.json("scheduler", "GET", path),
+        within_s=60,
+        what="a node that can run it",
+        until=lambda view: view["status"] == "ready",
+    )
+    why = await operator.json("scheduler", "GET", f"{path}/explain")
+    others = await operator.json("scheduler", "GET", f"/admin/v1/deployments/{DEPLOYMENT}")
+    await operator.call("scheduler", "DELETE", path)
+
+    (serving,), (kept_off,) = view["replica_states"], why["kept_off"]
+    assert {serving["node"], kept_off["node"]} == {"r1.s1.n1", SPARE}
+    assert "no such GPU on this node" in kept_off["reason"]
+    assert 30 < kept_off["for_s"] <= 60
+    assert others["ready_replicas"] == 2, "other models of that node stay"

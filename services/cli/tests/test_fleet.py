@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from busbar_cli.api import Json
+from busbar_cli.commands.deployments import standing
 from busbar_cli.commands.fleet import add_orders, why
 
 SILENT = "it holds its lease, but fell silent about 3 requests in a row"
@@ -22,6 +23,20 @@ def test_what_a_node_was_told_is_shown_with_the_reason(order: str, reason: str, 
     add_orders([node], [{"node": "r1.s1.n1", "order": {"order": order, "reason": reason}}])
 
     assert why(node) == said
+
+
+def test_an_explanation_names_where_a_model_failed_and_what_was_rolled_back() -> None:
+    said = standing(
+        {
+            "name": "m", "placed": 1, "wanted": 1, "promised": 1, "survivors": 0, "open_nodes": 0,
+            "scaling": "", "rollout": "", "revenue_nanos_per_h": 0, "unplaced": [], "never": "",
+            "kept_off": [{"node": "r1.s1.n1", "for_s": 42, "reason": "no such GPU"}],
+            "rolled_back": {"bundle": "sha256:" + "a" * 64, "reason": "9 of 9 requests failed"},
+        }
+    )  # fmt: skip
+
+    assert "kept off r1/s1/n1 for 42 s more: no such GPU" in said
+    assert "was rolled back: 9 of 9 requests failed" in said
 
 
 def test_a_node_that_was_told_nothing_says_itself_what_is_wrong() -> None:

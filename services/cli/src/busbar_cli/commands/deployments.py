@@ -118,7 +118,7 @@ def explain(name: str, *, output: Output = DEFAULT) -> None:
     if output.json:
         output.print(why, "")
         return
-    output.print(why, _standing(why))
+    output.print(why, standing(why))
     places = [
         [
             show_node(one["node"]),
@@ -154,11 +154,16 @@ def _rollout(rollout: Json) -> list[str]:
             f"{canary['phase']} with {canary['percent']} % of the requests: {canary['reason']}"
         )
     if back:
-        lines.append(f"version {show_digest(back['bundle'])} was rolled back: {back['reason']}")
+        lines.append(_rolled_back(back))
     return lines
 
 
-def _standing(why: Json) -> str:
+def _rolled_back(back: Json) -> str:
+    return f"version {show_digest(back['bundle'])} was rolled back: {back['reason']}"
+
+
+def standing(why: Json) -> str:
+    """What a deployment comes to, in sentences."""
     placed = f"{why['placed']} of {why['wanted']} replicas have a place"
     left = f"{why['survivors']} are left when a site is lost"
     lines = [
@@ -173,6 +178,12 @@ def _standing(why: Json) -> str:
         lines.append(f"brings in {show_amount(why['revenue_nanos_per_h'])} an hour")
     lines += [f"not placed: {reason}" for reason in why["unplaced"]]
     lines += [f"can never be placed: {why['never']}"] if why["never"] else []
+    lines += [
+        f"kept off {show_node(one['node'])} for {one['for_s']} s more: {one['reason']}"
+        for one in why["kept_off"]
+    ]
+    if back := why["rolled_back"]:
+        lines.append(_rolled_back(back))
     return "\n".join(lines)
 
 

@@ -171,6 +171,9 @@ def show_one(node: str, *, output: Output = DEFAULT) -> None:
     ]
     columns = ["DEPLOYMENT", "STATE", "VERDICT", "ALSO ON"]
     output.print(view, table(columns, rows, title="\nReplicas", empty="\nno replicas"))
+    for one in [] if output.json else view["avoids"]:
+        until = f"kept off for {one['for_s']} s more"
+        output.print(view, f"\n{one['deployment']} is {until}: {one['reason']}")
 
 
 @node_app.command(name="cordon")

@@ -319,6 +319,8 @@ def replicas_of(message: NodeStatus) -> tuple[Replica, ...]:
             reason=one.reason,
             model_metadata=one.model_metadata,
             model_config=one.model_config,
+            failed_count=one.failed_count,
+            crashed_count=one.crashed_count,
         )
         for one in message.replicas
     )

@@ -18,14 +18,17 @@ from busbar_messaging.dispositions import decode
 from busbar_messaging.topology import NodeId
 
 from busbar_scheduler.adapters import codec
+from busbar_scheduler.domain.avoiding import Avoidance
 from busbar_scheduler.domain.evicting import Evictions
 from busbar_scheduler.domain.fleet import (
     Assignment,
+    Avoided,
     Bundle,
     Deployment,
     Health,
     Node,
     Order,
+    Replica,
     Route,
     Site,
     Snapshot,
@@ -77,6 +80,7 @@ class _Report:
     """What a node last said that it has."""
 
     status: NodeStatus
+    replicas: tuple[Replica, ...]
     draining_since: float | None
 
 
@@ -99,6 +103,7 @@ class FleetTable:
         self._reports: dict[str, _Report] = {}
         self._lives: dict[str, _Life] = {}
         self._evictions = Evictions()
+        self._avoidance = Avoidance()
         self._given_up = frozenset[str]()
         self._nodes: dict[str, Node] = {}
         """As given out last: what is as it was is the same object, and planned as such."""
@@ -150,7 +155,7 @@ class FleetTable:
         same_run = before and before.status.agent_run_id == status.agent_run_id
         since = before.draining_since if before and same_run else None
         draining_since = (since if since is not None else now) if status.draining else None
-        self._reports[key] = _Report(status, draining_since)
+        self._reports[key] = _Report(status, codec.replicas_of(status), draining_since)
         self._lives.setdefault(key, _Life(heard_at=now))
 
     def _put_lease(self, key: str, value: bytes, now: float) -> bool:
@@ -278,7 +283,9 @@ class FleetTable:
         keys = sorted({*self._reports, *self._placement_stamps})
         self._give_up(keys, now)
         before = self._nodes
-        self._nodes = {key: self._node(key, now, now_unix_ms) for key in keys}
+        reported = {key: one.replicas for key, one in self._reports.items()}
+        avoided = self._avoidance.look(reported, now)
+        self._nodes = {key: self._node(key, avoided.get(key, ()), now, now_unix_ms) for key in keys}
         self._nodes |= {key: one for key, one in before.items() if one == self._nodes.get(key)}
         return Snapshot(
             revision=max((revision for _, revision in self._deployments.values()), default=0),
@@ -287,6 +294,7 @@ class FleetTable:
             placements=dict(self._placements),
             routes=dict(self._routes),
             sites={key: one.site_at(now_unix_ms) for key, (one, _) in self._sites.items()},
+            suspended=self._avoidance.suspended,
         )
 
     def published(self) -> Published:
@@ -304,7 +312,13 @@ class FleetTable:
         waits = (until_next_change_s(self._signs(key, now), _SUSPECT_AFTER) for key in keys)
         return min(waits, default=float("inf"))
 
-    def _node(self, key: str, now: float, now_unix_ms: int) -> Node:
+    def _node(
+        self,
+        key: str,
+        avoids: tuple[Avoided, ...],
+        now: float,
+        now_unix_ms: int,
+    ) -> Node:
         region, site, name = key.split(".")
         told = self.described(f"{region}.{site}").nodes.get(name)
         report = self._reports.get(key)
@@ -316,8 +330,9 @@ class FleetTable:
             memory_mib=capacity.memory_mib if capacity else 0,
             slots=capacity.slots if capacity else 0,
             health=judge(self._signs(key, now), _SUSPECT_AFTER),
-            replicas=codec.replicas_of(report.status) if report else (),
+            replicas=report.replicas if report else (),
             order=told.at(now_unix_ms) if told else Order.SERVE,
+            avoids=avoids,
         )
 
     def _signs(self, key: str, now: float) -> Signs:

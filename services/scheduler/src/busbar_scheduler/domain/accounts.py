@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from busbar_scheduler.domain import economy
 from busbar_scheduler.domain.decisions import Decision, Verdict
 from busbar_scheduler.domain.explaining import Hindered, hindrances, impossible
-from busbar_scheduler.domain.fleet import Deployment
+from busbar_scheduler.domain.fleet import Avoided, Deployment
 from busbar_scheduler.domain.packing import NO_LIMIT, Packing
 from busbar_scheduler.domain.planning import Plan
 from busbar_scheduler.domain.surviving import survivors
@@ -46,6 +46,8 @@ class Account:
     """Nodes that could take one more now."""
     never: str
     """Why it could not be placed even if nothing else were; empty when it could."""
+    kept_off: tuple[tuple[str, Avoided], ...]
+    """Nodes on which its bundle failed lately."""
 
 
 def account_of(deployment: Deployment, plan: Plan, empty: Packing) -> Account:
@@ -66,6 +68,11 @@ def account_of(deployment: Deployment, plan: Plan, empty: Packing) -> Account:
         hindrances=hindrances(packing, deployment),
         open_nodes=len(packing.fitting(deployment)),
         never=impossible(deployment, empty),
+        kept_off=tuple(
+            (node.key, avoided)
+            for node in plan.snapshot.nodes
+            if (avoided := node.avoided(deployment.digest))
+        ),
     )
 
 

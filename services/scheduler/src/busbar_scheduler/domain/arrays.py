@@ -6,7 +6,7 @@ what is the same object as before is not looked at again; see docs/decisions/002
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -45,6 +45,9 @@ class Fleet:
     """Whether what is there stays there, as far as the node's health goes."""
     cached: Mapping[str, tuple[int, ...]]
     """Digest → nodes that have it on disk."""
+    avoided: Mapping[str, tuple[int, ...]]
+    """Digest → nodes that it has to keep off."""
+    suspended: Mapping[str, str]
     before: Mapping[str, frozenset[int]]
     """Deployment → nodes that were told to hold it."""
     placements: Placements
@@ -72,7 +75,9 @@ class Fleet:
             feeder=_numbered(feeders),
             takes_new=np.array(takes_new, dtype=np.bool_),
             keeps=np.array([node.health.keeps for node in nodes], dtype=np.bool_),
-            cached=_cached(nodes),
+            cached=_where(nodes, _on_disk),
+            avoided=_where(nodes, _kept_off),
+            suspended=snapshot.suspended,
             before=_told(snapshot.placements, index),
             placements=snapshot.placements,
             demands=snapshot.demands,
@@ -104,19 +109,23 @@ class Fleet:
 
     def after(self, snapshot: Snapshot, nodes: tuple[Node, ...]) -> Fleet:
         """The same nodes at the same sites, some of them in another state."""
-        takes_new, keeps, cached = self.takes_new.copy(), self.keeps.copy(), dict(self.cached)
+        takes_new, keeps = self.takes_new.copy(), self.keeps.copy()
+        cached, avoided = dict(self.cached), dict(self.avoided)
         for at, (node, then) in enumerate(zip(nodes, self.nodes, strict=True)):
             if node is then:
                 continue
             serves = self.sites[self.site[at]].order is Order.SERVE
             takes_new[at], keeps[at] = node.takes_new and serves, node.health.keeps
-            _recache(cached, at, _on_disk(then), _on_disk(node))
+            _relocate(cached, at, _on_disk(then), _on_disk(node))
+            _relocate(avoided, at, _kept_off(then), _kept_off(node))
         return replace(
             self,
             nodes=nodes,
             takes_new=takes_new,
             keeps=keeps,
             cached=cached,
+            avoided=avoided,
+            suspended=snapshot.suspended,
             before=self._told_after(snapshot.placements),
             placements=snapshot.placements,
             demands=snapshot.demands,
@@ -168,22 +177,28 @@ def _on_disk(node: Node) -> set[str]:
     return {one.digest for one in node.replicas if one.state in _ON_DISK}
 
 
-def _cached(nodes: tuple[Node, ...]) -> dict[str, tuple[int, ...]]:
+def _kept_off(node: Node) -> set[str]:
+    return {one.digest for one in node.avoids}
+
+
+def _where(
+    nodes: tuple[Node, ...], digests: Callable[[Node], set[str]]
+) -> dict[str, tuple[int, ...]]:
     found = dict[str, list[int]]()
     for at, node in enumerate(nodes):
-        if node.replicas:
-            for digest in _on_disk(node):
+        if node.replicas or node.avoids:
+            for digest in digests(node):
                 found.setdefault(digest, []).append(at)
     return {digest: tuple(at) for digest, at in found.items()}
 
 
-def _recache(
-    cached: dict[str, tuple[int, ...]], at: int, then: Iterable[str], now: Iterable[str]
+def _relocate(
+    where: dict[str, tuple[int, ...]], at: int, then: Iterable[str], now: Iterable[str]
 ) -> None:
     for digest in set(then) - set(now):
-        cached[digest] = tuple(one for one in cached[digest] if one != at)
+        where[digest] = tuple(one for one in where[digest] if one != at)
     for digest in set(now) - set(then):
-        cached[digest] = (*cached.get(digest, ()), at)
+        where[digest] = (*where.get(digest, ()), at)
 
 
 def differing(then: Placements, now: Placements) -> Iterable[str]:

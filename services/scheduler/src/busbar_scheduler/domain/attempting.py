@@ -10,7 +10,7 @@ from random import Random
 from busbar_scheduler.domain.arrays import Fleet
 from busbar_scheduler.domain.filling import by_difficulty, fulfil, missing, top_up
 from busbar_scheduler.domain.fleet import Deployment, Snapshot
-from busbar_scheduler.domain.keeping import keep, linger
+from busbar_scheduler.domain.keeping import keep, linger, put_back
 from busbar_scheduler.domain.making_room import RoomMaker
 from busbar_scheduler.domain.packing import Packing
 from busbar_scheduler.domain.relocating import relocate
@@ -59,6 +59,8 @@ def attempt(snapshot: Snapshot, earlier: Packing | None, carried: AbstractSet[st
     room = RoomMaker(packing, _ATTEMPTS_MAX)
     for deployment in hardest_first:
         room.fulfil(deployment)
+    for deployment in in_play:
+        put_back(packing, deployment, wanted[deployment.name], gone[deployment.name])
     # 3. What stands where power is dear moves where that pays; then what else brings something in.
     for deployment in in_play:
         relocate(packing, deployment)

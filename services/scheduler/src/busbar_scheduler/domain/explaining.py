@@ -25,6 +25,8 @@ class Obstacle(StrEnum):
     NOT_WELL = "not well"
     CORDONED = "cordoned or drained"
     HOLDS_ONE = "already holds a replica"
+    FAILED_THERE = "failed there lately"
+    SUSPENDED = "failed elsewhere, and is tried nowhere new for now"
     MEMORY = "too little memory free"
     SLOTS = "too few slots free"
     NODE_POWER = "too little power left at the node"
@@ -82,6 +84,8 @@ def _obstacle(
         (not node.health.takes_new, Obstacle.NOT_WELL),
         (ordered, Obstacle.CORDONED),
         (deployment.name in packing.on_node[at], Obstacle.HOLDS_ONE),
+        (node.avoided(deployment.digest) is not None, Obstacle.FAILED_THERE),
+        (deployment.digest in fleet.suspended, Obstacle.SUSPENDED),
         (need.memory_mib > packing.memory_mib[at], Obstacle.MEMORY),
         (need.slots > packing.slots[at], Obstacle.SLOTS),
         (need.power_w > packing.power_w[at], Obstacle.NODE_POWER),
@@ -94,6 +98,8 @@ def _obstacle(
 
 def why_nowhere(packing: Packing, deployment: Deployment) -> str:
     """For people: what stands in the way on the nodes it may run on."""
+    if suspended := packing.fleet.suspended.get(deployment.digest):
+        return f"{suspended}; it is tried on no other for now"
     where = _where(deployment)
     allowed = np.flatnonzero(packing.allowed(deployment) & packing.fleet.keeps)
     if not len(allowed):
@@ -122,6 +128,8 @@ def _hindrance(packing: Packing, at: int, deployment: Deployment) -> str:
         return "is quarantined"
     if {node.order, site.order} != {Order.SERVE}:
         return "is cordoned" if Order.CORDON in {node.order, site.order} else "is drained"
+    if avoided := node.avoided(deployment.digest):
+        return avoided.reason
     shortage = packing.shortage(at, deployment)
     limit = _obstacle(packing, at, deployment, _crowded(packing, deployment))
     if shortage or limit is None:
@@ -130,8 +138,9 @@ def _hindrance(packing: Packing, at: int, deployment: Deployment) -> str:
 
 
 def emptied(snapshot: Snapshot) -> Packing:
-    """The fleet as if nothing were placed."""
-    return Packing(Fleet.of(replace(snapshot, placements={})))
+    """The fleet as if nothing were placed and nothing had ever failed."""
+    nodes = tuple(replace(one, avoids=()) if one.avoids else one for one in snapshot.nodes)
+    return Packing(Fleet.of(replace(snapshot, nodes=nodes, placements={}, suspended={})))
 
 
 def impossible(deployment: Deployment, empty: Packing) -> str:

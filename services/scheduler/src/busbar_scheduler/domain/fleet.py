@@ -36,6 +36,24 @@ class Replica:
     reason: str = ""
     model_metadata: bytes = b""
     model_config: bytes = b""
+    failed_count: int = 0
+    """Failures in a row; 0 once it has served for a while."""
+    crashed_count: int = 0
+    """Those of them in which Triton died while it was being loaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Avoided:
+    """A bundle that is kept off a node for a while, since it failed there."""
+
+    digest: str
+    deployment: str
+    """As which it failed."""
+    reason: str
+    until_s: float
+    """By a monotonic clock of the scheduler."""
+    crashed: bool
+    """Whether Triton died of it: nowhere better to be is no reason to stay then."""
 
 
 class Health(StrEnum):
@@ -125,6 +143,8 @@ class Node:
     feeder: str = ""
     """What powers it; empty when it hangs on its site's feeder."""
     order: Order = Order.SERVE
+    avoids: tuple[Avoided, ...] = ()
+    """What is kept off it at present."""
 
     @property
     def label(self) -> str:
@@ -144,6 +164,10 @@ class Node:
     def replica_of(self, deployment: str) -> Replica | None:
         """What it reports of a deployment."""
         return next((one for one in self.replicas if one.deployment == deployment), None)
+
+    def avoided(self, digest: str) -> Avoided | None:
+        """Why a bundle is kept off it at present; None when it is not."""
+        return next((one for one in self.avoids if one.digest == digest), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,6 +327,8 @@ class Snapshot:
     """By key; a site that is not described has no cap and costs nothing."""
     demands: Mapping[str, Demand] = field(default_factory=dict[str, Demand])
     """By deployment; one without is wanted as often as it was promised."""
+    suspended: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Digest → why it is put on no other node at present."""
 
     def site_of(self, node: Node) -> Site:
         """Where a node stands."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-from busbar_scheduler.domain.fleet import Deployment, Health, Order, ReplicaState
+from busbar_scheduler.domain.choosing import candidates
+from busbar_scheduler.domain.filling import missing
+from busbar_scheduler.domain.fleet import Deployment, Health, Node, Order, ReplicaState
 from busbar_scheduler.domain.packing import NO_LIMIT, Packing
 from busbar_scheduler.domain.surviving import survivors
 
@@ -53,11 +55,42 @@ def _why_not_kept(packing: Packing, node: int, deployment: Deployment, most: int
         (there.order is Order.QUARANTINE, "the node is quarantined"),
         (fleet.empties(node), "the node is drained"),
         (packing.count(deployment.name) >= most, f"{most} replicas are wanted"),
+        (there.avoided(deployment.digest) is not None, _failing(there, deployment)),
     )
     reason = next((reason for applies, reason in obstacles if applies), "")
     if reason or there.health is Health.UNREPORTED:
         return reason  # what an unreported node has is not known yet, and it held this before
     return _crowded(packing, node, deployment) or packing.shortage(node, deployment)
+
+
+def _failing(there: Node, deployment: Deployment) -> str:
+    avoided = there.avoided(deployment.digest)
+    return avoided.reason if avoided else ""
+
+
+def put_back(
+    packing: Packing, deployment: Deployment, wanted: int, gone: Mapping[int, str]
+) -> None:
+    """Leave what failed where it was and found no better place: it is tried on there.
+
+    Not where Triton died of it: what else is on that node is worth more.
+    """
+    for node, reason in gone.items():
+        there = packing.fleet.nodes[node]
+        avoided = there.avoided(deployment.digest)
+        if avoided is None or avoided.crashed or reason != avoided.reason:
+            continue
+        if packing.count(deployment.name) >= wanted or _has_choice(packing, deployment):
+            return
+        if not _crowded(packing, node, deployment) and packing.fits(node, deployment):
+            packing.take(node, deployment)
+
+
+def _has_choice(packing: Packing, deployment: Deployment) -> bool:
+    """Whether what is not promised may still find a place."""
+    if missing(packing, deployment):
+        return False
+    return bool(len(candidates(packing, deployment, 1).nodes))
 
 
 def _crowded(packing: Packing, node: int, deployment: Deployment) -> str:

@@ -104,6 +104,8 @@ class RoomMaker:
         packing, need = self.packing, deployment.manifest
         mask = packing.allowed(deployment) & packing.fleet.takes_new & self._within(deployment)
         mask[packing.held(deployment.name)] = False
+        mask[list(packing.fleet.avoided.get(deployment.digest, ()))] = False
+        mask &= deployment.digest not in packing.fleet.suspended
         lack = np.maximum(
             (need.memory_mib - packing.memory_mib) / max(1, need.memory_mib),
             (need.slots - packing.slots) / max(1, need.slots),

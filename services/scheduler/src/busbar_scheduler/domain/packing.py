@@ -204,6 +204,9 @@ class Packing:
         if need.power_w:
             mask &= self.power_w >= need.power_w
             mask &= (self.site_power_w >= need.power_w)[self.fleet.site]
+        if deployment.digest in self.fleet.suspended:
+            mask[:] = False
+        mask[list(self.fleet.avoided.get(deployment.digest, ()))] = False
         held = self._held.get(deployment.name)
         if held:
             mask[list(held)] = False

@@ -93,6 +93,8 @@ def _touched(before: Plan, snapshot: Snapshot) -> set[str]:
     deployments = {one.name: one for one in was.deployments}
     touched = {one.name for one in snapshot.deployments if deployments.get(one.name) != one}
     touched |= before.unsettled
+    tried_again = before.snapshot.suspended.keys() ^ snapshot.suspended.keys()
+    touched |= {one.name for one in snapshot.deployments if one.digest in tried_again}
     touched |= {
         one.name
         for one in snapshot.deployments

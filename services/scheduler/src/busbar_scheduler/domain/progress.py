@@ -51,7 +51,8 @@ def progress_of(deployment: Deployment, plan: Plan, empty: Packing) -> Progress:
     if ready >= wanted:
         return Progress("ready", "", ready, replicas)
     never = impossible(deployment, empty)
-    status, reason = _summary(replicas, never)
+    failed_before = any(node.avoided(deployment.digest) for node in fleet.nodes)
+    status, reason = _summary(replicas, never, failed_before=failed_before)
     return Progress(status, reason, ready, replicas)
 
 
@@ -64,7 +65,9 @@ def _on_node(node: Node, deployment: Deployment) -> ReplicaProgress:
     return ReplicaProgress(node.key, str(replica.state), replica.reason)
 
 
-def _summary(replicas: tuple[ReplicaProgress, ...], never: str) -> tuple[str, str]:
+def _summary(
+    replicas: tuple[ReplicaProgress, ...], never: str, *, failed_before: bool
+) -> tuple[str, str]:
     if never:
         return "unplaceable", never
     unfinished = [one for one in replicas if one.state != "ready"]
@@ -72,4 +75,5 @@ def _summary(replicas: tuple[ReplicaProgress, ...], never: str) -> tuple[str, st
     if failed:
         return "failing", f"{failed[0].node.replace('.', '/')}: {failed[0].reason}"
     unplaced = [one.reason for one in unfinished if not one.node]
-    return "progressing", unplaced[0] if unplaced else ""
+    status = "failing" if unplaced and failed_before else "progressing"
+    return status, unplaced[0] if unplaced else ""

@@ -113,7 +113,7 @@ class AdminApi:
                 raise NotFound(f"no deployment is called {name!r}")
             account = account_of(found[0], plan(snapshot), emptied(snapshot))
             scaling, rollout = self.view.autoscaler.reason(name), self.rollouts.reason(name)
-            return ExplanationView.of(name, account, scaling, rollout)
+            return ExplanationView.of(found[0], account, scaling, rollout)
 
         @router.post("/admin/v1/deployments/{name}/scale", responses=_FAILURES)
         async def scale_deployment(

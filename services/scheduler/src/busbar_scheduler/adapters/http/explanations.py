@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pydantic import BaseModel, Field
 
+from busbar_scheduler.adapters.http.place_schemas import AvoidedView
+from busbar_scheduler.adapters.http.rollout_schemas import RolledBackView
 from busbar_scheduler.domain.accounts import Account
+from busbar_scheduler.domain.fleet import Deployment
 
 
 class PlaceView(BaseModel):
@@ -48,12 +51,22 @@ class ExplanationView(BaseModel):
     hindrances: list[HindranceView]
     open_nodes: int = Field(description="nodes that could take one more now")
     never: str = Field(description="why an empty fleet could not hold it; empty when it could")
+    kept_off: list[AvoidedView] = Field(description="nodes on which its bundle failed lately")
+    rolled_back: RolledBackView | None = Field(
+        description="the version that was tried last and given up"
+    )
 
     @classmethod
-    def of(cls, name: str, account: Account, scaling: str, rollout: str) -> ExplanationView:
+    def of(
+        cls,
+        deployment: Deployment,
+        account: Account,
+        scaling: str,
+        rollout: str,
+    ) -> ExplanationView:
         """As the API shows it."""
         return cls(
-            name=name,
+            name=deployment.name,
             promised=account.promised,
             wanted=account.wanted,
             scaling=scaling,
@@ -81,4 +94,6 @@ class ExplanationView(BaseModel):
             ],
             open_nodes=account.open_nodes,
             never=account.never,
+            kept_off=[AvoidedView.of(node, one) for node, one in account.kept_off],
+            rolled_back=RolledBackView.of(deployment.rolled_back),
         )

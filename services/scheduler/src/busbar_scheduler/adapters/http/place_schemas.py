@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
@@ -9,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from busbar_scheduler.adapters.fleet_table import Handled
 from busbar_scheduler.domain.accounts import room_on
 from busbar_scheduler.domain.decisions import Verdict
-from busbar_scheduler.domain.fleet import Node, Order
+from busbar_scheduler.domain.fleet import Avoided, Node, Order
 from busbar_scheduler.domain.orders import Described, Told
 from busbar_scheduler.domain.planning import Plan
 
@@ -109,6 +110,27 @@ class HeldView(BaseModel):
     elsewhere: list[str] = Field(description="other nodes where the plan has it")
 
 
+class AvoidedView(BaseModel):
+    """A bundle that is kept off a node for a while, since it failed there."""
+
+    node: str
+    deployment: str = Field(description="as which it failed")
+    bundle: str
+    reason: str
+    for_s: int = Field(description="seconds until it may be tried there again")
+
+    @classmethod
+    def of(cls, node: str, avoided: Avoided) -> AvoidedView:
+        """As the API shows it."""
+        return cls(
+            node=node,
+            deployment=avoided.deployment,
+            bundle=avoided.digest,
+            reason=avoided.reason,
+            for_s=max(0, round(avoided.until_s - time.monotonic())),
+        )
+
+
 class NodeDetail(BaseModel):
     """A node as the plan sees it."""
 
@@ -124,6 +146,7 @@ class NodeDetail(BaseModel):
     handed_back_count: int = Field(description="given back unfinished, for others to answer")
     empty: bool = Field(description="whether it reports nothing and nothing is placed there")
     replicas: list[HeldView]
+    avoids: list[AvoidedView] = Field(description="bundles that are kept off it, since they failed")
 
     @classmethod
     def of(cls, node: Node, told: Told | None, handled: Handled, plan: Plan) -> NodeDetail:
@@ -157,6 +180,7 @@ class NodeDetail(BaseModel):
                 )
                 for name in names
             ],
+            avoids=[AvoidedView.of(node.key, one) for one in node.avoids],
         )
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from busbar_scheduler.domain.fleet import Deployment
-from busbar_scheduler.domain.rollouts import HALF_PERCENT, Rollout
+from busbar_scheduler.domain.rollouts import HALF_PERCENT, RolledBack, Rollout
 
 _DEFAULTS = Rollout()
 
@@ -60,6 +60,13 @@ class RolledBackView(BaseModel):
     reason: str
     at_unix_ms: int
 
+    @classmethod
+    def of(cls, back: RolledBack | None) -> RolledBackView | None:
+        """As the API shows it."""
+        if back is None:
+            return None
+        return cls(bundle=back.digest, reason=back.reason, at_unix_ms=back.at_unix_ms)
+
 
 class RolloutView(BaseModel):
     """How new versions are tried, and what came of it."""
@@ -71,7 +78,7 @@ class RolloutView(BaseModel):
     @classmethod
     def of(cls, deployment: Deployment, reason: str) -> RolloutView:
         """As the API shows it."""
-        terms, canary, back = deployment.rollout, deployment.canary, deployment.rolled_back
+        terms, canary = deployment.rollout, deployment.canary
         return cls(
             terms=RolloutBody.model_validate(terms, from_attributes=True) if terms else None,
             canary=CanaryView(
@@ -83,9 +90,5 @@ class RolloutView(BaseModel):
             )
             if canary
             else None,
-            rolled_back=RolledBackView(
-                bundle=back.digest, reason=back.reason, at_unix_ms=back.at_unix_ms
-            )
-            if back
-            else None,
+            rolled_back=RolledBackView.of(deployment.rolled_back),
         )
