@@ -110,12 +110,12 @@ fix: setup
 simulate *args: setup
     @PYTHONPATH=tests exec {{python}} -m simulation.fleet "$@"
 
-# Compare with a direct Triton: req/s, latency, CPU per request; posting usage with bare INSERTs; how long a plan takes
+# Requests beside a direct Triton, posting beside bare INSERTs, a backlog, a year of usage, plans: into docs/benchmarks.md (--no-report: not). About 9 minutes, never over 40
 [group('test'), no-exit-message]
 bench *args: setup
-    @missed=0; \
-    {{python}} -m busbar_runtime exec --home "${BUSBAR_BENCH_HOME:-.busbar/bench}" -- {{python}} tests/benchmarks/run.py "$@" || missed=$?; \
-    for bench in posting backlog placement; do {{python}} tests/benchmarks/$bench.py || missed=$?; done; \
+    @missed=0; report=; [[ " $* " != *" --no-report "* ]] || report=--no-report; \
+    timeout --signal=INT 20m {{python}} -m busbar_runtime exec --home "${BUSBAR_BENCH_HOME:-.busbar/bench}" -- {{python}} tests/benchmarks/run.py "$@" || missed=$?; \
+    for bench in posting backlog usage_year placement; do timeout --signal=INT 5m {{python}} tests/benchmarks/$bench.py $report || missed=$?; done; \
     exit $missed
 
 

@@ -7,10 +7,7 @@ does both, in turns. The lag of a fresh record is from its PubAck until another 
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -26,8 +23,7 @@ from busbar_messaging.connection import BusSettings, close, connect
 from busbar_messaging.topology import BILLING_USAGE, usage_subject
 from busbar_runtime.platform import Platform
 from nats.js.client import JetStreamContext
-from rich.console import Console
-from rich.table import Table
+from report import machine, parser, put_table
 from uuid_utils.compat import uuid7
 
 TENANTS = 50
@@ -40,6 +36,7 @@ POLL_S = 0.02
 DRAINED_WITHIN_S = 300
 LAG_P99_MAX_S = 5.0
 RATE_RATIO_MIN = 0.5
+HEAD = ("", "records/s", "÷ alone", "fresh lag p50 s", "p99 s")
 _SEEN = "SELECT request_id FROM usage_records WHERE request_id = ANY($1::uuid[])"
 
 
@@ -190,28 +187,26 @@ async def measure(running: Platform, rounds: int, messages: int) -> Medians:
     )
 
 
-def show(found: Medians, how: str) -> None:
-    """Print the table."""
-    table = Table(title=how)
-    for title in ("a backlog", "records/s", "÷ alone", "fresh lag p50 s", "p99 s"):
-        table.add_column(title, justify="right")
-    table.add_row("alone", f"{found.alone:,.0f}", "1.00", "", "")
-    table.add_row(
-        f"beside {1 / FRESH_PAUSE_S:.0f} fresh records/s",
-        f"{found.beside_fresh:,.0f}",
-        f"{found.beside_fresh / found.alone:.2f}",
-        f"{found.lag_p50_s:.2f}",
-        f"{found.lag_p99_s:.2f}",
-    )
-    Console().print(table)
+def rows(found: Medians) -> list[list[str]]:
+    """Of the table."""
+    return [
+        ["alone", f"{found.alone:,.0f}", "1.00", "", ""],
+        [
+            f"beside {1 / FRESH_PAUSE_S:.0f} fresh records/s",
+            f"{found.beside_fresh:,.0f}",
+            f"{found.beside_fresh / found.alone:.2f}",
+            f"{found.lag_p50_s:.2f}",
+            f"{found.lag_p99_s:.2f}",
+        ],
+    ]
 
 
 def main() -> int:
     """Run it; exit 1 when a target is missed."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--messages", type=int, default=10_000, help="of one backlog")
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--rounds", type=int, default=3)
+    arguments.add_argument("--messages", type=int, default=10_000, help="of one backlog")
+    options = arguments.parse_args()
     with tempfile.TemporaryDirectory(prefix="busbar-backlog-") as place:
         running = Platform(Path(place), parts=["billing", "provisioner"])
         running.launch()
@@ -219,12 +214,13 @@ def main() -> int:
             found = asyncio.run(measure(running, options.rounds, options.messages))
         finally:
             running.shutdown()
-    show(
-        found,
+    how = (
+        "`tests/benchmarks/backlog.py`, part of `./just bench`: the real service catches up after "
+        "an outage, its start included; a lag is from a fresh record's PubAck until it is posted. "
         f"Medians of {options.rounds} rounds of {options.messages * RECORDS_A_MESSAGE:,} records "
-        f"in {options.messages:,} messages, start of billing included, {found.fresh} fresh ones, "
-        f"{os.cpu_count()} cores, Python {platform.python_version()}.",
+        f"in {options.messages:,} messages, {found.fresh} fresh ones, {machine()}."
     )
+    put_table("A backlog of usage", how, HEAD, rows(found), written=not options.no_report)
     if found.lag_p99_s > LAG_P99_MAX_S or found.beside_fresh < RATE_RATIO_MIN * found.alone:
         sys.stderr.write(
             f"missed: fresh p99 of {LAG_P99_MAX_S} s, {RATE_RATIO_MIN} of the rate alone\n"

@@ -7,7 +7,6 @@ in one region, and power has another price at every site.
 
 from __future__ import annotations
 
-import argparse
 import gc
 import resource
 import statistics
@@ -21,8 +20,7 @@ from random import Random
 from busbar_scheduler.domain.fleet import Demand, Deployment, Health, Node, Site, Snapshot
 from busbar_scheduler.domain.manifest import Manifest, Task
 from busbar_scheduler.domain.planning import Plan, plan, replan
-from rich.console import Console
-from rich.table import Table
+from report import machine, parser, put_table
 
 REGIONS, NODES_AT_SITE = 4, 125
 SIZES_GIB = ((4, 4, 200), (10, 8, 250), (18, 8, 300), (40, 16, 400))
@@ -115,6 +113,12 @@ EVENTS: dict[str, Callable[[Snapshot], Snapshot]] = {
 }
 
 
+HEAD = (
+    *("sites", "nodes", "deployments", "replicas", "from nothing", "again", *EVENTS),
+    "memory",
+)
+
+
 # --- measuring -----------------------------------------------------------------------------------
 
 
@@ -159,34 +163,35 @@ def timed(work: Callable[[], Plan], repeats: int) -> tuple[float, Plan]:
     return statistics.median(times), made
 
 
-def table(rows: list[Measured]) -> Table:
+def table(rows: list[Measured]) -> list[list[str]]:
     """How the times grow with the fleet."""
-    made = Table(title="Planning: CPU time of one core", box=None, title_justify="left")
-    for column in ("sites", "nodes", "deployments", "replicas", "from nothing", "again", *EVENTS):
-        made.add_column(column, justify="right", no_wrap=True)
-    made.add_column("memory", justify="right", no_wrap=True)
-    for one in rows:
-        made.add_row(
+    return [
+        [
             *(f"{count:,}" for count in (one.sites, one.nodes, one.deployments, one.replicas)),
             *(f"{time_s * 1_000:,.0f} ms" for time_s in (one.full_s, one.again_s)),
             *(f"{one.events_s[name] * 1_000:,.0f} ms" for name in EVENTS),
             f"{one.memory_mib:.0f} MiB",
-        )
-    return made
+        ]
+        for one in rows
+    ]
 
 
 def main() -> int:
     """Measure four sizes, smallest first; 1 when the largest misses a target."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=5)
-    repeats = parser.parse_args().repeats
-    rows = [measure(sites, sites * 25, sites * 500, repeats) for sites in (5, 10, 20, 40)]
-    console, largest = Console(width=160), rows[-1]
-    console.print(table(rows), soft_wrap=True)
-    console.print(
-        f"targets: a plan in {FULL_S_MAX:g} s, an event in {EVENT_S_MAX * 1_000:g} ms, "
-        f"{MEMORY_MIB_MAX} MiB; a site that goes dark moves 500 replicas at once and has no target"
+    arguments = parser(__doc__)
+    arguments.add_argument("--repeats", type=int, default=5)
+    options = arguments.parse_args()
+    rows = [measure(sites, sites * 25, sites * 500, options.repeats) for sites in (5, 10, 20, 40)]
+    largest = rows[-1]
+    how = (
+        "`tests/benchmarks/placement.py`, part of `./just bench`: CPU time of one core, the bus "
+        f"left out, on {machine()}. An event is planned as the difference to the plan before it "
+        "(`replan`). It grows a little faster than the number of replicas, because each deployment "
+        f"looks at every node. Targets for the largest: a plan in {FULL_S_MAX:g} s, an event in "
+        f"{EVENT_S_MAX * 1_000:g} ms, {MEMORY_MIB_MAX} MiB; a site that goes dark moves 500 "
+        "replicas at once and has no target."
     )
+    put_table("Planning", how, HEAD, table(rows), written=not options.no_report)
     events = [time_s for name, time_s in largest.events_s.items() if name != "a site goes dark"]
     missed = (
         max(largest.full_s, largest.again_s) > FULL_S_MAX

@@ -8,11 +8,8 @@ Rounds are interleaved. One connection each, as in the service.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import dataclasses
-import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -34,13 +31,13 @@ from busbar_billing.migrate import admit_service, apply_migrations
 from busbar_billing.usecases.post_usage import post_usage
 from busbar_runtime.platform import Platform
 from busbar_runtime.pytest_plugin import PostgresServer
-from rich.console import Console
-from rich.table import Table
+from report import machine, parser, put_table
 
 TENANTS = 500
 BATCH = RECORDS_PER_TRANSACTION_MAX
 TARGET_PER_S = 5_000
 TARGET_RATIO = 0.5
+HEAD = ("", "records/s", "÷ bare")
 LEFT_BEHIND = ("usage_records", "transfers", "postings")
 _LEASES = """
     INSERT INTO leases (
@@ -186,29 +183,24 @@ async def run(rounds: int, count: int) -> Medians:
             running.shutdown()
 
 
-def show(found: Medians, how: str) -> None:
-    """Print the table."""
-    table = Table(title=how)
-    for title in ("posting usage", "records/s", "÷ bare"):
-        table.add_column(title, justify="right")
-    table.add_row("bare batched INSERT", f"{found.bare:,.0f}", "1.00")
-    table.add_row("ledger", f"{found.posted:,.0f}", f"{found.ratio:.2f}")
-    Console().print(table)
-
-
 def main() -> int:
     """Run it; exit 1 when a target is missed."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--records", type=int, default=20_000, help="of one round")
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--rounds", type=int, default=5)
+    arguments.add_argument("--records", type=int, default=20_000, help="of one round")
+    options = arguments.parse_args()
     found = asyncio.run(run(options.rounds, options.records))
     how = (
-        f"Medians of {options.rounds} rounds of {options.records:,} records in transactions of "
-        f"{BATCH:,}, {TENANTS} tenants with a lease each, {os.cpu_count()} cores, "
-        f"Python {platform.python_version()}."
+        "`tests/benchmarks/posting.py`, part of `./just bench`: usage into the ledger, beside the "
+        "rows that posting leaves behind only inserted, over one connection each. Medians of "
+        f"{options.rounds} rounds of {options.records:,} records in transactions of {BATCH:,}, "
+        f"{TENANTS} tenants with a lease each, {machine()}."
     )
-    show(found, how)
+    rows = [
+        ["bare batched INSERT", f"{found.bare:,.0f}", "1.00"],
+        ["ledger", f"{found.posted:,.0f}", f"{found.ratio:.2f}"],
+    ]
+    put_table("Posting usage", how, HEAD, rows, written=not options.no_report)
     if found.posted < TARGET_PER_S or found.ratio < TARGET_RATIO:
         sys.stderr.write(
             f"below the target of {TARGET_PER_S:,} records/s and {TARGET_RATIO} of bare\n"

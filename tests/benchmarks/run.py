@@ -6,10 +6,8 @@ alike; the table shows medians over the rounds. Writes docs/benchmarks.md.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import platform
 import statistics
 import sys
 import time
@@ -25,12 +23,11 @@ import processes
 import reserving
 import shots
 from load import LoadFailed, Measured, Shot, drive, require_generator
+from report import REPORT, machine, parser, put_table
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-REPO = Path(__file__).resolve().parents[2]
-REPORT = REPO / "docs" / "benchmarks.md"
 PARTS = ("gateway", "nats", "node-agent", "triton", "billing", "telemetry")
 IN_FLIGHT = (1, 32)
 FLOOR_AT_32 = 0.30
@@ -142,6 +139,8 @@ HEAD = (
     *[f"{part} µs" for part in PARTS],
 )
 
+STEPS_HEAD = ("step", "CPU µs", "limit µs")
+
 
 def write_report(table: list[list[str]], idle_line: str, how: str) -> None:
     """Write the first part of docs/benchmarks.md; the sections after it are others'."""
@@ -189,11 +188,10 @@ def show(table: list[list[str]], idle_line: str, how: str) -> None:
 
 def main() -> int:
     """Run it all; exit 1 when the floor is not reached, 2 when it cannot run."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=int, default=4, help="length of one round of one cell")
-    parser.add_argument("--no-report", action="store_true", help="leave docs/benchmarks.md alone")
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--rounds", type=int, default=5)
+    arguments.add_argument("--seconds", type=int, default=4, help="length of one round of one cell")
+    options = arguments.parse_args()
     require_generator()
     endpoints = json.loads(Path(os.environ["BUSBAR_HOME"], "endpoints.json").read_text())
     pids = {name: pid for name, pid in endpoints["pids"].items() if name != "postgres"}
@@ -208,18 +206,40 @@ def main() -> int:
             for cell in measured:
                 measure(cell, pids, options.seconds)
                 progress.advance(task)
-    how = (
-        f"Medians of {options.rounds} interleaved rounds of {options.seconds} s, on "
-        f"{os.cpu_count()} cores, Python {platform.python_version()}."
-    )
+    how = f"Medians of {options.rounds} interleaved rounds of {options.seconds} s, on {machine()}."
     table = rows(measured)
     show(table, idle_line, how)
-    for line in [*admission.report(), *reserving.report()]:
-        limit = f", limit {line['limit_us']:.0f}" if "limit_us" in line else ""
-        _console().print(f"{line['step']}: {line['cpu_us']:.1f} us CPU{limit}")
     if not options.no_report:
         write_report(table, idle_line, how)
-    return verdict(measured)
+    steps = [*admission.report(), *reserving.report()]
+    publish_steps(steps, written=not options.no_report)
+    return max(verdict(measured), within_limits(steps))
+
+
+def publish_steps(steps: list[dict[str, Any]], *, written: bool) -> None:
+    """What fairness, limits and money cost the gateway."""
+    how = (
+        "`tests/benchmarks/reserving.py` and `admission.py`, part of `./just bench`: CPU that a "
+        f"request costs the gateway, {reserving.TENANTS:,} tenants known and {reserving.ACTIVE} "
+        f"active, renewing their leases in it, on {machine()}."
+    )
+    rows = [
+        [step["step"], f"{step['cpu_us']:.1f}", f"{step['limit_us']:.0f}" if _limited(step) else ""]
+        for step in steps
+    ]
+    put_table("Limits, credit and admission", how, STEPS_HEAD, rows, written=written)
+
+
+def within_limits(steps: list[dict[str, Any]]) -> int:
+    """0 when no step costs more than it may."""
+    over = [step["step"] for step in steps if _limited(step) and step["cpu_us"] > step["limit_us"]]
+    for step in over:
+        sys.stderr.write(f"{step}: more than its limit\n")
+    return int(bool(over))
+
+
+def _limited(step: dict[str, Any]) -> bool:
+    return "limit_us" in step
 
 
 def verdict(measured: list[Cell]) -> int:
