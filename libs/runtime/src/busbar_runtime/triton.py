@@ -138,7 +138,9 @@ def _pip(cache: Path, where: list[str], lock: Path) -> None:
 
 def _model_env(cache: Path, venv: Path, python: ModelPython) -> None:
     _run([find_uv(cache), "venv", "--quiet", "--python", python.executable, str(venv)])
-    _pip(cache, ["--python", str(venv / "bin" / "python")], LOCKS / "model-env.lock")
+    # Each model is a process of its own, and none may write what it compiled.
+    options = ["--compile-bytecode", "--python", str(venv / "bin" / "python")]
+    _pip(cache, options, LOCKS / "model-env.lock")
 
 
 def _run(argv: list[str]) -> None:
