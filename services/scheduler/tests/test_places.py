@@ -187,7 +187,7 @@ async def test_a_node_that_answers_nobody_is_kept_out_until_it_is_resumed(bus: B
             await running.put("simple", {"bundle": "simple"})
             view = await eventually(
                 lambda: running.get(NODE_PATH),
-                within_s=15,
+                within_s=20,
                 what="the node is in quarantine and empty",
                 until=lambda view: view["order"]["order"] == "quarantine" and view["empty"],
             )

@@ -38,10 +38,10 @@ def judged(history: list[tuple[float, Vitals]]) -> list[str]:
     ids=["silent", "garbled", "tritons"],
 )
 def test_a_node_that_lives_and_fails_is_broken(later: Vitals, word: str) -> None:
-    reasons = judged([(0.0, WELL), (5.0, WELL), (6.0, later)])
+    reasons = judged([(0.0, WELL), (5.0, WELL), (6.0, later), (11.0, later)])
 
     assert reasons[:2] == ["", ""]
-    assert word in reasons[2]
+    assert word in reasons[3]
 
 
 @pytest.mark.parametrize(
@@ -53,20 +53,43 @@ def test_a_node_that_lives_and_fails_is_broken(later: Vitals, word: str) -> None
         [(0.0, WELL), (6.0, replace(WELL, well=False, lost_count=9))],
         [(0.0, WELL), (6.0, replace(WELL, run_id="run2", lost_count=9))],
         [(0.0, WELL), (4.0, replace(WELL, lost_count=9)), (20.0, replace(WELL, lost_count=9))],
+        [
+            (0.0, WELL),
+            *((at, replace(WELL, lost_count=9)) for at in (6.0, 10.9)),
+            (11.0, replace(WELL, well=False, lost_count=9)),
+            *((at, replace(WELL, lost_count=9)) for at in (13.0, 19.0, 29.0)),
+        ],
         [(at * 151.0, replace(WELL, tritons_lost=at)) for at in range(8)],
     ],
-    ids=["two-lost", "four-garbled", "old", "silent", "restarted", "not-settled", "rare-crashes"],
+    ids=[
+        "two-lost",
+        "four-garbled",
+        "old",
+        "silent",
+        "restarted",
+        "not-settled",
+        "died-and-came-back-as-it-was",
+        "rare-crashes",
+    ],
 )
 def test_who_died_or_failed_now_and_then_is_not(history: list[tuple[float, Vitals]]) -> None:
     assert judged(history) == [""] * len(history)
 
 
 def test_a_good_answer_between_starts_the_count_again() -> None:
-    lost = [replace(WELL, lost_count=count) for count in (0, 0, 2, 0, 2, 3)]
+    lost = [replace(WELL, lost_count=count) for count in (0, 0, 2, 0, 2, 3, 3)]
 
     reasons = judged([(at * 5.0, vitals) for at, vitals in enumerate(lost)])
 
-    assert [bool(reason) for reason in reasons] == [False] * 5 + [True]
+    assert [bool(reason) for reason in reasons] == [False] * 6 + [True]
+
+
+def test_silence_that_ends_before_its_lease_would_have_is_forgiven() -> None:
+    lost = [replace(WELL, lost_count=count) for count in (0, 0, 9, 0, 9)]
+
+    reasons = judged([(at * 5.0, vitals) for at, vitals in enumerate(lost)])
+
+    assert reasons == [""] * len(lost)
 
 
 def test_the_first_quarantine_is_short_and_each_further_one_twice_as_long() -> None:

@@ -18,7 +18,8 @@ GARBLED_MAX = 5
 TRITONS_LOST_MAX = 3
 TRITONS_LOST_WITHIN_S = 300.0
 SETTLED_AFTER_S = 5.0
-"""A node has to be well for this long before what gateways say of it counts."""
+"""A node has to be well for this long before what gateways say of it counts, and for as long
+again after it fell silent: gateways notice that a node died before its lease is over."""
 FIRST_MS, LONGEST_MS = 60_000, 3_600_000
 APART_MS = 60_000
 """The least time between two quarantines at one site."""
@@ -51,6 +52,7 @@ class _File:
     garbled_before: int
     tritons_before: int
     well_since: float | None = None
+    silent_since: float | None = None
     tritons_lost_at: deque[float] = field(default_factory=deque[float])
 
 
@@ -98,6 +100,7 @@ def _outcomes(held: _File, vitals: Vitals, now: float) -> str:
     settled = held.well_since is not None and now - held.well_since >= SETTLED_AFTER_S
     if not vitals.well or not settled:
         held.lost_before, held.garbled_before = vitals.lost_count, vitals.garbled_count
+        held.silent_since = None
         if not vitals.well:
             held.well_since = None
         elif held.well_since is None:
@@ -107,7 +110,11 @@ def _outcomes(held: _File, vitals: Vitals, now: float) -> str:
     held.garbled_before = min(held.garbled_before, vitals.garbled_count)
     lost = vitals.lost_count - held.lost_before
     garbled = vitals.garbled_count - held.garbled_before
-    if lost >= LOST_MAX:
+    if lost < LOST_MAX:
+        held.silent_since = None
+    elif held.silent_since is None:
+        held.silent_since = now
+    elif now - held.silent_since >= SETTLED_AFTER_S:
         return f"it holds its lease, but fell silent about {lost} requests in a row"
     if garbled >= GARBLED_MAX:
         return f"{garbled} of its answers in a row could not be read"
