@@ -1,21 +1,37 @@
-"""A running platform for the tests that need one: flows share one, faults have their own."""
+"""A running platform for the tests that need one: flows and faults share it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from busbar_runtime.platform import Platform
 from harness.operator import Customer, Operator
 
+NEED_IT = [Path(__file__).with_name(name) for name in ("flows", "faults")]
+_RUNNING = pytest.StashKey[Platform]()
 
-@pytest.fixture(scope="package")
-def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+
+@pytest.fixture(scope="session")
+def platform(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Platform]:
     """Everything, with the demo models deployed."""
     running = Platform(tmp_path_factory.mktemp("platform"), show=lambda text: print(text, end=""))  # noqa: T201
     running.launch()
+    request.config.stash[_RUNNING] = running
     yield running
     running.shutdown()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """End it with the last test that needs it: the others would run beside it for minutes."""
+    if nextitem is None or any(nextitem.path.is_relative_to(place) for place in NEED_IT):
+        return
+    if running := item.config.stash.get(_RUNNING, None):
+        running.shutdown()
 
 
 @pytest.fixture
