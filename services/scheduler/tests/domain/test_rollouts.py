@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from random import Random
 
 import pytest
-from busbar_scheduler.domain.advancing import Sight, advance, begin, cannot_share, give_up, settling
+from busbar_scheduler.domain.advancing import (
+    advance,
+    begin,
+    cannot_share,
+    give_up,
+    settling,
+    take_back,
+)
 from busbar_scheduler.domain.comparing import Outcomes, Tally, worse
-from busbar_scheduler.domain.fleet import Deployment, Node, Replica, ReplicaState, Snapshot
+from busbar_scheduler.domain.fleet import (
+    Bundle,
+    Deployment,
+    Node,
+    Replica,
+    ReplicaState,
+    Snapshot,
+)
 from busbar_scheduler.domain.manifest import Manifest, Task
 from busbar_scheduler.domain.planning import plan
 from busbar_scheduler.domain.rollouts import Canary, Phase, Rollout
 from busbar_scheduler.domain.tracks import expanded, joined
+from busbar_scheduler.domain.watching import Sight, Standing, Watch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,6 +39,7 @@ MODEL_2 = replace(MODEL, version="2")
 TERMS = Rollout(observe_s=10, min_samples=20, ready_within_s=60)
 SERVING = Deployment("m", OLD, MODEL, 2, rollout=TERMS)
 NOBODY = Outcomes()
+ALL_READY = Standing(ready=2, placed=2, wanted=2)
 
 
 def tried(phase: Phase = Phase.OBSERVING, percent: int = 10) -> Deployment:
@@ -35,7 +52,7 @@ def outcomes(answered: int, failed: int = 0, latency_us: float = 1000.0) -> Outc
 
 
 def sight(canary: Outcomes = NOBODY, stable: Outcomes = NOBODY, **changes: object) -> Sight:
-    seen = Sight(True, True, "", 1e6, canary, stable)
+    seen = Sight(True, "", 1e6, 0.0, canary, stable, ALL_READY)
     return replace(seen, **changes)  # pyright: ignore[reportArgumentType]
 
 
@@ -123,9 +140,9 @@ def test_a_good_version_takes_over_in_steps() -> None:
         (sight(outcomes(100), outcomes(900), observed_s=9.0), Phase.OBSERVING),
         (sight(outcomes(19), outcomes(900)), Phase.OBSERVING),
         (sight(outcomes(100), outcomes(19)), Phase.OBSERVING),
-        (sight(canary_ready=False), Phase.OBSERVING),
-        (sight(canary_ready=False), Phase.TAKING_OVER),
-        (sight(stable_ready=False), Phase.SETTLING),
+        (sight(canary_ready=False, unready_s=59.0), Phase.OBSERVING),
+        (sight(canary_ready=False, unready_s=59.0), Phase.TAKING_OVER),
+        (sight(standing=Standing(1, 2, 2)), Phase.SETTLING),
     ],
     ids=["too early", "too few", "too few of the old", "not ready", "no room", "not settled"],
 )
@@ -134,11 +151,117 @@ def test_it_waits_for(seen: Sight, phase: Phase) -> None:
 
 
 @pytest.mark.parametrize("phase", [Phase.OBSERVING, Phase.TAKING_OVER])
-def test_one_that_never_gets_ready_is_given_up(phase: Phase) -> None:
-    step = advance(tried(phase), sight(canary_ready=False, missing="no room"), 60_000)
+def test_one_that_is_not_ready_for_too_long_is_given_up(phase: Phase) -> None:
+    step = advance(tried(phase), sight(canary_ready=False, missing="no room", unready_s=60), 60_000)
 
-    assert step.reason == "not ready within 60 s: no room"
+    assert step.reason == "not ready for 60 s: no room"
     assert step.deployment.rolled_back is not None
+
+
+def watched(missing: Sequence[str], every_s: float = 1.0) -> Sight:
+    """What is seen last when it lacked this at one look after another."""
+    watch = Watch(Canary(NEW, MODEL_2, Phase.OBSERVING, 10, 0), NOBODY, NOBODY, 0.0)
+    looks = [
+        watch.see(at * every_s, NOBODY, NOBODY, ALL_READY, lacks)
+        for at, lacks in enumerate(missing, start=1)
+    ]
+    return looks[-1]
+
+
+@pytest.mark.parametrize(
+    ("missing", "every_s", "unready_s", "observed_s"),
+    [
+        (["loads"] * 59 + [""] * 600 + ["a node is silent"] * 4, 1.0, 4.0, 600.0),
+        (["loads"] * 70, 1.0, 70.0, 0.0),
+        (["loads"] * 10, 100.0, 20.0, 0.0),
+    ],
+    ids=["a blip after long", "never ready", "nothing was seen between"],
+)
+def test_only_the_time_that_it_is_not_ready_at_a_stretch_counts_against_it(
+    missing: Sequence[str], every_s: float, unready_s: float, observed_s: float
+) -> None:
+    seen = watched(missing, every_s)
+    step = advance(tried(), seen, 3_600_000)
+
+    assert (seen.unready_s, seen.observed_s) == (unready_s, observed_s)
+    assert (step.deployment.rolled_back is None) == (unready_s < TERMS.ready_within_s)
+
+
+def test_what_one_that_crashes_again_and_again_has_failed_adds_up() -> None:
+    watch = Watch(Canary(NEW, MODEL_2, Phase.OBSERVING, 10, 0), NOBODY, outcomes(1_000), 0.0)
+    failed, step = 0, advance(tried(), sight(), 0)
+    for look in range(1, 40):
+        crashed = look % 2 == 0
+        failed += crashed
+        seen = watch.see(
+            float(look), outcomes(0, failed), outcomes(1_000 + 20 * look), ALL_READY, "x" * crashed
+        )
+        step = advance(tried(), seen, look * 1_000)
+        if step.deployment.rolled_back:
+            break
+
+    assert step.deployment.rolled_back is not None
+    assert "of its" in step.reason
+
+
+@pytest.mark.parametrize(
+    ("standing", "now_ms", "moves"),
+    [
+        (Standing(ready=1, placed=1, wanted=2), 1_000, True),
+        (Standing(ready=2, placed=2, wanted=5), 1_000, True),
+        (Standing(ready=1, placed=2, wanted=2), 59_000, False),
+        (Standing(ready=1, placed=2, wanted=2), 60_000, True),
+        (Standing(ready=0, placed=0, wanted=2), 90_000, False),
+    ],
+    ids=["a node died", "demand outgrew the room", "it loads", "it fails to load", "nobody serves"],
+)
+def test_a_change_of_versions_ends_with_what_there_is_room_for(
+    standing: Standing, now_ms: int, *, moves: bool
+) -> None:
+    settling_down = replace(tried(Phase.SETTLING, 50), digest=NEW, manifest=MODEL_2)
+    canary = advance(settling_down, sight(standing=standing), now_ms).deployment.canary
+
+    assert canary is not None
+    assert (canary.phase is Phase.LEAVING) == moves
+    assert canary.capacity_percent == 100
+
+
+def test_one_that_has_taken_over_is_taken_back_and_serves_until_the_old_one_does() -> None:
+    taken_over = replace(tried(Phase.SETTLING, 50), digest=NEW, manifest=MODEL_2)
+    back = take_back(taken_over, Bundle(OLD, 1, MODEL, 0), "wrong", 1_000)
+    nobody = sight(standing=Standing(0, 2, 2))
+    one = sight(standing=Standing(1, 2, 2))
+
+    assert (back.digest, back.manifest, back.previous_digest) == (OLD, MODEL, "")
+    assert back.rolled_back is not None
+    assert back.rolled_back.digest == NEW
+    assert advance(back, nobody, 31_000).deployment == back
+    assert advance(back, one, 10_000).deployment == back
+    assert advance(back, one, 11_000).deployment.canary is None
+    assert advance(back, nobody, 61_000).deployment.canary is None
+    for old_is_ready, percent in ((False, 1), (True, 0)):
+        at = OLD if old_is_ready else NEW
+        nodes = tuple(node(n, ("m", at, 4), ("m--canary", NEW, 4)) for n in range(2))
+        snapshot = expanded(Snapshot(1, (back,), nodes))
+        route = joined(plan(snapshot).routes, snapshot)["m"]
+        assert route.canary is not None
+        assert (route.canary.percent, bool(route.targets)) == (percent, old_is_ready)
+
+
+def test_a_deployment_that_is_stopped_ends_its_rollout() -> None:
+    stopped = replace(tried(), replicas=0)
+    step = advance(stopped, sight(canary_ready=False), 1_000)
+    snapshot = expanded(Snapshot(1, (stopped,), (node(1, ("m", OLD, 4), ("m--canary", NEW, 4)),)))
+    decided = plan(snapshot)
+    asleep = expanded(Snapshot(1, (replace(stopped, max_replicas=3),), ()))
+
+    assert step.deployment.canary is not None
+    assert step.deployment.canary.phase is Phase.LEAVING
+    assert step.deployment.rolled_back is None
+    assert [one.most for one in snapshot.deployments] == [0, 0]
+    assert not any(decided.placements.values())
+    assert joined(decided.routes, snapshot)["m"].targets == ()
+    assert [one.replicas for one in asleep.deployments] == [1, 1]
 
 
 def test_what_a_declaration_comes_to() -> None:

@@ -18,7 +18,7 @@ from busbar_scheduler.adapters.gateway_reports import GatewayReports
 from busbar_scheduler.domain.autoscaling import Autoscaler
 from busbar_scheduler.domain.comparing import Tally
 from busbar_scheduler.domain.demand import Gathering
-from busbar_scheduler.domain.fleet import Deployment, Placements, ReplicaState, Snapshot
+from busbar_scheduler.domain.fleet import Deployment, Placements, Snapshot
 from busbar_scheduler.domain.publishing import Published
 from busbar_scheduler.domain.quarantine import Vitals
 from busbar_scheduler.domain.tracks import expanded
@@ -85,17 +85,8 @@ class FleetView:
 
     def current(self) -> Snapshot | None:
         """As in Trials."""
-        return None if self.missing else self._declared()
-
-    def missing_of(self, track: str) -> str:
-        """As in Trials."""
-        snapshot = self.table.snapshot(time.monotonic(), _now_unix_ms())
-        states = [
-            f"{replica.state} on {node.label}" + (f": {replica.reason}" if replica.reason else "")
-            for node in snapshot.nodes
-            if (replica := node.replica_of(track)) and replica.state is not ReplicaState.READY
-        ]
-        return "; ".join(states) or "it has not got all its replicas"
+        known = not self.missing and self.table.settled(time.monotonic())
+        return self._declared() if known else None
 
     @property
     def tally(self) -> Tally:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from busbar_scheduler.domain.comparing import Outcomes, worse
-from busbar_scheduler.domain.fleet import Deployment
+from busbar_scheduler.domain.comparing import worse
+from busbar_scheduler.domain.fleet import Bundle, Deployment
 from busbar_scheduler.domain.rollouts import (
     HALF_PERCENT,
     Canary,
@@ -14,27 +14,13 @@ from busbar_scheduler.domain.rollouts import (
     Rollout,
     track_of,
 )
+from busbar_scheduler.domain.watching import Sight
 
 _LEAVES_WITHIN_MS = 10_000
 """What is on its way to a version that takes nothing more gets there within this."""
 _NAME_CHARS_MAX = 63
 _MS_PER_S = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class Sight:
-    """What is seen of both versions."""
-
-    canary_ready: bool
-    """Whether the new version has all the replicas that it needs now."""
-    stable_ready: bool
-    """Whether the deployment's own replicas are all ready."""
-    missing: str
-    """Why the new version has not got them; empty when it has."""
-    observed_s: float
-    """How long both were watched in this step."""
-    canary: Outcomes
-    stable: Outcomes
+_ALL_PERCENT = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,23 +37,47 @@ def advance(deployment: Deployment, sight: Sight, now_unix_ms: int) -> Step:
     if canary is None:
         return Step(deployment, "")
     if canary.phase is Phase.LEAVING:
-        left = now_unix_ms - canary.since_unix_ms >= _LEAVES_WITHIN_MS
-        return Step(replace(deployment, canary=None) if left else deployment, "it leaves")
+        return _left(deployment, canary, sight, now_unix_ms)
+    if not deployment.most:
+        step = _moved(deployment, Phase.LEAVING, canary.percent, now_unix_ms)
+        return Step(step, "the deployment was stopped")
     if canary.phase is Phase.SETTLING:
-        if not sight.stable_ready:
-            return Step(deployment, "it serves everything until all replicas have changed to it")
-        return Step(_moved(deployment, Phase.LEAVING, 100, now_unix_ms), "every replica has it now")
+        return _settled(deployment, canary, sight, now_unix_ms)
     return _tried(deployment, canary, sight, now_unix_ms)
 
 
+def _left(deployment: Deployment, canary: Canary, sight: Sight, now_unix_ms: int) -> Step:
+    elapsed_ms = now_unix_ms - canary.since_unix_ms
+    if elapsed_ms < _LEAVES_WITHIN_MS:
+        return Step(deployment, "it finishes what it has in hand")
+    if deployment.most and not sight.standing.ready and elapsed_ms < _patience_ms(deployment):
+        return Step(deployment, "it serves until the version that stays is ready")
+    return Step(replace(deployment, canary=None), "it left")
+
+
+def _settled(deployment: Deployment, canary: Canary, sight: Sight, now_unix_ms: int) -> Step:
+    there = sight.standing
+    counted = f"{there.ready} of {there.wanted} replicas have it now"
+    if there.complete:
+        return Step(_moved(deployment, Phase.LEAVING, _ALL_PERCENT, now_unix_ms), counted)
+    if there.ready and now_unix_ms - canary.since_unix_ms >= _patience_ms(deployment):
+        late = f"{counted}, and the others were not ready in time"
+        return Step(_moved(deployment, Phase.LEAVING, _ALL_PERCENT, now_unix_ms), late)
+    return Step(deployment, f"it serves everything until all replicas have it: {counted}")
+
+
+def _patience_ms(deployment: Deployment) -> int:
+    return (deployment.rollout or Rollout()).ready_within_s * _MS_PER_S
+
+
 def _tried(deployment: Deployment, canary: Canary, sight: Sight, now_unix_ms: int) -> Step:
-    terms, elapsed_ms = deployment.rollout or Rollout(), now_unix_ms - canary.since_unix_ms
+    terms = deployment.rollout or Rollout()
     if reason := worse(sight.canary, sight.stable, terms):
         return Step(give_up(deployment, reason, now_unix_ms), reason)
     if not sight.canary_ready:
-        if elapsed_ms < terms.ready_within_s * _MS_PER_S:
-            return Step(deployment, f"not ready yet: {sight.missing}")
-        reason = f"not ready within {terms.ready_within_s} s: {sight.missing}"
+        if sight.unready_s < terms.ready_within_s:
+            return Step(deployment, f"not ready: {sight.missing}")
+        reason = f"not ready for {terms.ready_within_s} s: {sight.missing}"
         return Step(give_up(deployment, reason, now_unix_ms), reason)
     if canary.phase is Phase.TAKING_OVER:
         return Step(_taken_over(deployment, canary, now_unix_ms), "it has as many slots")
@@ -116,6 +126,19 @@ def give_up(deployment: Deployment, reason: str, now_unix_ms: int) -> Deployment
     return replace(left, rolled_back=RolledBack(canary.digest, reason, now_unix_ms))
 
 
+def take_back(deployment: Deployment, stays: Bundle, reason: str, now_unix_ms: int) -> Deployment:
+    """Go back to the bundle before, from one that has taken over and may not be everywhere yet.
+
+    The new version goes on serving for as long as no replica with that bundle is ready.
+    """
+    canary = deployment.canary
+    if canary is None:
+        return deployment
+    before = replace(deployment, digest=stays.digest, manifest=stays.manifest, previous_digest="")
+    left = _moved(before, Phase.LEAVING, _ALL_PERCENT, now_unix_ms)
+    return replace(left, rolled_back=RolledBack(canary.digest, reason, now_unix_ms))
+
+
 def begin(before: Deployment | None, wished: Deployment, now_unix_ms: int) -> Deployment:
     """What a declaration comes to, given what stands there.
 
@@ -158,7 +181,10 @@ def settling(before: Deployment | None, digest: str) -> str:
         return ""
     if digest == before.digest:
         return ""
-    return f"{before.name} is just changing to the version that it was rolled out with; try again"
+    return (
+        f"{before.name} is just changing to the version that it was rolled out with; "
+        "try again, or roll it back"
+    )
 
 
 def cannot_share(before: Deployment | None, wished: Deployment) -> str:

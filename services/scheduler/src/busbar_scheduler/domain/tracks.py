@@ -31,8 +31,11 @@ def _units(snapshot: Snapshot) -> Iterator[Deployment]:
         if one.canary is None:
             yield one
             continue
-        # What a version is measured by does not sleep.
-        yield replace(one, replicas=max(1, one.replicas), max_replicas=max(1, one.max_replicas))
+        # What a version is measured by does not sleep; but it may be stopped.
+        awake = min(1, one.most)
+        yield replace(
+            one, replicas=max(awake, one.replicas), max_replicas=max(awake, one.max_replicas)
+        )
         yield replace(
             one,
             name=track_of(one.name),
@@ -47,6 +50,8 @@ def _units(snapshot: Snapshot) -> Iterator[Deployment]:
 
 def canary_replicas(deployment: Deployment, canary: Canary, wanted: int) -> int:
     """Replicas whose slots are the canary's share of those of the version that serves."""
+    if not deployment.most:
+        return 0
     slots = max(1, wanted) * deployment.manifest.slots * canary.capacity_percent
     return max(1, -(-slots // (_PERCENT * max(1, canary.manifest.slots))))
 
@@ -63,6 +68,25 @@ def ready_replicas(snapshot: Snapshot, name: str, digest: str) -> int:
     )
 
 
+def unready(snapshot: Snapshot, name: str) -> str:
+    """Where replicas stand that are not ready, for people."""
+    states = [
+        f"{replica.state} on {node.label}" + (f": {replica.reason}" if replica.reason else "")
+        for node in snapshot.nodes
+        if (replica := node.replica_of(name)) and replica.state is not ReplicaState.READY
+    ]
+    return "; ".join(states) or "it has not got all its replicas"
+
+
+def placed_replicas(snapshot: Snapshot, name: str) -> int:
+    """Replicas that were told to nodes which keep what they hold."""
+    return sum(
+        node.health.keeps
+        and any(held.deployment == name for held in snapshot.placements.get(node.key, ()))
+        for node in snapshot.nodes
+    )
+
+
 def joined(routes: Routes, snapshot: Snapshot) -> Routes:
     """Routes by deployment: what is reached under a track becomes part of its deployment's."""
     tried = {one.name: one.canary for one in snapshot.deployments if one.canary is not None}
@@ -73,15 +97,23 @@ def joined(routes: Routes, snapshot: Snapshot) -> Routes:
     for name, canary in tried.items():
         track = track_of(name)
         if name in found and track in routes:
-            needed = replicas[track] * max(1, canary.manifest.slots)
+            needed = max(1, replicas[track] * canary.manifest.slots)
+            alone = replicas[track] > 0 and not found[name].targets
             found[name] = replace(
-                found[name], canary=_canary_route(canary, track, routes[track], needed)
+                found[name], canary=_canary_route(canary, track, routes[track], needed, alone=alone)
             )
     return found
 
 
-def _canary_route(canary: Canary, track: str, route: Route, needed_slots: int) -> CanaryRoute:
-    """Its share shrinks with what it lacks, so that it gets no more than it can work on."""
+def _canary_route(
+    canary: Canary, track: str, route: Route, needed_slots: int, *, alone: bool
+) -> CanaryRoute:
+    """Its share shrinks with what it lacks, so that it gets no more than it can work on.
+
+    One that leaves serves on while no other does: gateways give any share of such to it whole.
+    """
     ready = sum(one.ready_slots for one in route.targets)
     percent = canary.share_percent * min(ready, needed_slots) // needed_slots
+    if canary.phase is Phase.LEAVING and alone and ready:
+        percent = 1
     return CanaryRoute(track, canary.digest, percent, route.targets)

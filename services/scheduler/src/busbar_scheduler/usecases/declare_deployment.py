@@ -7,13 +7,20 @@ from dataclasses import dataclass, replace
 
 from busbar_errors import Conflict, NotFound, Rejected
 
-from busbar_scheduler.domain.advancing import begin, cannot_share, give_up, settling
+from busbar_scheduler.domain.advancing import (
+    begin,
+    cannot_share,
+    give_up,
+    settling,
+    take_back,
+)
 from busbar_scheduler.domain.explaining import contradictory
 from busbar_scheduler.domain.fleet import SCALE_DOWN_AFTER_S, Bundle, Deployment
 from busbar_scheduler.domain.rollouts import TRACK_SUFFIX, Phase, Rollout, is_track
 from busbar_scheduler.usecases.ports import Declarations
 
 _ATTEMPTS_MAX = 5
+_BY_HAND = "the operator rolled it back"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,21 +117,21 @@ async def scale(
 
 
 async def roll_back(declarations: Declarations, name: str, now_unix_ms: int) -> Deployment:
-    """Go back to the bundle before, or give up the version that is being tried.
+    """Go back to the bundle before, or give up the version that is being tried or takes over.
 
-    Raises NotFound, Rejected when there was no other bundle, and Conflict when one takes over.
+    Raises NotFound, and Rejected when there was no other bundle.
     """
 
     def rolled_back(before: Deployment | None) -> Deployment:
         there = _there(before, name)
         if there.canary and there.canary.phase in {Phase.OBSERVING, Phase.TAKING_OVER}:
-            return give_up(there, "the operator rolled it back", now_unix_ms)
-        if reason := settling(there, there.previous_digest):
-            raise Conflict(reason)
+            return give_up(there, _BY_HAND, now_unix_ms)
         found = [one for one in declarations.bundles() if one.digest == there.previous_digest]
         if not found:
             raise Rejected(f"{name} has had no other bundle to go back to")
         (bundle,) = found
+        if there.canary and there.canary.phase is Phase.SETTLING:
+            return take_back(there, bundle, _BY_HAND, now_unix_ms)
         return replace(
             there,
             digest=bundle.digest,

@@ -8,11 +8,17 @@ from typing import Protocol
 import structlog
 from busbar_errors import Conflict
 
-from busbar_scheduler.domain.advancing import Sight, Step, advance
-from busbar_scheduler.domain.comparing import Outcomes, Tally
+from busbar_scheduler.domain.advancing import Step, advance
+from busbar_scheduler.domain.comparing import Tally
 from busbar_scheduler.domain.fleet import Deployment, Snapshot
-from busbar_scheduler.domain.rollouts import Canary, track_of
-from busbar_scheduler.domain.tracks import canary_replicas, ready_replicas
+from busbar_scheduler.domain.rollouts import track_of
+from busbar_scheduler.domain.tracks import (
+    canary_replicas,
+    placed_replicas,
+    ready_replicas,
+    unready,
+)
+from busbar_scheduler.domain.watching import Sight, Standing, Watch
 from busbar_scheduler.usecases.ports import Announcements, Declarations, Leadership
 
 log = structlog.get_logger()
@@ -30,19 +36,9 @@ class Trials(Protocol):
         """The fleet as it is, with deployments as they were declared; None when not current."""
         ...
 
-    def missing_of(self, track: str) -> str:
-        """Why a version on trial is not ready."""
+    def declared(self) -> tuple[Deployment, ...]:
+        """Every deployment, also while the picture is not current."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class _Window:
-    """Where a step began."""
-
-    canary: Canary
-    began_s: float
-    canary_then: Outcomes
-    stable_then: Outcomes
 
 
 @dataclass(slots=True)
@@ -53,7 +49,7 @@ class Rollouts:
     declarations: Declarations
     leadership: Leadership
     announcements: Announcements
-    _windows: dict[str, _Window] = field(default_factory=dict[str, _Window])
+    _watches: dict[str, Watch] = field(default_factory=dict[str, Watch])
     _said: dict[str, str] = field(default_factory=dict[str, str])
 
     def reason(self, deployment: str) -> str:
@@ -62,15 +58,15 @@ class Rollouts:
 
     async def look(self, now_s: float, now_unix_ms: int) -> None:
         """One round; raises Unavailable when the bus does not answer."""
-        snapshot = self.trials.current()
+        names = frozenset(one.name for one in self.trials.declared() if one.canary is not None)
+        self.trials.tally.keep(names)
+        for gone in self._watches.keys() - names:
+            del self._watches[gone]
+            self._said.pop(gone, None)
+        snapshot = self.trials.current() if names else None
         if snapshot is None:
             return
         tried = [one for one in snapshot.deployments if one.canary is not None]
-        names = frozenset(one.name for one in tried)
-        self.trials.tally.keep(names)
-        for gone in self._windows.keys() - names:
-            del self._windows[gone]
-            self._said.pop(gone, None)
         for deployment in tried:
             step = advance(deployment, self._sight(snapshot, deployment, now_s), now_unix_ms)
             self._said[deployment.name] = step.reason
@@ -109,14 +105,13 @@ class Rollouts:
         wanted = max(1, snapshot.wanted(deployment))
         needed = canary_replicas(deployment, canary, wanted)
         ready = ready_replicas(snapshot, track_of(name), canary.digest)
-        window = self._windows.get(name)
-        if window is None or window.canary != canary or not ready:
-            window = self._windows[name] = _Window(canary, now_s, of_canary, of_stable)
-        return Sight(
-            canary_ready=ready >= needed,
-            stable_ready=ready_replicas(snapshot, name, deployment.digest) >= wanted,
-            missing="" if ready >= needed else self.trials.missing_of(track_of(name)),
-            observed_s=now_s - window.began_s,
-            canary=of_canary - window.canary_then,
-            stable=of_stable - window.stable_then,
+        watch = self._watches.get(name)
+        if watch is None or watch.canary != canary:
+            watch = self._watches[name] = Watch(canary, of_canary, of_stable, now_s)
+        standing = Standing(
+            ready=ready_replicas(snapshot, name, deployment.digest),
+            placed=placed_replicas(snapshot, name),
+            wanted=wanted,
         )
+        missing = "" if ready >= needed else unready(snapshot, track_of(name))
+        return watch.see(now_s, of_canary, of_stable, standing, missing)

@@ -1,0 +1,195 @@
+"""Whole rollouts on a fleet that changes meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import pytest
+from busbar_scheduler.domain.comparing import Outcomes, Tally
+from busbar_scheduler.domain.fleet import (
+    Bundle,
+    Demand,
+    Deployment,
+    Health,
+    Node,
+    Placements,
+    Replica,
+    ReplicaState,
+    Snapshot,
+)
+from busbar_scheduler.domain.manifest import Manifest, Task
+from busbar_scheduler.domain.planning import Plan, plan
+from busbar_scheduler.domain.publishing import Changes
+from busbar_scheduler.domain.rollouts import Canary, Phase, Rollout
+from busbar_scheduler.domain.tracks import expanded, joined
+from busbar_scheduler.usecases.rolling_out import Rollouts
+
+OLD, NEW = "sha256:01", "sha256:02"
+MODEL = Manifest("m", "1", Task.TENSOR, slots=4, memory_mib=100, price_class="p")
+TERMS = Rollout(canary_percent=20, observe_s=3, min_samples=5, ready_within_s=12)
+NODES = ("r.s.n0", "r.s.n1", "r.t.n2")
+LOADS_ROUNDS = 2
+CALM_ROUNDS = 90
+CANARY_AT, SETTLES_AT = 5, 18
+
+
+@dataclass
+class Fleet:
+    """Nodes that do as they are told, seen and changed once a second; all requests go well."""
+
+    standing: Deployment
+    memory_mib: int
+    second: int = 0
+    dead: set[str] = field(default_factory=set[str])
+    demand: int = 2
+    told: Placements = field(default_factory=dict)
+    tally: Tally = field(default_factory=Tally)
+    unserved: list[int] = field(default_factory=list[int])
+    _held: dict[tuple[str, str], tuple[str, int]] = field(default_factory=dict)
+
+    def token(self) -> int | None:
+        return 1
+
+    def step_down(self) -> None:
+        raise AssertionError("nobody else leads")
+
+    def declared(self) -> tuple[Deployment, ...]:
+        return (self.standing,)
+
+    def current(self) -> Snapshot | None:
+        demands = {"m": Demand(self.demand)}
+        nodes = tuple(self._node(key) for key in NODES)
+        return Snapshot(1, (self.standing,), nodes, self.told, demands=demands)
+
+    def deployment(self, name: str) -> Deployment | None:
+        return self.standing if name == "m" else None
+
+    def bundles(self) -> tuple[Bundle, ...]:
+        return ()
+
+    async def put_deployment(self, deployment: Deployment) -> None:
+        self.standing = deployment
+
+    async def delete_deployment(self, name: str) -> None:
+        raise AssertionError(name)
+
+    async def put_bundle(self, bundle: Bundle) -> None:
+        raise AssertionError(bundle)
+
+    async def delete_bundle(self, digest: str) -> None:
+        raise AssertionError(digest)
+
+    async def plan_published(self, plan: Plan, changes: Changes) -> None:
+        raise AssertionError(plan)
+
+    async def rollout_moved(
+        self, deployment: str, digest: str, percent: int, reason: str, *, rolled_back: bool
+    ) -> None:
+        """Nobody listens."""
+
+    async def pass_second(self, rollouts: Rollouts) -> None:
+        """Plan, carry out, answer requests, and look."""
+        snapshot = self.current()
+        assert snapshot is not None
+        whole = expanded(snapshot)
+        decided = plan(whole)
+        route = joined(decided.routes, whole)["m"]
+        canary = route.canary
+        served = route.targets or (canary and canary.percent and canary.targets)
+        if not served and self._could_serve(snapshot):
+            self.unserved.append(self.second)
+        self.told = decided.placements
+        self._carry_out()
+        count = 10 * self.second
+        digests = {OLD, NEW}
+        self.tally.heard("g", "run", {("m", one): Outcomes(answered=count) for one in digests})
+        self.second += 1
+        await rollouts.look(float(self.second), self.second * 1_000)
+
+    def _carry_out(self) -> None:
+        wanted = {
+            (node, one.deployment): one.digest
+            for node, held in self.told.items()
+            for one in held
+            if node not in self.dead
+        }
+        self._held = {
+            key: self._held[key]
+            if self._held.get(key, ("", 0))[0] == digest
+            else (digest, self.second)
+            for key, digest in wanted.items()
+        }
+
+    def _could_serve(self, snapshot: Snapshot) -> bool:
+        canary = self.standing.canary
+        serving = {("m", self.standing.digest), ("m--canary", canary.digest if canary else "")}
+        return any(
+            node.health is Health.OK
+            and one.state is ReplicaState.READY
+            and (one.deployment, one.digest) in serving
+            for node in snapshot.nodes
+            for one in node.replicas
+        )
+
+    def _node(self, key: str) -> Node:
+        region, site, _ = key.split(".")
+        replicas = tuple(
+            Replica(name, digest, self._state(since), MODEL.slots)
+            for (node, name), (digest, since) in sorted(self._held.items())
+            if node == key
+        )
+        health = Health.EVICTED if key in self.dead else Health.OK
+        return Node(key, region, site, self.memory_mib, slots=100, health=health, replicas=replicas)
+
+    def _state(self, since: int) -> ReplicaState:
+        loaded = self.second - since > LOADS_ROUNDS
+        return ReplicaState.READY if loaded else ReplicaState.LOADING
+
+
+Event = tuple[int, str | int]
+"""The second, and the node that dies or returns, or how many replicas demand wants."""
+
+
+async def roll_out(fleet: Fleet, events: Sequence[Event]) -> None:
+    """From a deployment that serves to one without a version on trial, or as long as we wait."""
+    rollouts = Rollouts(fleet, fleet, fleet, fleet)
+    last = max((at for at, _ in events), default=0)
+    while fleet.second < last + CALM_ROUNDS:
+        for at, what in events:
+            if at != fleet.second:
+                continue
+            if isinstance(what, int):
+                fleet.demand = what
+            else:
+                fleet.dead ^= {what}
+        if fleet.second == CANARY_AT:
+            canary = Canary(NEW, replace(MODEL, version="2"), Phase.OBSERVING, 20, 1_000)
+            fleet.standing = replace(fleet.standing, canary=canary)
+        await fleet.pass_second(rollouts)
+        if fleet.second > last + CANARY_AT and fleet.standing.canary is None:
+            return
+
+
+@pytest.mark.parametrize(
+    ("events", "memory_mib"),
+    [
+        ([], 1_000),
+        ([(SETTLES_AT, NODES[0])], 250),
+        ([(SETTLES_AT, NODES[0]), (SETTLES_AT, NODES[1])], 250),
+        ([(8, NODES[0]), (14, NODES[0]), (20, NODES[2])], 250),
+        ([(SETTLES_AT, 4)], 250),
+        ([(10, 3), (20, 1), (30, 4)], 250),
+        ([], 100),
+    ],
+    ids=["calm", "one dies", "two die", "one comes and goes", "demand grows", "ups", "no room"],
+)
+def test_every_rollout_ends_whatever_becomes_of_the_fleet(
+    events: list[Event], memory_mib: int
+) -> None:
+    fleet = Fleet(Deployment("m", OLD, MODEL, 2, max_replicas=4, rollout=TERMS), memory_mib)
+    asyncio.run(roll_out(fleet, events))
+
+    assert fleet.standing.canary is None
+    assert fleet.unserved == []
