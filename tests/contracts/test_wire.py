@@ -205,9 +205,14 @@ GOLDEN: list[tuple[Message, str]] = [
     ),
     (
         RolloutMoved(
-            deployment="d", bundle_digest="x", percent=50, rolled_back=True, reason="slow"
+            deployment="d",
+            bundle_digest="x",
+            percent=50,
+            rolled_back=True,
+            reason="slow",
+            phase=RolloutPhase.ROLLOUT_PHASE_LEAVING,
         ),
-        "0a0164120178183220012a04736c6f77",
+        "0a0164120178183220012a04736c6f773004",
     ),
     (
         GatewayStatus(

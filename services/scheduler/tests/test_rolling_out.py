@@ -22,6 +22,7 @@ from busbar_scheduler.domain.fleet import (
 from busbar_scheduler.domain.manifest import Manifest, Task
 from busbar_scheduler.domain.planning import Plan, plan
 from busbar_scheduler.domain.publishing import Changes
+from busbar_scheduler.domain.rollout_news import Moved
 from busbar_scheduler.domain.rollouts import Canary, Phase, Rollout
 from busbar_scheduler.domain.tracks import expanded, joined
 from busbar_scheduler.usecases.rolling_out import Rollouts
@@ -47,6 +48,7 @@ class Fleet:
     told: Placements = field(default_factory=dict)
     tally: Tally = field(default_factory=Tally)
     unserved: list[int] = field(default_factory=list[int])
+    told_of: list[tuple[str, bool]] = field(default_factory=list[tuple[str, bool]])
     _held: dict[tuple[str, str], tuple[str, int]] = field(default_factory=dict)
 
     def token(self) -> int | None:
@@ -84,10 +86,8 @@ class Fleet:
     async def plan_published(self, plan: Plan, changes: Changes) -> None:
         raise AssertionError(plan)
 
-    async def rollout_moved(
-        self, deployment: str, digest: str, percent: int, reason: str, *, rolled_back: bool
-    ) -> None:
-        """Nobody listens."""
+    async def rollout_moved(self, moved: Moved) -> None:
+        self.told_of.append((str(moved.phase), moved.rolled_back))
 
     async def pass_second(self, rollouts: Rollouts) -> None:
         """Plan, carry out, answer requests, and look."""
@@ -193,3 +193,5 @@ def test_every_rollout_ends_whatever_becomes_of_the_fleet(
 
     assert fleet.standing.canary is None
     assert fleet.unserved == []
+    assert fleet.told_of[-1] == ("leaving", fleet.standing.rolled_back is not None)
+    assert len(fleet.told_of) == len(set(fleet.told_of))

@@ -88,6 +88,7 @@ class Scheduler:
                 self._sweeper,
             ),
             rollouts=self._rollouts,
+            announcements=self.announcements,
         )
         self.application = api.application(settings.operator_token.get_secret_value())
 

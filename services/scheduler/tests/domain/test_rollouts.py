@@ -27,6 +27,7 @@ from busbar_scheduler.domain.fleet import (
 )
 from busbar_scheduler.domain.manifest import Manifest, Task
 from busbar_scheduler.domain.planning import plan
+from busbar_scheduler.domain.rollout_news import Moved, news_of
 from busbar_scheduler.domain.rollouts import Canary, Phase, Rollout
 from busbar_scheduler.domain.tracks import expanded, joined
 from busbar_scheduler.domain.watching import Sight, Standing, Watch
@@ -350,3 +351,21 @@ def test_counts_of_gateways_add_up_across_their_restarts() -> None:
     assert tally.of(*key).answered == 2 + 2 + 3 + 1
     tally.keep(frozenset())
     assert tally.of(*key) == Outcomes()
+
+
+def test_every_step_is_told_once_whoever_took_it() -> None:
+    begun = begin(SERVING, wish(NEW), 7)
+    given_up = give_up(begun, "slow", 9)
+    stopped = begin(begun, SERVING, 9)
+    gone = replace(stopped, canary=None)
+    taken_over = replace(tried(Phase.SETTLING, 50), digest=NEW)
+    promoted = advance(taken_over, sight(), 9)
+
+    assert news_of(SERVING, begun) == Moved("m", NEW, Phase.OBSERVING, 10, "it was declared", False)
+    assert news_of(begun, begin(begun, wish(NEW, replicas=5), 8)) is None
+    assert news_of(begun, given_up) == Moved("m", NEW, Phase.LEAVING, 0, "slow", True)
+    told = news_of(begun, stopped)
+    assert told == Moved("m", NEW, Phase.LEAVING, 0, "another version was declared", False)
+    assert news_of(stopped, gone) is None
+    told = news_of(taken_over, promoted.deployment, promoted.reason)
+    assert told == Moved("m", NEW, Phase.LEAVING, 0, "2 of 2 replicas have it now", False)

@@ -18,8 +18,10 @@ from busbar_messaging.connection import publish_durably
 from google.protobuf.message import Message
 from nats.aio.client import Client
 
+from busbar_scheduler.adapters.rollout_codec import PHASES
 from busbar_scheduler.domain.planning import Plan
 from busbar_scheduler.domain.publishing import Changes
+from busbar_scheduler.domain.rollout_news import Moved
 
 log = structlog.get_logger()
 
@@ -50,16 +52,15 @@ class Announcements:
         )
         await self._publish("plan_published", event)
 
-    async def rollout_moved(
-        self, deployment: str, digest: str, percent: int, reason: str, *, rolled_back: bool
-    ) -> None:
+    async def rollout_moved(self, moved: Moved) -> None:
         """A rollout went a step further, or back."""
         event = RolloutMoved(
-            deployment=deployment,
-            bundle_digest=digest,
-            percent=percent,
-            rolled_back=rolled_back,
-            reason=reason,
+            deployment=moved.deployment,
+            bundle_digest=moved.digest,
+            percent=moved.percent,
+            rolled_back=moved.rolled_back,
+            reason=moved.reason,
+            phase=PHASES[moved.phase],
         )
         await self._publish("rollout_moved", event)
 

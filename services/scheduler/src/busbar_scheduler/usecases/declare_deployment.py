@@ -16,8 +16,9 @@ from busbar_scheduler.domain.advancing import (
 )
 from busbar_scheduler.domain.explaining import contradictory
 from busbar_scheduler.domain.fleet import SCALE_DOWN_AFTER_S, Bundle, Deployment
+from busbar_scheduler.domain.rollout_news import news_of
 from busbar_scheduler.domain.rollouts import TRACK_SUFFIX, Phase, Rollout, is_track
-from busbar_scheduler.usecases.ports import Declarations
+from busbar_scheduler.usecases.ports import Announcements, Declarations
 
 _ATTEMPTS_MAX = 5
 _BY_HAND = "the operator rolled it back"
@@ -56,7 +57,9 @@ def find_bundle(bundles: tuple[Bundle, ...], wanted: str) -> Bundle:
     return max(named, key=lambda one: (one.pushed_unix_ms, one.digest))
 
 
-async def declare(declarations: Declarations, wish: Wish, now_unix_ms: int) -> Deployment:
+async def declare(
+    declarations: Declarations, announcements: Announcements, wish: Wish, now_unix_ms: int
+) -> Deployment:
     """Create or change a deployment; the last writer wins.
 
     Raises NotFound for its bundle, and Rejected when it asks for what no fleet could give.
@@ -92,7 +95,7 @@ async def declare(declarations: Declarations, wish: Wish, now_unix_ms: int) -> D
         raise Rejected(f"{wish.name}: names that end in {TRACK_SUFFIX} are taken by rollouts")
     if contradiction := contradictory(wished(None)):
         raise Rejected(f"{wish.name}: {contradiction}")
-    return await _change(declarations, wish.name, wished)
+    return await _roll(declarations, announcements, wish.name, wished)
 
 
 def _previous(before: Deployment | None, digest: str) -> str:
@@ -113,10 +116,13 @@ async def scale(
             raise Rejected(f"{name}: {contradiction}")
         return wanted
 
-    return await _change(declarations, name, scaled)
+    _, after = await _change(declarations, name, scaled)
+    return after
 
 
-async def roll_back(declarations: Declarations, name: str, now_unix_ms: int) -> Deployment:
+async def roll_back(
+    declarations: Declarations, announcements: Announcements, name: str, now_unix_ms: int
+) -> Deployment:
     """Go back to the bundle before, or give up the version that is being tried or takes over.
 
     Raises NotFound, and Rejected when there was no other bundle.
@@ -139,7 +145,7 @@ async def roll_back(declarations: Declarations, name: str, now_unix_ms: int) -> 
             previous_digest=there.digest,
         )
 
-    return await _change(declarations, name, rolled_back)
+    return await _roll(declarations, announcements, name, rolled_back)
 
 
 def _there(deployment: Deployment | None, name: str) -> Deployment:
@@ -148,22 +154,34 @@ def _there(deployment: Deployment | None, name: str) -> Deployment:
     return deployment
 
 
+async def _roll(
+    declarations: Declarations,
+    announcements: Announcements,
+    name: str,
+    change: Callable[[Deployment | None], Deployment],
+) -> Deployment:
+    before, after = await _change(declarations, name, change)
+    if moved := news_of(before, after):
+        await announcements.rollout_moved(moved)
+    return after
+
+
 async def _change(
     declarations: Declarations, name: str, change: Callable[[Deployment | None], Deployment]
-) -> Deployment:
-    """Change what stands there, again when somebody else was faster."""
+) -> tuple[Deployment | None, Deployment]:
+    """Change what stands there, again when somebody else was faster; before and after."""
     for attempt in range(1, _ATTEMPTS_MAX + 1):
         before = declarations.deployment(name)
         deployment = change(before)
         if deployment == before:
-            return deployment
+            return before, deployment
         try:
             await declarations.put_deployment(deployment)
         except Conflict:
             if attempt == _ATTEMPTS_MAX:
                 raise
         else:
-            return deployment
+            return before, deployment
     raise AssertionError("unreachable")
 
 

@@ -10,6 +10,7 @@ from busbar_scheduler.domain.fleet import Assignment, Bundle, Deployment, Route,
 from busbar_scheduler.domain.orders import Described
 from busbar_scheduler.domain.planning import Plan
 from busbar_scheduler.domain.publishing import Changes, Published
+from busbar_scheduler.domain.rollout_news import Moved
 
 
 class Fleet(Protocol):
@@ -82,9 +83,7 @@ class Announcements(Protocol):
         """A plan that changed something was published."""
         ...
 
-    async def rollout_moved(
-        self, deployment: str, digest: str, percent: int, reason: str, *, rolled_back: bool
-    ) -> None:
+    async def rollout_moved(self, moved: Moved) -> None:
         """A rollout went a step further, or back."""
         ...
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -11,6 +12,7 @@ from busbar_errors import Conflict
 from busbar_scheduler.domain.advancing import Step, advance
 from busbar_scheduler.domain.comparing import Tally
 from busbar_scheduler.domain.fleet import Deployment, Snapshot
+from busbar_scheduler.domain.rollout_news import news_of
 from busbar_scheduler.domain.rollouts import track_of
 from busbar_scheduler.domain.tracks import (
     canary_replicas,
@@ -81,22 +83,19 @@ class Rollouts:
         except Conflict as conflict:
             log.info("lost a race", reason=conflict.reason)
             return
-        tried, now = before.canary, step.deployment.canary
-        assert tried is not None
-        back = step.deployment.rolled_back != before.rolled_back
-        percent = now.share_percent if now else 0
-        level = log.warning if back else log.info
-        level(
-            "version rolled back" if back else "rollout moved",
-            deployment=before.name,
-            bundle=tried.digest,
-            phase=str(now.phase) if now else "done",
-            percent=percent,
-            reason=step.reason,
+        moved = news_of(before, step.deployment, step.reason)
+        if moved is None:
+            return
+        log.log(
+            logging.WARNING if moved.rolled_back else logging.INFO,
+            "version rolled back" if moved.rolled_back else "rollout moved",
+            deployment=moved.deployment,
+            bundle=moved.digest,
+            phase=str(moved.phase),
+            percent=moved.percent,
+            reason=moved.reason,
         )
-        await self.announcements.rollout_moved(
-            before.name, tried.digest, percent, step.reason, rolled_back=back
-        )
+        await self.announcements.rollout_moved(moved)
 
     def _sight(self, snapshot: Snapshot, deployment: Deployment, now_s: float) -> Sight:
         canary, tally, name = deployment.canary, self.trials.tally, deployment.name

@@ -14,6 +14,7 @@ from busbar_contracts.billing.v1.events_pb2 import (
     UsagePosted,
 )
 from busbar_contracts.node.v1.events_pb2 import ReplicaBecameReady, ReplicaFailed, TritonLost
+from busbar_contracts.scheduler.v1.deployment_pb2 import RolloutPhase
 from busbar_contracts.scheduler.v1.events_pb2 import (
     LeaderElected,
     PlanPublished,
@@ -33,8 +34,11 @@ class _Wording:
 
     message_type: type[Message]
     severity: Severity
+    """What it usually is."""
     subject: Callable[[Any], str]
     text: Callable[[Any], str]
+    warns: Callable[[Any], bool] = lambda _: False
+    """Whether this one is a warning."""
 
 
 def _plan_text(plan: PlanPublished) -> str:
@@ -46,9 +50,17 @@ def _plan_text(plan: PlanPublished) -> str:
     return changed + (f": {'; '.join(reasons)}" if reasons else "")
 
 
+_PHASES = {
+    RolloutPhase.ROLLOUT_PHASE_TAKING_OVER: "gets as many slots as the version that serves",
+    RolloutPhase.ROLLOUT_PHASE_SETTLING: "takes all requests, and the replicas change to it",
+    RolloutPhase.ROLLOUT_PHASE_LEAVING: "is on trial no longer",
+}
+
+
 def _rollout_text(moved: RolloutMoved) -> str:
     digest = moved.bundle_digest.removeprefix("sha256:")[:12]
-    step = "rolled back" if moved.rolled_back else f"takes {moved.percent} % of the requests"
+    share = f"takes {moved.percent} % of the requests"
+    step = "rolled back" if moved.rolled_back else _PHASES.get(moved.phase, share)
     return f"version {digest} {step}: {moved.reason}"
 
 
@@ -74,7 +86,9 @@ _WORDINGS = {
         lambda m: m.scheduler_id,
         lambda m: f"leads the scheduling, fencing token {m.fencing_token}",
     ),
-    "rolloutmoved": _Wording(RolloutMoved, "info", lambda m: m.deployment, _rollout_text),
+    "rolloutmoved": _Wording(
+        RolloutMoved, "info", lambda m: m.deployment, _rollout_text, lambda m: m.rolled_back
+    ),
     "planpublished": _Wording(PlanPublished, "info", lambda _: "", _plan_text),
     "tenantcreated": _Wording(
         TenantCreated, "info", lambda m: m.tenant_id, lambda m: f"tenant {m.name} created"
@@ -112,7 +126,7 @@ def read_fact(subject: str, data: bytes, sequence: int, at_unix_ms: int) -> Even
         at_unix_ms=at_unix_ms,
         service=service,
         fact=fact,
-        severity=wording.severity,
+        severity="warning" if wording.warns(message) else wording.severity,
         subject=wording.subject(message),
         text=wording.text(message)[:500],
     )

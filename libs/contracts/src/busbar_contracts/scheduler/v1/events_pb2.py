@@ -22,19 +22,20 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from busbar_contracts.scheduler.v1 import deployment_pb2 as busbar_dot_scheduler_dot_v1_dot_deployment__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n busbar/scheduler/v1/events.proto\x12\x13\x62usbar.scheduler.v1\"<\n\rLeaderElected\x12\x14\n\x0cscheduler_id\x18\x01 \x01(\t\x12\x15\n\rfencing_token\x18\x02 \x01(\x04\"o\n\x0cRolloutMoved\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x15\n\rbundle_digest\x18\x02 \x01(\t\x12\x0f\n\x07percent\x18\x03 \x01(\r\x12\x13\n\x0brolled_back\x18\x04 \x01(\x08\x12\x0e\n\x06reason\x18\x05 \x01(\t\"j\n\rPlanPublished\x12\x19\n\x11snapshot_revision\x18\x01 \x01(\x04\x12\x15\n\rnodes_changed\x18\x02 \x01(\r\x12\x16\n\x0eroutes_changed\x18\x03 \x01(\r\x12\x0f\n\x07reasons\x18\x04 \x03(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n busbar/scheduler/v1/events.proto\x12\x13\x62usbar.scheduler.v1\x1a$busbar/scheduler/v1/deployment.proto\"<\n\rLeaderElected\x12\x14\n\x0cscheduler_id\x18\x01 \x01(\t\x12\x15\n\rfencing_token\x18\x02 \x01(\x04\"\xa1\x01\n\x0cRolloutMoved\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x15\n\rbundle_digest\x18\x02 \x01(\t\x12\x0f\n\x07percent\x18\x03 \x01(\r\x12\x13\n\x0brolled_back\x18\x04 \x01(\x08\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x30\n\x05phase\x18\x06 \x01(\x0e\x32!.busbar.scheduler.v1.RolloutPhase\"j\n\rPlanPublished\x12\x19\n\x11snapshot_revision\x18\x01 \x01(\x04\x12\x15\n\rnodes_changed\x18\x02 \x01(\r\x12\x16\n\x0eroutes_changed\x18\x03 \x01(\r\x12\x0f\n\x07reasons\x18\x04 \x03(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'busbar.scheduler.v1.events_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LEADERELECTED']._serialized_start=57
-  _globals['_LEADERELECTED']._serialized_end=117
-  _globals['_ROLLOUTMOVED']._serialized_start=119
-  _globals['_ROLLOUTMOVED']._serialized_end=230
-  _globals['_PLANPUBLISHED']._serialized_start=232
-  _globals['_PLANPUBLISHED']._serialized_end=338
+  _globals['_LEADERELECTED']._serialized_start=95
+  _globals['_LEADERELECTED']._serialized_end=155
+  _globals['_ROLLOUTMOVED']._serialized_start=158
+  _globals['_ROLLOUTMOVED']._serialized_end=319
+  _globals['_PLANPUBLISHED']._serialized_start=321
+  _globals['_PLANPUBLISHED']._serialized_end=427
 # @@protoc_insertion_point(module_scope)

@@ -3,6 +3,7 @@
 isort:skip_file
 """
 
+from busbar_contracts.scheduler.v1 import deployment_pb2 as _deployment_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -55,6 +56,7 @@ class RolloutMoved(_message.Message):
     PERCENT_FIELD_NUMBER: _builtins.int
     ROLLED_BACK_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    PHASE_FIELD_NUMBER: _builtins.int
     deployment: _builtins.str
     """Deployment."""
     bundle_digest: _builtins.str
@@ -65,6 +67,8 @@ class RolloutMoved(_message.Message):
     """True when it was given up."""
     reason: _builtins.str
     """Why, for people."""
+    phase: _deployment_pb2.RolloutPhase.ValueType
+    """Where it stands from now on; unspecified by schedulers of releases that did not say."""
     def __init__(
         self,
         *,
@@ -73,10 +77,11 @@ class RolloutMoved(_message.Message):
         percent: _builtins.int = ...,
         rolled_back: _builtins.bool = ...,
         reason: _builtins.str = ...,
+        phase: _deployment_pb2.RolloutPhase.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_digest", b"bundle_digest", "deployment", b"deployment", "percent", b"percent", "reason", b"reason", "rolled_back", b"rolled_back"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_digest", b"bundle_digest", "deployment", b"deployment", "percent", b"percent", "phase", b"phase", "reason", b"reason", "rolled_back", b"rolled_back"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -14,6 +14,7 @@ from fastapi import APIRouter, Depends, FastAPI, Path
 from fastapi.security import HTTPBearer
 from starlette.types import ASGIApp
 
+from busbar_scheduler.adapters.announcements import Announcements
 from busbar_scheduler.adapters.declarations import Declarations
 from busbar_scheduler.adapters.fleet_view import FleetView
 from busbar_scheduler.adapters.http import schemas
@@ -52,6 +53,7 @@ class AdminApi:
     declarations: Declarations
     bundles: BundlesApi
     rollouts: Rollouts
+    announcements: Announcements
 
     def application(self, operator_token: str) -> ASGIApp:
         """The whole admin API behind its gate."""
@@ -85,7 +87,7 @@ class AdminApi:
             name: DeploymentName, body: schemas.DeploymentBody
         ) -> schemas.DeploymentView:
             """Declare a deployment; `unplaceable` says that the present nodes can never hold it."""
-            await declare(self.declarations, _wish(name, body), _now_unix_ms())
+            await declare(self.declarations, self.announcements, _wish(name, body), _now_unix_ms())
             return self._view_of(name)
 
         @router.delete("/admin/v1/deployments/{name}", status_code=204, responses=_FAILURES)
@@ -126,7 +128,7 @@ class AdminApi:
         @router.post("/admin/v1/deployments/{name}/rollback", responses=_FAILURES)
         async def roll_back_deployment(name: DeploymentName) -> schemas.DeploymentView:
             """Go back to the bundle that served before the present one."""
-            await roll_back(self.declarations, name, _now_unix_ms())
+            await roll_back(self.declarations, self.announcements, name, _now_unix_ms())
             return self._view_of(name)
 
         del explain_deployment, scale_deployment, roll_back_deployment
