@@ -25,8 +25,9 @@ from nats.js.errors import Error as JetStreamError
 log = structlog.get_logger()
 
 _LOOK_EVERY_S = 1.0
-_HEARTBEAT_S = 5.0
-_SILENCE_MAX_S = 11.0
+_HEARTBEAT_S = 2.0
+"""A server that dies takes a watch's consumer along; what the bucket then says is missed."""
+_SILENCE_MAX_S = 4.5
 _RETRY_S = 0.5
 _OPERATION = "KV-Operation"
 _MARKER = "Nats-Marker-Reason"

@@ -25,8 +25,10 @@ from busbar_node_agent.usecases.lane import Lane
 log = structlog.get_logger()
 
 EXPIRES_S = 30.0
-HEARTBEAT_S = 5.0
-SILENCE_MAX_S = 11.0
+HEARTBEAT_S = 2.0
+SILENCE_MAX_S = 4.5
+"""What was asked of a server that dies is forgotten: noticed before another is elected, it costs
+nothing more."""
 _CHECK_INTERVAL_S = 1.0
 _RETRY_AFTER_S = 0.25
 _DRAIN_TIMEOUT_S = 2.0
