@@ -33,7 +33,7 @@ class Telemetry:
 def telemetry() -> Telemetry:
     """Telemetry as it starts: nothing seen yet."""
     fleet, events, store = Fleet(), RecentEvents(), TraceStore(TraceLimits())
-    viewer = FleetViewer(fleet, events, time.monotonic, time.time, lambda: True)
+    viewer = FleetViewer(fleet, events, time.monotonic, time.time, time.monotonic, lambda: True)
     application = http_application(
         viewer, store, operator_token=OPERATOR_TOKEN, wall_clock=time.time, secure_cookie=False
     )

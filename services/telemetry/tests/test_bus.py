@@ -37,6 +37,7 @@ from busbar_telemetry.main import serve
 from busbar_telemetry.settings import TelemetrySettings
 from google.protobuf.message import Message
 from harness.polling import eventually
+from harness.pulse import pulse
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 from nats.js.errors import Error as JetStreamError
@@ -75,7 +76,8 @@ async def bus(nats_server: NatsServer) -> AsyncIterator[Client]:
     settings = provision.ProvisionSettings(**settings_of(nats_server, "provisioner"))
     client = await connect(BusSettings(**settings_of(nats_server, "provisioner")), "test")
     await provision.apply(client, settings)
-    yield client
+    async with pulse(client):
+        yield client
     await close(client)
 
 

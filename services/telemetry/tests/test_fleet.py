@@ -146,7 +146,7 @@ def test_the_silent_are_forgotten_and_tables_are_bounded(monkeypatch: pytest.Mon
     fleet = seen("r1.s1.n1", "r1.s1.n2")
     fleet.gateway_reported("g1", gateway("a", 1), 0.0)
     fleet.node_lived("r1.s1.n2", LEASE, 800.0)
-    fleet.forget_silent(1000.0)
+    fleet.forget_silent(1000.0, 1000.0)
 
     assert [key for key, _ in fleet.nodes.items()] == ["r1.s1.n2"]
     assert len(fleet.gateways) == 0

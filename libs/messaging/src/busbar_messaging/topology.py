@@ -276,6 +276,10 @@ OBJECT_STORES = (MODELS,)
 
 HEARTBEAT_INTERVAL = timedelta(seconds=1)
 """How often nodes and gateways write their lease."""
+PULSE = "pulse"
+"""The entry among the leases that every scheduler writes, so that silence of the bus is not taken
+for silence of the nodes; see `hearing`."""
+PULSE_INTERVAL = timedelta(seconds=0.5)
 SUSPECT_AFTER = timedelta(seconds=4)
 """A node or gateway not heard of for this long gets no new work."""
 

@@ -50,8 +50,15 @@ async def serve(settings: TelemetrySettings, stop: asyncio.Event) -> None:
             return
         stack.push_async_callback(close, client)
         fleet, events = Fleet(), RecentEvents()
-        viewer = FleetViewer(fleet, events, time.monotonic, time.time, lambda: client.is_connected)
         watch = FleetWatch(client, fleet, time.monotonic)
+        viewer = FleetViewer(
+            fleet,
+            events,
+            time.monotonic,
+            time.time,
+            lambda: watch.hearing.now_s,
+            lambda: client.is_connected and watch.hears,
+        )
         consumer = EventConsumer(client, events)
         collector = FleetCollector(viewer, store, intake, events)
         REGISTRY.register(collector)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import structlog
@@ -16,7 +17,8 @@ from busbar_contracts.gateway.v1.status_pb2 import (
     VersionOutcomes,
 )
 from busbar_messaging import topology
-from busbar_messaging.watching import Deleted, Put, follow
+from busbar_messaging.hearing import HearingClock
+from busbar_messaging.watching import Change, Deleted, Put, follow
 from google.protobuf.message import DecodeError
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
@@ -36,6 +38,7 @@ _STALE_S = 30.0
 """An entry older than this is what a gateway left behind, not a sign of life."""
 _APART_S = 0.1
 """The least time between two heartbeats."""
+_SUSPECT_AFTER_S = topology.SUSPECT_AFTER.total_seconds()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +52,23 @@ class _Heard:
 
 
 class Gateways:
-    """The gateways of all regions, by their heartbeats."""
+    """The gateways of all regions, by their heartbeats.
 
-    def __init__(self, region: str, gateway_id: str, limiting: Limiting, clock: BusClock) -> None:
+    Silence is counted only while anything is heard, if only our own heartbeat: where a bus elects
+    its leaders nobody is, and a gateway that took the others for gone would take their share.
+    """
+
+    def __init__(
+        self,
+        region: str,
+        gateway_id: str,
+        limiting: Limiting,
+        clock: BusClock,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._monotonic = monotonic
+        self._hearing = HearingClock()
         self._limiting = limiting
         self._clock = clock
         self._region = region
@@ -67,7 +84,7 @@ class Gateways:
 
     def alive(self) -> frozenset[str]:
         """The other gateways that share the slots with this one."""
-        horizon = time.monotonic() - topology.SUSPECT_AFTER.total_seconds()
+        horizon = self._horizon()
         return frozenset(name for name, heard in self._heard.items() if heard.at > horizon)
 
     def others(self, deployment: str) -> list[Peer]:
@@ -76,22 +93,29 @@ class Gateways:
 
     def is_gone(self, gateway_id: str, run_id: str) -> bool:
         """Whether that start of a gateway surely ended: silent, or followed by another start."""
-        now, suspect_after_s = time.monotonic(), topology.SUSPECT_AFTER.total_seconds()
-        if self._reading_since is None or now - self._reading_since < suspect_after_s:
+        if self._reading_since is None or self._horizon() < self._reading_since:
             return False  # too early to tell silence from not having listened
-        run, heard = self._runs.get(gateway_id, ("", 0.0))
-        return run != run_id or now - heard > suspect_after_s
+        run, heard_at = self._runs.get(gateway_id, ("", 0.0))
+        return run != run_id or heard_at < self._horizon()
 
     async def follow(self, client: Client) -> None:
         """Keep up with the others, for ever."""
         async for change in follow(client, topology.GATEWAYS.name):
-            if isinstance(change, Put):
-                self._put(change)
-            elif isinstance(change, Deleted):
-                self._heard.pop(change.key, None)
-                self._limiting.gone(change.key)
-            else:
-                self._reading_since = time.monotonic()
+            self.apply(change)
+
+    def apply(self, change: Change) -> None:
+        """Take one change of the bucket."""
+        if isinstance(change, Put):
+            self._put(change)
+        elif isinstance(change, Deleted):
+            self._heard.pop(change.key, None)
+            self._limiting.gone(change.key)
+        else:
+            self._reading_since = self._hearing.now_s
+
+    def _horizon(self) -> float:
+        """Who was last heard of before this is silent."""
+        return self._hearing.now_s - _SUSPECT_AFTER_S
 
     def _put(self, put: Put) -> None:
         try:
@@ -103,16 +127,20 @@ class Gateways:
             self._clock.echoed(status.reported_unix_ms, put.stored_unix_ns)
         if abs(self._clock.unix_ns() - put.stored_unix_ns) > _STALE_S * _NS_PER_S:
             return
-        self._runs[put.key] = (status.run_id, time.monotonic())
+        if silent_s := self._hearing.hear(self._monotonic()):
+            log.warning("no gateway was heard, nor were we", silent_s=round(silent_s, 1))
+        now = self._hearing.now_s
+        self._runs[put.key] = (status.run_id, now)
         if put.key == self._own:
+            self._limiting.forget_silent(self._horizon())
             return
-        self._limiting.heard(put.key, _demands(status))
+        self._limiting.heard(put.key, _demands(status), now)
         demands = {load.deployment: load.in_flight + load.queued for load in status.loads}
-        self._heard[put.key] = _Heard(time.monotonic(), status.region, demands)
+        self._heard[put.key] = _Heard(now, status.region, demands)
 
     def _listened(self) -> list[_Heard]:
         """What those said that are not silent."""
-        horizon = time.monotonic() - topology.SUSPECT_AFTER.total_seconds()
+        horizon = self._horizon()
         return [heard for heard in self._heard.values() if heard.at > horizon]
 
 
@@ -187,7 +215,6 @@ class Heartbeat:
         )
 
     def _demands(self) -> list[TenantDemand]:
-        self._limiting.forget_silent(topology.SUSPECT_AFTER.total_seconds())
         return [
             TenantDemand(
                 tenant_id=tenant_id,

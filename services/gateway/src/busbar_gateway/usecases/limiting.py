@@ -57,17 +57,17 @@ class Limiting:
         """Demand by tenant since the last call, to be published once a second."""
         return self._limits.measure(self._policy, monotonic())
 
-    def heard(self, gateway_id: str, demands: Mapping[str, Demand]) -> None:
+    def heard(self, gateway_id: str, demands: Mapping[str, Demand], now: float) -> None:
         """Another gateway has published its demand."""
-        self._limits.heard(gateway_id, demands, monotonic())
+        self._limits.heard(gateway_id, demands, now)
 
     def gone(self, gateway_id: str) -> None:
         """Another gateway has stopped."""
         self._limits.gone(gateway_id)
 
-    def forget_silent(self, silent_s: float) -> None:
-        """Give the share of gateways that were silent for so long to the others."""
-        self._limits.forget_silent(monotonic() - silent_s)
+    def forget_silent(self, since: float) -> None:
+        """Give the share of gateways that were not heard since then to the others."""
+        self._limits.forget_silent(since)
 
     def _estimate(self, call: InferenceCall) -> int:
         manifest = call.route.manifest

@@ -15,6 +15,7 @@ from busbar_contracts.scheduler.v1.site_pb2 import Site as SiteMessage
 from busbar_errors import Rejected
 from busbar_messaging import topology
 from busbar_messaging.dispositions import decode
+from busbar_messaging.hearing import HearingClock
 from busbar_messaging.topology import NodeId
 
 from busbar_scheduler.adapters import codec
@@ -67,10 +68,11 @@ class Handled:
 
 @dataclass(slots=True)
 class _Life:
-    """When a node was last heard of, by our own clock."""
+    """When a node was last heard of, by the clock that goes while anything is heard."""
 
     heard_at: float
     run_id: str = ""
+    revision: int = 0
     ready: bool = True
     handled: Handled = Handled()
 
@@ -89,7 +91,7 @@ class FleetTable:
 
     Nodes and leases live in memory buckets that a restart of NATS empties, so an entry
     that vanishes there means nothing. Only silence counts, and it is counted only while
-    we listen, so that an outage of our own makes no node suspect.
+    anything is heard, so that no silence of the bus makes a node suspect.
     """
 
     def __init__(self) -> None:
@@ -107,15 +109,16 @@ class FleetTable:
         self._given_up = frozenset[str]()
         self._nodes: dict[str, Node] = {}
         """As given out last: what is as it was is the same object, and planned as such."""
-        self._deaf_since: float | None = 0.0
+        self._hearing = HearingClock()
         self._listening_since: float | None = None
+        self._due_s = float("inf")
 
     # --- taking in ---------------------------------------------------------------------------
 
     def put(self, bucket: str, key: str, value: bytes, revision: int, now: float) -> bool:
         """Take an entry in; False when it changes nothing that a plan depends on."""
         if bucket == topology.LEASES.name:
-            return self._put_lease(key, value, now)
+            return self._put_lease(key, value, revision, now)
         if revision < self.revision_of(bucket, key):
             return False  # our own newer write has been recorded already
         try:
@@ -156,22 +159,30 @@ class FleetTable:
         since = before.draining_since if before and same_run else None
         draining_since = (since if since is not None else now) if status.draining else None
         self._reports[key] = _Report(status, codec.replicas_of(status), draining_since)
-        self._lives.setdefault(key, _Life(heard_at=now))
+        self._lives.setdefault(key, _Life(heard_at=self._hearing.now_s))
 
-    def _put_lease(self, key: str, value: bytes, now: float) -> bool:
+    def _put_lease(self, key: str, value: bytes, revision: int, now: float) -> bool:
+        before = self._lives.get(key)
+        if before and before.revision == revision:
+            return False  # read again, when the watch began anew: no sign of life
+        if silent_s := self._hearing.hear(now):
+            log.warning("nothing was heard: no node's silence counts", silent_s=round(silent_s, 1))
+        due = self._hearing.now_s >= self._due_s
+        if key == topology.PULSE:
+            return due
         try:
             lease = decode(NodeLease, value)
         except Rejected as error:
             log.warning("entry not understood", bucket="leases", key=key, error=str(error))
-            return False
-        before = self._lives.get(key)
+            return due
         handled = Handled(lease.in_flight, lease.finished_count, lease.handed_back_count)
-        self._lives[key] = _Life(now, lease.agent_run_id, lease.ready, handled)
+        heard_at = self._hearing.now_s
+        self._lives[key] = _Life(heard_at, lease.agent_run_id, revision, lease.ready, handled)
         if before is None:
             return True
-        was_silent = now - before.heard_at >= _SUSPECT_AFTER.total_seconds()
+        was_silent = heard_at - before.heard_at >= _SUSPECT_AFTER.total_seconds()
         changed = (before.run_id, before.ready) != (lease.agent_run_id, lease.ready)
-        return was_silent or changed
+        return was_silent or changed or due
 
     def deleted(self, bucket: str, key: str) -> bool:
         """Take a deletion in; False when it changes nothing that a plan depends on."""
@@ -207,28 +218,18 @@ class FleetTable:
 
     # --- listening ---------------------------------------------------------------------------
 
-    def deaf(self, now: float) -> None:
-        """From now on changes may be missed."""
-        if self._deaf_since is None:
-            self._deaf_since = now
+    def listening(self) -> None:
+        """From now on every change is heard, as far as anything is."""
+        if self._listening_since is None:
+            self._listening_since = self._hearing.now_s
 
-    def listening(self, now: float) -> None:
-        """From now on every change is heard; silence goes on counting from where it stood."""
-        if self._deaf_since is None:
-            return
-        for life in self._lives.values():
-            silent_s = self._deaf_since - life.heard_at
-            fresh = silent_s < _SUSPECT_AFTER.total_seconds()
-            life.heard_at = now if fresh else now - silent_s
-        self._deaf_since = None
-        self._listening_since = self._listening_since or now
-
-    def settled(self, now: float) -> bool:
+    @property
+    def settled(self) -> bool:
         """Whether every node we know of has had the time to show that it is alive."""
         since = self._listening_since
-        if since is None or self._deaf_since is not None:
+        if since is None:
             return False
-        if now - since >= _SUSPECT_AFTER.total_seconds():
+        if self._hearing.now_s - since >= _SUSPECT_AFTER.total_seconds():
             return True
         lives = [self._lives.get(key) for key in {*self._reports, *self._placement_stamps}]
         return all(life and life.run_id and life.heard_at > since for life in lives)
@@ -279,9 +280,9 @@ class FleetTable:
 
     def snapshot(self, now: float, now_unix_ms: int = 0) -> Snapshot:
         """Everything a plan is made from, as it is now."""
-        self._forget(now)
+        self._forget()
         keys = sorted({*self._reports, *self._placement_stamps})
-        self._give_up(keys, now)
+        self._give_up(keys)
         before = self._nodes
         reported = {key: one.replicas for key, one in self._reports.items()}
         avoided = self._avoidance.look(reported, now)
@@ -307,10 +308,12 @@ class FleetTable:
         )
 
     def until_next_change_s(self, now: float) -> float:
-        """Seconds until silence alone changes the picture."""
+        """Seconds until silence alone can change the picture; whether it does is heard."""
         keys = {*self._reports, *self._placement_stamps}
         waits = (until_next_change_s(self._signs(key, now), _SUSPECT_AFTER) for key in keys)
-        return min(waits, default=float("inf"))
+        self._due_s = self._hearing.now_s + min(waits, default=float("inf"))
+        wait_s = self._hearing.shows_at_s(self._due_s) - now
+        return wait_s if wait_s > 0 else float("inf")
 
     def _node(
         self,
@@ -336,11 +339,11 @@ class FleetTable:
         )
 
     def _signs(self, key: str, now: float) -> Signs:
-        life = self._lives.setdefault(key, _Life(heard_at=now))
+        life = self._lives.setdefault(key, _Life(heard_at=self._hearing.now_s))
         report = self._reports.get(key)
         since = report.draining_since if report else None
         return Signs(
-            silent_s=now - life.heard_at,
+            silent_s=self._hearing.now_s - life.heard_at,
             draining_s=now - since if since is not None else None,
             reported=report is not None,
             ready=life.ready,
@@ -348,22 +351,20 @@ class FleetTable:
             given_up=key in self._given_up,
         )
 
-    def _give_up(self, keys: Sequence[str], now: float) -> None:
+    def _give_up(self, keys: Sequence[str]) -> None:
         """Decide which of the nodes that are gone lose what they hold."""
+        now = self._hearing.now_s
         horizon = now - EVICT_AFTER.total_seconds()
         overdue = {
             key: now - life.heard_at
             for key in keys
             if (life := self._lives.get(key)) and life.heard_at <= horizon
         }
-        if self._deaf_since is not None:  # nothing is decided now, only shown
-            self._given_up = frozenset(overdue)
-            return
         holding = [key for key in overdue if self._placements.get(key)]
         self._given_up = self._evictions.look(overdue, keys, holding, now)
 
-    def _forget(self, now: float) -> None:
-        gone = [key for key, life in self._lives.items() if now - life.heard_at > _FORGET_AFTER_S]
-        for key in gone:
+    def _forget(self) -> None:
+        horizon = self._hearing.now_s - _FORGET_AFTER_S
+        for key in [key for key, life in self._lives.items() if life.heard_at < horizon]:
             del self._lives[key]
             self._reports.pop(key, None)

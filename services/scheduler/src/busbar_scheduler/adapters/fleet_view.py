@@ -12,6 +12,7 @@ from busbar_messaging import topology
 from busbar_messaging.background import end
 from busbar_messaging.watching import Current, Deleted, Put, follow
 from nats.aio.client import Client
+from nats.errors import Error as NatsError
 
 from busbar_scheduler.adapters.fleet_table import BUCKETS, FleetTable
 from busbar_scheduler.adapters.gateway_reports import GatewayReports
@@ -25,6 +26,7 @@ from busbar_scheduler.domain.tracks import expanded
 
 _SCALE_EVERY_S = 0.5
 _S_PER_MINUTE = 60
+_PULSE_SUBJECT = topology.entry_subject(topology.LEASES, topology.PULSE, "")
 
 
 class FleetView:
@@ -49,6 +51,7 @@ class FleetView:
                 for bucket in BUCKETS
             ]
             tasks.append(group.create_task(self._follow_demand(), name="follow:demand"))
+            tasks.append(group.create_task(self._beat(), name="pulse"))
             try:
                 yield
             finally:
@@ -67,10 +70,9 @@ class FleetView:
         """The fleet as it is now; None while the picture is not current."""
         now = time.monotonic()
         if self.missing:
-            self.table.deaf(now)
             return None
-        self.table.listening(now)
-        if not self.table.settled(now):
+        self.table.listening()
+        if not self.table.settled:
             return None
         snapshot = self.table.snapshot(now, _now_unix_ms())
         if now - self._scaled_at >= _SCALE_EVERY_S:
@@ -127,6 +129,14 @@ class FleetView:
     def record_deletion(self, bucket: str, key: str) -> None:
         """Take in what we have deleted ourselves, ahead of the watch."""
         self.table.deleted(bucket, key)
+
+    async def _beat(self) -> None:
+        """Write the pulse for ever. It is not asked whether it was stored: we hear it, or not."""
+        while True:
+            if self._client.is_connected:
+                with contextlib.suppress(NatsError, OSError):
+                    await self._client.publish(_PULSE_SUBJECT, b"")
+            await asyncio.sleep(topology.PULSE_INTERVAL.total_seconds())
 
     async def _follow_demand(self) -> None:
         async for waited_for in self._gateways.follow():

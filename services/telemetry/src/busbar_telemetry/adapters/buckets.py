@@ -10,6 +10,7 @@ import structlog
 from busbar_errors import Rejected
 from busbar_messaging import topology
 from busbar_messaging.background import together
+from busbar_messaging.hearing import HearingClock
 from busbar_messaging.watching import Change, Current, Deleted, Put, follow
 from nats.aio.client import Client
 
@@ -34,23 +35,28 @@ class FleetWatch:
     """Follows every bucket that says something of the fleet.
 
     Nodes and gateways are not removed when their entries go: a server's restart
-    empties those buckets. They turn suspect, lost, and are forgotten by age.
+    empties those buckets. They turn suspect, lost, and are forgotten by age; nodes by
+    what `hearing` shows, so that no silence of the bus is held against them.
     """
 
     def __init__(self, client: Client, fleet: Fleet, clock: Clock) -> None:
         self._client, self._fleet, self._clock = client, fleet, clock
+        self.hearing = HearingClock()
         self._sinks = self._make_sinks()
         self.unread = set(self._sinks)
         self.malformed_count = 0
 
     def _make_sinks(self) -> dict[str, _Sink]:
-        fleet, clock = self._fleet, self._clock
+        fleet, clock, hearing = self._fleet, self._clock, self.hearing
 
         def node(key: str, value: bytes) -> None:
-            fleet.node_reported(_node_key(key), decoding.node_report(value), clock())
+            fleet.node_reported(_node_key(key), decoding.node_report(value), hearing.now_s)
 
         def lease(key: str, value: bytes) -> None:
-            fleet.node_lived(_node_key(key), decoding.lease_report(value), clock())
+            hearing.hear(clock())
+            if key != topology.PULSE:
+                report = decoding.lease_report(value)
+                fleet.node_lived(_node_key(key), report, hearing.now_s)
 
         def gateway(key: str, value: bytes) -> None:
             fleet.gateway_reported(key, decoding.gateway_report(value), clock())
@@ -73,20 +79,29 @@ class FleetWatch:
             topology.PLACEMENTS.name: _Sink(placement, fleet.placements.remove),
         }
 
+    @property
+    def hears(self) -> bool:
+        """Whether nodes' silence means anything now; also while nobody was ever heard of."""
+        return not self.hearing.has_heard or not self.hearing.is_deaf(self._clock())
+
     async def run(self) -> None:
         """Follow until cancelled."""
-        following = (self._follow(bucket, sink) for bucket, sink in self._sinks.items())
-        await together(*following, self._forget())
+        await together(*map(self._follow, self._sinks), self._forget())
 
-    async def _follow(self, bucket: str, sink: _Sink) -> None:
+    async def _follow(self, bucket: str) -> None:
         async for change in follow(self._client, bucket):
-            try:
-                self._take(bucket, sink, change)
-            except (Rejected, ValueError) as error:
-                self.malformed_count += 1
-                log.warning("bucket entry not understood", bucket=bucket, error=str(error))
+            self.take(bucket, change)
 
-    def _take(self, bucket: str, sink: _Sink, change: Change) -> None:
+    def take(self, bucket: str, change: Change) -> None:
+        """Take one change of a bucket."""
+        try:
+            self._take(bucket, change)
+        except (Rejected, ValueError) as error:
+            self.malformed_count += 1
+            log.warning("bucket entry not understood", bucket=bucket, error=str(error))
+
+    def _take(self, bucket: str, change: Change) -> None:
+        sink = self._sinks[bucket]
         match change:
             case Put(key, value):
                 sink.put(key, value)
@@ -100,7 +115,7 @@ class FleetWatch:
     async def _forget(self) -> None:
         while True:
             await asyncio.sleep(_FORGET_EVERY_S)
-            self._fleet.forget_silent(self._clock())
+            self._fleet.forget_silent(self._clock(), self.hearing.now_s)
 
 
 def _node_key(key: str) -> str:

@@ -78,7 +78,9 @@ class GatewayRecord:
 
 @dataclass(slots=True)
 class Fleet:
-    """Everything telemetry has been told. Times are seconds of a clock that never goes back."""
+    """Everything telemetry has been told. Times are seconds of a clock that never goes back;
+    those of nodes are of one that stands while no node could be heard.
+    """
 
     nodes: Table[NodeRecord] = field(default_factory=Table[NodeRecord])
     gateways: Table[GatewayRecord] = field(default_factory=Table[GatewayRecord])
@@ -122,10 +124,10 @@ class Fleet:
             self.work.put(deployment, window)
         return window
 
-    def forget_silent(self, now_s: float) -> None:
+    def forget_silent(self, now_s: float, nodes_now_s: float) -> None:
         """Drop nodes and gateways that have not been heard of for very long."""
         for key, node in self.nodes.items():
-            if now_s - node.heard_s > FORGET_AFTER_S:
+            if nodes_now_s - node.heard_s > FORGET_AFTER_S:
                 self.nodes.remove(key)
         for key, gateway in self.gateways.items():
             if now_s - gateway.heard_s > FORGET_AFTER_S:

@@ -13,21 +13,24 @@ from busbar_telemetry.domain.fleet_view import BusView, FleetView
 
 @dataclass(frozen=True, slots=True)
 class FleetViewer:
-    """Takes the view; `clock` never goes back, `wall_clock` is Unix time, both in seconds."""
+    """Takes the view; `clock` never goes back, `wall_clock` is Unix time, both in seconds, and
+    `nodes_clock` is that by which nodes were heard of.
+    """
 
     fleet: Fleet
     events: RecentEvents
     clock: Callable[[], float]
     wall_clock: Callable[[], float]
-    bus_connected: Callable[[], bool]
+    nodes_clock: Callable[[], float]
+    bus_heard: Callable[[], bool]
 
     def view(self) -> FleetView:
         """The fleet now."""
         now_s = self.clock()
-        nodes = rollup.node_views(self.fleet, now_s)
+        nodes = rollup.node_views(self.fleet, self.nodes_clock())
         return FleetView(
             as_of_unix_ms=int(self.wall_clock() * 1000),
-            bus=BusView(connected=self.bus_connected()),
+            bus=BusView(connected=self.bus_heard()),
             totals=rollup.totals(nodes),
             nodes=nodes,
             regions=rollup.region_views(nodes),
