@@ -27,6 +27,7 @@ from busbar_runtime.nats import NatsAddress
 from busbar_runtime.ports import PortPool
 from busbar_runtime.postgres import PostgresAddress
 from busbar_runtime.process import StartFailedError
+from busbar_runtime.scratch_folders import remove_stale_scratch
 from busbar_runtime.services import SERVICES, Ports, Wiring
 from busbar_runtime.shared_memory import remove_stale_segments
 from busbar_runtime.site_buses import identities_of
@@ -273,6 +274,7 @@ def main() -> int:
     def clean() -> None:
         endpoints.remove(home)
         remove_stale_segments()
+        remove_stale_scratch()
 
     code = run_guarded(work, clean)
     os.close(lock)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import socket
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -29,6 +30,7 @@ log = structlog.get_logger()
 
 _IO_THREADS = 1
 _EVENTS_MAX = 64
+_DIRECTORY_PREFIX, _SOCKET_NAME = "busbar-grpc-", "fallback.sock"
 
 
 @dataclass(slots=True, eq=False)
@@ -158,13 +160,25 @@ class NativeServer:
 @asynccontextmanager
 async def behind(server: grpc.aio.Server) -> AsyncIterator[Path]:
     """Serve a grpcio server on a Unix socket of its own; yields the socket."""
-    directory = Path(tempfile.mkdtemp(prefix="busbar-grpc-"))
-    socket = directory / "fallback.sock"
+    await asyncio.to_thread(_remove_what_killed_ones_left)
+    directory = Path(tempfile.mkdtemp(prefix=_DIRECTORY_PREFIX))
+    path = directory / _SOCKET_NAME
     try:
-        server.add_insecure_port(f"unix:{socket}")
+        server.add_insecure_port(f"unix:{path}")
         await server.start()
-        yield socket
+        yield path
     finally:
         await server.stop(None)
         with suppress(OSError):
             shutil.rmtree(directory)
+
+
+def _remove_what_killed_ones_left() -> None:
+    """Remove the directories whose socket nobody listens on any more."""
+    for path in Path(tempfile.gettempdir()).glob(f"{_DIRECTORY_PREFIX}*/{_SOCKET_NAME}"):
+        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.settimeout(0)
+            try:
+                probe.connect(str(path))
+            except ConnectionRefusedError:
+                shutil.rmtree(path.parent)
