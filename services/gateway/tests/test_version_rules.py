@@ -50,6 +50,15 @@ def test_a_request_stays_with_its_version_while_that_takes_work() -> None:
     assert remains is None
 
 
+@pytest.mark.parametrize(("stable_slots", "takes"), [(4, False), (0, True)])
+def test_a_canary_that_failed_a_request_gets_it_again_only_where_nothing_else_serves(
+    stable_slots: int, takes: bool
+) -> None:
+    chosen = version_for(route(stable_slots, 4, 100), REQUEST, staying_with="", shunned=True)
+
+    assert (chosen is not None) is takes
+
+
 @pytest.mark.parametrize(
     ("stable_slots", "canary_slots", "percent", "takes"),
     [(4, 0, 100, False), (4, 4, 0, False), (4, 4, 100, True), (0, 1, 1, True)],

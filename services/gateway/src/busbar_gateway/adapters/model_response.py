@@ -14,9 +14,11 @@ def is_response(payload: bytes) -> bool:
     Triton's Python backend answers OK with nothing where its numpy is of the wrong version.
     """
     try:
-        return bool(read_response(payload).outputs)
+        response = read_response(payload)
     except ModelFailed:
         return False
+    # The mark by which Triton ends a stream, which is all of an answer of no responses.
+    return bool(response.outputs or response.parameters["triton_final_response"].bool_param)
 
 
 def read_response(payload: bytes) -> service_pb2.ModelInferResponse:

@@ -18,17 +18,22 @@ def is_drawn(request_id: bytes, percent: int) -> bool:
     return crc32(request_id) % _PERCENT < percent
 
 
-def version_for(route: Route, request_id: bytes, *, staying_with: str | None) -> Canary | None:
+def version_for(
+    route: Route, request_id: bytes, *, staying_with: str | None, shunned: bool = False
+) -> Canary | None:
     """Return the canary if it takes the request, None if the version that serves does.
 
     `staying_with` is the track that had the attempt before, empty for the version that serves
     and None for the first attempt: a request stays with its version while that takes work.
+    `shunned` says that the canary has failed it: then only where nothing else serves.
     """
     canary = route.canary
     if canary is None or not canary.takes_work:
         return None
     if not route.stable_slots:
         return canary
+    if shunned:
+        return None
     if staying_with is not None:
         return canary if staying_with == canary.track else None
     return canary if is_drawn(request_id, canary.percent) else None

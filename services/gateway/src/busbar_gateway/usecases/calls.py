@@ -70,7 +70,7 @@ class InferenceCall:
     as_asked: Callable[[bytes], bytes] | None = None
     """Makes a response what the customer asked for, where `payload` asks for more."""
     canary: str = ""
-    """Digest of the version on trial that answered it; empty where the one that serves did."""
+    """Digest of the version on trial that has it; empty where the one that serves does."""
     resumable: Resumable | None = None
     """None where a begun answer cannot be gone on with by another attempt."""
 

@@ -98,7 +98,7 @@ class Dispatcher:
         self._recent_cancels: dict[tuple[bytes, int], float] = {}
         self.pending: dict[bytes, Pending] = {}
         self.troubles = NodeTroubles()
-        self.trials = Trials(readable)
+        self.trials = Trials(readable, current_route)
 
     def open(self, call: InferenceCall, *, streamed: bool) -> Dispatch:
         """Start to track a request; the caller must close what this returns."""
@@ -171,12 +171,13 @@ class Dispatcher:
 
     def routes_changed(self) -> None:
         """Send on what waits for a version that takes no work any more."""
-        self.trials.keep_to(self._current_route)
+        self.trials.keep_to_routes()
         for pending in list(self.pending.values()):
             if pending.trial is not None:
                 route = self._current_route(pending.call.route.deployment)
                 if stranded(pending, route):
-                    pending.end(Lost("its version takes no work any more", unheard=True))
+                    gone = "its version takes no work any more"
+                    pending.end(Lost(gone, unheard=True, stranded=True))
 
     def close(self, pending: Pending) -> None:
         """Stop to track the request; ends the work at the node when it goes on."""
@@ -282,7 +283,11 @@ class Dispatch:
         while True:
             await self._pending.progress()
             if self._pending.chunks and self._deliverable():
-                return self._counted(self._pending.next_chunk())
+                if self._dispatcher.trials.begins(self._pending):
+                    return self._counted(self._pending.next_chunk())
+                self._dispatcher.cancel(self.node, self._pending.call.request_id, self.attempt)
+                await self._unreadable()
+                continue
             finished = await self._judge()
             if finished is not None:
                 return finished
@@ -326,7 +331,7 @@ class Dispatch:
             return None
         if isinstance(outcome, WorkFrame) and outcome.HasField("finished"):
             if not self._dispatcher.trials.accepts(pending, outcome.finished):
-                await self._go_to_the_other_version(f"{outcome.node}: the answer is none")
+                await self._unreadable()
                 return None
             return await self._finish(outcome.finished)
         if (resumable := pending.call.resumable) is not None and resumable.complete:
@@ -375,7 +380,8 @@ class Dispatch:
                 self._count_engine_loss(reason)
         else:
             reason = outcome.reason
-            pending.lost_in = pending.region
+            if not outcome.stranded:
+                pending.lost_in = pending.region
             if self.node:
                 self._dispatcher.troubles.lost(self.node)
                 self._dispatcher.cancel(self.node, pending.call.request_id, self.attempt)
@@ -393,6 +399,12 @@ class Dispatch:
         pending.attempts.tried(unheard=isinstance(outcome, Lost) and outcome.unheard)
         log.info("request goes out again", request_id=pending.call.request_id.hex(), reason=reason)
         await self._again(pause_s, "failed" if isinstance(outcome, WorkFrame) else "lost")
+
+    async def _unreadable(self) -> None:
+        """The canary's answer is none."""
+        if not self._dispatcher.trials.other_serves(self._pending):
+            raise ModelFailed("the model's answer cannot be read; it was not charged")
+        await self._go_to_the_other_version(f"{self.node}: the answer is none")
 
     async def _go_to_the_other_version(self, reason: str) -> None:
         request_id = self._pending.call.request_id.hex()

@@ -32,6 +32,8 @@ class Lost:
     reason: str
     unheard: bool = False
     """Whether the node that took it never said a word about it."""
+    stranded: bool = False
+    """Whether nobody fell silent: what it waits for takes no work any more."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,25 +28,40 @@ class Trials:
     """Assigns versions and counts what comes of it, while a deployment has two."""
 
     readable: Callable[[bytes], bool]
-    """Whether a unary answer is one."""
+    """Whether an answer, or the first part of one, is one."""
+    current_route: Callable[[str], Route | None]
     _outcomes: dict[str, dict[str, Outcomes]] = field(
         default_factory=dict[str, dict[str, Outcomes]]
     )
 
     def assign(self, pending: Pending, route: Route) -> Canary | None:
         """Decide which version has the next attempt; the canary, or None."""
-        trial = pending.trial
+        trial, begun = pending.trial, pending.attempts.current > 0
         if trial is None:
             trial = pending.trial = Trial()
-            track = None
-        else:
-            track = trial.canary.track if trial.canary else ""
-        canary = (
-            None if trial.shuns else version_for(route, pending.call.request_id, staying_with=track)
+        track = trial.canary.track if trial.canary else ""
+        canary = version_for(
+            route,
+            pending.call.request_id,
+            staying_with=track if begun else None,
+            shunned=trial.shuns,
         )
         trial.canary = canary
         trial.digest = canary.digest if canary else route.digest
+        pending.call.canary = canary.digest if canary else ""
         return canary
+
+    def begins(self, pending: Pending) -> bool:
+        """Count the first part of an answer; False for one that is none."""
+        trial = pending.trial
+        if trial is None or trial.canary is None or pending.attempts.delivering:
+            return True
+        return self._is_read(pending, trial, pending.chunks[0].payload)
+
+    def other_serves(self, pending: Pending) -> bool:
+        """Whether the version that serves takes what the canary could not answer."""
+        route = self.current_route(pending.call.route.deployment)
+        return route is not None and route.stable_slots > 0
 
     def accepts(self, pending: Pending, finished: WorkFinished) -> bool:
         """Count an answer and give it the deployment's name; False for one that is none."""
@@ -54,11 +69,8 @@ class Trials:
         if trial is None:
             return True
         if trial.canary is not None:
-            if not pending.streamed and not self.readable(finished.payload):
-                self._of(deployment, trial.digest).failed += 1
-                trial.shuns = True
+            if not pending.streamed and not self._is_read(pending, trial, finished.payload):
                 return False
-            pending.call.canary = trial.digest
             finished.payload = named(finished.payload, deployment) if finished.payload else b""
         elif trial.doubted:
             self._of(deployment, trial.doubted).failed += 1
@@ -83,6 +95,8 @@ class Trials:
         trial.shuns = True
         if pending.attempts.delivering or kind == FailureKind.FAILURE_KIND_DEADLINE_EXCEEDED:
             return False
+        if not self.other_serves(pending):
+            return False
         if kind == FailureKind.FAILURE_KIND_REJECTED:
             trial.doubted = trial.digest
         return True
@@ -91,16 +105,23 @@ class Trials:
         """What the canary answered could not be read after all."""
         self._of(call.route.deployment, call.canary).failed += 1
 
-    def keep_to(self, current_route: Callable[[str], Route | None]) -> None:
+    def keep_to_routes(self) -> None:
         """Forget deployments that do not have two versions any more."""
         for deployment in list(self._outcomes):
-            route = current_route(deployment)
+            route = self.current_route(deployment)
             if route is None or route.canary is None:
                 del self._outcomes[deployment]
 
     def of(self, deployment: str) -> Iterator[tuple[str, Outcomes]]:
         """Digest and outcomes of each version."""
         yield from sorted(self._outcomes.get(deployment, {}).items())
+
+    def _is_read(self, pending: Pending, trial: Trial, payload: bytes) -> bool:
+        if self.readable(payload):
+            return True
+        self._of(pending.call.route.deployment, trial.digest).failed += 1
+        trial.shuns = True
+        return False
 
     def _of(self, deployment: str, digest: str) -> Outcomes:
         return self._outcomes.setdefault(deployment, {}).setdefault(digest, Outcomes())
