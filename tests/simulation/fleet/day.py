@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from random import Random
 
@@ -96,6 +96,8 @@ class Size:
 
 
 SHORT = Size(6, 7, 3, 5, 6, 1.0, 500.0, 500.0, 1.0)
+LONGER = replace(SHORT, lasts_s=2_000.0, day_s=2_000.0)
+"""Long enough that loading a model, up to seven minutes, pays."""
 SMALL = Size(4, 4, 2, 4, 5, 0.8, 400.0, 400.0, 1.0)
 """So few nodes that the planner searches for something better than it found."""
 

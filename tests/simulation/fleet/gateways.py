@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from busbar_gateway.domain.admission import Full, Lane, Ticket, share_of_slots
-from busbar_gateway.domain.attempts import SILENCE_S, UNSTARTED_SILENCE_S, Frame
+from busbar_gateway.domain.attempts import SILENCE_S, UNSTARTED_SILENCE_S, UNTAKEN_S, Frame
 from busbar_gateway.domain.costs import cost_of, known_cost
 from busbar_gateway.domain.limits import Limits, Refused
 from busbar_gateway.domain.policies import Policy
-from busbar_gateway.domain.regions import choose_region
+from busbar_gateway.domain.regions import Outstanding
 from busbar_gateway.domain.routes import Manifest, Target
+from busbar_gateway.domain.sharing import PART_LEAST, Peer, allot
 from busbar_gateway.usecases.watchdog import TICK_S
 from busbar_messaging.topology import SUSPECT_AFTER
 from busbar_scheduler.domain.fleet import Route
@@ -34,6 +35,8 @@ QUEUE_MAX, UNREADY_GRACE_S, REMEMBERED_READY_S = 1_024, 10.0, 30.0
 """As in the gateway's settings."""
 TIMEOUT_S = 60.0
 HEARTBEAT_S = 1.0
+SPEAKS_AFTER_S = 0.1
+"""When a node that took work first says so, and can be told to stop."""
 _LOOK_S = 0.5
 _BYTES_PER_TOKEN = 4
 
@@ -43,8 +46,24 @@ class _Admission:
     lane: Lane
     ready_at: float | None = None
     unready_count: int = 0
+    shares: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Which part of each region's slots this gateway may fill."""
+    part: float = 0.0
+    shared_for: tuple[int, ...] = ()
+    """What the gateways asked when the slots were last shared out."""
     waiting: dict[Ticket, Request] = field(default_factory=dict[Ticket, Request])
     fairness: dict[int, Fairness] = field(default_factory=dict[int, Fairness])
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A route as gateways keep it."""
+
+    targets: tuple[Target, ...] = ()
+    slots: Mapping[str, int] = field(default_factory=dict[str, int])
+
+
+_NOWHERE = _Known()
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -58,16 +77,22 @@ class Gateway:
     promises: Promises
     measures: Measures
     policies: Mapping[str, Policy]
-    gateways: Callable[[], int]
-    """How many share the slots with this one."""
-    routes: dict[str, Route] = field(default_factory=dict[str, Route])
+    others: tuple[Gateway, ...] = ()
+    """Who shares the slots with this one."""
+    heartbeat: dict[str, int] = field(default_factory=dict[str, int])
+    """Its last heartbeat: requests in flight and waiting, by deployment."""
+    routes: dict[str, _Known] = field(default_factory=dict[str, _Known])
+    outstanding: Outstanding = field(init=False)
     limits: Limits = field(default_factory=Limits)
     admissions: dict[str, _Admission] = field(default_factory=dict[str, _Admission])
     out: Counter[str] = field(default_factory=Counter[str])
-    """Requests that are out, by region."""
+    """Requests that are out, by region, counted once more."""
     answered: Counter[str] = field(default_factory=Counter[str])
     """Requests since the start, by deployment."""
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
+
+    def __post_init__(self) -> None:
+        self.outstanding = Outstanding(self.region)
 
     # --- arriving --------------------------------------------------------------------------------
 
@@ -75,7 +100,6 @@ class Gateway:
         """A customer sends a request."""
         now, policy = self.agenda.now, self.policies[tenant]
         self.promises.arrived += 1
-        route = self.routes.get(deployment)
         manifest = Manifest(deployment, "1", "chat", "default")
         cost = known_cost(manifest, asked.prompt_tokens * _BYTES_PER_TOKEN)
         deadline = now + TIMEOUT_S
@@ -98,9 +122,9 @@ class Gateway:
                 self._end(request, Outcome.LIMITED)
                 return
             request.grant = found
-        self._enter(request, route)
+        self._enter(request)
 
-    def _enter(self, request: Request, route: Route | None) -> None:
+    def _enter(self, request: Request) -> None:
         now, ticket = self.agenda.now, request.ticket
         admission = self._admission(request.deployment)
         lane = admission.lane
@@ -109,7 +133,7 @@ class Gateway:
             return
         admission.unready_count += not lane.limit
         known = admission.ready_at is not None and now - admission.ready_at <= REMEMBERED_READY_S
-        if route is None or (not lane.limit and not known):
+        if request.deployment not in self.routes or (not lane.limit and not known):
             self._end(request, Outcome.UNREADY)
             return
         displaced = lane.enqueue(ticket, now)
@@ -134,23 +158,56 @@ class Gateway:
 
     def routed(self, route: Route) -> None:
         """A new route is known."""
-        self.routes[route.deployment] = route
+        targets = tuple(Target(one.region, one.ready_slots) for one in route.targets)
+        slots = {one.region: one.ready_slots for one in targets if one.ready_slots > 0}
+        self.routes[route.deployment] = _Known(targets, slots)
         if (admission := self.admissions.get(route.deployment)) is not None:
             self._apply(route.deployment, admission)
 
     def _apply(self, deployment: str, admission: _Admission) -> None:
-        if admission.lane.limit or self._ready_slots(deployment):
+        if admission.lane.limit or any(self.slots(deployment).values()):
             admission.ready_at = self.agenda.now
-        self._resize(deployment, admission)
+        self._share(deployment, admission)
+        self._resize(admission)
         self._pump(admission)
 
-    def _resize(self, deployment: str, admission: _Admission) -> None:
-        lane, slots = admission.lane, self._ready_slots(deployment)
-        lane.limit = share_of_slots(slots, self.gateways(), lane.service_s)
+    def _share(self, deployment: str, admission: _Admission) -> None:
+        """As Admissions of the gateway does, for deployments with one version."""
+        known, asked = self.routes.get(deployment), self._asked(deployment, admission)
+        admission.shared_for = asked
+        if known is None:
+            admission.shares, admission.part = {}, 0.0
+            return
+        peers = [Peer(*one) for one in zip(self._regions(), asked, strict=True)]
+        parts = allot(known.slots, peers[0], peers[1:])
+        admission.shares = {region: part / known.slots[region] for region, part in parts.items()}
+        admission.part = max(PART_LEAST if known.slots else 0.0, sum(parts.values()))
 
-    def _ready_slots(self, deployment: str) -> int:
-        route = self.routes.get(deployment)
-        return sum(one.ready_slots for one in route.targets) if route else 0
+    def slots(self, deployment: str) -> Mapping[str, int]:
+        """What is ready, by region, as far as it knows."""
+        return self.routes.get(deployment, _NOWHERE).slots
+
+    def fills(self, deployment: str, region: str) -> float:
+        """How many slots of a region it uses, or may use where they are lent to it."""
+        admission, slots = self.admissions.get(deployment), self.slots(deployment)
+        if admission is None:
+            return 0.0
+        part = admission.shares.get(region, 0.0) * slots[region]
+        return min(part, self.heartbeat.get(deployment, 0)) if region == self.region else part
+
+    def _regions(self) -> tuple[str, ...]:
+        return (self.region, *(one.region for one in self.others))
+
+    def _asked(self, deployment: str, admission: _Admission) -> tuple[int, ...]:
+        """What it asks itself now, and what the others last said that they ask."""
+        lane = admission.lane
+        heard = [one.heartbeat.get(deployment, 0) for one in self.others]
+        return (lane.in_flight + lane.waiting, *heard)
+
+    @staticmethod
+    def _resize(admission: _Admission) -> None:
+        lane = admission.lane
+        lane.limit = share_of_slots(admission.part, 1, lane.service_s)
 
     def _pump(self, admission: _Admission) -> None:
         lane, now = admission.lane, self.agenda.now
@@ -181,10 +238,10 @@ class Gateway:
     # --- sending ---------------------------------------------------------------------------------
 
     def _publish(self, request: Request) -> None:
-        now, route = self.agenda.now, self.routes.get(request.deployment)
-        targets = [Target(t.region, t.ready_slots) for t in route.targets] if route else []
-        region = choose_region(targets, self.region, self.out) or request.region or self.region
-        self._move(request, region)
+        now, name = self.agenda.now, request.deployment
+        targets, shares = self.routes.get(name, _NOWHERE).targets, self.admissions[name].shares
+        region = self.outstanding.choose(name, targets, shares, now, avoiding=request.lost_in)
+        self._move(request, region or request.region or self.region)
         attempt = request.attempts.begin(now)
         request.published += 1
         work = Work(
@@ -193,7 +250,7 @@ class Gateway:
             request.prompt_tokens + request.delivered_tokens,
             max(1, request.answer_tokens - request.delivered_tokens),
         )
-        self.streams.publish(region, work)
+        self.streams.publish(request.region, work)
         if not request.attempts.last_sign:
             self._look_later(work, UNSTARTED_SILENCE_S)
 
@@ -216,9 +273,25 @@ class Gateway:
             self._lost(work)
         else:
             self.agenda.after(_LOOK_S, self._look, work)
+            if work.copy is None and now - attempts.published > UNTAKEN_S:
+                self._withdraw(work)
+
+    def _withdraw(self, work: Work) -> None:
+        """Nobody takes it where it waits: send the request elsewhere, where that can be."""
+        request, now = work.request, self.agenda.now
+        name, waits_in = request.deployment, request.region
+        targets, shares = self.routes.get(name, _NOWHERE).targets, self.admissions[name].shares
+        elsewhere = self.outstanding.elsewhere(name, targets, shares, waits_in, now)
+        if elsewhere is None:
+            return
+        self.outstanding.not_taken(name, waits_in, now)
+        self._move(request, elsewhere)
+        self.measures.not_taken += 1
+        self._publish(request)
 
     def _lost(self, work: Work) -> None:
         self.measures.lost += 1
+        work.request.lost_in = work.request.region
         if work.copy is not None and work.copy.reachable:
             work.copy.drop(work)
         self._try_again(work)
@@ -245,10 +318,14 @@ class Gateway:
             self._publish(request)
 
     def _move(self, request: Request, region: str) -> None:
+        if request.region == region:
+            return
         if request.region:
             self.out[request.region] -= 1
+            self.outstanding.back(request.deployment, request.region)
         if region:
             self.out[region] += 1
+            self.outstanding.sent(request.deployment, region)
         request.region = region
 
     # --- hearing ---------------------------------------------------------------------------------
@@ -264,7 +341,7 @@ class Gateway:
         if verdict is Frame.OBSOLETE:
             self.measures.obsolete += 1
             if work.copy is not None and what in {Said.STARTED, Said.WORKING}:
-                self.agenda.after(0.0, work.copy.drop, work)
+                self.agenda.after(SPEAKS_AFTER_S, work.copy.drop, work)
             return
         match what:
             case Said.FINISHED:
@@ -318,19 +395,36 @@ class Gateway:
 
     # --- each second -----------------------------------------------------------------------------
 
-    def beat(self, others: tuple[Gateway, ...]) -> None:
-        """Publish demand, let limits be applied, fail who waited too long."""
+    def beat(self) -> None:
+        """Say what is asked of this gateway."""
         now = self.agenda.now
+        self.heartbeat = {
+            name: asked
+            for name, one in self.admissions.items()
+            if (asked := one.lane.in_flight + one.lane.waiting)
+        }
         self.limits.forget_silent(now - SUSPECT_AFTER.total_seconds())
         demands = self.limits.measure(lambda tenant: self.policies[tenant], now)
-        for other in others:
-            if other is not self:
-                other.limits.heard(self.name, demands, now)
-        for deployment, admission in self.admissions.items():
+        for other in self.others:
+            other.limits.heard(self.name, demands, now)
+
+    def tick(self, asked_for: Iterable[str]) -> dict[str, None]:
+        """Share the slots out by what all have said, fail who waited too long.
+
+        Looks at what was asked for lately; returns what was shared out anew.
+        """
+        now, anew = self.agenda.now, dict[str, None]()
+        for deployment in asked_for:
+            admission = self.admissions.get(deployment)
+            if admission is None:
+                continue
             lane = admission.lane
-            if not lane.in_flight and not lane.waiting:
+            if self._asked(deployment, admission) != admission.shared_for:
+                self._share(deployment, admission)
+                anew[deployment] = None
+            elif not lane.in_flight and not lane.waiting:
                 continue  # nothing that its size depends on has changed
-            self._resize(deployment, admission)
+            self._resize(admission)
             if not lane.waiting:
                 continue
             self._pump(admission)
@@ -338,6 +432,7 @@ class Gateway:
                 self._give_up(admission, ticket, Outcome.EXPIRED)
             if not lane.limit:
                 self._fail_unready(admission, now)
+        return anew
 
     def _fail_unready(self, admission: _Admission, now: float) -> None:
         began = now - UNREADY_GRACE_S

@@ -292,6 +292,7 @@ class Machine:
     """Changes whenever it has something new to report."""
     silent_since: float | None = None
     on_report: Callable[[], None] = lambda: None  # nobody listens yet
+    on_news: Callable[[Machine], None] = lambda machine: None
     _told: tuple[tuple[Assignment, ...], float] = ((), DRAIN_TIMEOUT_S)
 
     def __post_init__(self) -> None:
@@ -323,6 +324,7 @@ class Machine:
     def report(self) -> None:
         """Something is not as it was."""
         self.version += 1
+        self.on_news(self)
         used_mib = sum(
             one.deployment.manifest.memory_mib
             for one in self.copies.values()
@@ -383,6 +385,7 @@ class Machine:
         """Nothing of it is heard any more, for whatever reason."""
         if self.silent_since is None:
             self.silent_since = self.world.agenda.now
+            self.on_news(self)
         for copy in self.copies.values():
             for work in copy.works:
                 if work.silent_since is None:
@@ -401,6 +404,7 @@ class Machine:
                 self.tell(work, Said.WORKING)
             copy.subscribe()
         self.version += 1
+        self.on_news(self)
         self._wake()
 
     def died(self) -> None:

@@ -40,6 +40,8 @@ class Measures:
     stream_s: array[float] = field(default_factory=lambda: array("d"))
     """Of everything that was published, how long it waited for a node."""
     lost: int = 0
+    not_taken: int = 0
+    """Sent to another region because nobody took it where it was."""
     tried_again: int = 0
     obsolete: int = 0
     moves: int = 0

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 from busbar_scheduler.domain.autoscaling import Autoscaler
 from busbar_scheduler.domain.demand import Asked
 from busbar_scheduler.domain.fleet import (
@@ -133,7 +135,7 @@ class Static:
     """Placed once, for the average of the day, by Busbar's own planner; never touched again."""
 
     name = "static"
-    not_promised = _SPARES
+    not_promised = _SPARES | {"who is gone is given up"}
 
     def __init__(self, replicas: Mapping[str, int]) -> None:
         self._replicas = replicas
@@ -206,55 +208,58 @@ class _Room:
     def __init__(
         self, snapshot: Snapshot, nodes: Mapping[str, Node], held: dict[str, list[Assignment]]
     ) -> None:
-        self._snapshot, self._nodes, self._held = snapshot, nodes, held
+        self._held, self._keys = held, list(nodes)
+        index = {key: at for at, key in enumerate(self._keys)}
         self._needs = {one.name: one.manifest for one in snapshot.deployments}
-        self._power_w = dict[str, int]()
-        self._memory_mib = dict[str, int]()
-        self._slots = dict[str, int]()
-        for key, node in nodes.items():
-            site = snapshot.site_of(node)
-            self._power_w.setdefault(site.key, site.power_cap_w or 2**60)
-            self._memory_mib[key], self._slots[key] = node.memory_mib, node.slots
-            for one in held[key]:
-                self._use(node, one.deployment, 1)
+        sites = {key: at for at, key in enumerate({node.site_key: 0 for node in nodes.values()})}
+        places = [snapshot.site_of(node) for node in nodes.values()]
+        open_ = [node.takes_new for node in nodes.values()]
+        self._open = np.array(open_) & ~np.array([one.order.empties for one in places])
+        self._regions = np.array([node.region for node in nodes.values()])
+        self._site = np.array([sites[one.key] for one in places])
+        self._power_w = np.zeros(len(sites), np.int64)
+        self._power_w[self._site] = [one.power_cap_w or 2**60 for one in places]
+        self._memory_mib = np.array([node.memory_mib for node in nodes.values()])
+        self._slots = np.array([node.slots for node in nodes.values()])
+        self._holders = dict[str, dict[int, None]]()
+        for key, on_node in held.items():
+            for one in on_node:
+                self._put(index[key], one.deployment)
 
     def bring_to(self, deployment: Deployment, wanted: int) -> None:
         """Add or remove replicas until there are that many, or there is no more room."""
-        holders = [
-            key
-            for key, held in self._held.items()
-            if any(one.deployment == deployment.name for one in held)
-        ]
-        for key in holders[wanted:]:
+        holders = list(self._holders.get(deployment.name, ()))
+        for at in holders[wanted:]:
+            key = self._keys[at]
             self._held[key] = [one for one in self._held[key] if one.deployment != deployment.name]
-            self._use(self._nodes[key], deployment.name, -1)
+            del self._holders[deployment.name][at]
+            self._use(at, deployment.name, -1)
         for _ in range(wanted - len(holders)):
-            best = max(self._fitting(deployment), key=self._memory_mib.__getitem__, default=None)
-            if best is None:
+            fits = self._fitting(deployment)
+            if not fits.any():
                 return
-            self._held[best].append(assignment_of(deployment))
-            self._use(self._nodes[best], deployment.name, 1)
+            best = int(np.where(fits, self._memory_mib, -1).argmax())
+            self._held[self._keys[best]].append(assignment_of(deployment))
+            self._put(best, deployment.name)
 
-    def _fitting(self, deployment: Deployment) -> Iterable[str]:
+    def _fitting(self, deployment: Deployment) -> npt.NDArray[np.bool_]:
         need = deployment.manifest
-        for key, node in self._nodes.items():
-            site = self._snapshot.site_of(node)
-            if (
-                node.takes_new
-                and not site.order.empties
-                and deployment.may_run_on(node)
-                and self._memory_mib[key] >= need.memory_mib
-                and self._slots[key] >= need.slots
-                and self._power_w[site.key] >= need.power_w
-                and all(one.deployment != deployment.name for one in self._held[key])
-            ):
-                yield key
+        fits = self._open & (self._memory_mib >= need.memory_mib) & (self._slots >= need.slots)
+        fits &= self._power_w[self._site] >= need.power_w
+        if deployment.regions:
+            fits &= np.isin(self._regions, deployment.regions)
+        fits[list(self._holders.get(deployment.name, ()))] = False
+        return fits
 
-    def _use(self, node: Node, deployment: str, sign: int) -> None:
+    def _put(self, at: int, deployment: str) -> None:
+        self._holders.setdefault(deployment, {})[at] = None
+        self._use(at, deployment, 1)
+
+    def _use(self, at: int, deployment: str, sign: int) -> None:
         need = self._needs[deployment]
-        self._memory_mib[node.key] -= sign * need.memory_mib
-        self._slots[node.key] -= sign * need.slots
-        self._power_w[self._snapshot.site_of(node).key] -= sign * need.power_w
+        self._memory_mib[at] -= sign * need.memory_mib
+        self._slots[at] -= sign * need.slots
+        self._power_w[self._site[at]] -= sign * need.power_w
 
 
 def _within_caps(

@@ -18,7 +18,7 @@ LATE_S = 1.5
 """How long after its deadline a request may end: a tick of the gateway."""
 POWER_GRACE_S = 30.0
 """How long after the end of a notice a site may still draw more than its new cap."""
-_ROUNDING_W = 0.01
+_ROUNDING_W, _ROUNDING_SLOTS = 0.01, 1e-6
 
 
 class Breach(AssertionError):
@@ -47,6 +47,14 @@ class Promises:
     """How often each promise was looked at."""
     broken: Counter[str] = field(default_factory=Counter[str])
     """How often one that was not made was not kept."""
+    _held: dict[str, tuple[Assignment, ...]] = field(
+        default_factory=dict[str, tuple[Assignment, ...]]
+    )
+    """What was counted at each node; by site and deployment it comes to these:"""
+    _drawn_w: Counter[str] = field(default_factory=Counter[str])
+    _at: defaultdict[str, Counter[str]] = field(
+        default_factory=lambda: defaultdict[str, Counter[str]](Counter)
+    )
 
     def hold(self, promise: str, kept: bool, what: str) -> None:
         """A promise is kept, or this is the end."""
@@ -78,6 +86,12 @@ class Promises:
         within = draw_w <= cap_w + _ROUNDING_W or since_s <= POWER_GRACE_S
         self.hold("power stays below the cap", within, f"{draw_w:.0f} of {cap_w} W at {site}")
 
+    def shared(self, deployment: str, region: str, filled: float, slots: int) -> None:
+        """All gateways together may fill so much of a region's slots."""
+        once = filled <= slots + _ROUNDING_SLOTS
+        what = f"{filled:.2f} of {slots} of {deployment} in {region}"
+        self.hold("no slot is given twice", once, what)
+
     def end(self, request: Request, outcome: Outcome) -> None:
         """A request ends, for the first time and in time."""
         once = request.outcome is None
@@ -97,23 +111,31 @@ class Promises:
         short: Mapping[str, int],
     ) -> None:
         """A plan respects what nodes and sites have, and what deployments are promised."""
-        by_site = defaultdict[str, list[Assignment]](list)
-        per_site = defaultdict[str, Counter[str]](Counter)
         for key, held in placements.items():
-            node = nodes.get(key) if held else None
-            if node is None:
-                continue
-            self._fits(node, held)
-            by_site[node.site_key] += held
-            for one in held:
-                if one.deployment in self.deployments:
-                    per_site[one.deployment][node.site_key] += 1
-        for key, held in by_site.items():
-            drawn_w = sum(self._power_w(one) for one in held)
+            if self._held.get(key) is not held:
+                self._recount(key, nodes, held)
+        for key in self._held.keys() - placements.keys():
+            self._recount(key, nodes, ())
+        for key, drawn_w in self._drawn_w.items():
             cap_w = sites[key].power_cap_w or drawn_w
             self.hold("plans keep to the cap", drawn_w <= cap_w, f"{drawn_w} of {cap_w} W at {key}")
         for deployment in self.deployments.values():
-            self._survives(deployment, per_site[deployment.name], short.get(deployment.name, 0))
+            self._survives(deployment, self._at[deployment.name], short.get(deployment.name, 0))
+
+    def _recount(self, key: str, nodes: Mapping[str, Node], held: tuple[Assignment, ...]) -> None:
+        """What is planned for a node is not what was planned before."""
+        site = key.rpartition(".")[0]
+        for one in self._held.pop(key, ()):
+            self._drawn_w[site] -= self._power_w(one)
+            self._at[one.deployment][site] -= 1
+        node = nodes.get(key) if held else None
+        if node is None:
+            return
+        self._fits(node, held)
+        self._held[key] = held
+        for one in held:
+            self._drawn_w[site] += self._power_w(one)
+            self._at[one.deployment][site] += 1
 
     def _fits(self, node: Node, held: tuple[Assignment, ...]) -> None:
         needs = [self.deployments[one.deployment] for one in held]

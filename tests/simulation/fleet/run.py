@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from random import Random
 
@@ -12,9 +12,9 @@ from simulation.fleet.agenda import Agenda
 from simulation.fleet.control import Control
 from simulation.fleet.day import Day
 from simulation.fleet.demand import Asked, Asking
-from simulation.fleet.gateways import TIMEOUT_S, Gateway
+from simulation.fleet.gateways import HEARTBEAT_S, TIMEOUT_S, Gateway
 from simulation.fleet.machines import Machine, Place, World
-from simulation.fleet.measures import Measures
+from simulation.fleet.measures import BUCKETS, Measures
 from simulation.fleet.policies import Busbar, LeastLoaded, Policy, Static
 from simulation.fleet.promises import Promises
 from simulation.fleet.streams import Streams
@@ -26,7 +26,7 @@ WARMS_S = 600.0
 """How long before the day begins the fleet has been there."""
 _LARGE = 200
 """With more nodes the scheduler gathers changes for longer, as planning takes longer."""
-_SAMPLES = 960
+_SAMPLES = 3 * BUCKETS
 _REST_S = TIMEOUT_S + 30.0
 """After the last arrival everything has ended."""
 
@@ -59,6 +59,8 @@ class Run:
     control: Control = field(init=False)
     troubles: Troubles = field(init=False)
     events: int = 0
+    _asked_for: dict[str, None] = field(default_factory=dict[str, None])
+    """Deployments of which something was in flight or waiting at the last heartbeats."""
 
     def __post_init__(self) -> None:
         day, agenda = self.day, self.agenda
@@ -89,6 +91,8 @@ class Run:
             for box in day.boxes
         }
         self.gateways = tuple(self._gateway(region) for region in day.regions)
+        for one in self.gateways:
+            one.others = tuple(other for other in self.gateways if other is not one)
         self.control = Control(
             agenda,
             self.policy,
@@ -101,8 +105,6 @@ class Run:
             apart_s=5.0 if large else 1.0,
             looks_every_s=2.0,
         )
-        for machine in self.machines.values():
-            machine.on_report = self.control.changed
         self.troubles = Troubles(agenda, self.control, self.places, self.machines, self.promises)
 
     def play(self, progress: Callable[[float], None] | None = None) -> None:
@@ -112,8 +114,8 @@ class Run:
         for number, asking in enumerate(self.day.asking):
             random = Random(f"asking {self.day.seed} {number}")
             self._next(asking, asking.requests(random, self.day.lasts_s))
-        self.agenda.after(1.0, self._beat)
         self.agenda.at(0.0, self._open)
+        self.agenda.at(HEARTBEAT_S, self._beat)
         for step in range(1, 101):
             self.events += self.agenda.run(self.day.lasts_s * step / 100)
             if progress is not None:
@@ -172,9 +174,22 @@ class Run:
         gateway.arrive(asking.tenant, asking.deployment, asked)
 
     def _beat(self) -> None:
+        before = self._asked_for
         for gateway in self.gateways:
-            gateway.beat(self.gateways)
-        self.agenda.after(1.0, self._beat)
+            gateway.beat()
+        self._asked_for = {name: None for one in self.gateways for name in one.heartbeat}
+        anew = dict[str, None]()
+        for gateway in self.gateways:
+            anew.update(gateway.tick(before | self._asked_for))
+        self._shared(anew)
+        self.agenda.after(HEARTBEAT_S, self._beat)
+
+    def _shared(self, names: Iterable[str]) -> None:
+        """Now that all have heard the same, nobody may count on a slot that another one uses."""
+        for name in names:
+            for region, slots in self.gateways[0].slots(name).items():
+                filled = sum(one.fills(name, region) for one in self.gateways)
+                self.promises.shared(name, region, filled, slots)
 
     def _taken(self, work: Work, waited_s: float) -> None:
         self.measures.stream_s.append(waited_s)
@@ -204,7 +219,6 @@ class Run:
             self.promises,
             self.measures,
             self.day.tenants,
-            lambda: 1,
         )
 
 

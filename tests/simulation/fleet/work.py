@@ -82,6 +82,8 @@ class Request:
     attempts: Attempts = field(default_factory=Attempts)
     region: str = ""
     """Where its current attempt was sent; empty while it is not out."""
+    lost_in: str = ""
+    """Where an attempt fell silent last; others are tried first."""
     delivered_tokens: int = 0
     """Of its answer, as far as the customer has it from attempts that were lost."""
     published: int = 0

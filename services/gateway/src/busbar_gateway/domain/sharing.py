@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+PART_LEAST = 0.01
+"""Of a slot: whoever may fill none at present may have one request out all the same."""
 _CLAIM_WITHOUT_NEED = 1.0
 """So that the first request of a gateway that asked for nothing finds a slot, too."""
 

@@ -18,14 +18,12 @@ from busbar_gateway.domain.failures import (
 )
 from busbar_gateway.domain.policies import Band, Policy
 from busbar_gateway.domain.routes import Route
-from busbar_gateway.domain.sharing import Peer, allot
+from busbar_gateway.domain.sharing import PART_LEAST, Peer, allot
 from busbar_gateway.domain.waking import Waking, patience_s
 from busbar_gateway.usecases.calls import InferenceCall
 
 _SHARED_AGAIN_AFTER_S = 0.5
 """How often the slots are shared out anew, for what the gateways ask for changes."""
-_PART_LEAST = 0.01
-"""Of a slot: whoever may fill none at present may have one request out all the same."""
 
 
 @dataclass(slots=True, eq=False)
@@ -209,7 +207,7 @@ class Admissions:
         admission.shares = {region: part / slots[region] for region, part in parts.items()}
         # Two versions can work on no more than their shares of the requests allow.
         at_once = route.ready_slots / sum(slots.values()) if slots else 0.0
-        admission.part = max(_PART_LEAST if slots else 0.0, sum(parts.values()) * at_once)
+        admission.part = max(PART_LEAST if slots else 0.0, sum(parts.values()) * at_once)
 
     @staticmethod
     def _resize(admission: _Admission) -> None:
