@@ -106,10 +106,22 @@ def test_what_was_worked_in_vain_is_claimed_until_it_was_paid_for_or_is_long_ago
     past.worked_in_vain(8_000, 100.0)
     past.worked_in_vain(5_000, 101.0)
     at_once, later = past.at_least(101.0), past.at_least(101.0 + 2 * VAIN_HALVES_S)
-    past.paid()
+    past.paid(8_000, 101.0)
 
     assert (at_once, later, past.at_least(101.0)) == (8_000, 2_000, 4_000)
     assert WorkHistory().at_least(0.0) == 0
+
+
+def test_what_was_claimed_before_there_was_work_in_vain_shows_nothing_of_it_when_paid() -> None:
+    past = WorkHistory()
+    past.worked_in_vain(1_000_000, 100.0)
+    for _ in range(5):  # were let in beside it, as what they usually are
+        past.paid(50_000, 101.0)
+    beside = past.at_least(101.0)
+    past.paid(500_000, 100.0 + VAIN_HALVES_S)
+
+    assert beside == 1_000_000
+    assert past.at_least(100.0 + VAIN_HALVES_S) == 250_000
 
 
 def test_the_least_is_what_the_request_and_its_input_cost_and_never_nothing() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from typing import Any
 
@@ -168,6 +169,63 @@ async def test_work_that_the_money_did_not_cover_is_not_worked_again(platform: P
     assert again == ["RESOURCE_EXHAUSTED"] * 3
     assert len(agent.works) == works + 1
     assert len(await records_of(platform, tenant_id)) == 1
+
+
+async def test_requests_let_in_before_do_not_wipe_what_was_learned_in_vain(
+    platform: Platform,
+) -> None:
+    model, agent = await platform.deploy(price_class=COMPUTE_CLASS, slots=8)
+    _, auth = await tenant_with(platform, 200_000)
+    agent.behaviour = computing(1_000)
+    assert await codes_of(platform, model, auth, 1) == ["OK"]
+    heavy_ended, answer = asyncio.Event(), computing(1_000)
+
+    async def beside(work: work_pb2.InferenceWork, say: Say) -> None:
+        while not heavy_ended.is_set():
+            await say(started=work_pb2.WorkStarted())
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(heavy_ended.wait(), 0.5)
+        await answer(work, say)
+
+    agent.behaviour = beside
+    small = asyncio.create_task(codes_of(platform, model, auth, 5))
+    await eventually(lambda: len(agent.works) == 6)
+    agent.behaviour = computing(10**6)
+    in_vain = await codes_of(platform, model, auth, 1)
+    heavy_ended.set()
+    paid, works = await small, len(agent.works)
+    again = await codes_of(platform, model, auth, 1)
+
+    assert (in_vain, paid) == (["RESOURCE_EXHAUSTED"], ["OK"] * 5)
+    assert again == ["RESOURCE_EXHAUSTED"]
+    assert len(agent.works) == works
+
+
+async def test_a_stream_of_which_nothing_could_be_paid_is_not_worked_again(
+    platform: Platform,
+) -> None:
+    model, agent = await platform.deploy(decoupled=True, price_class=COMPUTE_CLASS)
+    tenant_id, auth = await tenant_with(platform, REQUEST_NANOS + 250_000)
+
+    async def behave(work: work_pb2.InferenceWork, say: Say) -> None:
+        part = chunk(work, 0)
+        part.compute_us = 10**6
+        await say(chunk=part)
+
+    agent.behaviour = behave
+    answers = list[bytes]()
+    for _ in range(3):
+        call = platform.channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")(
+            timeout=10, metadata=auth
+        )
+        await call.write(request(model))
+        await call.done_writing()
+        answers += [answer async for answer in call]
+
+    assert all(b"add credit" in answer for answer in answers)
+    assert len(answers) == 3
+    assert len(agent.works) == 1
+    assert await records_of(platform, tenant_id) == []
 
 
 async def test_what_is_left_is_spent_although_requests_like_it_cost_more(

@@ -81,9 +81,11 @@ class WorkHistory:
         self._vain_nanos = max(nanos, self.at_least(now))
         self._vain_at = now
 
-    def paid(self) -> None:
-        """A request was paid for, having claimed what the one in vain came to."""
-        self._vain_nanos //= 2
+    def paid(self, claimed_nanos: int, now: float) -> None:
+        """A request was paid for. One that claimed less, before there was one in vain, shows
+        nothing of what such a request comes to."""
+        if self._vain_nanos and claimed_nanos >= self.at_least(now):
+            self._vain_nanos //= 2
 
     def at_least(self, now: float) -> int:
         """What the next request must claim, so that the same is not worked for nothing again."""

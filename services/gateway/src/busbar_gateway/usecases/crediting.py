@@ -144,9 +144,9 @@ class Credit:
         self, reservation: Reservation, call: InferenceCall, delivered: Delivered, nanos: int
     ) -> None:
         """The request is charged this much, for what was delivered."""
-        self._wallet_of(reservation).spend(reservation, nanos)
         history = self._history(call)
-        history.paid()
+        history.paid(reservation.nanos, time.monotonic())
+        self._wallet_of(reservation).spend(reservation, nanos)
         history.add(
             call.request_bytes or len(call.payload),
             delivered.input_tokens,

@@ -131,12 +131,15 @@ class Served:
         cost = self.collaborators.credit.cost_nanos(self.call, delivered, self._admitted_unix_ns)
         return self.collaborators.credit.covers(self._money, cost)
 
-    async def cover(self, delivered: Delivered) -> None:
-        """Raise the claim to cover this; raises as `Credit.wait`."""
+    async def cover(self, delivered: Delivered, *, charged_before: bool) -> None:
+        """Raise the claim to cover this; raises as `Credit.wait`.
+
+        `charged_before` says that what was delivered before is charged if it is not covered.
+        """
         credit = self.collaborators.credit
         if self._money is not None:
             cost = credit.cost_nanos(self.call, delivered, self._admitted_unix_ns)
-            await self._cover(self._money, cost)
+            await self._cover(self._money, cost, charged_before=charged_before)
 
     def not_charged(self) -> None:
         """The charge was taken back: so is the money."""
@@ -149,15 +152,16 @@ class Served:
             return
         cost = credit.cost_nanos(self.call, self.delivered, self._admitted_unix_ns)
         if not credit.covers(money, cost):
-            await self._cover(money, cost)
+            charged_before = self._streamed and not self.call.whole
+            await self._cover(money, cost, charged_before=charged_before)
         credit.spend(money, self.call, self.delivered, cost)
 
-    async def _cover(self, money: Reservation, cost: int) -> None:
+    async def _cover(self, money: Reservation, cost: int, *, charged_before: bool) -> None:
         credit = self.collaborators.credit
         try:
             await credit.cover(money, self.call, cost)
         except (InsufficientQuota, RateLimited):
-            if self.call.whole or not self._streamed:  # nothing of it is delivered
+            if not charged_before:
                 credit.worked_in_vain(self.call, cost)
             raise
 

@@ -79,7 +79,7 @@ class Streamed:
     async def _cover(self, handed: Delivered) -> None:
         """Get the money for what comes; without it the answer ends with what was paid for."""
         try:
-            await self._served.cover(handed)
+            await self._served.cover(handed, charged_before=self._charges_part)
         except Exception as error:
             self._charge_delivered()
             self._failure = error
@@ -134,8 +134,13 @@ class Streamed:
             return False
         return error is None or isinstance(error, (asyncio.CancelledError, GeneratorExit, OSError))
 
+    @property
+    def _charges_part(self) -> bool:
+        """Whether what was delivered so far is charged although no more comes."""
+        return not self._served.call.whole and self._delivered.response_bytes > 0
+
     def _charge_delivered(self) -> None:
-        if self._served.call.whole or not self._delivered.response_bytes:
+        if not self._charges_part:
             return
         try:
             self._served.commit_abandoned(self._delivered)
