@@ -103,6 +103,7 @@ GOLDEN: list[tuple[Message, str]] = [
         ),
         "0a10000102030405060708090a0b0c0d0e0f10013a050803120178",
     ),
+    (WorkFailed(reason="x", told_to_leave=True), "1201781801"),
     (
         InferenceWork(request_id=REQUEST_ID, engine_losses=1),
         "0a10000102030405060708090a0b0c0d0e0f5001",

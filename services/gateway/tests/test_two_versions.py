@@ -107,6 +107,7 @@ FAILURES: dict[str, tuple[Behaviour, int]] = {
     "rejected": (failing(work_pb2.FAILURE_KIND_REJECTED), 1),
     "empty": (nothing, 1),
     "not found": (failing(work_pb2.FAILURE_KIND_NOT_FOUND), 0),
+    "drained": (failing(work_pb2.FAILURE_KIND_UNAVAILABLE, told_to_leave=True), 0),
 }
 """What the new version does, and how much of it is held against it."""
 

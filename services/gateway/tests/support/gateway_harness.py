@@ -169,9 +169,12 @@ def stream_of(count: int) -> Behaviour:
     return behave
 
 
-def failing(kind: work_pb2.FailureKind.ValueType, reason: str = "because") -> Behaviour:
+def failing(
+    kind: work_pb2.FailureKind.ValueType, reason: str = "because", *, told_to_leave: bool = False
+) -> Behaviour:
     async def behave(work: work_pb2.InferenceWork, say: Say) -> None:
-        await say(failed=work_pb2.WorkFailed(kind=kind, reason=reason))
+        failed = work_pb2.WorkFailed(kind=kind, reason=reason, told_to_leave=told_to_leave)
+        await say(failed=failed)
 
     return behave
 

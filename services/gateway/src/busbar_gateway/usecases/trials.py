@@ -86,7 +86,8 @@ class Trials:
         if trial is None:
             return False
         kind = outcome.failed.kind if isinstance(outcome, WorkFrame) else None
-        if kind in _FAULTS:
+        told_to_leave = isinstance(outcome, WorkFrame) and outcome.failed.told_to_leave
+        if kind in _FAULTS and not told_to_leave:
             self._of(deployment, trial.digest).failed += 1
         if trial.canary is None:
             return False

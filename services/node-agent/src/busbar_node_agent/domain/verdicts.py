@@ -28,6 +28,8 @@ class Failure:
 
     kind: FailureKind
     reason: str
+    told_to_leave: bool = False
+    """Whether only an order to leave is to blame."""
 
 
 _KINDS = {

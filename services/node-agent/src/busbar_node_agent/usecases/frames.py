@@ -53,6 +53,10 @@ def failed(work: work_pb2.InferenceWork, node: str, failure: Failure) -> bytes:
         request_id=work.request_id,
         attempt=work.attempt,
         node=node,
-        failed=work_pb2.WorkFailed(kind=_KINDS[failure.kind], reason=failure.reason),
+        failed=work_pb2.WorkFailed(
+            kind=_KINDS[failure.kind],
+            reason=failure.reason,
+            told_to_leave=failure.told_to_leave,
+        ),
     )
     return frame.SerializeToString()

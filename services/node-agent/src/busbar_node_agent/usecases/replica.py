@@ -158,7 +158,8 @@ class Replica:
             async with asyncio.timeout(timeout_s):
                 await self._lane.emptied()
         except TimeoutError:
-            self._tools.work.hand_back("the node is draining", self._lane)
+            draining = "the node is draining"
+            self._tools.work.hand_back(draining, self._lane, told_to_leave=True)
             await self._lane.emptied()
 
     async def leave(self, timeout_s: float = DRAIN_TIMEOUT_S) -> None:

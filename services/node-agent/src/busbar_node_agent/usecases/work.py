@@ -146,7 +146,9 @@ class WorkInHand:
         if attempt is not None and attempt.work.attempt <= attempt_number:
             attempt.give_up(Failure(FailureKind.CANCELLED, "cancelled by the gateway"))
 
-    def hand_back(self, reason: str, lane: Lane | None = None) -> int:
+    def hand_back(
+        self, reason: str, lane: Lane | None = None, *, told_to_leave: bool = False
+    ) -> int:
         """Fail everything in hand (of `lane`) such that others may try; returns how many."""
         mine = [
             each
@@ -154,7 +156,7 @@ class WorkInHand:
             if (lane is None or each.lane is lane) and each.given_up is None
         ]
         for attempt in mine:
-            attempt.give_up(Failure(FailureKind.UNAVAILABLE, reason))
+            attempt.give_up(Failure(FailureKind.UNAVAILABLE, reason, told_to_leave))
         self.handed_back_count += len(mine)
         return len(mine)
 

@@ -319,19 +319,23 @@ class WorkFailed(_message.Message):
 
     KIND_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    TOLD_TO_LEAVE_FIELD_NUMBER: _builtins.int
     kind: Global___FailureKind.ValueType
     """Decides what the gateway answers or whether it tries again."""
     reason: _builtins.str
     """For people; safe to show to the customer when kind is REJECTED or NOT_FOUND."""
+    told_to_leave: _builtins.bool
+    """True when the node gave the work up since it was told to: nothing is wrong with the model."""
     def __init__(
         self,
         *,
         kind: Global___FailureKind.ValueType = ...,
         reason: _builtins.str = ...,
+        told_to_leave: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "reason", b"reason", "told_to_leave", b"told_to_leave"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
