@@ -23,6 +23,8 @@ class Patience:
     started_at: float
     timeout_s: float
     _since: dict[tuple[str, str], float] = field(default_factory=dict[tuple[str, str], float])
+    _tried: dict[str, str] = field(default_factory=dict[str, str])
+    """Deployment → the bundle that was on trial."""
 
     def hopeless(self, views: list[Json], now: float) -> str:
         """Why it makes no sense to go on; empty when it does."""
@@ -32,6 +34,16 @@ class Patience:
             longest_s = _HOPELESS_AFTER_S.get(status)
             if longest_s is not None and now - self._since[name, status] >= longest_s:
                 return f"{name} is {status}: {view['reason']}"
+        return ""
+
+    def rolled_back(self, views: list[Json]) -> str:
+        """Why a version that was on trial while we waited was given up; empty when none was."""
+        for one in views:
+            canary, back = one["rollout"]["canary"], one["rollout"]["rolled_back"]
+            if canary:
+                self._tried[one["name"]] = canary["bundle"]
+            if back and self._tried.get(one["name"]) == back["bundle"]:
+                return f"{one['name']} was rolled back: {back['reason']}"
         return ""
 
     def over(self, now: float) -> bool:
@@ -51,7 +63,9 @@ def wait_until_ready(look: Callable[[], list[Json]], patience: Patience) -> list
                 spinner.update(line)
                 if not console.is_terminal:
                     console.print(line, soft_wrap=True)
-            if all(one["status"] in _DONE for one in views):
+            if reason := patience.rolled_back(views):
+                raise CommandError(reason)
+            if all(one["status"] in _DONE and not one["rollout"]["canary"] for one in views):
                 return views
             now = time.monotonic()
             if reason := patience.hopeless(views, now):
@@ -67,6 +81,10 @@ def wait_until_ready(look: Callable[[], list[Json]], patience: Patience) -> list
 def _reasons(views: list[Json]) -> str:
     return "".join(
         f"\n{one['name']}: {one['reason']}" for one in views if one["status"] in _HOPELESS_AFTER_S
+    ) + "".join(
+        f"\n{one['name']}: its new version is {canary['phase']}: {canary['reason']}"
+        for one in views
+        if (canary := one["rollout"]["canary"])
     )
 
 
@@ -74,6 +92,11 @@ def _line(views: list[Json]) -> str:
     ready = sum(one["ready_replicas"] for one in views)
     wanted = sum(one["wanted_replicas"] for one in views)
     waiting = [_doing(one) for one in views if one["status"] not in _DONE]
+    waiting += [
+        f"{one['name']} {canary['phase']} with {canary['percent']} %"
+        for one in views
+        if (canary := one["rollout"]["canary"])
+    ]
     return f"{ready} of {wanted} replicas ready" + (f"; {', '.join(waiting)}" if waiting else "")
 
 

@@ -41,7 +41,8 @@ def deploy(
         YAML: a list of {name, bundle or path, replicas, regions, ...}. A bundle is named by
         its name (the newest is taken) or digest; a path is a model directory that is pushed first.
     wait
-        Wait until every replica is ready, showing progress on standard error.
+        Wait until every replica is ready and every new version has taken over, showing progress on
+        standard error; fails when one is rolled back.
     timeout
         Longest wait, seconds.
     approve
