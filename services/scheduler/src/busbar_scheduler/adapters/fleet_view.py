@@ -87,7 +87,7 @@ class FleetView:
 
     def current(self) -> Snapshot | None:
         """As in Trials."""
-        known = not self.missing and self.table.settled(time.monotonic())
+        known = not self.missing and self.table.settled
         return self._declared() if known else None
 
     @property
