@@ -36,6 +36,7 @@ class Client:
             headers={"authorization": f"Bearer {key}"},
             timeout=20,
             trust_env=False,
+            verify=False,
         )
 
     async def tensors(self) -> grpc.aio.AioRpcError | None:

@@ -35,9 +35,15 @@ async def test_a_retry_after_the_gateway_was_killed_is_answered_and_charged_once
     }
     async with (
         httpx.AsyncClient(
-            base_url=platform.endpoints["http"], headers=keyed, timeout=30, trust_env=False
+            base_url=platform.endpoints["http"],
+            headers=keyed,
+            timeout=30,
+            trust_env=False,
+            verify=False,
         ) as client,
-        httpx.AsyncClient(base_url=platform.endpoints["ops"]["gateway"], trust_env=False) as ops,
+        httpx.AsyncClient(
+            base_url=platform.endpoints["ops"]["gateway"], trust_env=False, verify=False
+        ) as ops,
     ):
 
         async def ask() -> httpx.Response | None:

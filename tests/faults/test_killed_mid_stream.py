@@ -50,7 +50,9 @@ async def chat_stream(gateway: AnotherGateway, key: str) -> AsyncIterator[httpx.
     }
     headers = {"authorization": f"Bearer {key}"}
     async with (
-        httpx.AsyncClient(base_url=gateway.http, timeout=30, trust_env=False) as client,
+        httpx.AsyncClient(
+            base_url=gateway.http, timeout=30, trust_env=False, verify=False
+        ) as client,
         client.stream("POST", "/v1/chat/completions", json=body, headers=headers) as answer,
     ):
         yield answer

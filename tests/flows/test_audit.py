@@ -17,7 +17,11 @@ async def test_after_requests_of_every_end_the_books_are_right(
 ) -> None:
     headers = {"authorization": f"Bearer {customer.key}"}
     async with httpx.AsyncClient(
-        base_url=platform.endpoints["http"], headers=headers, timeout=30, trust_env=False
+        base_url=platform.endpoints["http"],
+        headers=headers,
+        timeout=30,
+        trust_env=False,
+        verify=False,
     ) as client:
         answers = [await client.post("/v1/embeddings", json=BODY) for _ in range(5)]
         assert all(answer.is_success for answer in answers)

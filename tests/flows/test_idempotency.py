@@ -28,6 +28,7 @@ def client_of(platform: Platform, customer: Customer) -> httpx.AsyncClient:
         headers={"authorization": f"Bearer {customer.key}"},
         timeout=60,
         trust_env=False,
+        verify=False,
     )
 
 

@@ -13,7 +13,9 @@ PROPAGATION_S = 1.0
 
 
 async def status(platform: Platform, key: str, path: str = "/v1/models") -> int:
-    async with httpx.AsyncClient(base_url=platform.endpoints["http"], trust_env=False) as client:
+    async with httpx.AsyncClient(
+        base_url=platform.endpoints["http"], trust_env=False, verify=False
+    ) as client:
         return (await client.get(path, headers={"authorization": f"Bearer {key}"})).status_code
 
 
@@ -68,7 +70,7 @@ async def test_a_key_that_may_only_read_usage_calls_no_model(
         until=lambda code: code == HTTPStatus.FORBIDDEN,
     )
     headers = {"authorization": f"Bearer {key}"}
-    async with httpx.AsyncClient(headers=headers, trust_env=False) as client:
+    async with httpx.AsyncClient(headers=headers, trust_env=False, verify=False) as client:
         openai = await client.post(platform.endpoints["http"] + "/v1/embeddings", json={})
         kserve = await client.post(platform.endpoints["http"] + "/v2/models/simple/infer", json={})
         own = await client.get(platform.endpoints["account"] + "/account/v1/balance")
@@ -89,7 +91,7 @@ async def test_a_suspended_tenant_is_refused_and_a_resumed_one_served_within_a_s
     tensors = [{"name": n, "shape": [1, 16], "datatype": "INT32", "data": [1] * 16} for n in names]
 
     async def infer() -> tuple[int, str]:
-        async with httpx.AsyncClient(trust_env=False, timeout=10) as client:
+        async with httpx.AsyncClient(trust_env=False, verify=False, timeout=10) as client:
             answer = await client.post(
                 platform.endpoints["http"] + "/v2/models/simple/infer",
                 headers={"authorization": f"Bearer {customer.key}"},
@@ -119,7 +121,7 @@ async def test_a_suspended_tenant_is_refused_and_a_resumed_one_served_within_a_s
 
 async def test_every_route_but_health_refuses_without_credentials(platform: Platform) -> None:
     base = platform.endpoints["http"]
-    async with httpx.AsyncClient(base_url=base, trust_env=False) as client:
+    async with httpx.AsyncClient(base_url=base, trust_env=False, verify=False) as client:
         document = (await client.get("/openapi.json")).json()
         open_to_all = {"/v2/health/live", "/v2/health/ready", "/openapi.json"}
         refused: dict[str, int] = {}

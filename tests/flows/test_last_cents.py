@@ -46,7 +46,7 @@ async def over_http(url: str, key: str, seen: Seen) -> None:
     body = {"model": "all-minilm-l6-v2", "input": "one cent"}
     headers = {"authorization": f"Bearer {key}"}
     async with httpx.AsyncClient(
-        base_url=url, headers=headers, timeout=30, trust_env=False
+        base_url=url, headers=headers, timeout=30, trust_env=False, verify=False
     ) as client:
         while True:
             answer = await client.post("/v1/embeddings", json=body)

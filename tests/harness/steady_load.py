@@ -121,6 +121,7 @@ class Clients:
             headers={"authorization": f"Bearer {key}"},
             timeout=DEADLINE_S,
             trust_env=False,
+            verify=False,
         )
         request = service_pb2.ModelInferRequest(model_name="echo-fp32")
         request.raw_input_contents.append(np.arange(16, dtype=np.float32).tobytes())

@@ -56,6 +56,7 @@ def client_of(edge: Edge) -> httpx.AsyncClient:
         base_url=f"http://127.0.0.1:{edge.port}",
         headers={"authorization": f"Bearer {KEY}"},
         trust_env=False,
+        verify=False,
     )
 
 

@@ -97,7 +97,9 @@ async def service(nats_server: NatsServer, bus: Client) -> AsyncIterator[Service
     running = asyncio.create_task(serve(settings, stop))
     headers = {"authorization": f"Bearer {TOKEN}"}
     url, ops_url = f"http://127.0.0.1:{http}", f"http://127.0.0.1:{ops}"
-    async with httpx.AsyncClient(base_url=url, headers=headers, trust_env=False) as client:
+    async with httpx.AsyncClient(
+        base_url=url, headers=headers, trust_env=False, verify=False
+    ) as client:
 
         async def ready() -> bool:
             try:

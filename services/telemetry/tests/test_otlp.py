@@ -103,7 +103,7 @@ async def test_the_sdk_exports_over_http(
 
 
 async def test_no_connection_is_left_to_end_under_the_next_export(http_url: str) -> None:
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(trust_env=False, verify=False) as client:
         answer = await client.post(
             f"{http_url}/v1/traces",
             content=ExportTraceServiceRequest().SerializeToString(),
@@ -176,7 +176,7 @@ async def test_json_with_hex_ids_as_triton_sends_it(
     headers = {"content-type": "application/json"} | (
         {"content-encoding": "gzip"} if packed else {}
     )
-    async with httpx.AsyncClient(trust_env=False) as client:
+    async with httpx.AsyncClient(trust_env=False, verify=False) as client:
         answer = await client.post(
             f"{http_url}/v1/traces",
             content=gzip.compress(body) if packed else body,
@@ -226,7 +226,7 @@ async def test_malformed_http_requests_are_refused_in_their_own_encoding(
     telemetry: Any, http_url: str, *, content_type: str, encoding: str, body: bytes, status: int
 ) -> None:
     headers = {"content-type": content_type} | ({"content-encoding": encoding} if encoding else {})
-    async with httpx.AsyncClient(trust_env=False) as client:
+    async with httpx.AsyncClient(trust_env=False, verify=False) as client:
         answer = await client.post(f"{http_url}/v1/traces", content=body, headers=headers)
 
     assert answer.status_code == status
@@ -238,7 +238,7 @@ async def test_malformed_http_requests_are_refused_in_their_own_encoding(
 
 
 async def test_other_methods_and_signals_are_refused(http_url: str) -> None:
-    async with httpx.AsyncClient(trust_env=False) as client:
+    async with httpx.AsyncClient(trust_env=False, verify=False) as client:
         assert (await client.get(f"{http_url}/v1/traces")).status_code == 405
         assert (await client.post(f"{http_url}/v1/metrics")).status_code == 404
 

@@ -30,7 +30,11 @@ class Edge:
 
     def openai(self) -> openai.AsyncOpenAI:
         return openai.AsyncOpenAI(
-            base_url=f"http://127.0.0.1:{self.port}/v1", api_key=KEY, max_retries=0, timeout=10
+            base_url=f"http://127.0.0.1:{self.port}/v1",
+            api_key=KEY,
+            max_retries=0,
+            timeout=10,
+            http_client=openai.DefaultAsyncHttpxClient(verify=False),
         )
 
     def triton(self) -> triton.InferenceServerClient:
