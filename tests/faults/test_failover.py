@@ -30,9 +30,9 @@ DEPLOYMENT = "tiny-lm-twice"
 SIMPLE = Path(__file__).parents[2] / "deploy/demo/models/simple"
 SPARE = "r1.s1.n2"
 PROMPTS = ("Where does the money live?", "Busbar makes one inference service", "A site is")
-STREAMS = 6
+STREAMS, STREAMS_MAX = 6, 16
 TOLD_WITHIN_S = 30
-WORKED = "busbar_agent_compute_seconds_total"
+WORKED, IN_HAND = "busbar_agent_compute_seconds_total", "busbar_agent_in_flight"
 GAP_MAX_S = {"agent killed": 2.0, "agent stopped": 8.0, "triton killed": 5.0}
 
 
@@ -102,6 +102,24 @@ async def both_ready(operator: Operator) -> None:
 
     what = "a replica on each node"
     await eventually(look, within_s=60, what=what, until=lambda status: status == "ready")
+
+
+async def begin(
+    client: httpx.AsyncClient, node: AnotherService, telling: asyncio.TaskGroup
+) -> list[Story]:
+    """Streams that have begun, some of them at the node: whoever is free takes the next one."""
+    stories = list[Story]()
+    while len(stories) < STREAMS or not await node.metric(IN_HAND):
+        assert len(stories) < STREAMS_MAX, "the node takes none"
+        story = Story()
+        telling.create_task(tell(client, PROMPTS[len(stories) % len(PROMPTS)], story))
+        stories.append(story)
+
+        async def begun(story: Story = story) -> bool:
+            return bool(story.at)
+
+        await eventually(begun, within_s=10, what="the stream has begun")
+    return stories
 
 
 async def works(client: httpx.AsyncClient, node: AnotherService) -> None:
@@ -188,30 +206,24 @@ async def test_streams_go_on_at_another_node(
     await both_ready(operator)
     headers = {"authorization": f"Bearer {customer.key}"}
     async with httpx.AsyncClient(
-        base_url=platform.endpoints["http"], headers=headers, timeout=30, trust_env=False
+        base_url=platform.endpoints["http"],
+        headers=headers,
+        timeout=30,
+        trust_env=False,
+        verify=False,
     ) as client:
         await works(client, spare)
         undisturbed = {prompt: await tell(client, prompt, Story()) for prompt in PROMPTS}
-        stories = [Story() for _ in range(STREAMS)]
-        telling = [
-            asyncio.create_task(tell(client, PROMPTS[number % len(PROMPTS)], story))
-            for number, story in enumerate(stories)
-        ]
-
-        async def begun() -> bool:
-            return all(story.at for story in stories)
-
-        await eventually(begun, within_s=10, what="all streams have begun")
-        await hurt(spare, fault)
-        async with asyncio.timeout(TOLD_WITHIN_S):
-            await asyncio.gather(*telling)
+        async with asyncio.timeout(TOLD_WITHIN_S), asyncio.TaskGroup() as telling:
+            stories = await begin(client, spare, telling)
+            await hurt(spare, fault)
         await heal(spare, fault)
     told = [*undisturbed.values(), *stories]
     charged = await charges(operator, customer, {story.request_id for story in told})
     resumed = [story for story in stories if charged[story.request_id]["attempt"] > 1]
     gap_s = max(story.longest_gap_s for story in stories)
     print(  # noqa: T201
-        f"\n{fault}: {STREAMS} streams, {len(resumed)} resumed, 0 failed, "
+        f"\n{fault}: {len(stories)} streams, {len(resumed)} resumed, 0 failed, "
         f"longest gap {gap_s:.2f} s, charged twice 0"
     )
 
