@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from busbar_cli.output import begins, show_digest
 
 # As `busbar` ends: one command that only prints, through the real entry point.
 BUSBAR = """
@@ -50,3 +51,12 @@ def test_a_reader_that_has_seen_enough_is_no_failure(arguments: list[str]) -> No
         said = busbar.stderr.read()
 
     assert (busbar.returncode, said) == (0, "")
+
+
+def test_a_digest_is_meant_by_what_is_shown_of_it() -> None:
+    digest = "sha256:0123456789abcdef"
+
+    assert begins(digest, show_digest(digest))
+    assert begins(digest, digest)
+    assert begins(digest, "")
+    assert not begins(digest, "abcdef")

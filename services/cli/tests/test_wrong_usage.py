@@ -27,6 +27,8 @@ def unreachable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             "for a tenant: busbar ledger --tenant demo (see busbar ledger --help)",
         ),
         (["ledger", "a b"], "busbar ledger --tenant 'a b'"),
+        (["refund", "demo", "--reason", "x"], "'demo' is no request id"),
+        (["usage", "explain", "req_../../tenants"], "is no request id"),
         (["usage", "demo"], "for a tenant's usage: busbar usage --tenant demo"),
         (["statement", "list", "acme"], "busbar statement list --tenant acme"),
         (["fleet", "extra"], "busbar fleet does not take extra (see busbar fleet --help)"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -17,6 +18,7 @@ Json = dict[str, Any]
 
 _CONNECT_S, _READ_S, _SEND_S = 5.0, 30.0, 120.0
 _PAGE_MAX = 500
+_REQUEST_ID = re.compile(r"req_[0-9a-f]{32}")
 _NOT_FOUND, _UNAUTHORIZED = 404, 401
 _MALFORMED = {400, 422}
 _UNAVAILABLE = {408, 429, 502, 503, 504}
@@ -97,6 +99,13 @@ def segment(named: str) -> str:
     if not named or set(named) == {"."} or not named.isprintable():
         raise CommandError(f"{named!r} is no name", Exit.USAGE)
     return quote(named, safe="")
+
+
+def request_segment(request_id: str) -> str:
+    """A request id as one step of a path; raises CommandError when it is none."""
+    if not _REQUEST_ID.fullmatch(request_id):
+        raise CommandError(f"{request_id!r} is no request id, req_ and 32 hex digits", Exit.USAGE)
+    return request_id
 
 
 @cache

@@ -154,6 +154,11 @@ def show_digest(digest: str) -> str:
     return digest.removeprefix("sha256:")[:12]
 
 
+def begins(digest: str, shown: str) -> bool:
+    """Whether a digest is meant by what `show_digest` showed, or by more or less of it."""
+    return digest.removeprefix("sha256:").startswith(shown.removeprefix("sha256:"))
+
+
 def show_node(key: str) -> str:
     """region/site/node."""
     return key.replace(".", "/")

@@ -7,7 +7,7 @@ import uuid
 from cyclopts import App
 
 from busbar_cli.amounts import read_amount, show_amount
-from busbar_cli.api import Api, Json, segment
+from busbar_cli.api import Api, Json, request_segment, segment
 from busbar_cli.commands.tenants import TENANTS, find_tenant
 from busbar_cli.output import DEFAULT, HowMany, Output, show_moment, table
 
@@ -96,10 +96,11 @@ def refund(
     reference
         Names the refund; the same reference again changes nothing. Made up when not given.
     """
+    path = f"/admin/v1/usage/{request_segment(request_id)}/refunds"
     body: Json = {"reason": reason, "reference": reference or f"cli-{uuid.uuid4().hex}"}
     if amount is not None:
         body["amount_nanos"] = read_amount(amount)
-    transfer = Api("billing").post(f"/admin/v1/usage/{request_id}/refunds", body)
+    transfer = Api("billing").post(path, body)
     output.print(transfer, f"refunded {_to_tenant(transfer)}")
 
 

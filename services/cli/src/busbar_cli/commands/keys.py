@@ -7,7 +7,7 @@ from typing import Literal
 
 from cyclopts import App
 
-from busbar_cli.api import Api, Json
+from busbar_cli.api import Api, Json, segment
 from busbar_cli.commands.plans import AWAY
 from busbar_cli.commands.tenants import TENANTS, find_tenant
 from busbar_cli.failures import CommandError, Exit
@@ -105,7 +105,7 @@ def show(key_id: str, *, output: Output = DEFAULT) -> None:
         As `list` shows it: key_…
     """
     _check_key_id(key_id)
-    found = Api("billing").get(f"/admin/v1/keys/{key_id}")
+    found = Api("billing").get(f"/admin/v1/keys/{segment(key_id)}")
     before = found["previous_secret"]
     rows = [
         ["id", found["key_id"]],
@@ -139,7 +139,7 @@ def rotate(key_id: str, *, old_valid_until: str | None = None, output: Output = 
     """
     _check_key_id(key_id)
     body = {"old_valid_until": old_valid_until}
-    _show_once(Api("billing").post(f"/admin/v1/keys/{key_id}/rotate", body), output)
+    _show_once(Api("billing").post(f"/admin/v1/keys/{segment(key_id)}/rotate", body), output)
 
 
 def _print_keys(keys: list[Json], output: Output) -> None:
@@ -180,7 +180,7 @@ def revoke(key_id: str, *, output: Output = DEFAULT) -> None:
         As `list` or `find` shows it: key_…
     """
     _check_key_id(key_id)
-    revoked = Api("billing").delete(f"/admin/v1/keys/{key_id}")
+    revoked = Api("billing").delete(f"/admin/v1/keys/{segment(key_id)}")
     output.print(revoked, f"{key_id} revoked")
     if not revoked["propagated"]:
         err().print(AWAY, style="yellow")

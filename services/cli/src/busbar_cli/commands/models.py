@@ -16,7 +16,16 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 
 from busbar_cli.api import Api, Json
 from busbar_cli.failures import CommandError, Exit
-from busbar_cli.output import DEFAULT, Output, err, show_bytes, show_digest, show_time, table
+from busbar_cli.output import (
+    DEFAULT,
+    Output,
+    begins,
+    err,
+    show_bytes,
+    show_digest,
+    show_time,
+    table,
+)
 from busbar_cli.packing import Packed, Place, must_be_directory, pack
 
 app = App(
@@ -105,13 +114,13 @@ def rm(name: str, version: str, *, digest: str = "", output: Output = DEFAULT) -
     Parameters
     ----------
     digest
-        Which one, where several were pushed under this name and version.
+        Which one, where several were pushed under this name and version; as `list` shows it.
     """
     api = Api("scheduler")
     found = [
         one["digest"]
         for one in api.get(_BUNDLES)["items"]
-        if (one["name"], one["version"]) == (name, version) and one["digest"].endswith(digest)
+        if (one["name"], one["version"]) == (name, version) and begins(one["digest"], digest)
     ]
     if not found:
         raise CommandError(f"no such bundle: {name} {version} {digest}".rstrip(), Exit.NOT_FOUND)

@@ -9,7 +9,7 @@ from typing import Literal
 from cyclopts import App
 
 from busbar_cli.amounts import show_amount
-from busbar_cli.api import Api, Json
+from busbar_cli.api import Api, Json, request_segment
 from busbar_cli.commands.tenants import TENANTS, find_tenant
 from busbar_cli.failures import CommandError, Exit
 from busbar_cli.output import DEFAULT, HowMany, Output, show_moment, show_node, table
@@ -175,7 +175,8 @@ def explain(request_id: str, *, output: Output = DEFAULT) -> None:
             f"for a tenant's usage: busbar usage --tenant {shlex.quote(request_id)}",
             Exit.USAGE,
         )
-    found = Api("billing").get(f"/admin/v1/usage/{request_id}")
+    path = f"/admin/v1/usage/{request_segment(request_id)}"
+    found = Api("billing").get(path)
     rows = [
         [
             line["component"],
