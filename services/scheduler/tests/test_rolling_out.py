@@ -104,7 +104,8 @@ class Fleet:
         self._carry_out()
         count = 10 * self.second
         digests = {OLD, NEW}
-        self.tally.heard("g", "run", {("m", one): Outcomes(answered=count) for one in digests})
+        counted = {("m", one): Outcomes(answered=count) for one in digests}
+        self.tally.heard("g", "run", counted, float(self.second))
         self.second += 1
         await rollouts.look(float(self.second), self.second * 1_000)
 

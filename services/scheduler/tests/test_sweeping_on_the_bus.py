@@ -167,6 +167,22 @@ async def test_a_chunk_that_was_stored_anew_meanwhile_stays(
     assert lacking == 0
 
 
+async def test_a_chunk_that_another_sweeper_spares_meanwhile_keeps_its_content(bus: Bus) -> None:
+    made = bundle()
+    async with storing(bus) as at:
+        await at.running.send(made)
+        for one in (await at.stock.inventory()).objects:
+            await at.stock.condemn(one)
+        seen = (await at.stock.inventory()).objects
+        for one in seen:
+            await at.stock.spare(one)
+        for one in seen:
+            await at.stock.delete(one)
+        read = [await at.store.chunk(one) for one in made.chunks]
+
+    assert set(read) == set(made.chunks.values())
+
+
 async def test_nothing_is_deleted_while_a_list_of_chunks_cannot_be_read(bus: Bus) -> None:
     made, stray = bundle("damaged"), bundle("stray")
     async with storing(bus) as at:

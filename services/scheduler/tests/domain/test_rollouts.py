@@ -341,16 +341,26 @@ def test_the_versions_together_have_what_the_old_one_had(
 
 def test_counts_of_gateways_add_up_across_their_restarts() -> None:
     tally, key = Tally(), ("m", NEW)
-    tally.heard("g1", "a", {key: outcomes(5)})
-    tally.heard("g1", "a", {key: outcomes(7)})
-    tally.heard("g1", "b", {key: outcomes(2)})
-    tally.heard("g2", "a", {})
-    tally.heard("g2", "a", {key: outcomes(3)})
-    tally.heard("g2", "a", {key: outcomes(1)})
+    tally.heard("g1", "a", {key: outcomes(5)}, 0.0)
+    tally.heard("g1", "a", {key: outcomes(7)}, 0.0)
+    tally.heard("g1", "b", {key: outcomes(2)}, 0.0)
+    tally.heard("g2", "a", {}, 0.0)
+    tally.heard("g2", "a", {key: outcomes(3)}, 0.0)
+    tally.heard("g2", "a", {key: outcomes(1)}, 0.0)
 
     assert tally.of(*key).answered == 2 + 2 + 3 + 1
     tally.keep(frozenset())
     assert tally.of(*key) == Outcomes()
+
+
+def test_a_gateway_that_died_without_goodbye_is_forgotten_and_its_counts_stay() -> None:
+    tally, key = Tally(), ("m", NEW)
+    tally.heard("g1", "a", {}, 0.0)
+    tally.heard("g1", "a", {key: outcomes(5)}, 1.0)
+    tally.heard("g2", "a", {}, 602.0)
+    tally.heard("g1", "a", {key: outcomes(9)}, 603.0)
+
+    assert tally.of(*key).answered == 5
 
 
 def test_every_step_is_told_once_whoever_took_it() -> None:

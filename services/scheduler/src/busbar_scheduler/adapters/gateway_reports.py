@@ -47,11 +47,13 @@ class GatewayReports:
     def troubles(self, now: float) -> tuple[Mapping[str, int], Mapping[str, int]]:
         """By node, over the gateways that are heard: attempts lost, and answers garbled."""
         lost, garbled = defaultdict[str, int](int), defaultdict[str, int](int)
-        for heard_at, counts in self._troubles.values():
-            if now - heard_at < _FRESH_S:
-                for node, (lost_count, garbled_count) in counts.items():
-                    lost[node] += lost_count
-                    garbled[node] += garbled_count
+        for gateway_id, (heard_at, counts) in list(self._troubles.items()):
+            if now - heard_at >= _FRESH_S:
+                del self._troubles[gateway_id]
+                continue
+            for node, (lost_count, garbled_count) in counts.items():
+                lost[node] += lost_count
+                garbled[node] += garbled_count
         return lost, garbled
 
     def _take(self, put: Put) -> frozenset[str]:
@@ -63,7 +65,7 @@ class GatewayReports:
         now = time.monotonic()
         counts = {one.node: (one.lost_count, one.garbled_count) for one in status.troubles}
         self._troubles[put.key] = (now, counts)
-        self.tally.heard(put.key, status.run_id, _versions(status))
+        self.tally.heard(put.key, status.run_id, _versions(status), now)
         loads = {
             one.deployment: Carried(
                 one.in_flight, one.queued, one.completed_count, one.unready_count

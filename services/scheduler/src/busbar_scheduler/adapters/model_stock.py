@@ -1,7 +1,7 @@
 """The object store `models` as a whole: what is in it, since when, and how it is deleted.
 
-Everything that is written names the revision that was read, so that an object that was stored
-anew meanwhile stays as it is.
+What describes an object is written and deleted only at the revision that was read, so that an
+object that was stored anew, or spared, meanwhile stays as it is. Contents have names of their own.
 """
 
 from __future__ import annotations
@@ -85,11 +85,14 @@ class ModelStock:
         await self._mark(one, condemned=False)
 
     async def delete(self, one: Stored) -> None:
-        """Delete it for good, its description first."""
+        """Delete it for good, its description first; what is described anew keeps its content."""
+        subject = _info_subject(one.name)
         with _own_terms(f"delete {one.name}"):
-            await self._jetstream.purge_stream(
-                _STREAM, seq=one.revision + 1, subject=_info_subject(one.name)
-            )
+            await self._jetstream.purge_stream(_STREAM, seq=one.revision + 1, subject=subject)
+            with contextlib.suppress(NotFoundError):
+                left = await self._jetstream.get_last_msg(_STREAM, subject)
+                if json.loads(left.data or b"{}").get("nuid") == one.content:
+                    return
         await self.delete_content(one.content)
 
     async def delete_content(self, content: str) -> None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 from busbar_scheduler.domain.rollouts import Rollout
 
+_FORGET_AFTER_S = 600.0
+"""A gateway that was silent for so long does not come back under its name."""
 _Z = 3.09
 """One in a thousand, one-sided: it is looked at again and again while a version is watched."""
 
@@ -95,20 +97,29 @@ Versions = Mapping[tuple[str, str], Outcomes]
 """By deployment and digest."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Report:
+    run_id: str
+    counted: Versions
+    at_s: float
+
+
 @dataclass(slots=True)
 class Tally:
     """What all gateways have counted since they were first heard of."""
 
-    _last: dict[str, tuple[str, Versions]] = field(default_factory=dict[str, tuple[str, Versions]])
+    _last: dict[str, _Report] = field(default_factory=dict[str, _Report])
     _total: dict[tuple[str, str], Outcomes] = field(default_factory=dict[tuple[str, str], Outcomes])
 
-    def heard(self, gateway_id: str, run_id: str, counted: Versions) -> None:
+    def heard(self, gateway_id: str, run_id: str, counted: Versions, now_s: float) -> None:
         """Take a report in; what it counted before we listened is not news."""
         before = self._last.get(gateway_id)
-        self._last[gateway_id] = (run_id, counted)
+        self._last[gateway_id] = _Report(run_id, counted, now_s)
+        for gone in [key for key, one in self._last.items() if now_s - one.at_s > _FORGET_AFTER_S]:
+            del self._last[gone]
         if before is None:
             return
-        known = before[1] if before[0] == run_id else {}
+        known = before.counted if before.run_id == run_id else {}
         for key, now in counted.items():
             then = known.get(key, Outcomes())
             began_anew = now.count < then.count
