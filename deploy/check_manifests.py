@@ -92,6 +92,11 @@ def main() -> int:
         *_image_problems(containers, installations),
         *_hardening_problems([compose, site], documents),
         *_reference_problems(installations),
+        *(
+            f"{one.name or 'deploy'}: {problem}"
+            for one in installations
+            for problem in kustomizing.judged(REPO / "deploy" / one.name, one.rendered)
+        ),
     ]
     sys.stderr.writelines(f"{problem}\n" for problem in found)
     return 1 if found else 0
@@ -191,7 +196,10 @@ def _kubernetes_containers(installation: Installation) -> Iterator[Container]:
                 if value is None:
                     env[name] = _kubernetes_value(document, installation, variable["valueFrom"])
                 else:
-                    env[name] = OWN_VARIABLE.sub(lambda own, env=env: env[own[1]], value)
+                    # As Kubernetes does: what does not stand before it stays as it is.
+                    env[name] = OWN_VARIABLE.sub(
+                        lambda own, env=env: env.get(own[1], own[0]), value
+                    )
                     literal |= set() if OWN_VARIABLE.search(value) else {name}
             where = f"{installation.label(document)} {container['name']}"
             command = container.get("command", container.get("args", []))

@@ -6,6 +6,8 @@ the keys that Kubernetes' schema names for them (x-kubernetes-patch-merge-key).
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,12 +101,41 @@ def _merged(base: Document, patch: Document) -> Document:
 
 
 def _merged_lists(base: list[Document], patch: list[Document], by: str) -> Iterator[Document]:
-    changes = {one[by]: one for one in patch}
-    for one in base:
-        change = changes.pop(one[by], {})
-        if change.get("$patch") != "delete":
-            yield _merged(one, change)
-    for change in changes.values():
-        if "$patch" in change:
+    """What the patch names comes first, in its order: kustomize prepends."""
+    there = {one[by]: one for one in base}
+    for change in patch:
+        if "$patch" not in change:
+            yield _merged(there.get(change[by], {}), change)
+        elif change[by] not in there:
             raise ValueError(f"there is no {change[by]} to delete")
-        yield change
+    named = {one[by] for one in patch}
+    yield from (one for one in base if one[by] not in named)
+
+
+def judged(directory: Path, ours: Rendered) -> Iterator[str]:
+    """What kubectl makes otherwise than we, order included; nothing where there is no kubectl."""
+    if shutil.which("kubectl") is None:
+        return
+    asked = ["kubectl", "kustomize", str(directory)]
+    ran = subprocess.run(asked, capture_output=True, text=True, check=False)
+    if ran.returncode:
+        yield f"kubectl refuses it: {ran.stderr[-500:]}"
+        return
+    made = dict(_merged_in_pods(list(yaml.safe_load_all(ran.stdout))))
+    for where, part in _merged_in_pods(ours.documents):
+        if made.pop(where, None) != part:
+            yield f"{where} is not as kubectl makes it"
+    yield from (f"{where} is made by kubectl only" for where in made)
+
+
+def _merged_in_pods(documents: list[Document]) -> Iterator[tuple[str, list[Any]]]:
+    """The lists that patches merge; of volumes the names, since those of ConfigMaps get hashes."""
+    for document in documents:
+        pod = document.get("spec", {}).get("template", {}).get("spec")
+        if pod is None:
+            continue
+        where = " ".join(_identity(document))
+        for container in pod["containers"]:
+            for part in ("env", "volumeMounts"):
+                yield f"{where} {container['name']} {part}", container.get(part, [])
+        yield f"{where} volumes", [one["name"] for one in pod["volumes"]]
