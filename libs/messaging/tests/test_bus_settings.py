@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from busbar_messaging.connection import BusSettings
+from busbar_errors import Unavailable
+from busbar_messaging.connection import BusSettings, connect
 from pydantic import ValidationError
 
 
@@ -27,6 +28,21 @@ def test_the_password_is_given_or_stands_in_a_file(
 
     assert given.password == "given"
     assert from_file.password == "from the file"
+
+
+@pytest.mark.parametrize("written", [None, b"\xff\xfe"], ids=["missing", "no-text"])
+async def test_a_password_file_that_cannot_be_read_is_named_as_the_reason(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, written: bytes | None
+) -> None:
+    file = tmp_path / "node.creds"
+    if written is not None:
+        file.write_bytes(written)
+    told = settings(monkeypatch, NATS_PASSWORD_FILE=str(file))
+
+    with pytest.raises(Unavailable) as unavailable:
+        await connect(told, "test")
+
+    assert f"from {file} (BUSBAR_NATS_PASSWORD_FILE)" in unavailable.value.reason
 
 
 @pytest.mark.parametrize("said", [{}, {"NATS_PASSWORD": "x", "NATS_PASSWORD_FILE": "/x"}])

@@ -52,10 +52,24 @@ class BusSettings(BaseSettings):
         return self
 
     @property
+    def password_setting(self) -> str:
+        """What tells the password."""
+        return f"BUSBAR_NATS_PASSWORD{'_FILE' if self.nats_password_file else ''}"
+
+    @property
     def password(self) -> str:
-        """The password, or the text of the credentials file."""
+        """The password, or the text of the credentials file.
+
+        Raises Unavailable when the file cannot be read.
+        """
         if self.nats_password_file:
-            return self.nats_password_file.read_text().strip()
+            try:
+                return self.nats_password_file.read_text().strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise Unavailable(
+                    f"the NATS password cannot be read from {self.nats_password_file} "
+                    f"({self.password_setting}): {error}"
+                ) from error
         return self.nats_password.get_secret_value()
 
 
@@ -127,7 +141,7 @@ async def connect(settings: BusSettings, client_name: str) -> Client:
         if reports.refused:
             refusal = (
                 f"the NATS server at {settings.nats_url} refuses user {settings.nats_user!r}: "
-                "the password (BUSBAR_NATS_PASSWORD) or the user is wrong there"
+                f"the password ({settings.password_setting}) or the user is wrong there"
             )
             raise Unavailable(refusal) from error
         waited_s = settings.bus_connect_timeout.total_seconds()

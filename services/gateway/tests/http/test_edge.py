@@ -285,6 +285,18 @@ def test_a_header_that_may_not_come_twice_is_refused(
     assert len(edge.serving.calls) == before
 
 
+@pytest.mark.parametrize("in_the_head", [False, True])
+def test_what_follows_the_body_is_no_header(edge: Any, key: str, in_the_head: bool) -> None:
+    credentials = f"Authorization: Bearer {key}\r\n"
+    head = "GET /v1/models HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n"
+    head += "Connection: close\r\n" + (credentials if in_the_head else "")
+    with edge.connect() as connection:
+        connection.sendall(f"{head}\r\n0\r\n{credentials}\r\n".encode())
+        status, _, _ = read_answer(connection)
+
+    assert status == (200 if in_the_head else 401)
+
+
 @pytest.mark.parametrize(
     "data",
     [

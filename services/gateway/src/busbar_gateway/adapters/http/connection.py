@@ -173,6 +173,8 @@ class HttpConnection(asyncio.Protocol):
         if self._header_count > self.bounds.max_headers:
             self._head_too_large = True
             raise _HeadTooLarge
+        if not self._in_head:  # trailers are no headers: RFC 9110, 6.5.1
+            return
         name = name.lower()
         if name not in self._headers:
             self._headers[name] = value
