@@ -5,17 +5,29 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc.aio as triton
 from busbar_contracts.billing.v1.keys_pb2 import KEY_SCOPE_READ_USAGE, ApiKey
-from gateway_harness import AUTH, KEY, Platform, eventually, fresh_name, pb, put_key, request
+from busbar_gateway.adapters.grpc.native import Call
+from gateway_harness import (
+    AUTH,
+    KEY,
+    Platform,
+    eventually,
+    fresh_name,
+    inference_of,
+    pb,
+    put_key,
+    request,
+)
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
+from pygrpc_native import NativeGrpcFront
 from tritonclient.utils import InferenceServerException
 
 SERVICE = "/inference.GRPCInferenceService/"
@@ -49,6 +61,38 @@ async def test_the_stock_client_works_unchanged(platform: Platform) -> None:
         assert answer.as_numpy("OUT").tolist() == [0, 1, 2, 3]
         with pytest.raises(InferenceServerException, match="no API key"):
             await client.infer(name, [given])
+
+
+class Front:
+    """Takes an answer as pygrpc-native does, and notes what would be voided after a kill now."""
+
+    def __init__(self, platform: Platform, *, takes: bool) -> None:
+        self._platform = platform
+        self._takes = takes
+        self.uncertain: list[bool] = []
+
+    def respond(self, *_: object) -> bool:
+        self.uncertain.append(not self._platform.gateway.usage.idle)
+        return self._takes
+
+    def fail(self, *_: object) -> None:
+        raise AssertionError("the call is over")
+
+
+@pytest.mark.parametrize("takes", [True, False], ids=["taken", "client-gone"])
+async def test_a_charge_stands_before_the_front_has_the_answer(
+    platform: Platform, *, takes: bool
+) -> None:
+    """Its threads write at once, while this one may have to wait for its turn."""
+    name, _ = await platform.deploy()
+    front = Front(platform, takes=takes)
+    call = Call(cast("NativeGrpcFront", front), 1, AUTH, None)
+    await inference_of(platform.gateway, platform.serving).model_infer(request(name), call)
+    await eventually(lambda: platform.gateway.usage.idle)
+    usage = await platform.usage()
+
+    assert front.uncertain == [False]
+    assert (len(usage.records), len(usage.voids)) == (1, 0 if takes else 1)
 
 
 async def test_the_standard_health_service_needs_no_key(platform: Platform) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from datetime import timedelta
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from busbar_gateway.adapters.commit_table import CommitTable
 from busbar_gateway.adapters.metrics import Metrics
 from busbar_gateway.adapters.usage_log import UsageLog
 from busbar_gateway.domain.failures import Unavailable
-from busbar_gateway.usecases.calls import InferenceCall
+from busbar_gateway.usecases.calls import Answer, InferenceCall
 from busbar_messaging.connection import close, connect
 from busbar_messaging.topology import usage_subject
 from busbar_runtime.pytest_plugin import NatsServer
@@ -61,6 +62,56 @@ async def test_a_customer_gone_before_the_last_byte_is_not_charged(platform: Pla
     usage = await platform.usage()
     assert [r.request_id for r in usage.records] == [call.request_id]
     assert [v.request_id for v in usage.voids] == [call.request_id]
+
+
+async def test_a_charge_stands_from_the_moment_before_its_answer_leaves(platform: Platform) -> None:
+    """A kill after it leaves the charge, for the client may have the answer by then."""
+    name, _ = await platform.deploy()
+    usage = platform.gateway.usage
+    async with platform.serving.infer(a_call(platform, name)) as answer:
+        before = usage.idle
+        answer.handing_over()
+        after = usage.idle
+
+    assert (before, after) == (False, True)
+    assert not (await platform.usage()).voids
+
+
+async def test_a_charge_that_stood_is_taken_back_when_its_answer_found_nobody(
+    platform: Platform,
+) -> None:
+    name, _ = await platform.deploy()
+    call = a_call(platform, name)
+
+    async def gone(answer: Answer) -> None:
+        answer.handing_over()
+        raise ConnectionResetError
+
+    with pytest.raises(ConnectionResetError):
+        async with platform.serving.infer(call) as answer:
+            await gone(answer)
+
+    await eventually(lambda: platform.gateway.usage.idle)
+    usage = await platform.usage()
+    assert [v.request_id for v in usage.voids] == [call.request_id]
+
+
+async def test_a_charge_that_was_taken_back_stays_so_though_an_error_leaves_in_its_place(
+    platform: Platform,
+) -> None:
+    name, _ = await platform.deploy()
+    call = a_call(platform, name)
+
+    answers: list[Answer] = []
+    with contextlib.suppress(ValueError):
+        async with platform.serving.infer(call) as answer:
+            answers.append(answer)
+            raise ValueError("unreadable")
+    answers[0].handing_over()  # what the edge tells at the error's last byte
+
+    assert not platform.gateway.usage.idle
+    await eventually(lambda: platform.gateway.usage.idle)
+    assert [v.request_id for v in (await platform.usage()).voids] == [call.request_id]
 
 
 async def test_an_answer_wanted_whole_is_free_until_it_is_settled(platform: Platform) -> None:

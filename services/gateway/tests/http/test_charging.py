@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import openai
@@ -12,6 +12,7 @@ import pytest
 import tritonclient.http.aio as triton
 from busbar_contracts.gateway.v1.usage_pb2 import UsageOutcome
 from busbar_contracts.node.v1 import work_pb2
+from busbar_gateway.adapters.http.cycle import ConnectionCycle
 from busbar_gateway.adapters.http.limits import HttpLimits
 from gateway_harness import (
     KEY,
@@ -113,3 +114,34 @@ async def test_failures_have_their_status_and_cost_nothing(
 
 async def _records(edge: Edge) -> list[Any]:
     return (await edge.platform.usage()).records
+
+
+class Wire:
+    """A connection and its transport, which note what happens in which order."""
+
+    def __init__(self) -> None:
+        self.happened: list[str] = []
+        self.transport = self
+
+    def write(self, data: bytes) -> None:
+        self.happened.append(data[-4:].decode())
+
+    async def writable(self) -> None:
+        return
+
+    def answered(self, cycle: ConnectionCycle) -> None:
+        self.happened.append("answered")
+
+
+async def test_who_asked_is_told_right_before_the_last_byte_leaves_and_not_after() -> None:
+    """The client may have it, and run, before the next line does."""
+    wire = Wire()
+    cycle = ConnectionCycle(
+        cast("Any", wire), "POST", b"/", {}, keep_alive=True, understands_chunks=True
+    )
+    cycle.before_last = lambda: wire.happened.append("told")
+    cycle.start(200, [(b"content-length", b"8")])
+    await cycle.write(b"some", more=True)
+    await cycle.write(b"rest", more=False)
+
+    assert wire.happened == ["some", "told", "rest", "answered"]

@@ -14,6 +14,12 @@ import pytest
 from raw_http import read_answer
 
 REQUEST_ID = re.compile(r"req_[0-9a-f]{32}")
+SIMPLE = {
+    "inputs": [
+        {"name": name, "shape": [1, 16], "datatype": "INT32", "data": [1] * 16}
+        for name in ("INPUT0", "INPUT1")
+    ]
+}
 ANYWHERE = [
     ("GET", "/v1/models"),
     ("GET", "/v1/models/chatty"),
@@ -382,6 +388,27 @@ def test_an_answer_that_is_never_read_does_not_stay_in_memory(
         until(lambda: edge.request("GET", "/v2/health/live")[0] == 200)
 
         assert connection.recv(64).startswith(b"HTTP/1.1 200 ")  # what had left before
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v2/models/simple/infer", SIMPLE),
+        ("/v1/embeddings", {"model": "embedder", "input": "a"}),
+        ("/v1/completions", {"model": "chatty", "prompt": "a b"}),
+        ("/v1/completions", {"model": "chatty", "prompt": "a b", "stream": True}),
+    ],
+    ids=["tensors", "embeddings", "whole", "stream"],
+)
+def test_each_way_of_answering_says_when_its_last_byte_leaves(
+    edge: Any, path: str, body: dict[str, Any]
+) -> None:
+    """From then on a gateway that is killed leaves the charge as it is."""
+    status, _, _ = edge.request("POST", path, json.dumps(body).encode())
+    name = edge.serving.calls[-1].request_id.hex()
+
+    assert status == 200
+    assert [who for who, _ in edge.serving.handed_over].count(name) == 1
 
 
 def test_connections_beyond_the_limit_are_turned_away(

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -200,6 +201,8 @@ class StandInServing:
     requests: list[service_pb2.ModelInferRequest] = field(default_factory=list)
     ended: dict[str, str] = field(default_factory=dict)
     refusals: list[RefusedCall] = field(default_factory=list)
+    handed_over: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
+    """Whose last byte was about to leave, and how it would have ended then."""
     failure: Exception | None = None
     """Raised by the next request instead of an answer."""
     settle_failure: Exception | None = None
@@ -221,6 +224,9 @@ class StandInServing:
             failure, self.failure = self.failure, None
             raise failure
 
+    def handing_over(self, name: str) -> None:
+        self.handed_over.append((name, self.ended[name]))
+
     @contextlib.asynccontextmanager
     async def infer(self, call: InferenceCall) -> AsyncIterator[Answer]:
         name = call.request_id.hex()
@@ -229,13 +235,13 @@ class StandInServing:
         self.fail_if_told()
         response = answer_of(call.route.deployment, request)
         self.ended[name] = "taken back"
-        yield Answer(response.SerializeToString(), 7, 0)
+        yield Answer(response.SerializeToString(), 7, 0, partial(self.handing_over, name))
         self.ended[name] = "charged"
 
     @contextlib.asynccontextmanager
     async def stream(self, call: InferenceCall) -> AsyncIterator[StandInStream]:
         name = call.request_id.hex()
-        stream = StandInStream(self._take(call), self, call.resumable)
+        stream = StandInStream(self._take(call), self, call.resumable, name)
         self.ended[name] = "working"
         try:
             yield stream
@@ -254,8 +260,10 @@ class StandInStream:
         request: service_pb2.ModelInferRequest,
         serving: StandInServing,
         resumable: Resumable | None,
+        name: str,
     ) -> None:
         self._request = request
+        self._name = name
         self._resumable = resumable
         self._serving = serving
         self._handed = 0
@@ -279,6 +287,9 @@ class StandInStream:
 
     def handed_over(self) -> None:
         self.delivered = self._handed
+
+    def handing_over(self) -> None:
+        self._serving.handing_over(self._name)
 
     async def settle(self) -> None:
         if self._serving.settle_failure is not None:

@@ -34,6 +34,7 @@ class _State(Enum):
     QUEUED = auto()
     SENT = auto()
     DURABLE = auto()
+    DELIVERED = auto()
     FAILED = auto()
 
 
@@ -104,18 +105,28 @@ class UsageLog:
         self._enqueue(Charge(slot, record))
 
     def delivered(self, charge: Charge) -> None:
-        """The customer has the answer: the charge stands."""
-        self._table.clear(charge.slot)
+        """As in charging.UsageLog."""
+        if charge.state is _State.DURABLE:
+            charge.state = _State.DELIVERED
+            self._table.clear(charge.slot)
 
     def take_back(self, charge: Charge, reason: str) -> None:
-        """The customer did not get the answer: no charge."""
+        """As in charging.UsageLog."""
+        if charge.state is _State.DELIVERED:
+            slot = charge.slot
+            try:
+                charge.slot = self._table.claim(slot.request_id, slot.tenant_id)
+            except Unavailable as error:
+                request_id = slot.request_id.hex()
+                log.error("charge not taken back", request_id=request_id, reason=error.reason)  # noqa: TRY400
+                return
         if charge.state is _State.QUEUED:
             with contextlib.suppress(ValueError):
                 self._queue.remove(charge)
-            charge.state = _State.FAILED
             self._table.clear(charge.slot)
         else:
             self._void(charge.slot, reason)
+        charge.state = _State.FAILED
 
     def expire(self, now: float) -> None:
         """Fail those who have waited past their deadline."""

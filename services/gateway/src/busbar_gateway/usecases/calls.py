@@ -100,6 +100,8 @@ class Answer:
     """Serialized inference.ModelInferResponse."""
     input_tokens: int
     output_tokens: int
+    handing_over: Callable[[], None]
+    """As in AnswerStream."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +129,14 @@ class AnswerStream(Protocol):
         """Count the last chunk as delivered now, for an edge that cannot tell when it was read."""
         ...
 
+    def handing_over(self) -> None:
+        """Call it right before the last byte goes to the transport.
+
+        A gateway that is killed from here on leaves the charge as it is, one
+        that is killed before takes it back. An exception still takes it back.
+        """
+        ...
+
     async def settle(self) -> None:
         """Commit the charge for everything yielded; call it before writing the last bytes.
 
@@ -143,8 +153,9 @@ class ServesRequests(Protocol):
         """Answer with one response, for models that are not decoupled.
 
         On entry the charge is durable. Leaving cleanly means that the answer
-        was handed to the customer; an exception inside (also cancellation)
-        takes the charge back. Entry raises a failure of `domain.failures`.
+        was handed to the customer (an edge says before when it does that); an
+        exception inside (also cancellation) takes the charge back. Entry raises a
+        failure of `domain.failures`.
         """
         ...
 

@@ -34,11 +34,14 @@ class UsageLog(Protocol[SlotT, ChargeT]):
         ...
 
     def delivered(self, charge: ChargeT) -> None:
-        """The customer has the answer: the charge stands."""
+        """The customer has the answer, or will in the next moment: the charge stands.
+
+        Does nothing for a charge that was taken back, or once more.
+        """
         ...
 
     def take_back(self, charge: ChargeT, reason: str) -> None:
-        """The customer did not get the answer: no charge."""
+        """The customer did not get the answer after all: no charge."""
         ...
 
 

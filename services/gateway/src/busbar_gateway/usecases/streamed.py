@@ -76,6 +76,10 @@ class Streamed:
         """Count the last chunk as delivered."""
         self._delivered = self._handed
 
+    def handing_over(self) -> None:
+        """As in AnswerStream."""
+        self._served.collaborators.usage.delivered(self._charge)
+
     async def _cover(self, handed: Delivered) -> None:
         """Get the money for what comes; without it the answer ends with what was paid for."""
         try:

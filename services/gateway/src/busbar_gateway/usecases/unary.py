@@ -37,6 +37,10 @@ class Unary:
     ) -> None:
         self.leave(error)
 
+    def handing_over(self) -> None:
+        """As in AnswerStream."""
+        self._served.collaborators.usage.delivered(self._charge)
+
     def leave(self, error: BaseException | None) -> None:
         """What leaving the context does, for edges that learn of the delivery by a callback.
 
@@ -65,4 +69,4 @@ class Unary:
         finally:
             served.stop()
         usage = finished.usage
-        return Answer(payload, usage.input_tokens, usage.output_tokens)
+        return Answer(payload, usage.input_tokens, usage.output_tokens, self.handing_over)

@@ -92,6 +92,7 @@ class Inference:
                 api="infer",
             )
             async with self._serving.infer(inference) as answer:
+                answer.handing_over()
                 _deliver(call, answer.payload, trailing)
         except ClientGone:
             return
@@ -147,6 +148,7 @@ class Inference:
         )
         if call.route.signature is None or not call.route.signature.decoupled:
             async with self._serving.infer(call) as answer:
+                answer.handing_over()
                 left = await writer.hand_over(_stream_response(answer.payload))
             if left is not None:
                 raise left
@@ -162,6 +164,7 @@ class Inference:
                     stream.handed_over()
                     raise left
             await stream.settle()
+            stream.handing_over()
             if last:
                 await writer.write(_stream_response(last))
 

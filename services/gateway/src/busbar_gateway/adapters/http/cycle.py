@@ -45,6 +45,8 @@ class Cycle(Protocol):
     """Who serves it; None where no client can go away."""
     when_lost: Callable[[], object] | None
     """Called when the client goes away before its answer is complete."""
+    before_last: Callable[[], object] | None
+    """Called right before the last byte is given to the transport."""
 
     @property
     def query(self) -> bytes:
@@ -106,6 +108,7 @@ class ConnectionCycle:
         "_url",
         "_waiter",
         "answered",
+        "before_last",
         "gone",
         "headers",
         "keep_alive",
@@ -140,6 +143,7 @@ class ConnectionCycle:
         self.gone = False
         self.task: asyncio.Task[None] | None = None
         self.when_lost: Callable[[], object] | None = None
+        self.before_last: Callable[[], object] | None = None
         self._understands_chunks = understands_chunks
         """Otherwise an answer of unknown length ends with the connection."""
         self._chunked = False
@@ -252,6 +256,8 @@ class ConnectionCycle:
         if self.method == "HEAD":
             part = b""
         head, self._head = self._head, b""
+        if self.before_last is not None and not more:
+            self.before_last()
         self._connection.transport.write(head + part)
         if not more:
             self._complete()

@@ -323,6 +323,7 @@ class RecordedCycle:
         self.started = False
         self.task: asyncio.Task[None] | None = None
         self.when_lost: Callable[[], object] | None = None  # nobody leaves a recording
+        self.before_last: Callable[[], object] | None = None  # it is delivered once it is kept
         self._body = body
         self._record = record
         self._status = 0

@@ -129,6 +129,7 @@ class KServe:
             if call.as_asked is not None:
                 call.payload, call.request_bytes = message.SerializeToString(), len(payload)
         async with exchange.cancelled_when_gone(), self._services.serving.infer(call) as answer:
+            exchange.cycle.before_last = answer.handing_over
             response = read_response(answer.payload)
             await _respond(exchange, render_infer_answer(response, request.head.forms))
 

@@ -159,6 +159,7 @@ class OpenAI:
         self, exchange: Exchange, request: EmbeddingRequest, call: InferenceCall
     ) -> None:
         async with exchange.cancelled_when_gone(), self._services.serving.infer(call) as answer:
+            exchange.cycle.before_last = answer.handing_over
             vectors = _vectors(answer.payload, len(request.texts()))
             _require_dimensions(request.dimensions, vectors.shape[1])
             usage = {"prompt_tokens": answer.input_tokens, "total_tokens": answer.input_tokens}

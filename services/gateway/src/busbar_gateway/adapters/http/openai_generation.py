@@ -84,6 +84,7 @@ async def answer_whole(
         with blamed_on(shape.prompt_param):
             pieces = [piece async for piece in generation.text(answer)]
         await answer.settle()
+        exchange.cycle.before_last = answer.handing_over
         document = _head(exchange, job, shape, shape.whole_object)
         choice = shape.whole("".join(pieces), generation.finish_reason)
         document["choices"] = [{"index": 0, **choice}]
@@ -127,6 +128,7 @@ async def answer_stream(
                 if piece:
                     await events.send(event(shape.piece(piece)))
         await answer.settle()
+        exchange.cycle.before_last = answer.handing_over
         last = [event(shape.closing(generation.finish_reason))]
         if job.include_usage:
             last.append({**head, "choices": [], "usage": generation.usage()})
