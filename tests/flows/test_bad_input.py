@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import struct
 from collections.abc import AsyncIterator, Callable
@@ -194,15 +195,20 @@ async def test_a_body_over_the_limit_is_refused_while_it_is_read(http: httpx.Asy
 
 
 async def test_ten_thousand_headers_are_refused_and_the_gateway_lives(
-    http: httpx.AsyncClient,
+    platform: Platform, customer: Customer, http: httpx.AsyncClient
 ) -> None:
-    headers = [(f"x-{n}", "1") for n in range(10_000)]
+    host, _, port = platform.endpoints["http"].removeprefix("http://").partition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    many = "".join(f"x-{n}: 1\r\n" for n in range(10_000))
+    head = f"POST {INFER} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {customer.key}\r\n{many}\r\n"
+    writer.write(head.encode())
     try:
-        answer = await http.post(INFER, content=GOOD, headers=headers)
-        assert answer.status_code in {400, 431}
-    except (httpx.RemoteProtocolError, httpx.WriteError, httpx.ReadError):
-        pass  # refused by closing
+        answer = await asyncio.wait_for(reader.read(4096), 10)
+    except ConnectionResetError:  # refused by closing
+        answer = b""
+    writer.close()
 
+    assert answer == b"" or answer.split()[1] in {b"400", b"431"}
     assert (await http.get("/v2/health/live")).status_code == HTTPStatus.OK
 
 

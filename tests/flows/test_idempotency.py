@@ -83,8 +83,11 @@ async def test_a_kept_answer_is_for_those_who_may_ask_for_it(
         await comes_to(keyed, (HTTPStatus.FORBIDDEN, False))
         await operator.json("billing", "POST", f"{tenant}/resume")
         await comes_to(keyed, (HTTPStatus.OK, True))
+    charged = await eventually(
+        lambda: operator.usage(customer.tenant_id), within_s=10, what="the charge"
+    )
 
-    assert len(await operator.usage(customer.tenant_id)) == 1
+    assert len(charged) == 1
 
 
 async def test_a_key_is_its_tenants_own(
