@@ -105,10 +105,35 @@ def scaled_up(snapshot: Snapshot) -> Snapshot:
     return replace(snapshot, deployments=(more, *others))
 
 
+def dearer(snapshot: Snapshot) -> Snapshot:
+    """Power costs three times as much at a site."""
+    first = next(iter(snapshot.sites.values()))
+    return _at_site(snapshot, replace(first, energy_nanos_per_kwh=3 * first.energy_nanos_per_kwh))
+
+
+def curtailed(snapshot: Snapshot) -> Snapshot:
+    """A site may draw a twentieth less than what its replicas take."""
+    first = next(iter(snapshot.sites.values()))
+    power_w = {one.name: one.manifest.power_w for one in snapshot.deployments}
+    drawn_w = sum(
+        power_w[one.deployment]
+        for node in snapshot.nodes
+        if node.site_key == first.key
+        for one in snapshot.placements.get(node.key, ())
+    )
+    return _at_site(snapshot, replace(first, power_cap_w=drawn_w * 19 // 20))
+
+
+def _at_site(snapshot: Snapshot, site: Site) -> Snapshot:
+    return replace(snapshot, sites={**snapshot.sites, site.key: site})
+
+
 EVENTS: dict[str, Callable[[Snapshot], Snapshot]] = {
     "a node is lost": node_lost,
     "a node joins": node_joined,
     "five replicas more": scaled_up,
+    "a site's power is dearer": dearer,
+    "a site's cap falls 5 %": curtailed,
     "a site goes dark": site_dark,
 }
 

@@ -102,7 +102,8 @@ def happened(random: Random, snapshot: Snapshot) -> Snapshot:
     """Something that changes a fleet."""
     fleet, wanted = list(snapshot.nodes), list(snapshot.deployments)
     at, which = random.randrange(len(fleet)), random.randrange(len(wanted))
-    match random.randrange(5):
+    sites, place = dict(snapshot.sites), fleet[at].site_key
+    match random.randrange(8):
         case 0:
             fleet[at] = replace(fleet[at], health=random.choice(list(Health)[:-1]))
         case 1:
@@ -111,9 +112,15 @@ def happened(random: Random, snapshot: Snapshot) -> Snapshot:
             wanted[which] = replace(wanted[which], replicas=random.randint(0, 4))
         case 3:
             fleet[at] = replace(fleet[at], memory_mib=fleet[at].memory_mib // 2, slots=8)
+        case 4:
+            sites[place] = replace(sites[place], power_cap_w=random.choice((0, 700, 1_500)))
+        case 5:
+            sites[place] = replace(sites[place], order=random.choice(list(Order)))
+        case 6:
+            sites[place] = replace(sites[place], energy_nanos_per_kwh=random.randrange(10**8))
         case _:
             del fleet[at]
-    return replace(snapshot, nodes=tuple(fleet), deployments=tuple(wanted))
+    return replace(snapshot, nodes=tuple(fleet), deployments=tuple(wanted), sites=sites)
 
 
 @pytest.mark.parametrize("start", range(0, 40, 10))

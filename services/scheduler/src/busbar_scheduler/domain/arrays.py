@@ -96,7 +96,10 @@ class Fleet:
         return [at for at, one in enumerate(self.nodes) if known.get(one.key) is not one]
 
     def has(self, snapshot: Snapshot, nodes: tuple[Node, ...]) -> bool:
-        """Whether these are the same nodes at the same sites, on the same feeders."""
+        """Whether these are the same nodes at the same sites, on the same feeders.
+
+        Sites may have another cap, price or order.
+        """
         if len(nodes) != len(self.nodes):
             return False
         pairs = zip(nodes, self.nodes, strict=True)
@@ -105,22 +108,24 @@ class Fleet:
             for now, then in pairs
         ):
             return False
-        return all((snapshot.sites.get(one.key) or Site(one.key)) == one for one in self.sites)
+        return all(described(snapshot, one).feeder == one.feeder for one in self.sites)
 
     def after(self, snapshot: Snapshot, nodes: tuple[Node, ...]) -> Fleet:
         """The same nodes at the same sites, some of them in another state."""
-        takes_new, keeps = self.takes_new.copy(), self.keeps.copy()
+        sites = tuple(described(snapshot, one) for one in self.sites)
+        takes_new, keeps = self._open_at(sites), self.keeps.copy()
         cached, avoided = dict(self.cached), dict(self.avoided)
         for at, (node, then) in enumerate(zip(nodes, self.nodes, strict=True)):
             if node is then:
                 continue
-            serves = self.sites[self.site[at]].order is Order.SERVE
+            serves = sites[self.site[at]].order is Order.SERVE
             takes_new[at], keeps[at] = node.takes_new and serves, node.health.keeps
             _relocate(cached, at, _on_disk(then), _on_disk(node))
             _relocate(avoided, at, _kept_off(then), _kept_off(node))
         return replace(
             self,
             nodes=nodes,
+            sites=sites,
             takes_new=takes_new,
             keeps=keeps,
             cached=cached,
@@ -130,6 +135,15 @@ class Fleet:
             placements=snapshot.placements,
             demands=snapshot.demands,
         )
+
+    def _open_at(self, sites: tuple[Site, ...]) -> Mask:
+        """As `takes_new`, with sites that were told something else."""
+        takes_new = self.takes_new.copy()
+        for number, (site, was) in enumerate(zip(sites, self.sites, strict=True)):
+            if site.order is not was.order:
+                serves, there = site.order is Order.SERVE, np.flatnonzero(self.site == number)
+                takes_new[there] = [serves and self.nodes[at].takes_new for at in there]
+        return takes_new
 
     def _told_after(self, placements: Placements) -> Mapping[str, frozenset[int]]:
         """As `before`, from other placements."""
@@ -151,6 +165,12 @@ class Fleet:
     def empties(self, node: int) -> bool:
         """Whether what is on a node has to go."""
         return self.nodes[node].order.empties or self.sites[self.site[node]].order.empties
+
+
+def described(snapshot: Snapshot, site: Site) -> Site:
+    """How a site is described now; the same object as before where nothing is new."""
+    now = snapshot.sites.get(site.key) or Site(site.key)
+    return site if now == site else now
 
 
 def _sites(snapshot: Snapshot, nodes: tuple[Node, ...]) -> tuple[tuple[Site, ...], list[int]]:

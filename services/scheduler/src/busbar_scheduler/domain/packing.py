@@ -113,7 +113,11 @@ class Packing:
         self._measure(before)
 
     def _measure(self, before: Fleet) -> None:
-        """Nodes may have more than before, or less."""
+        """Nodes and sites may have more than before, or less."""
+        for at, (site, then) in enumerate(zip(self.fleet.sites, before.sites, strict=True)):
+            if site is not then:
+                more_w = (site.power_cap_w or NO_LIMIT) - (then.power_cap_w or NO_LIMIT)
+                self.site_power_w[at] += more_w
         self._whole = self._whole[0].copy(), self._whole[1].copy()
         for at in self.fleet.moved(before):
             node, then = self.fleet.nodes[at], before.nodes[at]

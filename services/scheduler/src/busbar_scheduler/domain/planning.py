@@ -14,6 +14,7 @@ from functools import cached_property
 from busbar_scheduler.domain.arrays import differing
 from busbar_scheduler.domain.attempting import Attempt, attempt
 from busbar_scheduler.domain.decisions import Decision, Verdict, decide, forgotten
+from busbar_scheduler.domain.displacing import displaced, rewired
 from busbar_scheduler.domain.fleet import (
     Assignment,
     Deployment,
@@ -81,9 +82,9 @@ def replan(before: Plan, snapshot: Snapshot) -> Plan:
     The same promises hold as for `plan`, but nothing is moved for the price of power,
     except on small fleets.
     """
-    if snapshot.sites != before.snapshot.sites:
+    if rewired(before.packing, snapshot):
         return plan(snapshot)
-    touched = _touched(before, snapshot)
+    touched = _touched(before, snapshot) | displaced(before.packing, snapshot)
     return _plan(snapshot, before, before.by_deployment.keys() - touched)
 
 
