@@ -112,7 +112,7 @@ class Promises:
     ) -> None:
         """A plan respects what nodes and sites have, and what deployments are promised."""
         for key, held in placements.items():
-            if self._held.get(key) is not held:
+            if self._held.get(key, ()) is not held:
                 self._recount(key, nodes, held)
         for key in self._held.keys() - placements.keys():
             self._recount(key, nodes, ())
