@@ -23,6 +23,7 @@ from busbar_messaging.watching import Change, Current, Deleted, Put
 from busbar_runtime.pytest_plugin import NatsServer
 from harness.polling import eventually
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.js.errors import Error as JetStreamError
 from pydantic import SecretStr
@@ -202,6 +203,40 @@ async def test_a_publish_that_nobody_stores_fails_within_its_time(client: Client
             message_id="1",
             give_up_after=timedelta(seconds=0.3),
         )
+
+
+@pytest.mark.parametrize(
+    ("first_answer", "within_s"),
+    [
+        (b'{"error":{"code":409,"err_code":10158,"description":"duplicate in process"}}', 2.0),
+        (b"", 0.1),
+    ],
+    ids=["still-being-stored", "lost"],
+)
+async def test_a_publish_is_repeated_until_the_stream_says_that_it_has_it(
+    client: Client, first_answer: bytes, within_s: float
+) -> None:
+    asked: list[Msg] = []
+
+    async def stream(message: Msg) -> None:
+        asked.append(message)
+        if answer := first_answer if len(asked) == 1 else b'{"stream":"S","seq":7}':
+            await message.respond(answer)
+
+    subject = f"stand-in.{uuid.uuid4().hex}"
+    subscription = await client.subscribe(subject, cb=stream)
+    stored = await publish_durably(
+        client.jetstream(),
+        subject,
+        b"x",
+        message_id="1",
+        give_up_after=timedelta(seconds=10),
+        answer_within=timedelta(seconds=within_s),
+    )
+    await subscription.unsubscribe()
+
+    assert stored.seq == 7
+    assert [(message.headers or {})["Nats-Msg-Id"] for message in asked] == ["1", "1"]
 
 
 async def test_closing_a_connection_is_no_news(nats_server: NatsServer) -> None:

@@ -26,6 +26,9 @@ log = structlog.get_logger()
 
 _SAY_AGAIN_AFTER_S = 30.0
 _RETRYABLE_API_CODES = frozenset({500, 503})
+_DUPLICATE_IN_PROCESS = 10158
+"""What we sent before is being stored; asked again, the stream says where."""
+_ANSWER_WITHIN = timedelta(seconds=2)
 
 
 class BusSettings(BaseSettings):
@@ -171,13 +174,15 @@ async def publish_durably(
     *,
     message_id: str,
     give_up_after: timedelta,
+    answer_within: timedelta = _ANSWER_WITHIN,
     headers: dict[str, str] | None = None,
 ) -> PubAck:
     """Publish until the stream acknowledges; repeats are dropped there by `message_id`.
 
-    Losing a leader pauses a stream for 5 to 7 s, so callers that may wait give
-    15 s or more. Raises Unavailable when the time is up; the message may or
-    may not have been stored then.
+    Losing a leader pauses a stream for 4 to 9 s, so callers that may wait give
+    15 s or more. What is sent in that pause may be lost, so it is sent again after
+    `answer_within`; less than the way there and back takes is too little. Raises
+    Unavailable when the time is up; the message may or may not have been stored then.
     """
     deadline = asyncio.get_running_loop().time() + give_up_after.total_seconds()
     all_headers = {"Nats-Msg-Id": message_id, **(headers or {})}
@@ -186,16 +191,23 @@ async def publish_durably(
         remaining_s = deadline - asyncio.get_running_loop().time()
         try:
             return await jetstream.publish(
-                subject, payload, timeout=max(0.05, min(2.0, remaining_s)), headers=all_headers
+                subject,
+                payload,
+                timeout=max(0.05, min(answer_within.total_seconds(), remaining_s)),
+                headers=all_headers,
             )
         except APIError as error:
-            if error.code not in _RETRYABLE_API_CODES or remaining_s <= pause_s:
+            if not _worth_another_try(error) or remaining_s <= pause_s:
                 raise Unavailable(f"{subject} refused a message: {error.description}") from error
         except (NatsError, TimeoutError, OSError) as error:
             if remaining_s <= pause_s:
                 raise Unavailable(f"{subject} did not acknowledge in time: {error!r}") from error
         await asyncio.sleep(min(pause_s, max(0.0, remaining_s)))
         pause_s = min(pause_s * 2, 0.5)
+
+
+def _worth_another_try(error: APIError) -> bool:
+    return error.code in _RETRYABLE_API_CODES or error.err_code == _DUPLICATE_IN_PROCESS
 
 
 async def close(client: Client, grace: timedelta = timedelta(seconds=2)) -> None:

@@ -28,6 +28,8 @@ _GATHER_S = 0.003
 """Wait for neighbours when the last commit had some: fewer messages and fsyncs for all.
 A lone customer never waits."""
 _DRAIN_POLL_S = 0.02
+_ANSWER_WITHIN = timedelta(seconds=0.5)
+"""A customer waits: what was sent while the stream had no leader is sent again soon."""
 
 
 class _State(Enum):
@@ -190,6 +192,7 @@ class UsageLog:
                 message.SerializeToString(),
                 message_id=uuid_utils.uuid7().hex,
                 give_up_after=self._give_up_after,
+                answer_within=_ANSWER_WITHIN,
             )
         except Unavailable as error:
             log.error("usage not durable", records=len(batch), reason=error.reason)  # noqa: TRY400
