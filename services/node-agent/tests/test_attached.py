@@ -8,7 +8,11 @@ import signal
 import time
 import urllib.request
 
+import pytest
 from busbar_contracts.node.v1 import status_pb2, work_pb2
+from busbar_messaging.topology import measured_stream, measured_subject
+from harness.another_gateway import CLOCK_OFF
+from nats.js.errors import NotFoundError
 
 from .conftest import Attached
 from .node_bench import poll, slow_echo
@@ -85,3 +89,43 @@ def _ready_models(attached: Attached) -> list[str]:
     )
     with urllib.request.urlopen(request, timeout=5) as answer:
         return [model["name"] for model in json.loads(answer.read())]
+
+
+@pytest.mark.parametrize("off_s", [3600, -3600])
+async def test_a_node_whose_clock_is_an_hour_off_works_and_keeps_deadlines(
+    attached: Attached, off_s: int
+) -> None:
+    node = attached.node
+    node.stop_agent(signal.SIGKILL)
+    own = dict(node.environment)
+    node.environment |= {"PYTHONPATH": str(CLOCK_OFF), "TEST_CLOCK_OFF_S": str(off_s)}
+    node.start_agent()
+    node.environment = own
+    await node.place({"slow-echo": (await node.push("slow-echo"), 2)})
+    await node.ready("slow-echo")
+    stream = measured_stream(node.node.region, node.node.site).name
+
+    answered = await node.send("slow-echo", slow_echo())
+    kinds: list[object] = [(await answered.last()).WhichOneof("frame")]
+    for deadline_s in (-1.0, 0.4):
+        sent = await node.send("slow-echo", slow_echo(delay_ms=5000), deadline_s=deadline_s)
+        kinds.append((await sent.last(within_s=4.0)).failed.kind)
+
+    run_id = (await node.status()).agent_run_id
+    ended_s: list[float] = []
+
+    async def measured() -> bool:
+        try:
+            last = await node.client.jetstream().get_last_msg(stream, measured_subject(node.node))
+        except NotFoundError:
+            return False
+        batch = status_pb2.WorkMeasuredBatch.FromString(last.data or b"")
+        if batch.agent_run_id == run_id:
+            ended_s.extend(record.ended_unix_ms / 1000 for record in batch.records)
+        return bool(ended_s)
+
+    await poll(measured, 5.0)
+
+    too_late = work_pb2.FAILURE_KIND_DEADLINE_EXCEEDED
+    assert kinds == ["finished", too_late, too_late]
+    assert all(abs(ended - time.time()) < 60 for ended in ended_s)

@@ -7,6 +7,7 @@ import functools
 import os
 import signal
 import sys
+import time
 import uuid
 from collections.abc import Coroutine
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ from busbar_node_agent.adapters.puller import WorkPuller
 from busbar_node_agent.adapters.repository import ModelRepository
 from busbar_node_agent.adapters.spans import Spans
 from busbar_node_agent.adapters.triton_process import TritonAddress, TritonCommand
+from busbar_node_agent.domain.bus_time import BusTime
 from busbar_node_agent.settings import Settings
 from busbar_node_agent.usecases.lane import Lane
 from busbar_node_agent.usecases.reconcile import Reconciler
@@ -125,7 +127,7 @@ def build(settings: Settings, client: Client, tracer: Tracer) -> Agent:
     events = Events(client, run_id)
     energy = MeasuredEnergy(gpus) if gpus and gpus.counts_energy() else NotMeasured()
     measured = MeasuredPublisher(client.jetstream(timeout=5), node, run_id)
-    hot = HotConnection(client)
+    hot, bus_time = HotConnection(client), BusTime()
     work = WorkInHand(
         node=node.key,
         publish=functools.partial(hot.publish, keep=True),
@@ -133,6 +135,7 @@ def build(settings: Settings, client: Client, tracer: Tracer) -> Agent:
         trace=Spans(tracer, node.key).open,
         on_measured=measured.add,
         on_poison=events.bury,
+        unix_s=functools.partial(_unix_s, bus_time),
     )
 
     def on_lost(reason: str) -> None:
@@ -145,7 +148,7 @@ def build(settings: Settings, client: Client, tracer: Tracer) -> Agent:
 
     def open_puller(lane: Lane) -> WorkPuller:
         consumer = work_consumer(node.region, lane.deployment)
-        return WorkPuller(client, hot, consumer, lane, work.take, domain=domain)
+        return WorkPuller(client, hot, consumer, lane, work.take, domain=domain, bus_time=bus_time)
 
     supervisor = TritonSupervisor(_launcher(settings), on_lost, on_change)
     tools = Tools(
@@ -175,6 +178,10 @@ def build(settings: Settings, client: Client, tracer: Tracer) -> Agent:
         put_status=putter(client, NODES, node.key, domain),
     )
     return Agent(client, supervisor, work, reconciler, reporter, measured, energy, settings)
+
+
+def _unix_s(bus_time: BusTime) -> float:
+    return bus_time.unix_s(time.monotonic(), otherwise=time.time())
 
 
 async def run(settings: Settings) -> int:

@@ -20,6 +20,7 @@ from busbar_messaging.topology import ConsumerSpec, api_prefix
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
+from busbar_node_agent.domain.bus_time import BusTime
 from busbar_node_agent.usecases.lane import Lane
 
 log = structlog.get_logger()
@@ -34,6 +35,7 @@ _RETRY_AFTER_S = 0.25
 _DRAIN_TIMEOUT_S = 2.0
 _ACK = b"+ACK"
 _NANOSECONDS = 1_000_000_000
+_STORED_AT, _STORED_AT_WITH_DOMAIN = {9: 7}, 9
 _REQUEST = b'{"batch":%%d,"expires":%d,"idle_heartbeat":%d}' % (
     int(EXPIRES_S * _NANOSECONDS),
     int(HEARTBEAT_S * _NANOSECONDS),
@@ -55,6 +57,7 @@ class WorkPuller:
         on_work: Callable[[bytes, Lane], None],
         *,
         domain: str = "",
+        bus_time: BusTime | None = None,
     ) -> None:
         self._client = client
         self._hot = hot
@@ -62,6 +65,7 @@ class WorkPuller:
         self._subject = f"{asking}.{consumer.stream}.{consumer.durable}".encode()
         self._lane = lane
         self._on_work = on_work
+        self._bus_time = bus_time or BusTime()
         self._deliveries: Deliveries | None = None
         self._inbox = b""
         self._broken = ""
@@ -161,6 +165,8 @@ class WorkPuller:
         except NatsError as error:  # unacknowledged, it is delivered again
             self._break(repr(error))
             return
+        if (stored_unix_s := stored_at(reply)) is not None:
+            self._bus_time.stored(stored_unix_s, self._heard_s)
         self._on_work(data, self._lane)
         self._ask()
 
@@ -187,3 +193,16 @@ class WorkPuller:
             silent_s = time.monotonic() - self._heard_s
             if self._lane.credits.outstanding and silent_s > SILENCE_MAX_S:
                 self._break(f"nothing heard for {silent_s:.0f} s")
+
+
+def stored_at(reply: bytes) -> float | None:
+    """When the stream stored a delivery, by its clock, from where it is to be acknowledged.
+
+    $JS.ACK.<stream>.<consumer>.<count>.<sequence>.<sequence>.<nanoseconds>.<pending>, from 2.12 on
+    with domain and account before the stream (NATS ADR-15).
+    """
+    parts = reply.split(b".")
+    at = _STORED_AT.get(len(parts), _STORED_AT_WITH_DOMAIN)
+    if len(parts) <= at or not parts[at].isdigit():
+        return None
+    return int(parts[at]) / _NANOSECONDS

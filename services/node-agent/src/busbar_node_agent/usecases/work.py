@@ -105,6 +105,8 @@ class WorkInHand:
     on_measured: Callable[[status_pb2.WorkMeasured], None]
     on_poison: Callable[[bytes, str], None]
     """Takes what was no InferenceWork, and why."""
+    unix_s: Callable[[], float] = time.time
+    """Seconds since 1970 by the clock that deadlines are meant by."""
     finished_count: int = 0
     failed_count: int = 0
     handed_back_count: int = 0
@@ -234,7 +236,7 @@ class WorkInHand:
     async def _call_triton(self, attempt: Attempt) -> Failure | None:
         """Answer the attempt, or return why it failed."""
         work, lane = attempt.work, attempt.lane
-        timeout_s = work.deadline_unix_ms / 1000 - time.time()
+        timeout_s = work.deadline_unix_ms / 1000 - self.unix_s()
         if timeout_s <= 0.0:
             return Failure(FailureKind.DEADLINE_EXCEEDED, "the deadline passed before the work")
         if not lane.loaded:
@@ -349,7 +351,7 @@ class WorkInHand:
                 compute_us=attempt.compute_us,
                 energy_mj=attempt.energy_mj,
                 energy_measured=self.energy.measured,
-                ended_unix_ms=int(time.time() * 1000),
+                ended_unix_ms=int(self.unix_s() * 1000),
             )
         )
 
