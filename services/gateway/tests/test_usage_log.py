@@ -128,6 +128,33 @@ async def test_an_answer_wanted_whole_is_free_until_it_is_settled(platform: Plat
     assert not (await platform.usage()).records
 
 
+@pytest.mark.parametrize("whole", [False, True], ids=["stream", "whole"])
+async def test_who_leaves_a_stream_while_its_end_is_charged_pays_for_what_came(
+    platform: Platform, *, whole: bool
+) -> None:
+    """Nothing but the end mark was missing; somebody else has nothing of an answer yet."""
+    name, agent = await platform.deploy(decoupled=True)
+    agent.behaviour = stream_of(3)
+    call = a_call(platform, name, whole=whole)
+    usage = platform.gateway.usage
+
+    async def all_but_the_end() -> None:
+        async with platform.serving.stream(call) as stream:
+            async for _ in stream:
+                pass
+            await stream.settle()
+
+    customer = asyncio.create_task(all_but_the_end())
+    while usage.idle:
+        await asyncio.sleep(0)
+    customer.cancel()
+    await asyncio.gather(customer, return_exceptions=True)
+    await eventually(lambda: usage.idle)
+
+    assert customer.cancelled()
+    assert (await platform.usage()).charged == (set() if whole else {call.request_id})
+
+
 async def test_a_charge_still_queued_is_dropped_without_a_trace(
     nats_server: NatsServer, tmp_path: Path
 ) -> None:
@@ -142,7 +169,9 @@ async def test_a_charge_still_queued_is_dropped_without_a_trace(
         give_up_after=timedelta(seconds=1),
         committed=lambda records, took_s: None,
     )
-    commit = asyncio.create_task(log.commit(log.claim(uuid7().bytes, "t"), UsageRecord(), soon()))
+    commit = asyncio.create_task(
+        log.commit(log.claim(uuid7().bytes, "t"), UsageRecord(), soon(), stays=never)
+    )
     await asyncio.wait([commit], timeout=0.05)
     commit.cancel()  # nothing runs the log, so nothing was published
     await asyncio.gather(commit, return_exceptions=True)
@@ -168,7 +197,7 @@ async def test_what_cannot_be_made_durable_is_refused_and_taken_back(
     )
     running = asyncio.create_task(log.run())
     with pytest.raises(Unavailable):
-        await log.commit(log.claim(uuid7().bytes, "t"), UsageRecord(), soon())
+        await log.commit(log.claim(uuid7().bytes, "t"), UsageRecord(), soon(), stays=never)
 
     assert table.occupied_count == 1  # the void is tried until it succeeds
     running.cancel()
@@ -188,6 +217,10 @@ def a_call(platform: Platform, name: str, *, whole: bool = False) -> InferenceCa
         deadline=asyncio.get_running_loop().time() + 10,
         whole=whole,
     )
+
+
+def never() -> bool:
+    return False
 
 
 def soon() -> float:

@@ -85,22 +85,35 @@ class UsageLog:
         """Reserve the place of a charge; raises Unavailable when too many are under way."""
         return self._table.claim(request_id, tenant_id)
 
-    async def commit(self, slot: Slot, record: UsageRecord, deadline: float) -> Charge:
+    async def commit(
+        self, slot: Slot, record: UsageRecord, deadline: float, *, stays: Callable[[], bool]
+    ) -> Charge:
         """Return when the record is durable.
 
         Raises Unavailable when it cannot be made so and TimeoutError at
-        `deadline` on the event loop's clock; then and on cancellation the
-        charge has been taken back already.
+        `deadline` on the event loop's clock; then, and on cancellation unless
+        it `stays`, the charge has been taken back already.
         """
         durable = self._loop.create_future()
         charge = Charge(slot, record, durable=durable, deadline=deadline)
         self._enqueue(charge)
         try:
             await durable
-        except BaseException:
-            self.take_back(charge, "not durable in time")
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError) and stays():
+                self._go_on(charge)
+            else:
+                self.take_back(charge, "not durable in time")
             raise
         return charge
+
+    def _go_on(self, charge: Charge) -> None:
+        """Nobody waits any more for this charge, and it is to become durable."""
+        charge.durable = None
+        if charge.state is _State.DURABLE:
+            self._table.clear(charge.slot)
+        elif charge.state is _State.FAILED:
+            self._enqueue(Charge(charge.slot, charge.record))
 
     def commit_later(self, slot: Slot, record: UsageRecord) -> None:
         """Make the record durable in the background, however long it takes."""

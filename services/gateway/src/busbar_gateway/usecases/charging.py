@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -22,10 +23,13 @@ class UsageLog(Protocol[SlotT, ChargeT]):
         """Reserve the place of a charge; raises Unavailable when too many are under way."""
         ...
 
-    async def commit(self, slot: SlotT, record: UsageRecord, deadline: float) -> ChargeT:
+    async def commit(
+        self, slot: SlotT, record: UsageRecord, deadline: float, *, stays: Callable[[], bool]
+    ) -> ChargeT:
         """Return when the record is durable; on any failure it has been taken back.
 
-        Raises Unavailable, or TimeoutError at `deadline` on the event loop's clock.
+        Raises Unavailable, or TimeoutError at `deadline` on the event loop's clock. On
+        cancellation `stays` says whether it is made durable all the same.
         """
         ...
 
@@ -105,14 +109,17 @@ def usage_record(
 
 
 async def commit_in_time(
-    usage: UsageLog[SlotT, ChargeT], call: InferenceCall, record: UsageRecord
+    usage: UsageLog[SlotT, ChargeT],
+    call: InferenceCall,
+    record: UsageRecord,
+    stays: Callable[[], bool],
 ) -> ChargeT:
-    """Make the record durable before the request's deadline.
+    """Make the record durable before the request's deadline; `stays` as in UsageLog.commit.
 
     Raises Unavailable or DeadlineExceeded; then nothing stays charged.
     """
     slot = usage.claim(call.request_id, call.caller.tenant_id)
     try:
-        return await usage.commit(slot, record, call.deadline)
+        return await usage.commit(slot, record, call.deadline, stays=stays)
     except TimeoutError as error:
         raise DeadlineExceeded("the deadline passed before the charge was durable") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -76,6 +77,8 @@ class Served:
         self._streamed = False
         self._cost: float | None = None
         self._money: Reservation | None = None
+        self.stays_charged = False
+        """Whether `commit` was cancelled and the charge becomes durable all the same."""
         self._queued_s: float | None = None
         """None until the request got its turn."""
 
@@ -116,13 +119,20 @@ class Served:
         """Make the charge for `delivered` durable and return it.
 
         Raises Unavailable, DeadlineExceeded or InsufficientQuota; then nothing stays charged.
+        Who leaves meanwhile has been answered but for the end, if it had a stream.
         """
         await self._pay()
         try:
             return await self._commit()
-        except BaseException:
-            self.not_charged()
+        except BaseException as error:
+            self.stays_charged = isinstance(error, asyncio.CancelledError) and self._all_came()
+            if not self.stays_charged:
+                self.not_charged()
             raise
+
+    def _all_came(self) -> bool:
+        """Whether the customer has all that is charged, before the charge is durable."""
+        return self._streamed and not self.call.whole and not self.collaborators.stopping
 
     def covers(self, delivered: Delivered) -> bool:
         """Whether the claim covers this, or can be raised to it at once."""
@@ -166,13 +176,14 @@ class Served:
             raise
 
     async def _commit(self) -> Any:
+        usage = self.collaborators.usage
         if self._trace is None:
             record = self._record(_COMPLETED, "")
-            return await commit_in_time(self.collaborators.usage, self.call, record)
+            return await commit_in_time(usage, self.call, record, self._all_came)
         span = self._trace.child("gateway commit")
         try:
             record = self._record(_COMPLETED, traceparent_of(span))
-            return await commit_in_time(self.collaborators.usage, self.call, record)
+            return await commit_in_time(usage, self.call, record, self._all_came)
         finally:
             span.end()
 

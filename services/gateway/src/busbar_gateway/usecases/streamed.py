@@ -113,7 +113,7 @@ class Streamed:
         self._judge_node(error)
         if self._charge is not None:
             self._after_settling(error)
-        elif self._customer_left(error):
+        elif self._customer_left(error) and not self._served.stays_charged:
             error = error or asyncio.CancelledError()
             self._charge_delivered()
         else:
