@@ -115,7 +115,8 @@ async def document(mine: Account) -> Json:
 
 @pytest.fixture(scope="session")
 async def busy_ledger(postgres_server: PostgresServer) -> tuple[Database, Messages]:
-    """A ledger in which much has happened, and what was delivered to it; for copies only."""
+    """A ledger in which much has happened, audited and sealed, and what was delivered to it; for
+    copies only."""
     made = postgres_server.create_database()
     await asyncio.to_thread(apply_migrations, made.admin_dsn)
     await isolate_tenants(made.admin_dsn)
@@ -123,6 +124,7 @@ async def busy_ledger(postgres_server: PostgresServer) -> tuple[Database, Messag
     async with open_database(made.billing_dsn) as pool:
         parts = Parts(pool)
         await make_busy(parts)
+        assert await parts.audited_from_seals() == []
     return made, parts.stream
 
 

@@ -13,7 +13,7 @@ from busbar_billing.domain.audit.findings import Check, Report
 from busbar_billing.usecases.audit import LAST_ID, audit
 from busbar_errors import Unavailable
 from busbar_runtime.pytest_plugin import Database
-from planted import Parts, record
+from planted import Parts, plant, record
 
 CHARGE = """
     (SELECT transfer_id FROM usage_records WHERE tenant_id = 'acme' AND amount_nanos > 0
@@ -55,17 +55,6 @@ THE_REQUEST = f"""
 """
 THE_RECORD = f"SELECT 'req_' || replace({RECORD}::text, '-', '')"
 LAST_RECORD = "SELECT 'req_' || replace(max(request_id::text), '-', '') FROM usage_records"
-
-
-async def plant(database: Database, *statements: str, fetch: str = "SELECT ''") -> str:
-    """Do what no role may: past every trigger. Returns what `fetch` says of the row beforehand."""
-    connection = await asyncpg.connect(database.admin_dsn)
-    found = str(await connection.fetchval(fetch))
-    await connection.execute("SET session_replication_role = replica")
-    for statement in statements:
-        await connection.execute(statement)
-    await connection.close()
-    return found
 
 
 async def test_a_busy_ledger_has_no_findings(busy: Parts) -> None:
@@ -357,8 +346,10 @@ async def test_what_is_planted_is_found_and_named(
     subject = await plant(ledger_copy, planted_.statement, fetch=planted_.which)
 
     found = await busy.audited()
+    from_seals = await busy.audited_from_seals()
     named = [one for one in found if (one.check, one.subject) == (planted_.check, subject)]
     assert any(planted_.detail in one.detail for one in named), found
+    assert from_seals == found
 
 
 DOUBLED_PRICE = (
@@ -408,8 +399,10 @@ async def test_prices_changed_behind_a_running_auditor_are_found_by_its_next_aud
     await plant(ledger_copy, *statements)
 
     check, subject = breach
-    found = [(one.check, one.subject) for one in await busy.audited(books=books)]
+    breaches = await busy.audited(books=books)
+    found = [(one.check, one.subject) for one in breaches]
     assert [one for one in found if one[0] == check and one[1].startswith(subject)], found
+    assert await busy.audited_from_seals() == breaches
 
 
 async def test_an_answer_that_was_delivered_and_not_charged_is_found(busy: Parts) -> None:

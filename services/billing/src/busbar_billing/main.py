@@ -50,6 +50,7 @@ from busbar_billing.adapters.postgres.adjustments import Adjustments
 from busbar_billing.adapters.postgres.audit_inbox import AuditedInbox
 from busbar_billing.adapters.postgres.audit_journal import AuditedJournal
 from busbar_billing.adapters.postgres.audit_prices import AuditedPrices
+from busbar_billing.adapters.postgres.audit_seals import AuditSeals
 from busbar_billing.adapters.postgres.audit_standing import AuditedStanding
 from busbar_billing.adapters.postgres.audit_statements import AuditedStatements
 from busbar_billing.adapters.postgres.audit_walks import AuditWalks
@@ -78,11 +79,13 @@ from busbar_billing.adapters.postgres.statements import Statements
 from busbar_billing.adapters.postgres.tenants import Tenants
 from busbar_billing.adapters.postgres.webhooks import Webhooks
 from busbar_billing.adapters.webhooks.courier import Courier, Posts
+from busbar_billing.domain.audit.seals import sealing_key
 from busbar_billing.domain.web_targets import TargetPolicy
 from busbar_billing.settings import Settings
 from busbar_billing.usecases.adjustments import expire_credits
 from busbar_billing.usecases.audit import Books
 from busbar_billing.usecases.audit_answers import Answers
+from busbar_billing.usecases.audit_seals import Seals
 from busbar_billing.usecases.post_usage import RatedRecord, Uncovered
 
 log = structlog.get_logger()
@@ -176,6 +179,7 @@ def build(database: Database, client: Client, wanted: asyncio.Event, settings: S
     journal = Journal(database)
     plans = Plans(database)
     policies = PolicyDirectory(client, plans, wanted)
+    sealing = sealing_key(settings.key_hmac_secret.get_secret_value())
     return Parts(
         database=database,
         tenants=Tenants(database, prices),
@@ -187,7 +191,7 @@ def build(database: Database, client: Client, wanted: asyncio.Event, settings: S
         adjustments=Adjustments(database, journal),
         credits=Credits(database),
         leakage=Leakage(database),
-        auditor=Auditor(audited(database, client)),
+        auditor=Auditor(audited(database, client), Seals(AuditSeals(database), sealing)),
         audit_walks=AuditWalks(database),
         duties=Duties(database),
         energy=EnergyPrices(database),

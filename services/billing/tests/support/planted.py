@@ -6,14 +6,16 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import asyncpg
+from busbar_billing.adapters.auditor import id_at
 from busbar_billing.adapters.postgres.adjustments import Adjustments
 from busbar_billing.adapters.postgres.audit_inbox import AuditedInbox
 from busbar_billing.adapters.postgres.audit_journal import AuditedJournal
 from busbar_billing.adapters.postgres.audit_prices import AuditedPrices
+from busbar_billing.adapters.postgres.audit_seals import AuditSeals
 from busbar_billing.adapters.postgres.audit_standing import AuditedStanding
 from busbar_billing.adapters.postgres.audit_statements import AuditedStatements
 from busbar_billing.adapters.postgres.audit_work import AuditedWork
@@ -40,6 +42,7 @@ from busbar_billing.usecases.adjustments import (
 )
 from busbar_billing.usecases.audit import LAST_ID, Books, audit
 from busbar_billing.usecases.audit_answers import Answers, Extent
+from busbar_billing.usecases.audit_seals import Closed, Seals
 from busbar_billing.usecases.leases import Asker, answer_asks
 from busbar_billing.usecases.post_usage import post_usage
 from busbar_contracts.node.v1.status_pb2 import WorkMeasured, WorkMeasuredBatch
@@ -51,6 +54,8 @@ ENERGY_PRICE = """
     VALUES ('r1/s1', now() - interval '1 hour', 'USD', 123456789, now() - interval '2 hours')
 """
 TENANT, OTHER = "acme", "umbrella"
+MOMENT = timedelta(milliseconds=1)
+"""Within which ids are in no order."""
 DAY_NS = 24 * 3600 * 10**9
 
 
@@ -145,6 +150,26 @@ class Parts:
         report = await post_usage(self.posting, delivered, voids, uuid7)
         assert not report.refused
         self.stream.posting.discard(number)
+
+    @property
+    def seals(self) -> Seals:
+        """Of a few rows each."""
+        return Seals(AuditSeals(self.pool), b"a key of the tests", piece=4)
+
+    async def closed(self, seals: Seals | None = None) -> Closed:
+        """What is sealed and as it was."""
+        return await (seals or self.seals).look(
+            id_at(datetime.now(UTC) + MOMENT), lambda _rows: None
+        )
+
+    async def audited_from_seals(self) -> list[Breach]:
+        """What an audit finds that relies on seals; where it is clean, all there is is sealed."""
+        closed = await self.closed()
+        report = Report()
+        await audit(self.books, LAST_ID, report, lambda _check, _rows: None, closed)
+        if not report.total:
+            await self.seals.keep(closed)
+        return report.breaches
 
     async def audited(self, settled: UUID = LAST_ID, books: Books | None = None) -> list[Breach]:
         """What an audit from zero finds."""
@@ -250,3 +275,14 @@ async def copy_of(original: Database) -> Database:
     await connection.execute(f"CREATE DATABASE {name} TEMPLATE {source}")
     await connection.close()
     return Database(f"{server}/{name}", f"{service}/{name}")
+
+
+async def plant(database: Database, *statements: str, fetch: str = "SELECT ''") -> str:
+    """Do what no role may: past every trigger. Returns what `fetch` says of the row beforehand."""
+    connection = await asyncpg.connect(database.admin_dsn)
+    found = str(await connection.fetchval(fetch))
+    await connection.execute("SET session_replication_role = replica")
+    for statement in statements:
+        await connection.execute(statement)
+    await connection.close()
+    return found

@@ -15,12 +15,15 @@ from uuid_utils.compat import uuid7
 
 from busbar_billing.domain.audit.findings import Check, Report
 from busbar_billing.usecases.audit import Books, audit
+from busbar_billing.usecases.audit_seals import Seals
 
 log = structlog.get_logger()
 
 SETTLED_AFTER = timedelta(minutes=5)
 """A posting is committed or undone long before: statements end after 10 s, a transaction in which
 nothing happens after 30 s."""
+SEALED_AFTER = timedelta(days=1)
+"""What is older is seldom added to: late records and charges taken back come within a day."""
 _KEPT_MAX = 20
 _RANDOM_BITS = 80
 
@@ -46,6 +49,10 @@ class Run:
     reason: str = ""
     finished_at: datetime | None = None
     report: Report = field(default_factory=Report)
+    full: bool = False
+    unchanged_rows: int = 0
+    """Those that are sealed and as they were, so that they were not walked."""
+    seals_broken: bool = False
 
     def progress(self, doing: Check, rows: int) -> None:
         """Note how far it is."""
@@ -56,17 +63,19 @@ class Run:
 class Auditor:
     """Runs audits and remembers the last of them."""
 
-    def __init__(self, books: Books) -> None:
+    def __init__(self, books: Books, seals: Seals, sealed_after: timedelta = SEALED_AFTER) -> None:
         self.books = books
+        self._seals = seals
+        self._sealed_after = sealed_after
         self._runs: dict[str, Run] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def start(self) -> Run:
-        """Begin an audit, or return the one that runs."""
+    def start(self, *, full: bool = False) -> Run:
+        """Begin an audit, or return the one that runs; `full`: nothing is taken for granted."""
         for run in self._runs.values():
             if run.state is State.RUNNING:
                 return run
-        run = Run(f"aud_{uuid7().hex}", datetime.now(UTC))
+        run = Run(f"aud_{uuid7().hex}", datetime.now(UTC), full=full)
         self._runs[run.audit_id] = run
         while len(self._runs) > _KEPT_MAX:
             del self._runs[next(iter(self._runs))]
@@ -89,8 +98,7 @@ class Auditor:
     async def _carry_out(self, run: Run) -> None:
         try:
             run.rows_expected = 2 * await self.books.journal.rows()
-            settled = id_at(run.started_at - SETTLED_AFTER)
-            await audit(self.books, settled, run.report, run.progress)
+            await self._audit(run)
             run.state = State.FINISHED
         except Unavailable as error:
             run.state, run.reason = State.FAILED, error.reason
@@ -100,6 +108,23 @@ class Auditor:
             log.exception("audit failed")
         finally:
             run.finished_at = datetime.now(UTC)
+
+    async def _audit(self, run: Run) -> None:
+        upto = id_at(run.started_at - self._sealed_after)
+        closed = await self._seals.look(
+            upto, lambda rows: run.progress(Check.TRANSFERS_BALANCED, rows), full=run.full
+        )
+        run.unchanged_rows, run.seals_broken = closed.unchanged_rows, closed.broken is not None
+        if closed.broken:
+            log.warning(
+                "rows that were audited have changed: audited from zero",
+                part=closed.broken.part.value,
+                upto=str(closed.broken.upto),
+            )
+        settled = id_at(run.started_at - SETTLED_AFTER)
+        await audit(self.books, settled, run.report, run.progress, closed)
+        if not run.report.total:
+            await self._seals.keep(closed)
 
 
 def moment_of(transfer_id: UUID) -> datetime:

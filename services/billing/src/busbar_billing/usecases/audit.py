@@ -20,6 +20,7 @@ from busbar_billing.domain.audit import journal, price_rows, standing
 from busbar_billing.domain.audit.findings import Check, Report
 from busbar_billing.domain.audit.journal import InboxRow, Related, TransferRow
 from busbar_billing.domain.audit.price_rows import RepeatedPrice
+from busbar_billing.domain.audit.seals import Part
 from busbar_billing.domain.audit.standing import (
     AccountRow,
     ClosedLease,
@@ -32,12 +33,12 @@ from busbar_billing.domain.audit.standing import (
 )
 from busbar_billing.domain.prices import PriceBooks
 from busbar_billing.usecases.audit_answers import Answers, Progress, check_answers, check_origins
+from busbar_billing.usecases.audit_seals import FIRST_ID, Closed
 from busbar_billing.usecases.audit_statements import Recount, recount_statements
 from busbar_billing.usecases.audit_work import Work, check_months, check_work
 
 PIECE = 250
 """Rows decided on at once; in between others have their turn."""
-FIRST_ID = UUID(int=0)
 LAST_ID = UUID(int=2**128 - 1)
 EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 _CONFIRMED_AT_ONCE = 20
@@ -141,13 +142,23 @@ class Books:
     recount: Recount
 
 
-async def audit(books: Books, settled: UUID, report: Report, progress: Progress) -> None:
-    """Check everything from zero. Transfers up to `settled` are all committed; those after it are
-    read with the balances."""
+async def audit(
+    books: Books, settled: UUID, report: Report, progress: Progress, closed: Closed | None = None
+) -> None:
+    """Check everything from zero, or from what is closed on. Transfers up to `settled` are all
+    committed; those after it are read with the balances."""
+    closed = closed or Closed()
+    report.looked(closed.rows.get(Part.JOURNAL, 0), Check.TRANSFERS_BALANCED)
+    report.looked(
+        closed.rows.get(Part.INBOX, 0), Check.RECORDS_CHARGED_ONCE, Check.CHARGES_RATED_AGAIN
+    )
     await check_prices(books.prices, report)
-    replayed = await replay(books.journal, FIRST_ID, settled, report, progress)
-    await replay(books.journal, settled, LAST_ID, report, progress)
-    await check_inbox(books.journal, report, progress)
+    begin = closed.after(Part.JOURNAL)
+    replayed = await replay(books.journal, begin, settled, report, progress)
+    for account_id, nanos in closed.posted.items():
+        replayed[account_id] = replayed.get(account_id, 0) + nanos
+    await replay(books.journal, max(begin, settled), LAST_ID, report, progress)
+    await check_inbox(books.journal, report, progress, closed.after(Part.INBOX))
     await check_answers(books.answers, 0, await books.answers.stream.extent(), report, progress)
     await check_origins(books.answers.inbox, report)
     await check_work(books.work, report, progress, EARLIEST)
@@ -196,9 +207,11 @@ async def replay_piece(
     return piece.last
 
 
-async def check_inbox(books: Journal, report: Report, progress: Progress) -> None:
+async def check_inbox(
+    books: Journal, report: Report, progress: Progress, after: UUID = FIRST_ID
+) -> None:
     """Every record is charged, and taken back where that was asked for."""
-    last: UUID | None = FIRST_ID
+    last: UUID | None = after
     while last is not None:
         before = report.of(Check.RECORDS_CHARGED_ONCE).rows
         last = await check_inbox_piece(books, last, report)

@@ -14,7 +14,6 @@ from uuid import UUID
 from busbar_billing.domain.audit.findings import Check, Report
 from busbar_billing.usecases.audit import (
     EARLIEST,
-    FIRST_ID,
     LAST_ID,
     Books,
     check_balances,
@@ -26,6 +25,7 @@ from busbar_billing.usecases.audit import (
     replay_piece,
 )
 from busbar_billing.usecases.audit_answers import Extent, check_origins, check_piece
+from busbar_billing.usecases.audit_seals import FIRST_ID
 from busbar_billing.usecases.audit_statements import recount_piece
 from busbar_billing.usecases.audit_work import (
     FIRST_MONTH,

@@ -16,13 +16,16 @@ _AUDITS = "/admin/v1/audits"
 _POLL_S = 0.2
 
 
-def audit(*, known: bool = False, output: Output = DEFAULT) -> None:
-    """Recompute the books from zero; exit status 1 when anything is not as it must be.
+def audit(*, full: bool = False, known: bool = False, output: Output = DEFAULT) -> None:
+    """Recompute the books; exit status 1 when anything is not as it must be.
 
-    Lists each check, how many rows it looked at, and what it found by name.
+    Lists each check, how many rows it looked at, and what it found by name. What an earlier audit
+    found in order, and sealed, is only compared with its seals.
 
     Parameters
     ----------
+    full
+        Take no seal for granted: begin at zero.
     known
         Only show what the audit that never ends has found until now.
     """
@@ -30,7 +33,7 @@ def audit(*, known: bool = False, output: Output = DEFAULT) -> None:
     if known:
         _show_known(api.get(_AUDITS), output)
         return
-    found = _wait(api, api.post(_AUDITS, {}))
+    found = _wait(api, api.post(f"{_AUDITS}?full=true" if full else _AUDITS, {}))
     if found["state"] != "finished":
         raise CommandError(f"the audit was not finished: {found['reason']}", Exit.UNAVAILABLE)
     rows = [
@@ -44,6 +47,8 @@ def audit(*, known: bool = False, output: Output = DEFAULT) -> None:
         for one in found["checks"]
     ]
     output.print(found, table(["CHECK", "STATE", "ROWS>", "BREACHES>", "WHAT HOLDS"], rows))
+    if not output.json:
+        _show_seals(found, output)
     if found["leaked_attempts"] and not output.json:
         energy = f"{found['leaked_energy_mj'] / 1_000:,.1f} J"
         said = f"{found['leaked_attempts']:,} attempts brought nothing in, {energy}"
@@ -58,6 +63,15 @@ def audit(*, known: bool = False, output: Output = DEFAULT) -> None:
         ]
         output.print(found, table(["CHECK", "WHICH", "WHAT IS WRONG"], listed))
     raise CommandError(f"{found['breaches_total']} breaches: the books are not right")
+
+
+def _show_seals(found: Json, output: Output) -> None:
+    if found["seals_broken"]:
+        said = "rows that were audited before have changed since: everything was read from zero"
+        output.print(found, said)
+    elif found["unchanged_rows"]:
+        said = f"{found['unchanged_rows']:,} rows are sealed and as an earlier audit found them"
+        output.print(found, f"{said}: busbar audit --full reads them again")
 
 
 def _show_known(standing: Json, output: Output) -> None:

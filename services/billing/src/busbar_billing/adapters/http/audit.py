@@ -31,7 +31,9 @@ class CheckAnswer(BaseModel):
 
 class AuditAnswer(BaseModel):
     """An audit. `clean` is null until it is finished; `rows_expected` is an estimate. What leaked
-    was worked and brought nothing in: no breach, see /admin/v1/leakage."""
+    was worked and brought nothing in: no breach, see /admin/v1/leakage. `unchanged_rows` were
+    sealed by an earlier audit and are as they were; `seals_broken`: some are not, so everything was
+    read again."""
 
     audit_id: str
     state: State
@@ -45,6 +47,8 @@ class AuditAnswer(BaseModel):
     breaches_total: int
     leaked_attempts: int
     leaked_energy_mj: int
+    unchanged_rows: int
+    seals_broken: bool
     checks: list[CheckAnswer]
 
 
@@ -71,9 +75,10 @@ def audit_routes(auditor: Auditor, walks: AuditWalks) -> APIRouter:
     router = APIRouter(prefix="/admin/v1/audits", tags=["audit"])
 
     @router.post("", status_code=202)
-    async def start() -> AuditAnswer:
-        """Audit everything from zero in the background, or say which audit does so already."""
-        return show_run(auditor.start())
+    async def start(*, full: bool = False) -> AuditAnswer:
+        """Audit everything in the background, or say which audit does so already. What an earlier
+        one sealed is compared with its seals, unless it is to be `full`: walked from zero."""
+        return show_run(auditor.start(full=full))
 
     @router.get("")
     async def known() -> StandingAnswer:
@@ -120,6 +125,8 @@ def show_run(run: Run) -> AuditAnswer:
         breaches_total=report.total,
         leaked_attempts=report.leaked_attempts,
         leaked_energy_mj=report.leaked_energy_mj,
+        unchanged_rows=run.unchanged_rows,
+        seals_broken=run.seals_broken,
         checks=[show_check(check, finding) for check, finding in report.findings],
     )
 

@@ -13,7 +13,8 @@ from busbar_billing.adapters.postgres.database import AUDIT_TIMEOUT_MS, Connecti
 from busbar_billing.adapters.postgres.prices import to_unix_ns
 from busbar_billing.domain.audit.work import MonthRow, PriceRow, WorkNumber, WorkRow, check_months
 from busbar_billing.domain.energy import EnergyPrice, Spent, energy_key, site_of
-from busbar_billing.usecases.audit import FIRST_ID, LAST_ID
+from busbar_billing.usecases.audit import LAST_ID
+from busbar_billing.usecases.audit_seals import FIRST_ID
 from busbar_billing.usecases.audit_work import MonthsPiece, TenantMonth, WorkPiece
 
 _TIMEOUT_S = AUDIT_TIMEOUT_MS / 1000 + 5
