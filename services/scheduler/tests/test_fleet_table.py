@@ -251,3 +251,27 @@ def test_of_a_site_that_is_gone_not_all_nodes_are_given_up_at_once() -> None:
         return sum(node.health is Health.LOST for node in table.snapshot(now).nodes)
 
     assert [lost(now) for now in (159.0, 161.0, 175.0, 176.0, 191.0, 206.0)] == [0, 1, 1, 2, 3, 4]
+
+
+def test_a_dark_site_that_is_back_takes_new_replicas_by_and_by() -> None:
+    table, keys = FleetTable(), [f"r1.s1.n{at}" for at in range(4)]
+
+    def heard(now: float) -> None:
+        for key in keys:
+            table.put("nodes", key, status().replace(NODE.encode(), key.encode()), int(now), now)
+            table.put("leases", key, lease().replace(NODE.encode(), key.encode()), int(now), now)
+
+    heard(100.0)
+    dark_for_s = 700
+    for now in range(101, 101 + dark_for_s):  # somebody else is heard meanwhile
+        table.put("leases", "r2.s2.n1", lease(), now, float(now))
+        table.snapshot(float(now))
+    heard(802.0)
+    at_first = [one.takes_new for one in table.snapshot(802.5).nodes if one.key in keys]
+    for now in range(803, 850):
+        heard(float(now))
+        table.snapshot(float(now))
+    in_the_end = [one.takes_new for one in table.snapshot(850.0).nodes if one.key in keys]
+
+    assert sorted(at_first) == [False, False, False, True]
+    assert in_the_end == [True] * 4

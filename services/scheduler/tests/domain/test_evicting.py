@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 
-from busbar_scheduler.domain.evicting import REGION_SHARE, SITE_SHARE, WINDOW_S, Evictions
+from busbar_scheduler.domain.evicting import (
+    REGION_SHARE,
+    RETURN_SHARE,
+    SITE_SHARE,
+    WINDOW_S,
+    Evictions,
+    Returns,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -94,3 +101,38 @@ def test_no_window_sees_more_than_its_share_and_in_the_end_all_are_given_up(
             per_place = Counter(".".join(node.split(".")[:depth]) for node in within)
             there = Counter(".".join(node.split(".")[:depth]) for node in fleet)
             assert all(per_place[one] <= -(-there[one] // share) for one in per_place)
+
+
+def test_a_site_that_comes_back_is_used_a_quarter_at_a_time() -> None:
+    fleet = nodes("r1", "s1", 8) + nodes("r1", "s2", 72)
+    site, returns = fleet[:8], Returns()
+    returns.look(site, fleet[8:], 0.0)
+    waiting = [len(returns.look([], fleet, 700.0 + at * 5.0)) for at in range(11)]
+
+    assert waiting == [6, 6, 6, 4, 4, 4, 2, 2, 2, 0, 0]
+
+
+def test_a_region_that_comes_back_is_used_within_a_minute() -> None:
+    dark = [one for site in range(10) for one in nodes("r1", f"s{site}", 8)]
+    returns = Returns()
+    returns.look(dark, nodes("r2", "s1", 4), 0.0)
+    course = [len(returns.look([], dark, 60.0 + at * WINDOW_S)) for at in range(RETURN_SHARE)]
+
+    assert course == [60, 40, 20, 0]
+
+
+def test_one_node_alone_and_nodes_that_are_new_wait_for_nobody() -> None:
+    returns = Returns()
+    returns.look(["r1.s1.n0"], [], 0.0)
+
+    assert returns.look([], nodes("r1", "s1", 4), 1.0) == frozenset()
+
+
+def test_who_falls_silent_again_while_it_waits_is_counted_once_more() -> None:
+    site, returns = nodes("r1", "s1", 4), Returns()
+    returns.look(site, [], 0.0)
+    first = returns.look([], site, 60.0)
+    returns.look(site, [], 200.0)
+
+    assert len(first) == 3
+    assert len(returns.look([], site, 300.0)) == 3

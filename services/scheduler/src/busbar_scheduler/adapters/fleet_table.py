@@ -20,7 +20,7 @@ from busbar_messaging.topology import NodeId
 
 from busbar_scheduler.adapters import codec
 from busbar_scheduler.domain.avoiding import Avoidance
-from busbar_scheduler.domain.evicting import Evictions
+from busbar_scheduler.domain.evicting import Evictions, Returns
 from busbar_scheduler.domain.fleet import (
     Assignment,
     Avoided,
@@ -107,6 +107,8 @@ class FleetTable:
         self._evictions = Evictions()
         self._avoidance = Avoidance()
         self._given_up = frozenset[str]()
+        self._returns = Returns()
+        self._returning = frozenset[str]()
         self._nodes: dict[str, Node] = {}
         """As given out last: what is as it was is the same object, and planned as such."""
         self._hearing = HearingClock()
@@ -336,6 +338,7 @@ class FleetTable:
             replicas=report.replicas if report else (),
             order=told.at(now_unix_ms) if told else Order.SERVE,
             avoids=avoids,
+            returning=key in self._returning,
         )
 
     def _signs(self, key: str, now: float) -> Signs:
@@ -362,6 +365,8 @@ class FleetTable:
         }
         holding = [key for key in overdue if self._placements.get(key)]
         self._given_up = self._evictions.look(overdue, keys, holding, now)
+        heard = [key for key in keys if key in self._lives and key not in overdue]
+        self._returning = self._returns.look(self._given_up, heard, now)
 
     def _forget(self) -> None:
         horizon = self._hearing.now_s - _FORGET_AFTER_S

@@ -1,19 +1,26 @@
-"""Which nodes that are gone lose what they hold, and how fast.
+"""Which nodes that are gone lose what they hold, and how fast they are used again.
 
 A node that is silent for a minute is gone. When a site or a region goes dark at once, its
 replicas are placed elsewhere by and by: whoever brings it back soon finds most of them there,
 and neither the nodes that take over nor the object store have to load everything together.
+The same holds for the site when it is back: empty as it is, everything would be placed there.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict, deque
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-WINDOW_S = 15.0
+from busbar_scheduler.domain.pacing import WINDOW_S, Pace
+
+__all__ = ["REGION_SHARE", "RETURN_SHARE", "SITE_SHARE", "WINDOW_S", "Evictions", "Returns"]
+
 SITE_SHARE, REGION_SHARE = 4, 10
 """Within a window one in so many of a site's and of a region's nodes, and one in any case."""
+RETURN_SHARE = 4
+"""The same for nodes that come back, of their site and of their region."""
+_REMEMBERED_S = 86_400.0
+"""What does not come back within a day is new when it does."""
 
 
 @dataclass(slots=True)
@@ -21,10 +28,7 @@ class Evictions:
     """Lets go of nodes, the longest silent first. Times are seconds of one monotonic clock."""
 
     _gone: set[str] = field(default_factory=set[str])
-    _let_go_at: defaultdict[str, deque[float]] = field(
-        default_factory=lambda: defaultdict[str, deque[float]](deque)
-    )
-    """Site or region → when nodes of it were let go within the window."""
+    _pace: Pace = field(default_factory=lambda: Pace(SITE_SHARE, REGION_SHARE))
 
     def look(
         self,
@@ -39,39 +43,34 @@ class Evictions:
         nodes and `holding` those on which something is placed: the others cost nothing.
         """
         self._gone &= overdue.keys()
-        self._forget(now)
         candidates = overdue.keys() - self._gone
-        most = _most(fleet) if candidates else {}
+        most = self._pace.most(fleet) if candidates else {}
         for node in sorted(candidates, key=lambda one: (-overdue[one], one)):
-            if node in holding:
-                places = _places(node)
-                if any(len(self._let_go_at[place]) >= most[place] for place in places):
-                    continue
-                for place in places:
-                    self._let_go_at[place].append(now)
-            self._gone.add(node)
+            if node not in holding or self._pace.takes(node, most, now):
+                self._gone.add(node)
         return frozenset(self._gone)
 
-    def _forget(self, now: float) -> None:
-        for place, moments in list(self._let_go_at.items()):
-            while moments and now - moments[0] >= WINDOW_S:
-                moments.popleft()
-            if not moments:
-                del self._let_go_at[place]
 
+@dataclass(slots=True)
+class Returns:
+    """Lets nodes that were given up and are back take something new, by and by."""
 
-def _places(node: str) -> tuple[str, str]:
-    """A node's site and region: "region.site.node" is at "region.site" in "region"."""
-    site = node.rpartition(".")[0]
-    return site, site.partition(".")[0]
+    _given_up_at: dict[str, float] = field(default_factory=dict[str, float])
+    """Node → when it was last seen to be given up."""
+    _pace: Pace = field(default_factory=lambda: Pace(RETURN_SHARE, RETURN_SHARE))
 
+    def look(self, given_up: Collection[str], fleet: Collection[str], now: float) -> frozenset[str]:
+        """Return the nodes that are back and take nothing new yet.
 
-def _most(fleet: Collection[str]) -> dict[str, int]:
-    """How many nodes of each site and region may be let go within a window."""
-    counts = Counter[str]()
-    for node in fleet:
-        counts.update(_places(node))
-    return {
-        place: -(-count // (SITE_SHARE if "." in place else REGION_SHARE))
-        for place, count in counts.items()
-    }
+        `given_up` are those that are not back, `fleet` is all nodes that are known.
+        """
+        self._given_up_at |= dict.fromkeys(given_up, now)
+        back = [one for one in self._given_up_at if one in fleet and one not in given_up]
+        most = self._pace.most(fleet) if back else {}
+        for node in sorted(back, key=lambda one: (self._given_up_at[one], one)):
+            if self._pace.takes(node, most, now):
+                del self._given_up_at[node]
+        for node, at in list(self._given_up_at.items()):
+            if now - at > _REMEMBERED_S:
+                del self._given_up_at[node]
+        return frozenset(one for one in back if one in self._given_up_at)

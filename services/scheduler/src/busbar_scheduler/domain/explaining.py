@@ -23,6 +23,7 @@ class Obstacle(StrEnum):
     NOT_ALLOWED = "not allowed there"
     """By region or pin."""
     NOT_WELL = "not well"
+    RETURNING = "back just now, and used by and by"
     CORDONED = "cordoned or drained"
     HOLDS_ONE = "already holds a replica"
     FAILED_THERE = "failed there lately"
@@ -82,6 +83,7 @@ def _obstacle(
     checks = (
         (not deployment.may_run_on(node), Obstacle.NOT_ALLOWED),
         (not node.health.takes_new, Obstacle.NOT_WELL),
+        (node.returning, Obstacle.RETURNING),
         (ordered, Obstacle.CORDONED),
         (deployment.name in packing.on_node[at], Obstacle.HOLDS_ONE),
         (node.avoided(deployment.digest) is not None, Obstacle.FAILED_THERE),
@@ -122,14 +124,20 @@ def _where(deployment: Deployment) -> str:
 def _hindrance(packing: Packing, at: int, deployment: Deployment) -> str:
     node = packing.fleet.nodes[at]
     site = packing.fleet.sites[packing.fleet.site[at]]
-    if not node.health.takes_new:
-        return packing.shortage(at, deployment) or f"is {node.health}"
-    if node.order is Order.QUARANTINE:
-        return "is quarantined"
-    if {node.order, site.order} != {Order.SERVE}:
-        return "is cordoned" if Order.CORDON in {node.order, site.order} else "is drained"
-    if avoided := node.avoided(deployment.digest):
-        return avoided.reason
+    cordoned = Order.CORDON in {node.order, site.order}
+    avoided = node.avoided(deployment.digest)
+    states = (
+        (
+            not node.health.takes_new,
+            packing.shortage(at, deployment) or f"is {node.health}",
+        ),
+        (node.returning, f"is {Obstacle.RETURNING}"),
+        (node.order is Order.QUARANTINE, "is quarantined"),
+        ({node.order, site.order} != {Order.SERVE}, "is cordoned" if cordoned else "is drained"),
+        (avoided is not None, avoided.reason if avoided else ""),
+    )
+    if reason := next((reason for applies, reason in states if applies), ""):
+        return reason
     shortage = packing.shortage(at, deployment)
     limit = _obstacle(packing, at, deployment, _crowded(packing, deployment))
     if shortage or limit is None:

@@ -145,6 +145,8 @@ class Node:
     order: Order = Order.SERVE
     avoids: tuple[Avoided, ...] = ()
     """What is kept off it at present."""
+    returning: bool = False
+    """Whether it was given up, is back, and takes nothing new yet."""
 
     @property
     def label(self) -> str:
@@ -159,7 +161,7 @@ class Node:
     @property
     def takes_new(self) -> bool:
         """Whether more may be placed there."""
-        return self.order is Order.SERVE and self.health.takes_new
+        return self.order is Order.SERVE and self.health.takes_new and not self.returning
 
     def replica_of(self, deployment: str) -> Replica | None:
         """What it reports of a deployment."""

@@ -161,7 +161,7 @@ class NodeDetail(BaseModel):
         names = sorted({*states, *verdicts})
         return cls(
             node=node.key,
-            health=str(node.health),
+            health="returning" if node.returning else str(node.health),
             order=_order_now(node, told),
             memory_mib=node.memory_mib,
             memory_free_mib=room.memory_mib,
