@@ -19,24 +19,30 @@ from simulation.fleet.promises import Breach
 from simulation.fleet.run import POLICIES, Run
 
 _POLL_S = 0.2
+_DAY_H = 24.0
+_DOCUMENT = Path("docs/simulation.md")
+_BEGIN, _END = "<!-- simulated -->", "<!-- /simulated -->"
 
 
 def main() -> int:
     """Play the day; 1 when a promise was broken."""
     args = _arguments()
     console = Console(width=190, soft_wrap=True)
-    sizes = {"whole": whole(args.sites, args.hours, args.requests_per_s)}
+    sizes = {"whole": whole(args.sites, args.hours, args.requests_per_s, args.sun_hours)}
     day = draw(args.seed, (sizes | {"short": SHORT, "small": SMALL})[args.size])
-    console.print(
+    what = (
         f"{len(day.sites)} sites, {len(day.boxes):,} nodes, {len(day.deployments)} models, "
         f"{len(day.tenants)} tenants, {day.lasts_s / 3_600:g} h, seed {args.seed}"
     )
+    console.print(what)
     results = _play(day, args.policies, args.jobs, console)
     if results:
         console.print(report.table(results))
         made = Path(args.out)
         report.draw(day, results, made)
         console.print(f"{results[0].checks:,} checks of promises; picture: {made.resolve()}")
+    if results and args.write:
+        _write(day, results, f"`./just simulate --seed {args.seed} {_again(args)}`: {what}.")
     broken = len(results) < len(args.policies)
     if broken:
         console.print(f"to see it again: ./just simulate --seed {args.seed} {_again(args)}")
@@ -59,6 +65,10 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--policies", nargs="+", choices=POLICIES, default=list(POLICIES))
     parser.add_argument("--jobs", type=int, default=2, help="days at a time")
+    parser.add_argument(
+        "--sun-hours", type=float, default=24.0, help="how long a day takes; less compresses it"
+    )
+    parser.add_argument("--write", action="store_true", help="write docs/simulation.md and .svg")
     parser.add_argument("--out", default=".busbar/simulation.html")
     return parser.parse_args()
 
@@ -66,7 +76,19 @@ def _arguments() -> argparse.Namespace:
 def _again(args: argparse.Namespace) -> str:
     if args.size != "whole":
         return f"--size {args.size}"
-    return f"--hours {args.hours:g} --sites {args.sites} --requests-per-s {args.requests_per_s:g}"
+    size = f"--hours {args.hours:g} --sites {args.sites} --requests-per-s {args.requests_per_s:g}"
+    return size if args.sun_hours == _DAY_H else f"{size} --sun-hours {args.sun_hours:g}"
+
+
+def _write(day: Day, results: list[report.Result], how: str) -> None:
+    """Put the table between its marks, and the picture beside it."""
+    before, _, rest = _DOCUMENT.read_text().partition(_BEGIN)
+    after = rest.partition(_END)[2]
+    happened = ", ".join(f"{count} {name}" for name, count in sorted(results[0].troubles.items()))
+    checked = f"{results[0].checks:,} checks of promises, none broken. Troubles: {happened}."
+    lines = [_BEGIN, how, "", *report.written(results), "", checked, _END]
+    _DOCUMENT.write_text(before + "\n".join(lines) + after)
+    report.draw(day, results, _DOCUMENT.with_suffix(".svg"))
 
 
 def _play(day: Day, policies: list[str], jobs: int, console: Console) -> list[report.Result]:

@@ -102,9 +102,10 @@ SMALL = Size(4, 4, 2, 4, 5, 0.8, 400.0, 400.0, 1.0)
 """So few nodes that the planner searches for something better than it found."""
 
 
-def whole(sites: int, hours: float, requests_per_s: float) -> Size:
-    """A day as long as it is: fifty nodes at each site."""
-    return Size(sites, 50, 4, sites, sites + 20, requests_per_s, hours * 3_600, 86_400.0, 6.0)
+def whole(sites: int, hours: float, requests_per_s: float, sun_hours: float = 24.0) -> Size:
+    """A day as long as it is, or as long as the sun takes: fifty nodes at each site."""
+    lasts_s, day_s = hours * 3_600, sun_hours * 3_600
+    return Size(sites, 50, 4, sites, sites + 20, requests_per_s, lasts_s, day_s, 6.0)
 
 
 def draw(seed: int, size: Size) -> Day:

@@ -114,6 +114,13 @@ def table(results: Sequence[Result]) -> Table:
     return made
 
 
+def written(results: Sequence[Result]) -> list[str]:
+    """The table as a document has it."""
+    rows = [[cell(one) for cell in _COLUMNS.values()] for one in results]
+    lines = [list(_COLUMNS), ["---"] * len(_COLUMNS), *rows]
+    return ["| " + " | ".join(line) + " |" for line in lines]
+
+
 # --- the picture -----------------------------------------------------------------------------
 
 
@@ -132,10 +139,11 @@ _CHARTS: tuple[tuple[str, Callable[[Part], float], str], ...] = (
 
 
 def draw(day: Day, results: Sequence[Result], path: Path) -> None:
-    """Write the picture."""
+    """Write the picture: a page, or what a document can show when it is to be an SVG."""
     templates = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
     first, hours = results[0], day.lasts_s / 3_600
-    page = templates.get_template("page.html.j2").render(
+    template = "picture.svg.j2" if path.suffix == ".svg" else "page.html.j2"
+    page = templates.get_template(template).render(
         seed=day.seed,
         sites=len(day.sites),
         nodes=f"{len(day.boxes):,}",
