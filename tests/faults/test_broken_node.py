@@ -1,0 +1,158 @@
+"""A node that breaks in ways that nobody is told of, under load, beside one that is well."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+from busbar_runtime.platform import Platform
+from harness.another_node import another_node
+from harness.another_service import AnotherService
+from harness.audit import busbar
+from harness.figures import Figures
+from harness.operator import Operator
+from harness.polling import eventually
+from harness.trial import Trial, trial
+
+pytestmark = [pytest.mark.long_fault, pytest.mark.timeout(600)]
+
+MODELS = ("echo-fp32", "all-minilm-l6-v2", "tiny-lm")
+NODE = "r1.s1.n2"
+STREAM_GAP_MAX_S = {"triton killed": 5.0}
+STREAM_GAP_USUAL_MAX_S = 8.0
+BACK_MAX_S = 60.0
+
+
+@dataclass(frozen=True)
+class Spare:
+    """The second node, which is hurt."""
+
+    platform: Platform
+    operator: Operator
+    agent: AnotherService
+    state: Path
+
+    def process(self, name: str) -> psutil.Process:
+        """The first process below the agent whose command line has `name` in it."""
+        assert self.agent.process is not None
+        below = psutil.Process(self.agent.process.pid).children(recursive=True)
+        return next(one for one in below if name in " ".join(one.cmdline()))
+
+    async def state_of(self, deployment: str) -> tuple[str, str]:
+        """The state of its replica, and why."""
+        path = f"/admin/v1/deployments/{deployment}"
+        view = await self.operator.json("scheduler", "GET", path)
+        found = [one for one in view["replica_states"] if one["node"] == NODE]
+        return (found[0]["state"], found[0]["reason"]) if found else ("", "")
+
+    async def becomes(self, state: str, *, within_s: float = BACK_MAX_S) -> None:
+        """Wait until each of its replicas is in that state."""
+
+        async def look() -> set[str]:
+            return {(await self.state_of(name))[0] for name in MODELS}
+
+        await eventually(look, within_s=within_s, what=state, until=lambda seen: seen == {state})
+
+
+@pytest.fixture(scope="module")
+async def spare(
+    platform: Platform, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Spare]:
+    operator, home = Operator(platform.endpoints), tmp_path_factory.mktemp("n2")
+    async with another_node(platform, home) as agent:
+        for name in MODELS:
+            path = f"/admin/v1/deployments/{name}/scale"
+            await operator.json("scheduler", "POST", path, json={"replicas": 2})
+        made = Spare(platform, operator, agent, home)
+        await made.becomes("ready", within_s=120)
+        yield made
+        for name in MODELS:
+            path = f"/admin/v1/deployments/{name}/scale"
+            await operator.json("scheduler", "POST", path, json={"replicas": 1})
+
+
+def assert_within_bounds(load: Trial, found: Figures) -> None:
+    assert load.log.failed == [], load.log.failed[:5]
+    assert found.stream_gap_s <= STREAM_GAP_MAX_S.get(found.fault, STREAM_GAP_USUAL_MAX_S)
+    assert found.full_service_s <= BACK_MAX_S
+    assert (found.records_lost, found.charged_twice) == (0, 0)
+
+
+async def triton_killed(spare: Spare) -> None:
+    spare.process("tritonserver").kill()
+
+
+async def triton_hung(spare: Spare) -> None:
+    hung = spare.process("tritonserver")
+    hung.suspend()
+
+    async def gone() -> bool:
+        return not hung.is_running()
+
+    await eventually(gone, within_s=10, what="the hung Triton is killed")
+
+
+FAULTS = [triton_killed, triton_hung]
+
+
+@pytest.mark.parametrize("hurt", FAULTS, ids=lambda hurt: hurt.__name__)
+async def test_a_node_that_breaks_costs_a_pause(
+    spare: Spare, figures: list[Figures], hurt: type
+) -> None:
+    async with trial(spare.platform) as load:
+        await load.serves(NODE)
+        load.begin()
+        await hurt(spare)
+        back_s = await load.serves(NODE, within_s=BACK_MAX_S)
+        await spare.becomes("ready")
+    found = await load.judged(hurt.__name__.replace("_", " "), back_s)
+    figures.append(found)
+
+    assert_within_bounds(load, found)
+
+
+def flip(path: Path, content: bytes) -> bool:
+    """Flip a bit of this content where the file has it; whether it does."""
+    stored = bytearray(path.read_bytes())
+    at = stored.find(content)
+    if at < 0:
+        return False
+    stored[at + len(content) // 2] ^= 1
+    with path.open("r+b") as file:
+        file.write(stored)
+    return True
+
+
+async def test_a_model_that_is_damaged_in_the_cache_and_in_the_store(
+    spare: Spare, figures: list[Figures], demo_models: Path
+) -> None:
+    content = (demo_models / "echo-fp32" / "1" / "model.py").read_bytes()
+    streams = (spare.platform.home.data / "nats").rglob("OBJ_models/msgs/*.blk")
+    reasons: list[str] = []
+
+    async def refused() -> bool:
+        state, reason = await spare.state_of("echo-fp32")
+        reasons.append(reason)
+        return state == "failed"
+
+    async with trial(spare.platform) as load:
+        load.begin()
+        in_cache = [flip(one, content) for one in (spare.state / "bundles/files").iterdir()]
+        in_store = [flip(one, content) for one in streams]
+        spare.process("tritonserver").kill()
+        await eventually(refused, within_s=BACK_MAX_S, what="the damage is found")
+        pushed = await busbar(
+            spare.platform, "model", "push", str(demo_models / "echo-fp32"), "--approve", "--again"
+        )
+        back_s = await load.serves(NODE)
+        await spare.becomes("ready")
+    found = await load.judged("model damaged in cache and store", back_s)
+    figures.append(found)
+    print(f"\n{reasons[-1]}")  # noqa: T201
+
+    assert (any(in_cache), any(in_store), pushed[0]) == (True, True, 0)
+    assert "model store" in reasons[-1] or "digest" in reasons[-1]
+    assert_within_bounds(load, found)
