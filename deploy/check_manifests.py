@@ -52,7 +52,8 @@ PLACEHOLDER = "ab" * 16
 _SERVER = str(Path(sys.executable).with_name("nats-server"))
 _NODE = NodeId("r1", "s1", "node-agent-0")
 _NOTHING = Permissions(publish=(), subscribe=())
-_TLS: dict[str, str] = dict.fromkeys(("tls.crt", "tls.key", "ca.crt"), PLACEHOLDER)
+_LEAF_TLS: dict[str, str] = dict.fromkeys(("tls.crt", "tls.key"), PLACEHOLDER)
+_PEERS_TLS = {**_LEAF_TLS, "ca.crt": PLACEHOLDER}
 """Whoever runs the clusters makes it, cert-manager for one."""
 SECRET_NAME = re.compile(r"PASSWORD|SECRET|TOKEN|DSN")
 ASKED = re.compile(r"\$\{(?P<name>\w+)(?::(?P<how>[-?])(?P<rest>[^}]*))?\}")
@@ -124,7 +125,8 @@ def _installation(name: str) -> Installation:
     identities = identify(Keyring(0), dict.fromkeys(make_secrets.BUS_USERS, _NOTHING), [_NODE])
     secrets: dict[str, dict[str, str]] = make_secrets.fresh()
     if name == "hub":
-        secrets |= {**make_identities.hub_secrets(identities), "nats-tls": _TLS}
+        secrets |= make_identities.hub_secrets(identities)
+        secrets |= {"nats-leaf-tls": _LEAF_TLS, "nats-peers-tls": _PEERS_TLS}
     elif name:
         secrets = make_identities.site_secrets(identities, _NODE.region, _NODE.site)
     return Installation(name, kustomizing.render(REPO / "deploy" / name), secrets)
@@ -284,7 +286,7 @@ def _refused_by_server(container: Container, conf: str) -> Iterator[str]:
         Path(scratch, "leaf.creds").touch()
 
         def here(text: str) -> str:
-            return re.sub(r"/etc/nats-tls|/run/credentials|(?<=\")/data", scratch, text)
+            return re.sub(r"/etc/nats-tls/\w+|/run/credentials|(?<=\")/data", scratch, text)
 
         for files in generated.values():
             for name, text in files.items():
@@ -319,7 +321,8 @@ def _unmade_secrets(installation: Installation) -> Iterator[str]:
     asked = set[str]()
     for document, pod in _workloads(installation.documents):
         for volume in pod["volumes"]:
-            asked |= {volume["secret"]["secretName"]} if "secret" in volume else set()
+            secret = volume.get("secret", {"optional": True})
+            asked |= set() if secret.get("optional") else {secret["secretName"]}
         for container in pod["containers"]:
             for variable in container.get("env", []):
                 reference = variable.get("valueFrom", {}).get("secretKeyRef")
