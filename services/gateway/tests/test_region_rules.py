@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from busbar_gateway.domain.attempts import UNTAKEN_S
 from busbar_gateway.domain.regions import (
     AVOIDED_FIRST_S,
     AVOIDED_LONGEST_S,
@@ -97,6 +98,37 @@ def test_reports_of_what_was_sent_before_do_not_lengthen_it() -> None:
         outstanding.not_taken("m", "r1", NOW + later_s)
 
     assert outstanding.choose("m", BOTH, ALL, NOW + AVOIDED_FIRST_S) == "r1"
+
+
+def test_a_busy_region_is_not_avoided() -> None:
+    outstanding = out()
+    outstanding.heard("m", "r1", NOW)
+    outstanding.not_taken("m", "r1", NOW + UNTAKEN_S - 0.1)
+    busy = outstanding.choose("m", BOTH, ALL, NOW + UNTAKEN_S - 0.1)
+    outstanding.not_taken("m", "r1", NOW + UNTAKEN_S + 0.1)
+
+    assert busy == "r1"
+    assert outstanding.choose("m", BOTH, ALL, NOW + UNTAKEN_S + 0.1) == "r2"
+
+
+def test_a_region_is_avoided_until_one_of_its_nodes_is_heard() -> None:
+    outstanding = out()
+    outstanding.not_taken("m", "r1", NOW)
+    outstanding.heard("another", "r1", NOW)
+    before = outstanding.choose("m", BOTH, ALL, NOW)
+    outstanding.heard("m", "r1", NOW)
+
+    assert before == "r2"
+    assert outstanding.choose("m", BOTH, ALL, NOW) == "r1"
+    assert outstanding.elsewhere("m", BOTH, ALL, "r2", NOW) == "r1"
+
+
+def test_a_region_whose_stream_is_gone_is_avoided_although_a_node_was_heard() -> None:
+    outstanding = out()
+    outstanding.heard("m", "r1", NOW)
+    outstanding.not_reached("m", "r1", NOW)
+
+    assert outstanding.choose("m", BOTH, ALL, NOW) == "r2"
 
 
 def test_the_only_region_that_is_ready_is_used_although_it_is_avoided() -> None:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from busbar_gateway.domain.attempts import UNTAKEN_S
 from busbar_gateway.domain.routes import Target
 
 AVOIDED_FIRST_S, AVOIDED_LONGEST_S = 3.0, 24.0
@@ -71,6 +72,7 @@ class Outstanding:
     _avoided: dict[tuple[str, str], _Avoided] = field(
         default_factory=dict[tuple[str, str], _Avoided]
     )
+    _heard: dict[tuple[str, str], float] = field(default_factory=dict[tuple[str, str], float])
 
     def sent(self, track: str, region: str) -> None:
         """One more is out there."""
@@ -85,8 +87,23 @@ class Outstanding:
         if not counts:
             del self._in_flight[track]
 
+    def heard(self, track: str, region: str, now: float) -> None:
+        """A node of the region works for this queue: it takes what it has slots for."""
+        self._heard[track, region] = now
+        if self._avoided:
+            self._avoided.pop((track, region), None)
+
     def not_taken(self, track: str, region: str, now: float) -> None:
-        """The region let work wait although its nodes should have slots: try others first."""
+        """The region let work wait although its nodes should have slots: try others first.
+
+        Not where one of them has just been heard: those are busy with what others have sent.
+        """
+        if now - self._heard.get((track, region), -UNTAKEN_S) < UNTAKEN_S:
+            return
+        self.not_reached(track, region, now)
+
+    def not_reached(self, track: str, region: str, now: float) -> None:
+        """The region's stream took nothing, or cannot be seen: try others first."""
         before = self._avoided.get((track, region))
         if before is not None and now < before.until:
             return

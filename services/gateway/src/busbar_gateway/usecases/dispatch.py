@@ -115,6 +115,8 @@ class Dispatcher:
         now = monotonic()
         pending = self.pending.get(frame.request_id)
         if pending is not None and pending.take(frame, kind, now) is not Frame.OBSOLETE:
+            if kind != "chunk":
+                self._outstanding.heard(pending.track, pending.region, now)
             if kind != "started":
                 self.troubles.spoke(frame.node)
             return
@@ -138,10 +140,12 @@ class Dispatcher:
             canary = self.trials.assign(pending, route)
         if canary is not None:
             track, targets = canary.track, canary.targets
+        before = pending.region
+        self._move(pending, "")  # its slot there is free for it, too
         region = self._outstanding.choose(
             track, targets, self._shares(route.deployment), now, avoiding=pending.lost_in
         )
-        self._move(pending, region or pending.region or self._region, track)
+        self._move(pending, region or before or self._region, track)
         attempt = pending.begin(now)
         pending.epoch = self._bus.epoch(pending.region)
         work = InferenceWork(
@@ -165,7 +169,8 @@ class Dispatcher:
             elif isinstance(result, RateLimited):
                 pending.end(result)
             else:
-                pending.end(NotPublished(str(result)))
+                region = pending.region if self._bus.connected else ""
+                pending.end(NotPublished(str(result), region))
 
         self._bus.publish_work(pending.region, track, work.SerializeToString(), acknowledged)
 
@@ -193,10 +198,11 @@ class Dispatcher:
             if pending.call.deadline <= now:
                 pending.expire()
 
-    def withdraw(self, pending: Pending, now: float) -> None:
+    def withdraw(self, pending: Pending, now: float, *, seen: bool) -> None:
         """Nobody takes the current attempt where it waits: send the request elsewhere.
 
-        Where that can be. What waits there stays: whoever takes it is told to stop.
+        Where that can be. What waits there stays: whoever takes it is told to stop. `seen` is
+        False when the region's stream cannot be seen, and so not whether it waits there.
         """
         call = pending.call
         if self.pending.get(call.request_id) is not pending or pending.outcome is not None:
@@ -209,9 +215,18 @@ class Dispatcher:
         elsewhere = self._outstanding.elsewhere(track, targets, shares, waits_in, now)
         if elsewhere is None:
             return
-        self._outstanding.not_taken(track, waits_in, now)
-        self._move(pending, elsewhere, track)
+        if seen:
+            self._outstanding.not_taken(track, waits_in, now)
+        else:
+            self._outstanding.not_reached(track, waits_in, now)
+        pending.lost_in = waits_in
+        self._move(pending, elsewhere, track)  # so that no other one is sent there for its slot
         pending.end(NotTaken(waits_in))
+
+    def avoid(self, pending: Pending, region: str) -> None:
+        """The region's stream did not take it: try others first."""
+        pending.lost_in = region
+        self._outstanding.not_reached(pending.track, region, monotonic())
 
     def note_redispatch(self, pending: Pending, cause: str) -> None:
         """Count that a request goes out again."""
@@ -365,6 +380,8 @@ class Dispatch:
             return
         pause_s = _REPUBLISH_PAUSES_S[min(self._publishes_failed, len(_REPUBLISH_PAUSES_S) - 1)]
         self._publishes_failed += 1
+        if outcome.region:
+            self._dispatcher.avoid(self._pending, outcome.region)
         log.info("work not published", request_id=request_id, reason=outcome.reason)
         await self._again(pause_s, "unpublished")
 

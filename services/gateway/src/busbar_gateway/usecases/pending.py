@@ -23,6 +23,8 @@ class NotPublished:
     """The stream did not take the work; nobody works on it as far as is known."""
 
     reason: str
+    region: str = ""
+    """Whose stream it is; empty where it is our own link that failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,7 @@ class Pending:
     track: str = ""
     """Queue that the current attempt is in: the deployment's, or that of its canary."""
     lost_in: str = ""
-    """Region in which an attempt fell silent last; others are tried first."""
+    """Region in which the last attempt fell silent or was not taken; others are tried first."""
     sequence: int = 0
     """Of the current attempt in its stream; 0 until it was acknowledged."""
     epoch: str = ""
