@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Figures:
-    """Of one fault under load. Seconds; `full_service_s` from the moment the cause was gone."""
+    """Of one fault under load. Seconds; `full_service_s` from the moment the cause was gone, or
+    from the fault where it goes by itself.
+    """
 
     fault: str
     answered: int

@@ -112,14 +112,17 @@ def _repeat() -> service_pb2.ModelInferRequest:
 class Clients:
     """Each kind of request to one address, as a customer sends it."""
 
-    def __init__(self, grpc_address: str, http_url: str, key: str) -> None:
+    def __init__(
+        self, grpc_address: str, http_url: str, key: str, *, deadline_s: float = DEADLINE_S
+    ) -> None:
+        self.deadline_s = deadline_s
         self._address = grpc_address
         self._metadata = (("authorization", f"Bearer {key}"),)
         self._channel = self._new_channel()
         self._http = httpx.AsyncClient(
             base_url=http_url,
             headers={"authorization": f"Bearer {key}"},
-            timeout=DEADLINE_S,
+            timeout=deadline_s,
             trust_env=False,
             verify=False,
         )
@@ -143,7 +146,7 @@ class Clients:
     async def tensors(self) -> str:
         """ModelInfer over gRPC; the echoed numbers are compared."""
         call = self._channel.unary_unary(_METHOD)(
-            self._body, timeout=DEADLINE_S, metadata=self._metadata, wait_for_ready=False
+            self._body, timeout=self.deadline_s, metadata=self._metadata, wait_for_ready=False
         )
         answer = service_pb2.ModelInferResponse.FromString(await call)
         assert answer.raw_output_contents[0] == np.arange(16, dtype=np.float32).tobytes()
@@ -164,7 +167,7 @@ class Clients:
         This API tells nobody its request id: the id returned is empty.
         """
         call: Any = self._channel.stream_stream(_STREAM_METHOD)(
-            timeout=DEADLINE_S, metadata=self._metadata
+            timeout=self.deadline_s, metadata=self._metadata
         )
         await call.write(_repeat().SerializeToString())
         await call.done_writing()
@@ -208,11 +211,13 @@ class Clients:
         await self._http.aclose()
 
 
-async def _client(send: Send, log: LoadLog, stopping: asyncio.Event, pause_s: float) -> None:
+async def _client(
+    send: Send, log: LoadLog, stopping: asyncio.Event, pause_s: float, ended_within_s: float
+) -> None:
     while not stopping.is_set():
         started, request_id, error = time.monotonic(), "", ""
         try:
-            async with asyncio.timeout(DEADLINE_S + _OVERRUN_S + 3):
+            async with asyncio.timeout(ended_within_s):
                 request_id = await send()
         except _FAILURES as failure:
             error = f"{type(failure).__name__}: {failure}"
@@ -244,7 +249,8 @@ async def steady_load(
         *[clients.answers, clients.chat] * streams_of_each,
         *[clients.chat] * chats,
     ]
-    tasks = [asyncio.create_task(_client(send, log, stopping, pause_s)) for send in sends]
+    within_s = clients.deadline_s + _OVERRUN_S + 3
+    tasks = [asyncio.create_task(_client(send, log, stopping, pause_s, within_s)) for send in sends]
     try:
         yield log
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -16,7 +17,7 @@ from harness.cost_records import answered_at, gaps, measured, unmeasured
 from harness.figures import Figures
 from harness.operator import Customer, Operator
 from harness.polling import eventually
-from harness.steady_load import Clients, LoadLog, steady_load
+from harness.steady_load import DEADLINE_S, Clients, LoadLog, steady_load
 
 SERVED_S = 40.0
 RECORDS_S = 90.0
@@ -69,6 +70,12 @@ class Trial:
 
         return (await eventually(look, within_s=within_s, what=f"{node} answers"))[0] - since
 
+    def quiet_until_s(self) -> float:
+        """Seconds from the fault to the end of the longest time without an answer after it."""
+        times = [self.fault_at, *sorted(r.at for r in self.log.answered if r.at >= self.fault_at)]
+        _, end = max(itertools.pairwise(times), key=lambda pair: pair[1] - pair[0])
+        return end - self.fault_at
+
     async def judged(self, fault: str, full_service_s: float) -> Figures:
         """What it cost, once what was on its way has arrived; the books are audited."""
         print(f"\n{fault}: {self.log.summary()}")  # noqa: T201
@@ -102,11 +109,16 @@ class Trial:
 
 
 @asynccontextmanager
-async def trial(platform: Platform) -> AsyncIterator[Trial]:
+async def trial(platform: Platform, *, deadline_s: float = DEADLINE_S) -> AsyncIterator[Trial]:
     """Tensors, embeddings and chats, from before the block until after it."""
     operator = Operator(platform.endpoints)
     customer = await operator.customer()
-    clients = Clients(platform.endpoints["grpc"], platform.endpoints["http"], customer.key)
+    clients = Clients(
+        platform.endpoints["grpc"],
+        platform.endpoints["http"],
+        customer.key,
+        deadline_s=deadline_s,
+    )
     clients.chat_tokens = CHAT_TOKENS
     async with steady_load(clients, **LOAD) as log:
         made = Trial(platform, operator, customer, clients, log)
