@@ -14,7 +14,7 @@ from busbar_runtime.child import tethered
 
 from harness.polling import eventually
 
-READY_S = 60
+READY_S = 90  # as long as the launcher gives a service
 STOPPED_S = 60
 
 

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
-from busbar_runtime.platform import Platform
 from busbar_scheduler.adapters.board import Board
 from busbar_scheduler.adapters.buckets import Buckets
 from busbar_scheduler.adapters.fleet_view import FleetView
@@ -18,7 +15,7 @@ from busbar_scheduler.domain.fleet import Assignment
 from busbar_scheduler.domain.leading import Deposed
 from harness.polling import eventually
 from nats.aio.client import Client
-from scheduler_harness import Bus, living, placement_of, scheduling
+from scheduler_harness import Bus, placement_of
 
 NODE = "r1.s1.n1"
 HELD = (Assignment("m", "sha256:" + "a" * 64, 4),)
@@ -120,41 +117,3 @@ async def test_who_has_resigned_does_not_stand_for_election_again(bus: Bus) -> N
             await campaign  # not cancelled: that may be swallowed
 
     assert leadership.token() is None
-
-
-async def test_a_frozen_scheduler_is_replaced_and_stays_replaced(
-    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
-) -> None:
-    home = tmp_path_factory.mktemp("frozen")
-    async with Platform(home, parts=["provisioner", "scheduler"]) as platform:
-        bus = Bus(platform)
-        async with bus.connected("scheduler") as client, living(bus, NODE):
-            old = await eventually(
-                lambda: placement_of(client, NODE), within_s=10, what="the first placement"
-            )
-            assert old is not None
-            await platform.kill("scheduler", signal.SIGSTOP)
-            async with scheduling(bus, "standby") as standby:
-                new = await eventually(
-                    lambda: placement_of(client, NODE),
-                    within_s=12,
-                    what="the standby's placement",
-                    until=lambda at: at is not None and at.fencing_token > old.fencing_token,
-                )
-                await platform.kill("scheduler", signal.SIGCONT)
-                log = await eventually(
-                    lambda: log_of(platform),
-                    within_s=10,
-                    what="the woken scheduler to notice",
-                    until=lambda text: "leadership lost" in text or "deposed" in text,
-                )
-                plan = await standby.get("/admin/v1/plan")
-                standing = await placement_of(client, NODE)
-
-    assert plan["leading"]
-    assert standing == new
-    assert log.count('"event": "elected"') == 1
-
-
-async def log_of(platform: Platform) -> str:
-    return platform.log("scheduler")
