@@ -103,6 +103,7 @@ class Gateway:
     waiting: list[Request] = field(default_factory=list[Request])
     served: list[Request] = field(default_factory=list[Request])
     billing_away: bool = False
+    heard_at: float = float("-inf")
 
     def wallet(self, tenant_id: str) -> credit.Wallet:
         return self.wallets.setdefault(tenant_id, credit.Wallet(tenant_id))
@@ -265,7 +266,7 @@ class World:
 
     def _plan(self, gateway: Gateway, wallet: credit.Wallet) -> credit.Ask | None:
         waiting = [_wanted(one) for one in gateway.waiting if one.tenant_id == wallet.tenant_id]
-        return credit.plan_ask(wallet, waiting, self.now)
+        return credit.plan_ask(wallet, waiting, self.now, gateway.heard_at)
 
     def _worth_waiting(self, gateway: Gateway, request: Request) -> bool:
         wallet = gateway.wallet(request.tenant_id)
@@ -292,6 +293,8 @@ class World:
             if 0.2 <= fate < 0.3:
                 grants = None  # the reply is lost
         gateway.billing_away = grants is None
+        if grants is not None:
+            gateway.heard_at = self.now
         for ask, grant in zip(asks, grants or (), strict=grants is not None):
             credit.apply_grant(
                 gateway.wallet(ask.tenant_id), ask, _heard(grant), asked_at, self.now

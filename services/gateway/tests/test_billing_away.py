@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 import pytest
-from busbar_gateway.domain.credit import Ask, Granted
+from busbar_gateway.domain.credit import IDLE_S, Ask, Granted, Wallet, apply_grant, plan_ask
 from busbar_gateway.domain.failures import Unavailable
 from busbar_gateway.domain.prices import SCALE, PriceList, Rates, Sheet
 from busbar_gateway.domain.routes import Caller, Manifest, Route, Target
@@ -81,3 +81,24 @@ async def test_any_number_of_tenants_may_be_turned_away(credit: Credit, lender: 
 
     assert served.nanos >= REQUEST_NANOS
     assert lender.most_asks <= ASKS_MAX
+
+
+@pytest.mark.parametrize(
+    ("heard_ago_s", "given_back"), [(1.0, True), (30.0, False)], ids=["there", "away"]
+)
+def test_an_idle_lease_is_given_back_only_to_a_billing_that_is_there(
+    heard_ago_s: float, *, given_back: bool
+) -> None:
+    """What billing did not hear nobody could spend any more, and its tenant would be refused."""
+    wallet = Wallet("t")
+    first = plan_ask(wallet, [1000], 0.0, 0.0)
+    assert first is not None
+    apply_grant(wallet, first, Granted("t", b"l" * 16, 100_000, ttl_s=30.0), 0.0, 0.0)
+    now = IDLE_S + 1
+
+    ask = plan_ask(wallet, [], now, now - heard_ago_s)
+
+    assert ask is not None  # a renewal is due in any case
+    assert ask.closing is given_back
+    served = wallet.reserve(1000, now, billing_away=True)
+    assert (served is None) is given_back

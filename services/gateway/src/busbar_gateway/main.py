@@ -60,6 +60,7 @@ from busbar_gateway.usecases.watchdog import TICK_S, Watchdog
 log = structlog.get_logger()
 
 _COLLECT_EVERY_OBJECTS = 10_000
+_READ_POLL_S = 0.01
 
 
 @dataclass(slots=True)
@@ -93,6 +94,11 @@ class Gateway:
             reasons.append("the bus is away")
         if not self.clock.measured:
             reasons.append("the clock was not compared with the bus's yet")
+        return reasons + self.unread()
+
+    def unread(self) -> list[str]:
+        """What the bus knows and the gateway does not yet."""
+        reasons: list[str] = []
         if not self.keys.read_once:
             reasons.append("the keys were not read yet")
         if not self.policies.read_once:
@@ -348,6 +354,8 @@ async def _serve_edges(settings: GatewaySettings, gateway: Gateway, stop: asynci
     async with contextlib.AsyncExitStack() as stack:
         ops = ops_application(gateway.readiness)
         await stack.enter_async_context(serve_http(ops, settings.http_host, settings.ops_port))
+        while gateway.unread() and not stop.is_set():  # or good keys would be refused as unknown
+            await asyncio.sleep(_READ_POLL_S)
         http_port = await stack.enter_async_context(
             serve_http(
                 create_app(services),

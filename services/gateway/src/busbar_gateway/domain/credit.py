@@ -12,8 +12,11 @@ from enum import Enum, auto
 
 HORIZON_S = 60.0
 """A lease should last this long at the present rate: that is how long billing may be away."""
-IDLE_S = 10.0
-"""A lease from which nothing was taken for this long is given back."""
+IDLE_S = 60.0
+"""A lease from which nothing was taken for this long is given back: whoever asked since is served
+while billing is away."""
+HEARD_LATELY_S = 3.0
+"""Billing is there, as far as one can tell, for so long after its last answer."""
 REFUSAL_HOLDS_S = 0.5
 """How long a refusal of billing answers requests without asking again."""
 RETRY_S = 0.25
@@ -217,10 +220,11 @@ class Granted:
     retry_unix_ms: int = 0
 
 
-def plan_ask(wallet: Wallet, wanted: list[int], now: float) -> Ask | None:
+def plan_ask(wallet: Wallet, wanted: list[int], now: float, heard_at: float) -> Ask | None:
     """What to ask for a tenant now; `wanted` is what each request that waits lacks, in turn.
 
-    Gives back what is not needed; None when there is nothing to say.
+    Gives back what is not needed; None when there is nothing to say. Billing last answered
+    anything at `heard_at`: what it did not hear to be given back nobody could spend any more.
     """
     lease = wallet.lease
     if wallet.leaving is not None:
@@ -231,18 +235,19 @@ def plan_ask(wallet: Wallet, wanted: list[int], now: float) -> Ask | None:
     if lease is None:
         return None
     idle = not lease.reserved_nanos and now - wallet.used_at > IDLE_S
-    if idle:
+    there = now - heard_at <= HEARD_LATELY_S
+    if idle and there:
         return _close(wallet, lease)
-    return _renewal(wallet, lease, now)
+    return _renewal(wallet, lease, now, there=there)
 
 
-def _renewal(wallet: Wallet, lease: Lease, now: float) -> Ask | None:
+def _renewal(wallet: Wallet, lease: Lease, now: float, *, there: bool) -> Ask | None:
     due = now >= lease.renew_at
     if wallet.recalled:
         lease.returned_nanos += max(0, lease.free_nanos)
         wallet.recalled = False
         return _ask(wallet, lease)
-    if due and lease.free_nanos > SPARE_FACTOR * wallet.target_nanos:
+    if due and there and lease.free_nanos > SPARE_FACTOR * wallet.target_nanos:
         lease.returned_nanos += lease.free_nanos - wallet.target_nanos
     asked_lately = now - wallet.asked_at < RETRY_S or now - wallet.refused_at <= REFUSAL_HOLDS_S
     asks_for_more = wallet.low and not asked_lately

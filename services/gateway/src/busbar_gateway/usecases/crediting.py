@@ -90,6 +90,8 @@ class Credit:
         """Tenants whose requests were refused because billing is away, and what the last of each
         lacked: asked for until billing answers, so that their retries are served."""
         self.billing_away = False
+        self._heard_at = float("-inf")
+        """When billing last answered."""
 
     # --- of one request ---------------------------------------------------------------------
 
@@ -239,7 +241,7 @@ class Credit:
             wanted = [_lacking(one) for one in self._waiting.get(tenant_id, ())]
             if not wanted and tenant_id in self._turned_away:
                 wanted = [self._turned_away[tenant_id]]
-            ask = plan_ask(wallet, wanted, now)
+            ask = plan_ask(wallet, wanted, now, self._heard_at)
             if ask is not None:
                 asks.append(ask)
             if wallet.lease is None and wallet.leaving is None and not wanted:
@@ -253,6 +255,7 @@ class Credit:
         self.billing_away = grants is None
         if grants is None:
             return
+        self._heard_at = loop.time()
         for ask, grant in zip(asks, grants, strict=True):
             self._turned_away.pop(ask.tenant_id, None)
             wallet = self._wallets.get(ask.tenant_id)
