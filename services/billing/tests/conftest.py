@@ -17,6 +17,7 @@ from busbar_runtime.ports import PortPool
 from busbar_runtime.pytest_plugin import Database, NatsServer, PostgresServer
 from nats.aio.client import Client
 from nats.js.kv import KeyValue
+from past_books import Books, past_books
 from planted import Messages, Parts, copy_of, make_busy
 
 
@@ -141,3 +142,10 @@ async def busy(
     """The stores of that copy."""
     async with open_database(ledger_copy.billing_dsn) as pool:
         yield Parts(pool, Messages(dict(busy_ledger[1].kept)))
+
+
+@pytest.fixture
+async def books(database: Database, admin: asyncpg.Connection) -> AsyncIterator[Books]:
+    """A tenant with a past."""
+    async with open_database(database.billing_dsn) as pool:
+        yield await past_books(pool, admin)

@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import asyncpg
 import pytest
 from billing_parts import Gateway, Service
-from busbar_billing.adapters.postgres.database import Database as Pool
-from busbar_billing.adapters.postgres.database import open_database
-from busbar_billing.adapters.postgres.journal import Journal
-from busbar_billing.adapters.postgres.prices import Prices
-from busbar_billing.adapters.postgres.statements import Statements
 from busbar_billing.domain.ledger import TransferKind
 from busbar_billing.domain.prices import Component
 from busbar_billing.domain.statement_content import read_content, write_content
@@ -35,12 +29,11 @@ from busbar_billing.domain.statements import (
     month_of,
     next_month_to_close,
 )
-from busbar_billing.usecases.statements import Issued, close_month
+from busbar_billing.usecases.statements import close_month
 from busbar_errors import Conflict, NotFound, Rejected
-from busbar_runtime.pytest_plugin import Database
 from hypothesis import given
 from hypothesis import strategies as st
-from uuid_utils.compat import uuid7
+from past_books import Books, NothingWaits, at
 
 MONTH = Month(date(2026, 9, 1))
 VAT = Tax("VAT", 190_000)
@@ -130,99 +123,12 @@ def test_months_follow_one_another() -> None:
     assert next_month_to_close(MONTH, datetime(2020, 1, 1, tzinfo=UTC)) == MONTH.following
 
 
-class NothingWaits:
-    """All usage is posted."""
-
-    async def require_posted(self) -> None:
-        """Return at once."""
-
-
 class Waits:
     """Usage is waiting."""
 
     async def require_posted(self) -> None:
         """Refuse."""
         raise Conflict("usage is not posted yet")
-
-
-@dataclass
-class Books:
-    """A tenant with a past, written by the database's owner."""
-
-    tenant_id: str
-    owner: asyncpg.Connection
-    statements: Statements
-
-    async def move(self, kind: str, amount_nanos: int, at: datetime, reason: str = "") -> UUID:
-        """A transfer between the tenant and us."""
-        return await self.post(kind, amount_nanos, at, None, reason)
-
-    async def post(
-        self, kind: str, amount_nanos: int, at: datetime, request_id: UUID | None, reason: str = ""
-    ) -> UUID:
-        """A transfer posted at a moment."""
-        transfer_id = UUID(int=(int(at.timestamp() * 1000) << 80) | uuid4().int & (2**62 - 1))
-        async with self.owner.transaction():
-            await self.owner.execute(
-                "INSERT INTO transfers (transfer_id, kind, idempotency_key, tenant_id, request_id,"
-                " reason, posted_at) VALUES ($1, $2, $3, $4, $5, $6, $7)",
-                transfer_id, kind, f"test:{transfer_id}", self.tenant_id, request_id, reason, at,
-            )  # fmt: skip
-            await self.owner.execute(
-                "INSERT INTO postings SELECT $1::uuid, v.line, a.account_id, 'USD', v.amount FROM"
-                " (VALUES (0, 'tenant_available', $2::text, $3::int8), (1, 'revenue', NULL, -$3))"
-                " AS v (line, kind, tenant_id, amount) JOIN accounts AS a ON a.kind = v.kind"
-                " AND a.currency = 'USD' AND a.tenant_id IS NOT DISTINCT FROM v.tenant_id",
-                transfer_id, self.tenant_id, amount_nanos,
-            )  # fmt: skip
-        return transfer_id
-
-    async def charge(self, admitted: datetime, posted: datetime, tokens: int = 1_000) -> UUID:
-        """A request of the class chat-small: 100 nanos for an input token."""
-        request_id = uuid7()
-        transfer_id = await self.post("charge", -100 * tokens, posted, request_id)
-        await self.owner.execute(
-            "INSERT INTO usage_records (request_id, tenant_id, key_id, deployment, price_class,"
-            " api, outcome, admitted_at, finished_at, input_tokens, output_tokens, request_bytes,"
-            " response_bytes, compute_us, node, attempt, gateway_id, trace_id, price_version,"
-            " rated_class, amount_nanos, currency, transfer_id) VALUES ($1, $2, 'key_test',"
-            " 'tiny-lm', 'chat-small', 'openai.chat', 'completed', $3, $3, $4, 0, 1, 1, 1, 'n', 1,"
-            " 'g1', '', 1, 'chat-small', $5, 'USD', $6)",
-            request_id, self.tenant_id, admitted, tokens, 100 * tokens, transfer_id,
-        )  # fmt: skip
-        return request_id
-
-    async def close(self, month: str) -> Issued:
-        """Close a month."""
-        return await close_month(
-            self.statements, NothingWaits(), self.tenant_id, checked_month(month)
-        )
-
-
-@pytest.fixture
-async def pool(database: Database) -> AsyncIterator[Pool]:
-    async with open_database(database.billing_dsn) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def books(pool: Pool, admin: asyncpg.Connection) -> Books:
-    tenant_id = f"t-{uuid4().hex[:8]}"
-    since = datetime(2026, 8, 14, tzinfo=UTC)
-    await admin.execute(
-        "INSERT INTO tenants (tenant_id, name, currency, created_at) VALUES ($1, $2, 'USD', $3)",
-        tenant_id, f"Ácme {tenant_id}", since,
-    )  # fmt: skip
-    await admin.execute(
-        "INSERT INTO accounts (kind, tenant_id, currency) VALUES ('revenue', NULL, 'USD'),"
-        " ('tenant_available', $1, 'USD') ON CONFLICT DO NOTHING",
-        tenant_id,
-    )
-    return Books(tenant_id, admin, Statements(pool, Journal(pool), Prices(pool)))
-
-
-def at(month: int, day: int, hour: int = 12) -> datetime:
-    return datetime(2026, month, day, hour, tzinfo=UTC)
 
 
 async def test_a_month_is_closed_from_the_journal_and_the_next_goes_on_from_there(
@@ -300,37 +206,6 @@ async def test_numbers_have_no_gaps_whoever_fails(books: Books, admin: asyncpg.C
 
     numbers = await admin.fetch("SELECT sequence FROM statements WHERE entity_id = 'default'")
     assert sorted(row["sequence"] for row in numbers) == list(range(1, before + 2))
-
-
-async def test_a_credit_note_corrects_and_never_gives_back_more_than_was_charged(
-    books: Books, admin: asyncpg.Connection
-) -> None:
-    await books.move("top_up", 10**6, at(8, 15))
-    await books.charge(at(8, 20), at(8, 20))
-    closed = await books.close("2026-08")
-    credit = books.statements.credit
-
-    notes = await asyncio.gather(
-        *(credit(closed.number, 60_000, "slow", "ticket 1", uuid7()) for _ in range(4))
-    )
-    with pytest.raises(Conflict, match="another amount"):
-        await credit(closed.number, 1, "slow", "ticket 1", uuid7())
-    with pytest.raises(Conflict, match="too much"):
-        await credit(closed.number, 40_001, "slow", "ticket 2", uuid7())
-    with pytest.raises(Rejected):
-        await credit(closed.number, 0, "slow", "ticket 3", uuid7())
-    with pytest.raises(Conflict, match="is a credit note"):
-        await credit(notes[0].number, 1, "slow", "ticket 4", uuid7())
-
-    assert len({note.number for note in notes}) == 1
-    assert notes[0].corrects == closed.number
-    assert notes[0].credited_nanos == 60_000
-    balance = await admin.fetchval(
-        "SELECT balance_nanos FROM account_balances JOIN accounts USING (account_id)"
-        " WHERE tenant_id = $1 AND kind = 'tenant_available'",
-        books.tenant_id,
-    )
-    assert balance == 10**6 - 100_000 + 60_000
 
 
 @pytest.mark.parametrize(

@@ -15,13 +15,11 @@ from busbar_billing.domain.statements import (
     checked_month,
 )
 
-VERSION = 1
-
 
 def write_content(statement: Statement, issuer: Party, customer: Party) -> dict[str, Any]:
     """What is kept: all that any rendering shows, so that none of them asks for more later."""
     return {
-        "version": VERSION,
+        "version": statement.rules,
         "month": str(statement.month),
         "currency": statement.currency,
         "opening_nanos": statement.opening_nanos,
@@ -52,6 +50,7 @@ def read_content(content: dict[str, Any]) -> tuple[Statement, Party, Party]:
         tax=Tax(**content["tax"]),
         taxable_nanos=content["taxable_nanos"],
         tax_nanos=content["tax_nanos"],
+        rules=content["version"],
     )
     return statement, _read_party(content["issuer"]), _read_party(content["customer"])
 

@@ -24,6 +24,10 @@ from busbar_billing.domain.rating import SCALE
 
 _MONTH = re.compile(r"(20[2-9]\d)-(0[1-9]|1[0-2])")
 PPM = 1_000_000
+RULES = 2
+"""Of the close, as they are now. By the first, money that went back to a payer stood among the
+adjustments, as if it had been charged; statements of then are counted again as they were made."""
+_FIRST_RULES = 1
 
 
 class Section(StrEnum):
@@ -38,14 +42,21 @@ class Section(StrEnum):
 
 CHARGING = frozenset({Section.USAGE, Section.LATE_USAGE, Section.ADJUSTMENTS})
 """What tax is contained in: what was used, less what was given back."""
+USED = frozenset({Section.USAGE, Section.LATE_USAGE})
 
 _SECTION_OF = {
     TransferKind.TOP_UP: Section.PAYMENTS,
+    TransferKind.PAYMENT_RETURNED: Section.PAYMENTS,
     TransferKind.PROMOTIONAL_CREDIT: Section.CREDITS,
     TransferKind.PROMOTIONAL_EXPIRY: Section.CREDITS,
+    TransferKind.REFUND: Section.ADJUSTMENTS,
+    TransferKind.VOID: Section.ADJUSTMENTS,
+    TransferKind.CORRECTION: Section.ADJUSTMENTS,
 }
+"""Anything else moves money between a tenant's own accounts, which comes to nothing."""
 _TEXT_OF = {
     TransferKind.TOP_UP: "Payment",
+    TransferKind.PAYMENT_RETURNED: "Payment returned",
     TransferKind.PROMOTIONAL_CREDIT: "Promotional credit",
     TransferKind.PROMOTIONAL_EXPIRY: "Promotional credit expired",
     TransferKind.REFUND: "Refund",
@@ -114,13 +125,15 @@ class Tax:
 
 @dataclass(frozen=True, slots=True)
 class Movement:
-    """Transfers of one kind and reason on one day, and what they did to the balance."""
+    """Transfers of one kind and reason on one day, and what they did to the balance. `of_payment`:
+    corrections of top-ups, not of what was charged or given back."""
 
     kind: TransferKind
     day: date
     reason: str
     amount_nanos: int
     count: int = 1
+    of_payment: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +196,8 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """A closed month. `taxable_nanos` is what was charged, of which `tax_nanos` are tax."""
+    """A closed month. `taxable_nanos` is what was charged, of which `tax_nanos` are tax; `rules`
+    are those that it was closed by."""
 
     month: Month
     currency: str
@@ -194,16 +208,24 @@ class Statement:
     tax: Tax
     taxable_nanos: int
     tax_nanos: int
+    rules: int = RULES
 
     def total(self, section: Section) -> int:
         """What a section does to the balance."""
         return sum(line.amount_nanos for line in self.lines if line.section is section)
 
+    @property
+    def used_nanos(self) -> int:
+        """What the requests on it cost, before anything was given back."""
+        return -sum(self.total(section) for section in USED)
 
-def close(facts: Facts, tax: Tax) -> Statement:
+
+def close(facts: Facts, tax: Tax, rules: int = RULES) -> Statement:
     """The statement of a month; raise Conflict when the journal and the balances disagree."""
+    if rules not in {_FIRST_RULES, RULES}:
+        raise Rejected(f"there are no rules {rules!r} to close a month by")
     lines = (
-        *_movement_lines(facts.movements),
+        *_movement_lines(facts.movements, rules),
         *_usage_lines(facts.charged, facts.used),
     )
     order = list(Section)
@@ -225,6 +247,7 @@ def close(facts: Facts, tax: Tax) -> Statement:
         tax=tax,
         taxable_nanos=taxable,
         tax_nanos=contained_tax(taxable, tax),
+        rules=rules,
     )
 
 
@@ -233,12 +256,37 @@ def contained_tax(gross_nanos: int, tax: Tax) -> int:
     return round_half_even(gross_nanos * tax.ppm, PPM + tax.ppm)
 
 
-def _movement_lines(movements: Iterable[Movement]) -> Iterable[Line]:
+def _section_of(movement: Movement, rules: int) -> Section:
+    section = _SECTION_OF.get(movement.kind, Section.PAYMENTS)
+    if movement.of_payment:
+        section = Section.PAYMENTS
+    if rules == _FIRST_RULES and movement.kind in _MISPLACED_AT_FIRST:
+        section = Section.ADJUSTMENTS
+    return section
+
+
+_MISPLACED_AT_FIRST = frozenset({TransferKind.PAYMENT_RETURNED, TransferKind.CORRECTION})
+
+
+def _merged(movements: Iterable[Movement]) -> list[Movement]:
+    """As the first rules told them: corrections of one day and reason together, whatever of."""
+    merged: dict[tuple[TransferKind, date, str], Movement] = {}
     for one in movements:
+        key = (one.kind, one.day, one.reason)
+        before = merged.get(key)
+        amount = one.amount_nanos + (before.amount_nanos if before else 0)
+        count = one.count + (before.count if before else 0)
+        merged[key] = Movement(*key, amount, count)
+    return list(merged.values())
+
+
+def _movement_lines(movements: Iterable[Movement], rules: int) -> Iterable[Line]:
+    for one in _merged(movements) if rules == _FIRST_RULES else movements:
         text = _TEXT_OF.get(one.kind, one.kind.value.replace("_", " ").capitalize())
+        text = "Payment corrected" if one.of_payment else text
         count = f" ({one.count} times)" if one.count > 1 else ""
         yield Line(
-            section=_SECTION_OF.get(one.kind, Section.ADJUSTMENTS),
+            section=_section_of(one, rules),
             text=f"{text}: {one.reason}{count}" if one.reason else f"{text}{count}",
             amount_nanos=one.amount_nanos,
             day=one.day,
@@ -288,15 +336,32 @@ def _usage_lines(charged: Iterable[Charged], used: Iterable[Used]) -> Iterable[L
             yield Line(section=section, text=text, amount_nanos=left, model=model)
 
 
-def checked_credit(statement: Statement, credited_nanos: int, amount_nanos: int) -> int:
-    """Return what may still be given back of a statement; raise Rejected or Conflict otherwise."""
+@dataclass(frozen=True, slots=True)
+class GivenBack:
+    """What came back of the charges on a statement, on whatever statement it stands itself."""
+
+    used_nanos: int
+    """What the requests on the statement cost."""
+    noted_nanos: int
+    """By credit notes on it."""
+    single_nanos: int
+    """By refunds and voids of single charges, less what was taken back of them."""
+
+    @property
+    def left_nanos(self) -> int:
+        """What may still be given back."""
+        return max(0, self.used_nanos - self.noted_nanos - self.single_nanos)
+
+
+def checked_credit(given: GivenBack, amount_nanos: int) -> int:
+    """Return an amount that a credit note may give back; raise Rejected or Conflict otherwise."""
     if amount_nanos <= 0:
         raise Rejected(f"a credit note gives money back: {amount_nanos} nanos is not positive")
-    left = statement.taxable_nanos - credited_nanos
-    if amount_nanos > left:
+    if amount_nanos > given.left_nanos:
         raise Conflict(
-            f"the statement charged {statement.taxable_nanos} nanos, of which {left} are not given "
-            f"back yet: {amount_nanos} is too much"
+            f"the requests on the statement cost {given.used_nanos} nanos, of which "
+            f"{given.noted_nanos} were given back by credit notes and {given.single_nanos} by "
+            f"refunds of single requests: {given.left_nanos} are left, {amount_nanos} is too much"
         )
     return amount_nanos
 

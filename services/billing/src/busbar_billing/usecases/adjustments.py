@@ -57,6 +57,11 @@ class AdjustmentTransaction(Protocol):
         """The charge of a request, kept from changing until the end."""
         ...
 
+    async def left_on_statement(self, charge: Transfer) -> int | None:
+        """What may still be given back of the statement that a charge is on, which nobody else
+        changes until the end; None while it is on none, or on one without a credit note."""
+        ...
+
     async def post(self, transfer: Transfer) -> PostedTransfer:
         """Append to the journal."""
         ...
@@ -152,7 +157,8 @@ async def refund_charge(
     reason: str,
     transfer_id: UUID,
 ) -> PostedTransfer:
-    """Give back part of a charge, or what is left of it; never more than was charged.
+    """Give back part of a charge, or what is left of it; never more than was charged, together
+    with what credit notes gave back of its statement.
 
     Promotional credit that it had spent comes back after the tenant's own money,
     and is gone when the credit has expired.
@@ -163,7 +169,7 @@ async def refund_charge(
         state = await transaction.charge_of(request_id)
         if state is None:
             raise NotFound(f"no charge is posted for request {name}")
-        left = 0 if state.voided else state.amount_nanos - state.refunded_nanos
+        left = await _left_of(transaction, state)
         amount = left if amount_nanos is None else amount_nanos
         wanted = promotions.refund(
             transfer_id, state.charge, amount, state.currency, reference=reference, reason=reason
@@ -174,9 +180,9 @@ async def refund_charge(
         if state.voided:
             raise Conflict(f"the charge of {name} was taken back: nothing is left to refund")
         if not left:
-            raise Rejected(f"the charge of {name} was given back in full already")
+            raise Rejected(f"the charge of {name} was given back in full already{_NOTED}")
         if not 0 < amount <= left:
-            raise Rejected(f"of the charge of {name} {left} nanos are left, not {amount}")
+            raise Rejected(f"of the charge of {name} {left} nanos are left, not {amount}{_NOTED}")
         posted = await transaction.post(wanted)
         promotional = promotions.credit_in_refund(
             state.amount_nanos, state.credit_first_nanos, state.refunded_nanos, amount
@@ -184,6 +190,17 @@ async def refund_charge(
         given = promotions.give_back(transfer_id, request_id, state.credit_spent, promotional)
         await transaction.add_spending(given)
     return posted
+
+
+_NOTED = " (refunds of it and credit notes on its statement count)"
+
+
+async def _left_of(transaction: AdjustmentTransaction, state: ChargeState) -> int:
+    if state.voided:
+        return 0
+    left = state.amount_nanos - state.refunded_nanos
+    of_all = await transaction.left_on_statement(state.charge)
+    return left if of_all is None else min(left, of_all)
 
 
 async def correct_transfer(

@@ -124,7 +124,14 @@ def _blocks(made: Statement, digits: int) -> Iterable[Block]:
     for section in Section:
         rows = tuple(_row(line, digits) for line in made.lines if line.section is section)
         if rows:
-            yield Block(_TITLES[section], rows, amount(made.total(section), digits))
+            yield Block(_title(made, section), rows, amount(made.total(section), digits))
+
+
+def _title(made: Statement, section: Section) -> str:
+    lines = [line for line in made.lines if line.section is section]
+    if section is Section.PAYMENTS and any(line.amount_nanos < 0 for line in lines):
+        return "Payments received and returned"
+    return _TITLES[section]
 
 
 def _row(line: Line, digits: int) -> Row:

@@ -8,6 +8,7 @@ from uuid import UUID
 
 from busbar_billing.adapters.postgres import promotions
 from busbar_billing.adapters.postgres.database import Connection, Database
+from busbar_billing.adapters.postgres.giving_back import given_back_beside, lock_giving_back
 from busbar_billing.adapters.postgres.journal import TRANSFER_ROWS, Journal, read_transfers
 from busbar_billing.adapters.postgres.outbox import put_notices
 from busbar_billing.adapters.postgres.posting import lock_posting
@@ -109,6 +110,15 @@ class AdjustmentRows:
             credit_spent=spent.get(request_id, []),
             credit_first_nanos=row["credit_first_nanos"],
         )
+
+    async def left_on_statement(self, charge: Transfer) -> int | None:
+        """What may still be given back of the statement that a charge is on, which nobody else
+        changes until the end; None while it is on none, or on one without a credit note."""
+        assert charge.tenant_id is not None
+        assert charge.request_id is not None
+        await lock_giving_back(self._connection, charge.tenant_id)
+        given = await given_back_beside(self._connection, charge.request_id)
+        return given.left_nanos if given is not None and given.noted_nanos else None
 
     async def post(self, transfer: Transfer) -> PostedTransfer:
         """Append to the journal."""

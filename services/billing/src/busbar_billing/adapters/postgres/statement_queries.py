@@ -53,6 +53,10 @@ MOVEMENTS = f"""
     SELECT
         m.kind, (m.dated_at AT TIME ZONE 'UTC')::date AS day,
         CASE WHEN m.kind = 'void' THEN '' ELSE m.reason END AS reason,
+        m.kind = 'correction' AND EXISTS (
+            SELECT FROM postings AS p INNER JOIN accounts AS a USING (account_id)
+            WHERE p.transfer_id = m.transfer_id AND a.kind = 'payments_clearing'
+        ) AS of_payment,
         sum(m.amount_nanos) AS amount_nanos, count(*) AS transfers
     FROM included AS m
     WHERE m.amount_nanos <> 0 AND m.kind <> 'charge' AND NOT (
@@ -60,8 +64,8 @@ MOVEMENTS = f"""
             SELECT FROM included AS c WHERE c.kind = 'charge' AND c.request_id = m.request_id
         )
     )
-    GROUP BY 1, 2, 3
-    ORDER BY 2, 1, 3
+    GROUP BY 1, 2, 3, 4
+    ORDER BY 2, 1, 3, 4
 """  # noqa: S608
 CHARGES = f"""
     {_INCLUDED}
@@ -124,6 +128,12 @@ ADDRESSING = """
     INNER JOIN legal_entities AS e ON e.entity_id = coalesce(d.entity_id, 'default')
     WHERE t.tenant_id = $1
 """
+# The statement before one, whose cut and month bound it.
+BEFORE = """
+    SELECT * FROM statements
+    WHERE kind = 'statement' AND tenant_id = $1 AND period_start < $2
+    ORDER BY period_start DESC LIMIT 1
+"""
 OF_MONTH = """
     SELECT * FROM statements WHERE kind = 'statement' AND tenant_id = $1 AND period_start = $2
 """
@@ -179,6 +189,41 @@ ISSUE = """
     RETURNING *
 """
 LOCK = "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))"
+# The statement that a request's charge is on.
+OF_CHARGE = """
+    SELECT s.*
+    FROM usage_records AS u
+    INNER JOIN transfers AS c USING (transfer_id)
+    INNER JOIN statements AS s ON s.tenant_id = c.tenant_id AND s.kind = 'statement'
+    WHERE u.request_id = $1 AND c.posted_at < s.cut_at
+    AND least(u.admitted_at, c.posted_at)
+    < (s.period_start + interval '1 month') AT TIME ZONE 'UTC'
+    ORDER BY s.period_start
+    LIMIT 1
+"""
+# What came back of single charges that stand on a statement. $1 the tenant, $2 the first transfer
+# that can be on none before, $3 and $4 the statement's cut and its month's end, $5 and $6 those of
+# the one before.
+_ON_IT = """
+    {0}.posted_at < $3 AND least(u.admitted_at, {0}.posted_at) < $4
+    AND ($5::timestamptz IS NULL OR NOT (
+        {0}.posted_at < $5 AND least(u.admitted_at, {0}.posted_at) < $6::timestamptz
+    ))
+"""
+SINGLE = f"""
+    SELECT coalesce(sum(p.amount_nanos), 0)
+    FROM transfers AS g
+    INNER JOIN usage_records AS u USING (request_id)
+    INNER JOIN transfers AS c ON c.transfer_id = u.transfer_id
+    INNER JOIN postings AS p ON p.transfer_id = g.transfer_id
+    INNER JOIN accounts AS a USING (account_id)
+    WHERE g.tenant_id = $1 AND g.transfer_id >= $2 AND g.kind IN ('refund', 'correction', 'void')
+    AND a.tenant_id = $1 AND {_ON_IT.format("c")}
+    AND NOT EXISTS (
+        SELECT FROM transfers AS v
+        WHERE v.request_id = g.request_id AND v.kind = 'void' AND {_ON_IT.format("v")}
+    )
+"""  # noqa: S608
 NOTED = "SELECT * FROM statements WHERE corrects = $1 AND reference = $2"
 CREDITED = "SELECT coalesce(sum(closing_nanos), 0) FROM statements WHERE corrects = $1"
 NOTE = """

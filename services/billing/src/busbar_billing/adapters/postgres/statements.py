@@ -15,8 +15,16 @@ from busbar_errors import Conflict, NotFound, Unavailable
 
 from busbar_billing.adapters.postgres import statement_queries as sql
 from busbar_billing.adapters.postgres.database import Connection, Connections
+from busbar_billing.adapters.postgres.giving_back import (
+    ID_SKEW,
+    first_id,
+    first_id_since,
+    given_back_of,
+    lock_giving_back,
+)
 from busbar_billing.adapters.postgres.journal import Journal
 from busbar_billing.adapters.postgres.outbox import put_notices
+from busbar_billing.adapters.postgres.posting import lock_posting
 from busbar_billing.adapters.postgres.prices import Prices
 from busbar_billing.domain.ledger import (
     Account,
@@ -44,9 +52,6 @@ from busbar_billing.usecases.statements import Addressing, Closed, Due, Issued
 
 _NUMBER = re.compile(r"[A-Z0-9]{1,10}-[0-9]{6,19}")
 _READING_MAX = timedelta(minutes=10)
-_ID_SKEW = timedelta(days=2)
-"""How far the clock that made a transfer's id may be off the database's."""
-_NOTHING_BEFORE = UUID(int=0)
 
 
 class Statements:
@@ -186,16 +191,16 @@ class Statements:
         if corrected.corrects is not None:
             raise Conflict(f"{number} is a credit note: correct {corrected.corrects}")
         async with self._database.transaction() as connection:
-            # Until commit, so that two notes cannot both give back the last of it.
-            await connection.execute(sql.LOCK, f"statement:{number}")
+            # Until commit, so that no other note or refund gives back the last of it, too.
+            await lock_posting(connection, alone=False)
+            await lock_giving_back(connection, corrected.customer.party_id)
             noted = await connection.fetchrow(sql.NOTED, number, reference)
             if noted is not None:
                 issued = _read_issued(noted, repeated=True)
                 if issued.credited_nanos != amount_nanos:
                     raise Conflict(f"reference {reference!r} already gave back another amount")
                 return issued
-            credited = int(await connection.fetchval(sql.CREDITED, number))
-            checked_credit(corrected.statement, credited, amount_nanos)
+            checked_credit(await given_back_of(connection, number), amount_nanos)
             await self._journal.append(
                 connection,
                 [_credit_transfer(corrected, amount_nanos, reason, reference, transfer_id)],
@@ -231,7 +236,7 @@ async def read_facts(connection: Connection, books: PriceBooks, tenant_id: str, 
         month.ends_at,
         None if before is None else before.cut_at,
         None if before is None else before.month.ends_at,
-        _first_id(cut.cut_at + _ID_SKEW),
+        first_id(cut.cut_at + ID_SKEW),
     )
     currency = await connection.fetchval(sql.CURRENCY, tenant_id)
     moved = await connection.fetch(sql.MOVEMENTS, *arguments, timeout=wait_s)
@@ -270,7 +275,7 @@ async def read_facts(connection: Connection, books: PriceBooks, tenant_id: str, 
 
 def _since(before: Closed | None) -> UUID:
     """The first transfer that can be on no statement yet."""
-    return _NOTHING_BEFORE if before is None else _first_id(before.month.ends_at - _ID_SKEW)
+    return first_id_since(None if before is None else before.month.ends_at)
 
 
 def _notice(issued: Issued) -> Notice:
@@ -332,6 +337,7 @@ def _read_movement(row: asyncpg.Record) -> Movement:
         reason=row["reason"],
         amount_nanos=int(row["amount_nanos"]),
         count=row["transfers"],
+        of_payment=row["of_payment"],
     )
 
 
@@ -398,8 +404,3 @@ def _steps(component: Component, price: Price) -> list[tuple[int, int | None, in
         (step.above_units * scale, end, step.amount_nanos, step.per_units)
         for step, end in zip(price.steps, [*ends, None], strict=True)
     ]
-
-
-def _first_id(moment: datetime) -> UUID:
-    """The smallest UUIDv7 of a moment."""
-    return UUID(int=int(moment.timestamp() * 1000) << 80)

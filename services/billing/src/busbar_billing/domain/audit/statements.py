@@ -35,7 +35,7 @@ def check_statement(kept: KeptStatement, facts: Facts | None) -> list[Breach]:
         return [Breach(Check.STATEMENTS_RECOUNTED, subject, detail)]
     try:
         said, _, _ = read_content(kept.content)
-        again = close(facts, said.tax)
+        again = close(facts, said.tax, said.rules)
     except (BusbarError, KeyError, TypeError, ValueError) as error:
         detail = f"cannot be read: {error!r}"[:200]
         return [Breach(Check.STATEMENTS_RECOUNTED, subject, detail)]
