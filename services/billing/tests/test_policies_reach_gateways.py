@@ -122,6 +122,12 @@ async def test_a_rotated_key_is_accepted_with_both_secrets_until_the_old_one_end
         "POST", f"/keys/{made['key_id']}/rotate", json={"old_valid_until": soon}
     )
     both = await entries(2)
+    cut_short = await billing.call(
+        "POST", f"/keys/{made['key_id']}/rotate", json={"old_valid_until": soon}
+    )
+    assert cut_short.status_code == 409
+    assert f"{made['prefix']}..., is accepted until {soon}" in cut_short.text
+    assert await entries(2) == both
     again = await billing.json("POST", f"/keys/{made['key_id']}/rotate", json={})
     last = await entries(1)
     await billing.json("DELETE", f"/keys/{made['key_id']}")

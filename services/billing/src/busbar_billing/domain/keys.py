@@ -8,10 +8,10 @@ import hmac
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
-from busbar_errors import Rejected
+from busbar_errors import Conflict, Rejected
 
 SECRET_BYTES = 32
 PREFIX_CHARACTERS = 9
@@ -119,6 +119,20 @@ def checked_overlap(until_unix_ms: int | None, now_unix_ms: int) -> int:
     if until_unix_ms - now_unix_ms > OVERLAP_MAX.days * _DAY_MS:
         raise Rejected(f"the old secret may be accepted for at most {OVERLAP_MAX.days} days more")
     return until_unix_ms
+
+
+def check_keeps_promise(key: ApiKey, old_until_unix_ms: int, now_unix_ms: int) -> None:
+    """Raise Conflict when a rotation with an overlap would end an earlier overlap before its time:
+    a key has two secrets at most. One without an overlap ends all old secrets, as it says."""
+    previous = key.previous
+    if previous is None or not now_unix_ms < min(previous.until_unix_ms, old_until_unix_ms):
+        return
+    until = datetime.fromtimestamp(previous.until_unix_ms // 1000, UTC)
+    raise Conflict(
+        f"the secret that key {key.key_id} had before, {previous.prefix}..., is accepted until "
+        f"{until:%Y-%m-%dT%H:%M:%SZ}: rotate after that, or leave old_valid_until out to end "
+        "every old secret now"
+    )
 
 
 def key_text(secret: bytes) -> str:

@@ -67,7 +67,7 @@ class KeyStore(Protocol):
         self, key_id: str, secret: NewSecret, tenant_id: str | None
     ) -> tuple[StoredKey, list[bytes]]:
         """Give a key a new secret; returns digests that are accepted no more, too. Raise NotFound,
-        or Conflict when the key is revoked or expired."""
+        or Conflict when the key is revoked or expired, or an earlier overlap would be cut short."""
         ...
 
     async def revoke(self, key_id: str, tenant_id: str | None) -> StoredKey:
@@ -159,7 +159,8 @@ async def rotate_key(
     now_unix_ms: int,
     asked_with: Collection[str] = (),
 ) -> tuple[str, Change]:
-    """Give a key a new secret; the one it has is accepted until then, one from before no longer.
+    """Give a key a new secret; the one it has is accepted until then. While one from before is
+    accepted still, only a rotation that ends both at once is carried out.
 
     `asked_with` as in NewKey: who may not use all that the key may does not get its secret.
     """

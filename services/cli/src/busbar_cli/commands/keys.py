@@ -135,7 +135,7 @@ def rotate(key_id: str, *, old_valid_until: str | None = None, output: Output = 
         The key; it keeps its id, name, scopes and usage.
     old_valid_until
         RFC 3339 time with zone, at most 7 days ahead, until which the secret it has now is
-        accepted. Default: no longer.
+        accepted; one overlap at a time. Default: every old secret ends now.
     """
     _check_key_id(key_id)
     body = {"old_valid_until": old_valid_until}

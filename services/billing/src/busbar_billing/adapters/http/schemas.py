@@ -87,7 +87,8 @@ class WantedKey(Wanted):
 
 class WantedRotation(Wanted):
     """A new secret for a key. The old one is accepted until `old_valid_until`, at most 7 days from
-    now, or no longer when that is left out."""
+    now; when that is left out every old secret ends now. One overlap at a time: 409
+    while an earlier one lasts."""
 
     old_valid_until: AwareDatetime | None = None
 

@@ -11,7 +11,13 @@ from busbar_errors import Conflict, NotFound, Rejected
 
 from busbar_billing.adapters.postgres.database import Connection, Connections
 from busbar_billing.adapters.postgres.prices import from_unix_ns, to_unix_ns
-from busbar_billing.domain.keys import KEYS_PER_TENANT_MAX, ApiKey, PreviousSecret, Scope
+from busbar_billing.domain.keys import (
+    KEYS_PER_TENANT_MAX,
+    ApiKey,
+    PreviousSecret,
+    Scope,
+    check_keeps_promise,
+)
 from busbar_billing.domain.names import is_project_id, is_tenant_id
 from busbar_billing.usecases.keys import NewSecret, StoredKey
 
@@ -121,7 +127,7 @@ class Keys:
         self, key_id: str, secret: NewSecret, tenant_id: str | None
     ) -> tuple[StoredKey, list[bytes]]:
         """Give a key a new secret; returns digests that are accepted no more, too. Raise NotFound,
-        or Conflict when the key is revoked or expired."""
+        or Conflict when the key is revoked or expired, or an earlier overlap would be cut short."""
         if not _KEY_ID.fullmatch(key_id):
             raise NotFound(f"there is no key {key_id[:80]!r}")
         until = from_unix_ns(secret.old_until_unix_ms * _NS_PER_MS)
@@ -132,6 +138,7 @@ class Keys:
             now_ms = await connection.fetchval("SELECT (extract(EPOCH FROM now()) * 1000)::int8")
             if old.revoked_at is not None or (expires is not None and expires <= now_ms):
                 raise Conflict(f"key {key_id} is revoked or has expired: create a new one")
+            check_keeps_promise(old.key, secret.old_until_unix_ms, now_ms)
             row = await connection.fetchrow(_ROTATE, key_id, secret.digest, secret.prefix, until)
         dropped = [old.key.previous.digest] if old.key.previous else []
         return _read_key(_found(row, key_id)), dropped
