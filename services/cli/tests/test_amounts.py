@@ -48,6 +48,9 @@ def test_what_is_shown_reads_back_as_the_same_amount(nanos: int) -> None:
             "--5",
             "5.",
             "1 000",
+            "1,000",
+            "$1,000",
+            "-12,345,678",
         ],
     ],
 )

@@ -16,6 +16,8 @@ _WRITTEN = re.compile(
     r"-?\$?(?P<whole>\d{1,3}(,\d{3})+|\d{1,30})(\.(?P<decimals>\d{1,60}))?", re.ASCII
 )
 """A comma stands before three digits: 10,50 would else be read as a thousand and fifty."""
+_EITHER = re.compile(r"-?\$?\d{1,3}(,\d{3})+", re.ASCII)
+"""Thousands to some, and a decimal comma to others: 1,000 is a thousand, or one."""
 
 
 def show_amount(amount_nanos: int, currency: str = "USD") -> str:
@@ -30,6 +32,12 @@ def show_amount(amount_nanos: int, currency: str = "USD") -> str:
 
 def read_amount(text: str) -> int:
     """Nanos of an amount such as "10", "0.25" or "$1,000.50"; raises CommandError."""
+    if _EITHER.fullmatch(text.strip()):
+        plain = text.strip().replace(",", "")
+        raise CommandError(
+            f"{text!r} can be read in two ways; without a comma: {plain}, or with a decimal point",
+            Exit.USAGE,
+        )
     written = _WRITTEN.fullmatch(text.strip())
     if written is None:
         raise CommandError(f"{text!r} is not an amount; write 10 or 0.25", Exit.USAGE)

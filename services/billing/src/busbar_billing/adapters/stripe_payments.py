@@ -26,6 +26,10 @@ SIGNATURE_AGE_S_MAX = 300
 CALL_TIMEOUT_S = 10.0
 NAME_CHARACTERS_MAX = 255
 _NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
+_UNREADABLE = (
+    "the event cannot be read: it is no JSON of an event, or lacks what one of its type has "
+    "(https://docs.stripe.com/api/events/object)"
+)
 _PAID = {"checkout.session.completed", "checkout.session.async_payment_succeeded"}
 
 
@@ -103,7 +107,7 @@ def read_event(payload: bytes, signature: str | None, secret: str) -> ProviderEv
     except stripe.SignatureVerificationError as error:
         raise Rejected(f"the event is not authentic: {error.user_message or error}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Rejected(f"the event cannot be read: {error!r}") from error
+        raise Rejected(_UNREADABLE) from error
 
 
 def storable_json(payload: bytes) -> bytes:
