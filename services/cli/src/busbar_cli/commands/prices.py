@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ def list_(*, tenant: str | None = None, output: Output = DEFAULT) -> None:
         Id or name; only prices that are this tenant's alone.
     """
     books = Api("billing").get(_PRICES)["items"]
+    ends = ends_of(books)
     if tenant is not None:
         tenant_id = find_tenant(tenant)["tenant_id"]
         books = [one for one in books if one["tenant_id"] == tenant_id]
@@ -44,7 +46,7 @@ def list_(*, tenant: str | None = None, output: Output = DEFAULT) -> None:
             one["tenant_id"] or "everybody",
             one["currency"],
             show_moment(one["effective_from"]),
-            show_moment(one["effective_until"]),
+            show_moment(ends[one["version"]]),
             "active" if one["in_force"] else "",
             len(one["classes"]),
             one["note"],
@@ -53,6 +55,20 @@ def list_(*, tenant: str | None = None, output: Output = DEFAULT) -> None:
     ]
     columns = ["VERSION>", "FOR", "CURRENCY", "FROM", "UNTIL", "", "CLASSES>", "NOTE"]
     output.print({"items": books}, table(columns, rows))
+
+
+def ends_of(books: list[Json]) -> dict[int, str | None]:
+    """Until when each version holds: the end it says, or the beginning of the next of its line."""
+    ends: dict[int, str | None] = {}
+    following: dict[tuple[str, str | None], str] = {}
+    latest_first = sorted(
+        books, key=lambda one: datetime.fromisoformat(one["effective_from"]), reverse=True
+    )
+    for one in latest_first:
+        line = (one["currency"], one["tenant_id"])
+        ends[one["version"]] = one["effective_until"] or following.get(line)
+        following[line] = one["effective_from"]
+    return ends
 
 
 @app.command
