@@ -7,7 +7,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 import pytest
-from busbar_messaging.background import end, together
+from busbar_messaging.background import end, to_its_end, together
 from structlog.testing import capture_logs
 
 DEADLINE_S = 5
@@ -53,6 +53,35 @@ async def test_work_that_swallows_cancellations_is_ended_all_the_same() -> None:
     async with asyncio.timeout(DEADLINE_S):
         await end([task])
 
+    assert task.cancelled()
+
+
+async def test_what_is_cleaned_up_behind_a_task_is_not_cut_short_by_ending_it_again() -> None:
+    cleaned, slow = asyncio.Event(), asyncio.Event()
+    begun = asyncio.Event()
+
+    async def clean_up() -> None:
+        begun.set()
+        await slow.wait()
+        cleaned.set()
+
+    async def work() -> None:
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            await to_its_end(clean_up())
+
+    task = asyncio.create_task(work())
+    await asyncio.sleep(0)
+    ending = asyncio.create_task(end([task]))
+    await begun.wait()
+    for _ in range(3):
+        task.cancel()
+        await asyncio.sleep(0)
+    slow.set()
+    await ending
+
+    assert cleaned.is_set()
     assert task.cancelled()
 
 

@@ -39,6 +39,22 @@ async def end(tasks: Iterable[asyncio.Task[Any]], give_up_s: float = _GIVE_UP_S)
         raise asyncio.CancelledError
 
 
+async def to_its_end(work: Coroutine[Any, Any, None]) -> None:
+    """Await it however often this is cancelled meanwhile, as `end` does; then be cancelled.
+
+    For what must be cleaned up behind a task, and has a bound of its own.
+    """
+    task, hurried = asyncio.create_task(work), False
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError:
+            hurried = True
+    task.result()
+    if hurried:
+        raise asyncio.CancelledError
+
+
 async def together(*work: Coroutine[Any, Any, None]) -> None:
     """Run all of it until it is done, one fails or this is cancelled; none is left running.
 

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import structlog
 from busbar_contracts.node.v1 import status_pb2
+from busbar_messaging.background import to_its_end
 
 from busbar_node_agent.domain.backoff import backoff_s
 from busbar_node_agent.domain.health import ProbeHistory
@@ -145,7 +146,7 @@ class TritonSupervisor:
             grace = timedelta(0)
             return lost
         finally:
-            await _ended(run, grace)
+            await to_its_end(_ended(run, grace))
         raise AssertionError("a run ends by being lost")
 
     async def _until_live(self, run: Run) -> None:
