@@ -25,8 +25,9 @@ from neighbours import Neighbours, neighbours
 
 TENANT = "backlog-test"
 FRESH_KEY = "key_fresh"
-MESSAGES, RECORDS_EACH, AT_ONCE = 6_000, 2, 500
+MESSAGES, RECORDS_EACH, AT_ONCE = 9_000, 2, 500
 BACKLOG = MESSAGES * RECORDS_EACH
+"""Some seconds of work for billing, so that half a second in which only others run is little."""
 OLD_S = 2.5
 """Billing takes messages of that age for a backlog, if there are many."""
 FRESH_AT_ONCE = 5
