@@ -55,10 +55,10 @@ busbar *args: setup
 
 # ── Checks and tests ──────────────────────────────────────────────────────
 
-# Every check and every test, in two processes; what CI runs. A failed test is run once more and counted as "rerun", a wrong charge never
+# Every check and every test, in three processes (they mostly wait); what CI runs. A failed test is run once more and counted as "rerun", a wrong charge never
 [group('test'), no-exit-message]
 test *args: setup ready-to-test
-    @exec {{bin}}/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --reruns 1 --rerun-except "charge" "$@"
+    @exec {{bin}}/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --reruns 1 --rerun-except "charge" "$@"
 
 # The models take as long to make as the checks do, the first time.
 [private, parallel]
