@@ -242,7 +242,7 @@ def report() -> list[dict[str, Any]]:
 
 
 def _lines() -> list[dict[str, Any]]:
-    settle, later = uvloop.run(_settle_us(1)), uvloop.run(_settle_us(ACTIVE))
+    settle, later = uvloop.run(_settle_us(SLOTS // 2)), uvloop.run(_settle_us(ACTIVE))
     free = uvloop.run(_whole_us(backlogged=False)) - settle
     waiting = uvloop.run(_whole_us(backlogged=True)) - later
     step, wait = "limits, credit and admission", f"{ACTIVE} wait"

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from busbar_gateway.domain.fair_queue import FairQueue, Flow
 from busbar_gateway.domain.policies import Band
@@ -79,6 +80,8 @@ class Ticket:
     """What its tenant was charged for it so far, in the lane's unit."""
     flow: Flow[Ticket] | None = None
     """Its tenant in the lane, from when it first meets the lane."""
+    turn: Any = None
+    """What whoever waits for its turn waits for; the lane does not look at it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,11 +115,15 @@ class Wallet:
         """Claim an amount, and up to `likely_nanos` of what is free beside it; None when it is not
         there, or the lease may be gone."""
         lease = self.lease
-        if lease is None or lease.free_nanos < nanos:
+        if lease is None:
+            return None
+        free_nanos = lease.free_nanos
+        if free_nanos < nanos:
             return None
         if now >= lease.fresh_until and not billing_away:
             return None
-        nanos = max(nanos, min(likely_nanos, lease.free_nanos))
+        if likely_nanos > nanos:
+            nanos = min(likely_nanos, free_nanos)
         lease.reserved_nanos += nanos
         self.used_at = now
         self.estimate_nanos = max(self.estimate_nanos, nanos)

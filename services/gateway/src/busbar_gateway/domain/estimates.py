@@ -142,8 +142,8 @@ def least_nanos(
 def _known(manifest: Manifest, request_bytes: int, rates: Rates, past: WorkHistory | None) -> int:
     """The exact cost of the request and its input, as far as it can be told."""
     per_byte = 0.0 if manifest.task == "tensor" else _TOKENS_PER_BYTE
-    if past is not None:
-        per_byte = max(per_byte, past.tokens_per_byte)
+    if past is not None and past.tokens_per_byte > per_byte:
+        per_byte = past.tokens_per_byte
     input_tokens = _at_most(int(request_bytes * per_byte + 0.5), manifest)
     return rates.request + input_tokens * rates.input_token + request_bytes * rates.byte
 

@@ -42,9 +42,6 @@ class _Admission:
     """All the slots that it may fill."""
     shared_at: float = 0.0
     """When they were last worked out."""
-    turns: dict[Ticket, asyncio.Future[None]] = field(
-        default_factory=dict[Ticket, asyncio.Future[None]]
-    )
 
 
 class Admissions:
@@ -110,7 +107,7 @@ class Admissions:
         displaced = lane.enqueue(ticket, now)
         if displaced is not None:
             self._displace(admission, call.route, displaced, now)
-        turn = admission.turns[ticket] = asyncio.get_running_loop().create_future()
+        turn = ticket.turn = asyncio.get_running_loop().create_future()
         if lane.may_start(ticket):  # others may be held back from a slot that it may take
             self._pump(admission, now)
         try:
@@ -119,7 +116,7 @@ class Admissions:
             self._leave_queue(admission, ticket, turn)
             raise
         finally:
-            admission.turns.pop(ticket, None)
+            ticket.turn = None
         return ticket
 
     def used(self, deployment: str, ticket: Ticket, cost: float) -> None:
@@ -242,8 +239,8 @@ class Admissions:
             asleep_s = admission.waking.ready_in_s(now, route.wakes_within_s)
         if isinstance(displaced, Full):
             raise _full(max(asleep_s, displaced.retry_after_s))
-        turn = admission.turns.pop(displaced)
-        if not turn.done():
+        turn, displaced.turn = displaced.turn, None
+        if turn is not None and not turn.done():
             turn.set_exception(_full(max(asleep_s, admission.lane.expected_wait_s(displaced))))
 
     def _leave_queue(
@@ -261,7 +258,7 @@ class Admissions:
         ticket = admission.lane.start_next(now)
         if ticket is None:
             return
-        turn = admission.turns.get(ticket)
+        turn = ticket.turn
         if turn is None or turn.done():
             admission.lane.release(ticket)
         else:
@@ -273,7 +270,7 @@ class Admissions:
     @staticmethod
     def _pump(admission: _Admission, now: float) -> None:
         while (ticket := admission.lane.start_next(now)) is not None:
-            turn = admission.turns.get(ticket)
+            turn = ticket.turn
             if turn is None or turn.done():
                 admission.lane.release(ticket)
             else:
@@ -282,7 +279,7 @@ class Admissions:
     @staticmethod
     def _fail(admission: _Admission, ticket: Ticket, error: Exception) -> None:
         admission.lane.withdraw(ticket)
-        turn = admission.turns.get(ticket)
+        turn = ticket.turn
         if turn is not None and not turn.done():
             turn.set_exception(error)
 

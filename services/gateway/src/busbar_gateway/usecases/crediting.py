@@ -103,8 +103,9 @@ class Credit:
             wallet = self._wallets[tenant_id] = Wallet(tenant_id)
         if tenant_id in self._waiting:
             return None
-        likely = self._likely_nanos(call, wallet)
-        reservation = wallet.reserve(likely, time.monotonic(), billing_away=self.billing_away)
+        now = time.monotonic()
+        likely = self._likely_nanos(call, wallet, now)
+        reservation = wallet.reserve(likely, now, billing_away=self.billing_away)
         if wallet.low:
             self._press(tenant_id)
         return reservation
@@ -116,7 +117,7 @@ class Credit:
         Unavailable while billing is away.
         """
         wallet = self._wallets.setdefault(call.caller.tenant_id, Wallet(call.caller.tenant_id))
-        likely = self._likely_nanos(call, wallet)
+        likely = self._likely_nanos(call, wallet, time.monotonic())
         least = min(likely, self._least_nanos(call, wallet))
         return await self._wait(wallet, likely, least, call.deadline)
 
@@ -359,13 +360,13 @@ class Credit:
             )
         return InsufficientQuota(_REASONS[wallet.refused or Refused.BALANCE])
 
-    def _likely_nanos(self, call: InferenceCall, wallet: Wallet) -> int:
+    def _likely_nanos(self, call: InferenceCall, wallet: Wallet, now: float) -> int:
         past = self._histories.get((wallet.tenant_id, call.route.deployment))
         rates = self._rates(call, wallet, self._unix_ns())
         request_bytes = call.request_bytes or len(call.payload)
         manifest = call.route.manifest
         likely = likely_nanos(manifest, request_bytes, call.output_tokens_max, rates, past)
-        return likely if past is None else max(likely, past.at_least(time.monotonic()))
+        return likely if past is None else max(likely, past.at_least(now))
 
     def _least_nanos(self, call: InferenceCall, wallet: Wallet) -> int:
         past = self._histories.get((wallet.tenant_id, call.route.deployment))
