@@ -3,10 +3,9 @@
 With 10,000 tenants known and 500 of them active: limits, the claim on the tenant's
 lease and the turn in fair order; where 500 wait, also waking the next one when a slot
 becomes free. Apart from it stands what the request costs at its end: the price of what
-was used, the claim's settlement, the slot and the limits; what that comes to after as
-many other requests as wait is more, for nothing of the request is in the caches then.
-Renewing the leases of all active tenants, four times a second at 1,000 requests a second,
-is in it; billing's own work is not.
+was used, the claim's settlement, the slot and the limits. Renewing the leases of all
+active tenants, four times a second at 1,000 requests a second, is in it; billing's own
+work is not.
 """
 
 from __future__ import annotations
@@ -44,14 +43,12 @@ LIMIT_US = 25.0
 _REQUESTS_PER_TICK = 250
 _NEVER = 1e12
 _POLICY = Policy(Band.STANDARD, 1, 10**9, 10**12, 10**6)
-
-
-def _route(slots: int) -> Route:
-    manifest = Manifest("chat", "1", "chat", "tokens", slots, 4096, 1024)
-    return Route("chat", manifest, 0, (Target("r1", slots),))
-
-
-_ROUTE = _route(SLOTS)
+_ROUTE = Route(
+    "chat",
+    Manifest("chat", "1", "chat", "tokens", SLOTS, 4096, 1024),
+    0,
+    (Target("r1", SLOTS),),
+)
 _DELIVERED = Delivered(120, 80, 400, "r1.s1.n1", 1, 0)
 
 
@@ -84,7 +81,7 @@ class Admitted:
 class Gateway:
     """The use cases that a request passes, as main.py puts them together."""
 
-    def __init__(self, route: Route) -> None:
+    def __init__(self) -> None:
         rates = Rates(input_token=100 * SCALE // 1000, output_token=400 * SCALE // 1000)
         sheet = Sheet(1, "USD", "", 0, 0, {"tokens": rates, "default": rates})
         prices = PriceList([sheet])
@@ -94,7 +91,7 @@ class Gateway:
             queue_max=2 * ACTIVE,
             unready_grace_s=1,
             remembered_ready_s=1,
-            current_route=lambda _: route,
+            current_route=lambda _: _ROUTE,
             region="r1",
             others=lambda _: [],
             policy=lambda _: _POLICY,
@@ -119,21 +116,21 @@ class Gateway:
         self.limiting.leave(call.caller.tenant_id, one.grant, 120, 80)
 
 
-def _call(number: int, route: Route = _ROUTE) -> InferenceCall:
+def _call(number: int) -> InferenceCall:
     caller = Caller(f"tenant-{number}", "key")
     payload = b"x" * 480
     return InferenceCall(
-        b"", caller, route, payload, "openai.chat", 0, _NEVER, output_tokens_max=128
+        b"", caller, _ROUTE, payload, "openai.chat", 0, _NEVER, output_tokens_max=128
     )
 
 
 Serve = Callable[[InferenceCall], Awaitable[None]]
 
 
-async def _warm(route: Route = _ROUTE) -> tuple[Gateway, list[InferenceCall]]:
+async def _warm() -> tuple[Gateway, list[InferenceCall]]:
     """A gateway with leases of all tenants, and calls of those that are active."""
-    gateway = Gateway(route)
-    calls = [_call(number, route) for number in range(TENANTS)]
+    gateway = Gateway()
+    calls = [_call(number) for number in range(TENANTS)]
     renewing = asyncio.create_task(gateway.credit.run())
     for call in [*calls, *calls[:ACTIVE]]:
         gateway.settle(await gateway.admit(call))
@@ -183,20 +180,16 @@ async def _semaphore_us() -> float:
     return await _driven_us(serve, calls, ACTIVE) - await _bare_us(calls, ACTIVE)
 
 
-async def _settle_us(at_once: int) -> float:
-    """A settlement when nobody waits for the slot; handing it on belongs to the admission.
-
-    Between a request's turn and its settlement `at_once` others are admitted.
-    """
-    gateway, calls = await _warm(_route(2 * at_once))
+async def _settle_us() -> float:
+    """A settlement when nobody waits for the slot; handing it on belongs to the admission."""
+    gateway, calls = await _warm()
     draws, took_us = random.Random(1), list[float]()
-    for _ in range(SLICES // 4):
-        admitted = [await gateway.admit(draws.choice(calls)) for _ in range(at_once)]
+    for _ in range(SLICES):
+        admitted = [await gateway.admit(draws.choice(calls)) for _ in range(SLOTS // 2)]
         began = time.perf_counter_ns()
         for one in admitted:
             gateway.settle(one)
         took_us.append((time.perf_counter_ns() - began) / 1000 / len(admitted))
-        await gateway.credit.tick()
     return _undisturbed(took_us)
 
 
@@ -242,15 +235,14 @@ def report() -> list[dict[str, Any]]:
 
 
 def _lines() -> list[dict[str, Any]]:
-    settle, later = uvloop.run(_settle_us(SLOTS // 2)), uvloop.run(_settle_us(ACTIVE))
+    settle = uvloop.run(_settle_us())
     free = uvloop.run(_whole_us(backlogged=False)) - settle
-    waiting = uvloop.run(_whole_us(backlogged=True)) - later
+    waiting = uvloop.run(_whole_us(backlogged=True)) - settle
     step, wait = "limits, credit and admission", f"{ACTIVE} wait"
     return [
         {"step": f"{step}, slots free", "cpu_us": free, "limit_us": LIMIT_US},
         {"step": f"{step}, {wait}", "cpu_us": waiting, "limit_us": LIMIT_US},
         {"step": "settling the request at its end", "cpu_us": settle},
-        {"step": f"settling it after {ACTIVE} others", "cpu_us": later},
         {"step": f"peer: asyncio.Semaphore alone, {wait}", "cpu_us": uvloop.run(_semaphore_us())},
         {"step": "each second, for each lease held", "cpu_us": uvloop.run(_look_us())},
     ]
