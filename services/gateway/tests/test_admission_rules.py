@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from busbar_gateway.domain.admission import Full, Lane, Ticket, holdback, share_of_slots
+from busbar_gateway.domain.admission import Full, Lane, Ticket, holdback, most_in_flight
 from busbar_gateway.domain.policies import Band
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,13 +19,11 @@ def ticket(
 
 
 @pytest.mark.parametrize(
-    ("ready_slots", "gateways", "share"),
-    [(0, 1, 0), (0, 3, 0), (8, 1, 11), (8, 2, 6), (1, 1, 3), (1, 4, 2), (4, 0, 6)],
+    ("part", "most"),
+    [(0, 0), (8, 11), (4, 6), (1, 3), (0.25, 2)],
 )
-def test_a_gateway_takes_its_part_of_the_slots_and_a_little_more(
-    ready_slots: int, gateways: int, share: int
-) -> None:
-    assert share_of_slots(ready_slots, gateways) == share
+def test_a_gateway_takes_its_part_of_the_slots_and_a_little_more(part: float, most: int) -> None:
+    assert most_in_flight(part) == most
 
 
 @pytest.mark.parametrize(
@@ -33,7 +31,7 @@ def test_a_gateway_takes_its_part_of_the_slots_and_a_little_more(
     [(0.0, 6), (0.001, 6), (0.05, 5), (0.19, 5), (0.2, 4), (60.0, 4)],
 )
 def test_long_requests_do_not_queue_in_the_stream(service_s: float, share: int) -> None:
-    assert share_of_slots(4, 1, service_s) == share
+    assert most_in_flight(4, service_s) == share
 
 
 def test_nobody_overtakes_the_queue() -> None:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from busbar_gateway.domain.admission import Full, Lane, Ticket, share_of_slots
+from busbar_gateway.domain.admission import Full, Lane, Ticket, most_in_flight
 from busbar_gateway.domain.attempts import SILENCE_S, UNSTARTED_SILENCE_S, UNTAKEN_S, Frame
 from busbar_gateway.domain.costs import cost_of, known_cost
 from busbar_gateway.domain.limits import Limits, Refused
@@ -207,7 +207,7 @@ class Gateway:
     @staticmethod
     def _resize(admission: _Admission) -> None:
         lane = admission.lane
-        lane.limit = share_of_slots(admission.part, 1, lane.service_s)
+        lane.limit = most_in_flight(admission.part, lane.service_s)
 
     def _pump(self, admission: _Admission) -> None:
         lane, now = admission.lane, self.agenda.now

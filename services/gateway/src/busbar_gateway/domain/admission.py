@@ -34,17 +34,16 @@ _FIRST_COST = 1.0
 """What a request is charged at first in a lane that has seen none end."""
 
 
-def share_of_slots(ready_slots: float, gateways: int, service_s: float = 0.0) -> int:
-    """Return how many requests one of `gateways` gateways may have in flight.
+def most_in_flight(part: float, service_s: float = 0.0) -> int:
+    """Return how many requests a gateway may have in flight whose part of the slots this is.
 
-    A little more than its part of the slots, so that a slot that becomes free
+    A little more than that, so that a slot that becomes free
     finds work waiting, unless requests take so long that the gap does not show:
     what waits in the stream has left the fair order. 0 when nothing is ready.
     `service_s` is what one request takes; 0 when that is not known.
     """
-    if ready_slots <= 0:
+    if part <= 0:
         return 0
-    part = ready_slots / max(1, gateways)
     most = math.ceil(part * OVERCOMMIT_RATIO) + OVERCOMMIT_EXTRA
     if not service_s:
         return most

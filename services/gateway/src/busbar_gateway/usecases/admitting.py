@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 
-from busbar_gateway.domain.admission import Full, Lane, Ticket, share_of_slots
+from busbar_gateway.domain.admission import Full, Lane, Ticket, most_in_flight
 from busbar_gateway.domain.costs import known_cost
 from busbar_gateway.domain.failures import (
     DeadlineExceeded,
@@ -210,7 +210,7 @@ class Admissions:
     def _resize(admission: _Admission) -> None:
         """Let as many in flight as the slots take; more of them while requests are short."""
         lane = admission.lane
-        lane.limit = share_of_slots(admission.part, 1, lane.service_s)
+        lane.limit = most_in_flight(admission.part, lane.service_s)
 
     def _find_unready(
         self, admission: _Admission, route: Route, ticket: Ticket, now: float
