@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,13 +25,16 @@ def platform(
     running.shutdown()
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(
+    item: pytest.Item, nextitem: pytest.Item | None
+) -> Generator[None, object, object]:
     """End it with the last test that needs it: the others would run beside it for minutes."""
-    if nextitem is None or any(nextitem.path.is_relative_to(place) for place in NEED_IT):
-        return
-    if running := item.config.stash.get(_RUNNING, None):
+    ran = yield
+    on = nextitem is None or any(nextitem.path.is_relative_to(place) for place in NEED_IT)
+    if not on and (running := item.config.stash.get(_RUNNING, None)):
         running.shutdown()
+    return ran
 
 
 @pytest.fixture
