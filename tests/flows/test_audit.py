@@ -8,6 +8,7 @@ import httpx
 from busbar_runtime.platform import Platform
 from harness.audit import assert_audit_clean
 from harness.operator import Customer, Operator
+from harness.polling import eventually
 
 BODY: dict[str, Any] = {"model": "all-minilm-l6-v2", "input": "who audits the auditor"}
 
@@ -29,8 +30,12 @@ async def test_after_requests_of_every_end_the_books_are_right(
         assert refused.is_client_error
     await operator.usage_of(answers[-1].headers["x-request-id"])
 
-    known = await operator.json("billing", "GET", "/admin/v1/audits")
-    assert known["swept_at"] is not None
+    known = await eventually(  # a billing that was just started has not looked yet
+        lambda: operator.json("billing", "GET", "/admin/v1/audits"),
+        within_s=60,
+        what="the continuous audit has swept",
+        until=lambda seen: seen["swept_at"] is not None,
+    )
     assert known["breaches"] == []
 
     report = await assert_audit_clean(platform)

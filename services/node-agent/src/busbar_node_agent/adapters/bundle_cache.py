@@ -39,7 +39,7 @@ from busbar_node_agent.usecases.replica import Bundle
 
 log = structlog.get_logger()
 
-_CHUNKS_AT_ONCE = 4
+CHUNKS_AT_ONCE = 4
 
 Locks = weakref.WeakValueDictionary[str, asyncio.Lock]
 
@@ -138,7 +138,7 @@ class BundleCache:
                 content = await self.store.chunk(piece.sha256)
             await asyncio.to_thread(write_piece, partial, piece, content)
 
-        await _each(fetch_piece, bad, _CHUNKS_AT_ONCE)
+        await _each(fetch_piece, bad, CHUNKS_AT_ONCE)
         await asyncio.to_thread(self.disk.finish, key, file.size_bytes)
 
     def _lock(self, name: str) -> asyncio.Lock:
