@@ -38,9 +38,11 @@ def pytest_runtest_protocol(
 
 
 @pytest.fixture
-def operator(platform: Platform) -> Operator:
-    """The operator of that platform."""
-    return Operator(platform.endpoints)
+async def operator(platform: Platform) -> Operator:
+    """The operator of that platform, which is whole."""
+    found = Operator(platform.endpoints)
+    await found.whole()
+    return found
 
 
 @pytest.fixture

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,6 +17,12 @@ Json = dict[str, Any]
 
 PAID_IN_NANOS = 10**10
 """What each customer of a test pays in."""
+KNOWN_WITHIN_S, WHOLE_WITHIN_S = 30, 90
+DEMO_MODELS = sorted(
+    place.name
+    for place in (Path(__file__).parents[2] / "deploy/demo/models").iterdir()
+    if place.is_dir()
+)
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,8 @@ class Operator:
 
     def __init__(self, endpoints: Json) -> None:
         self._admin: dict[str, str] = endpoints["admin"]
+        self._http: str = endpoints["http"]
+        self._demo_key: str = endpoints["keys"]["demo"]
         self._headers = {"authorization": f"Bearer {endpoints['keys']['operator']}"}
 
     async def call(self, service: str, method: str, path: str, **options: Any) -> httpx.Response:
@@ -42,6 +52,31 @@ class Operator:
             verify=False,  # there is no TLS; reading all those CAs takes 45 ms of CPU each time
         ) as client:
             return await client.request(method, self._admin[service] + path, **options)
+
+    async def asked(self, http: str, path: str, key: str) -> int:
+        """The status that a gateway answers with; 0 when it is not there."""
+        headers = {"authorization": f"Bearer {key}"}
+        async with httpx.AsyncClient(
+            base_url=http, headers=headers, timeout=10, trust_env=False, verify=False
+        ) as client:
+            try:
+                return (await client.get(path)).status_code
+            except httpx.HTTPError:
+                return 0
+
+    async def whole(self) -> None:
+        """Wait until every demo model serves and billing answers: a fault may have come before."""
+        paths = [f"/v2/models/{name}/ready" for name in DEMO_MODELS]
+
+        async def unready() -> list[str]:
+            seen = [await self.asked(self._http, path, self._demo_key) for path in paths]
+            return [
+                path for path, status in zip(paths, seen, strict=True) if status != HTTPStatus.OK
+            ]
+
+        what = "the demo models serve"
+        await eventually(unready, within_s=WHOLE_WITHIN_S, what=what, until=lambda left: not left)
+        await self.billing_answers(within_s=WHOLE_WITHIN_S)
 
     async def json(self, service: str, method: str, path: str, **options: Any) -> Json:
         """One call that must succeed."""
@@ -83,10 +118,30 @@ class Operator:
         return Customer(tenant_id, key["key_id"], key["key"])
 
     async def key(self, tenant_id: str, deployments: list[str] | None = None) -> Json:
-        """One more key for a tenant; the answer holds `key_id` and `key`."""
+        """One more key for a tenant, known at the gateway; the answer holds `key_id` and `key`."""
+        made = await self.new_key(tenant_id, deployments)
+        await self.known(made["key"], self._http)
+        return made
+
+    async def new_key(self, tenant_id: str, deployments: list[str] | None = None) -> Json:
+        """One more key for a tenant, of which no gateway may have heard yet."""
         path = f"/admin/v1/tenants/{tenant_id}/keys"
         body = {"name": "test", "deployments": deployments or []}
         return await self.json("billing", "POST", path, json=body)
+
+    async def known(self, key: str, http: str) -> None:
+        """Wait until a gateway has heard of a key: it may take a second, and a request less."""
+
+        async def look() -> int:
+            return await self.asked(http, "/v1/models", key)
+
+        unknown = (0, HTTPStatus.UNAUTHORIZED)
+        await eventually(
+            look,
+            within_s=KNOWN_WITHIN_S,
+            what="the gateway knows the key",
+            until=lambda status: status not in unknown,
+        )
 
     async def usage(self, tenant_id: str) -> list[Json]:
         """All usage of a tenant, newest first."""
