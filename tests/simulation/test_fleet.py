@@ -13,18 +13,24 @@ from functools import cache
 
 import pytest
 from busbar_gateway.domain.admission import Ticket
+from busbar_gateway.domain.policies import UNLIMITED
 from busbar_scheduler.domain.demand import Asked
-from busbar_scheduler.domain.fleet import Placements, Snapshot
+from busbar_scheduler.domain.fleet import Placements, Route, Snapshot
+from busbar_scheduler.domain.fleet import Target as RouteTarget
 from busbar_scheduler.domain.planning import assignment_of
 
 from simulation.fleet.agenda import Agenda
 from simulation.fleet.day import LONGER, SHORT, SMALL, Trouble, draw
+from simulation.fleet.demand import Asked as Arriving
 from simulation.fleet.evictions import GIVEN_UP_WITHIN_S, Evicted
 from simulation.fleet.fairness import Fairness
+from simulation.fleet.gateways import Gateway
+from simulation.fleet.measures import Measures
 from simulation.fleet.policies import Decided, policy_routes
 from simulation.fleet.promises import Breach, Promises
 from simulation.fleet.run import Run
-from simulation.fleet.work import Outcome, Request
+from simulation.fleet.streams import Streams
+from simulation.fleet.work import Outcome, Request, Said, Work
 
 SEEDS, EVERY_SMALL = 100, 50
 LOOKED_AT = {
@@ -106,6 +112,48 @@ def test_busbar_is_cheaper_than_who_takes_any_room_and_keeps_spares() -> None:
 
     assert paid["busbar"] < 0.95 * paid["least loaded"]
     assert sum(one.promises.broken["N+1"] for one in runs["least loaded"]) > 0
+
+
+class Worker:
+    """A replica that takes one request and works on it for ever."""
+
+    pulls = 0
+    reachable = True
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    def take(self, work: Work) -> bool:
+        work.copy = self
+        self._gateway.said(work, "r0.s0.n0", Said.STARTED)
+        return True
+
+    def drop(self, work: Work) -> None:
+        work.over = True
+
+
+@pytest.mark.parametrize(
+    ("works", "out"),
+    [(True, {"r0": 2, "r1": 1}), (False, {"r0": 0, "r1": 3})],
+    ids=["busy", "nobody there"],
+)
+def test_work_that_waits_in_vain_is_sent_on_and_only_who_takes_nothing_is_avoided(
+    works: bool, out: dict[str, int]
+) -> None:
+    agenda, manifest = Agenda(100.0), draw(1, SHORT).deployments[0].manifest
+    streams = Streams(agenda, lambda work, waited_s: None)
+    promises, measures = Promises(7, agenda, {}), Measures(60.0)
+    gateway = Gateway("g", "r0", agenda, streams, promises, measures, {"t": UNLIMITED})
+    targets = (RouteTarget("r0", 2, 1), RouteTarget("r1", 4, 1))
+    gateway.routed(Route("m", "", manifest, targets, (), b"", b"", 0, ""))
+    if works:
+        streams.pull("r0", "m", Worker(gateway))
+    for _ in range(2):
+        gateway.arrive("t", "m", Arriving(100.0, "r0", 10, 10, streamed=False))
+    agenda.run(102.5)
+    gateway.arrive("t", "m", Arriving(102.5, "r0", 10, 10, streamed=False))
+
+    assert gateway.out == out
 
 
 # --- what breaks a promise is seen -----------------------------------------------------------

@@ -89,6 +89,8 @@ class Gateway:
     """Requests that are out, by region, counted once more."""
     answered: Counter[str] = field(default_factory=Counter[str])
     """Requests since the start, by deployment."""
+    working: dict[Request, Work] = field(default_factory=dict[Request, Work])
+    """Requests that a node works on, as far as it has said."""
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
 
     def __post_init__(self) -> None:
@@ -242,6 +244,7 @@ class Gateway:
         targets, shares = self.routes.get(name, _NOWHERE).targets, self.admissions[name].shares
         region = self.outstanding.choose(name, targets, shares, now, avoiding=request.lost_in)
         self._move(request, region or request.region or self.region)
+        self.working.pop(request, None)
         attempt = request.attempts.begin(now)
         request.published += 1
         work = Work(
@@ -284,10 +287,21 @@ class Gateway:
         elsewhere = self.outstanding.elsewhere(name, targets, shares, waits_in, now)
         if elsewhere is None:
             return
+        if self._hears_of(name, waits_in):
+            self.outstanding.heard(name, waits_in, now)
         self.outstanding.not_taken(name, waits_in, now)
         self._move(request, elsewhere)
         self.measures.not_taken += 1
         self._publish(request)
+
+    def _hears_of(self, deployment: str, region: str) -> bool:
+        """Whether a node there works for it: it would say so each second."""
+        return any(
+            (request.deployment, request.region) == (deployment, region)
+            and not work.over
+            and work.silent_since is None
+            for request, work in self.working.items()
+        )
 
     def _lost(self, work: Work) -> None:
         self.measures.lost += 1
@@ -332,10 +346,7 @@ class Gateway:
 
     def said(self, work: Work, node: str, what: Said) -> None:
         """A frame has arrived."""
-        request = work.request
-        verdict = Frame.OBSOLETE
-        if request.outcome is None:
-            verdict = request.attempts.frame(work.attempt, node, self.agenda.now)
+        request, verdict = work.request, self._judge(work, node)
         if verdict is Frame.COUNTS and request.ended_attempt == work.attempt:
             return  # it was given up, and the next one waits for its turn
         if verdict is Frame.OBSOLETE:
@@ -355,7 +366,16 @@ class Gateway:
                 else:
                     self._try_again(work)
             case Said.STARTED | Said.WORKING:
-                pass
+                self.working[request] = work
+
+    def _judge(self, work: Work, node: str) -> Frame:
+        request, now = work.request, self.agenda.now
+        if request.outcome is not None:
+            return Frame.OBSOLETE
+        verdict = request.attempts.frame(work.attempt, node, now)
+        if verdict is not Frame.OBSOLETE:
+            self.outstanding.heard(request.deployment, request.region, now)
+        return verdict
 
     def silent(self, work: Work) -> None:
         """From now on nothing arrives of a work."""
@@ -378,6 +398,7 @@ class Gateway:
         fairness = self._fairness(admission, ticket)
         fairness.corrected(request.tenant, ticket.weight, ticket.charged - before)
         self._move(request, "")
+        self.working.pop(request, None)
         if served:
             self.answered[request.deployment] += 1
         self._end(request, outcome)
