@@ -13,7 +13,7 @@ from busbar_contracts.scheduler.v1.plan_pb2 import NodePlacement, Route
 from busbar_messaging.topology import PLACEMENTS, ROUTES
 from busbar_runtime.platform import Platform
 from busbar_runtime.ports import LOOPBACK, PortPool
-from harness.another_service import AnotherService
+from harness.another_service import AnotherService, running
 from harness.hub import as_provisioner
 from harness.operator import Operator
 from harness.polling import eventually
@@ -47,25 +47,23 @@ async def tokens(platform: Platform) -> set[int]:
 @pytest.fixture
 async def standby(platform: Platform) -> AsyncIterator[Standby]:
     """Like the platform's own scheduler, and ready before that one is hurt."""
-    pool = PortPool()
-    http, ops = pool.take(), pool.take()
-    made = Standby(
-        "busbar_scheduler",
-        {
-            **psutil.Process(platform.pids["scheduler"]).environ(),
-            "BUSBAR_SCHEDULER_ID": "standby",
-            "BUSBAR_HTTP_PORT": str(http),
-            "BUSBAR_OPS_PORT": str(ops),
-            "BUSBAR_LOG_LEVEL": "warning",
-        },
-        f"http://{LOOPBACK}:{ops}",
-    )
-    try:
-        await made.start()
+
+    def make(ports: PortPool) -> Standby:
+        http, ops = ports.take(), ports.take()
+        return Standby(
+            "busbar_scheduler",
+            {
+                **psutil.Process(platform.pids["scheduler"]).environ(),
+                "BUSBAR_SCHEDULER_ID": "standby",
+                "BUSBAR_HTTP_PORT": str(http),
+                "BUSBAR_OPS_PORT": str(ops),
+                "BUSBAR_LOG_LEVEL": "warning",
+            },
+            f"http://{LOOPBACK}:{ops}",
+        )
+
+    async with running(make) as made:
         yield made
-    finally:
-        await made.end(signal.SIGTERM)
-        pool.close()
 
 
 async def goes_on(log: LoadLog, count: int = 30) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from busbar_runtime.platform import Platform
 from busbar_runtime.ports import LOOPBACK, PortPool
 from busbar_runtime.services import REGION
 
-from harness.another_service import AnotherService
+from harness.another_service import AnotherService, running
 
 CLOCK_OFF = Path(__file__).with_name("clock_off")
 
@@ -34,36 +35,38 @@ async def another_gateway(
     settings: Mapping[str, str] | None = None,
 ) -> AsyncIterator[AnotherGateway]:
     """Run it until the end of the block, with its own clock if that is to be off."""
-    found, secrets = platform.endpoints, platform.secrets
-    pool = PortPool()
-    http, grpc, ops = pool.take(), pool.take(), pool.take()
-    environment = {
+
+    def make(ports: PortPool) -> AnotherGateway:
+        http, grpc, ops = ports.take(), ports.take(), ports.take()
+        return AnotherGateway(
+            "busbar_gateway",
+            {
+                **_settings(platform, clock_off_s),
+                "BUSBAR_GATEWAY_ID": gateway_id,
+                "BUSBAR_HTTP_PORT": str(http),
+                "BUSBAR_GRPC_PORT": str(grpc),
+                "BUSBAR_OPS_PORT": str(ops),
+                "BUSBAR_STATE_DIR": str(place),
+                **(settings or {}),
+            },
+            f"http://{LOOPBACK}:{ops}",
+            http=f"http://{LOOPBACK}:{http}",
+            grpc=f"{LOOPBACK}:{grpc}",
+        )
+
+    async with running(make, ended_by=signal.SIGKILL) as made:
+        yield made
+
+
+def _settings(platform: Platform, clock_off_s: int) -> dict[str, str]:
+    found = platform.endpoints
+    clock = {"PYTHONPATH": str(CLOCK_OFF), "TEST_CLOCK_OFF_S": str(clock_off_s)}
+    return {
         "BUSBAR_NATS_URL": found["nats"],
         "BUSBAR_NATS_USER": "gateway",
         "BUSBAR_NATS_PASSWORD": found["nats_credentials"]["gateway"],
         "BUSBAR_REGION": REGION,
-        "BUSBAR_GATEWAY_ID": gateway_id,
-        "BUSBAR_HTTP_PORT": str(http),
-        "BUSBAR_GRPC_PORT": str(grpc),
-        "BUSBAR_OPS_PORT": str(ops),
-        "BUSBAR_KEY_HMAC_SECRET": secrets.key_hmac,
-        "BUSBAR_STATE_DIR": str(place),
+        "BUSBAR_KEY_HMAC_SECRET": platform.secrets.key_hmac,
         "BUSBAR_LOG_LEVEL": "warning",
-        **(settings or {}),
+        **(clock if clock_off_s else {}),
     }
-    if clock_off_s:
-        clock = {"PYTHONPATH": str(CLOCK_OFF), "TEST_CLOCK_OFF_S": str(clock_off_s)}
-        environment |= clock
-    made = AnotherGateway(
-        "busbar_gateway",
-        environment,
-        f"http://{LOOPBACK}:{ops}",
-        http=f"http://{LOOPBACK}:{http}",
-        grpc=f"{LOOPBACK}:{grpc}",
-    )
-    try:
-        await made.start()
-        yield made
-    finally:
-        await made.end()
-        pool.close()

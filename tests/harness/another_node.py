@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import signal
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from busbar_runtime.ports import LOOPBACK, PortPool
 from busbar_runtime.services import REGION
 from busbar_runtime.triton import ensure_triton
 
-from harness.another_service import AnotherService
+from harness.another_service import AnotherService, running
 
 
 @contextlib.asynccontextmanager
@@ -28,31 +27,35 @@ async def another_node(
     settings: Mapping[str, str] | None = None,
 ) -> AsyncIterator[AnotherService]:
     """Run it until the end of the block. What may run there is the scheduler's to say."""
-    found = platform.endpoints
-    pool = PortPool()
-    ops = pool.take()
     triton = await asyncio.to_thread(ensure_triton, platform.home.cache)
-    made = AnotherService(
-        "busbar_node_agent",
-        {
-            "BUSBAR_NATS_URL": found["nats"],
-            "BUSBAR_NATS_USER": "agent",
-            "BUSBAR_NATS_PASSWORD": found["nats_credentials"]["agent"],
-            "BUSBAR_REGION": REGION,
-            "BUSBAR_SITE": Fleet.of(0).nodes[0].site,
-            "BUSBAR_NODE": node,
-            "BUSBAR_OPS_PORT": str(ops),
-            "BUSBAR_STATE_DIR": str(place),
-            "BUSBAR_TRITON_COMMAND": json.dumps(triton.command),
-            "BUSBAR_BUNDLE_APPROVERS": json.dumps([Secrets.of(platform.home).signing_key_public]),
-            "BUSBAR_LOG_LEVEL": "warning",
-            **(settings or {}),
-        },
-        f"http://{LOOPBACK}:{ops}",
-    )
-    try:
-        await made.start()
+
+    def make(ports: PortPool) -> AnotherService:
+        ops = ports.take()
+        return AnotherService(
+            "busbar_node_agent",
+            {
+                **_settings(platform, triton.command),
+                "BUSBAR_NODE": node,
+                "BUSBAR_OPS_PORT": str(ops),
+                "BUSBAR_STATE_DIR": str(place),
+                **(settings or {}),
+            },
+            f"http://{LOOPBACK}:{ops}",
+        )
+
+    async with running(make) as made:
         yield made
-    finally:
-        await made.end(signal.SIGTERM)
-        pool.close()
+
+
+def _settings(platform: Platform, triton: list[str]) -> dict[str, str]:
+    found = platform.endpoints
+    return {
+        "BUSBAR_NATS_URL": found["nats"],
+        "BUSBAR_NATS_USER": "agent",
+        "BUSBAR_NATS_PASSWORD": found["nats_credentials"]["agent"],
+        "BUSBAR_REGION": REGION,
+        "BUSBAR_SITE": Fleet.of(0).nodes[0].site,
+        "BUSBAR_TRITON_COMMAND": json.dumps(triton),
+        "BUSBAR_BUNDLE_APPROVERS": json.dumps([Secrets.of(platform.home).signing_key_public]),
+        "BUSBAR_LOG_LEVEL": "warning",
+    }

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import httpx
 from busbar_runtime.child import tethered
+from busbar_runtime.ports import PortPool
 
 from harness.polling import eventually
 
@@ -29,11 +32,15 @@ class AnotherService:
 
     async def start(self) -> None:
         """Start it and wait until it is ready."""
+        await self.spawn()
+        await eventually(self._ready, within_s=READY_S, what=f"the other {self.module} is ready")
+
+    async def spawn(self) -> None:
+        """Start it, and wait for nothing."""
         self.process = await asyncio.create_subprocess_exec(
             *tethered([sys.executable, "-m", self.module]),
             env={**os.environ, **self.environment},
         )
-        await eventually(self._ready, within_s=READY_S, what=f"the other {self.module} is ready")
 
     async def end(self, number: int = signal.SIGKILL) -> int:
         """Signal it and wait until it is gone; returns its exit status."""
@@ -64,3 +71,21 @@ class AnotherService:
                 return (await client.get(f"{self.ops}/readyz")).is_success
         except httpx.TransportError:
             return False
+
+
+S = TypeVar("S", bound=AnotherService)
+
+
+@contextlib.asynccontextmanager
+async def running(
+    make: Callable[[PortPool], S], *, ended_by: int = signal.SIGTERM
+) -> AsyncIterator[S]:
+    """Make it with ports that nobody else has, and run it until the end of the block."""
+    pool = PortPool()
+    made = make(pool)
+    try:
+        await made.start()
+        yield made
+    finally:
+        await made.end(ended_by)
+        pool.close()
