@@ -60,6 +60,9 @@ async def test_a_replica_that_fails_on_one_node_is_moved_and_both_say_why(bus: B
         why: dict[str, Any] = await running.get("/admin/v1/deployments/picky/explain")
         shown = await running.get(f"/admin/v1/nodes/{first.key.replace('.', '/')}")
         still_on = await holder(running, nodes, "plain")
+        resumed = await running.api.post(f"/admin/v1/nodes/{first.key.replace('.', '/')}/resume")
+        await first.report()
+        then: dict[str, Any] = await running.get("/admin/v1/deployments/picky/explain")
 
     assert still_on is plain_on, "what does not fail stays"
     (kept_off,) = why["kept_off"]
@@ -70,3 +73,4 @@ async def test_a_replica_that_fails_on_one_node_is_moved_and_both_say_why(bus: B
         "failed there lately": first.key,
         "already holds a replica": others.pop(),
     }
+    assert (resumed.json()["avoids"], then["kept_off"]) == ([], []), "who resumes it says: again"

@@ -92,6 +92,24 @@ def test_after_its_return_one_failure_is_enough_and_lasting_is_forgiven() -> Non
     assert watch.look({A: [failing(1)], B: [READY]}, 4 * FIRST_S + 1) == {}
 
 
+def test_what_is_forgiven_counts_anew_and_only_there() -> None:
+    watch, both = Avoidance(), {A: [failing(5)], B: [failing(5)]}
+    watch.look(both, 0.0)
+    watch.forgive(A)
+    later = [set(watch.look({**both, A: [failing(n)]}, 1.0)) for n in (5, 6, 7, 8)]
+
+    assert later == [{B}, {B}, {B}, {A, B}]
+
+
+def test_one_that_came_anew_after_it_was_forgiven_has_failed_as_often_as_it_says() -> None:
+    watch = Avoidance()
+    watch.look({A: [failing(5)], B: [READY]}, 0.0)
+    watch.forgive(A)
+    watch.look({A: [failing(1)], B: [READY]}, 1.0)
+
+    assert A in watch.look({A: [failing(FAILED_MAX)], B: [READY]}, 2.0)
+
+
 def test_one_that_is_ready_for_a_moment_only_is_not_forgiven() -> None:
     watch = Avoidance()
     watch.look({A: [failing()], B: [READY]}, 0.0)

@@ -226,7 +226,7 @@ def drain_node(
 
 @node_app.command(name="resume")
 def resume_node(node: str, *, output: Output = DEFAULT) -> None:
-    """Use a node as usual again.
+    """Use a node as usual again, also for models that are kept off it because they failed there.
 
     Parameters
     ----------

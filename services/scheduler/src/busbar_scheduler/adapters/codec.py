@@ -185,6 +185,7 @@ def bundle_of(message: ModelBundle) -> Bundle:
 
 
 _ORDERS = {
+    Order.SERVE: OrderKind.ORDER_KIND_UNSPECIFIED,
     Order.CORDON: OrderKind.ORDER_KIND_CORDON,
     Order.DRAIN: OrderKind.ORDER_KIND_DRAIN,
     Order.QUARANTINE: OrderKind.ORDER_KIND_QUARANTINE,
@@ -203,9 +204,13 @@ def site_message(described: Described) -> SiteMessage:
         order=_order_message(described.told) if described.told else None,
         nodes=[
             NodeOrder(node=node, order=_order_message(told))
-            for node, told in sorted(described.nodes.items())
+            for node, told in sorted({**_serving(described), **described.nodes}.items())
         ],
     )
+
+
+def _serving(described: Described) -> dict[str, Told]:
+    return {node: Told(Order.SERVE, at) for node, at in described.resumed.items()}
 
 
 def _order_message(told: Told) -> PlaceOrder:
@@ -220,14 +225,16 @@ def _order_message(told: Told) -> PlaceOrder:
 def site_of(message: SiteMessage) -> Described:
     """The described site in a message."""
     site = Site(message.site, message.power_cap_w, message.energy_nanos_per_kwh, message.feeder)
-    told = {one.node: _told(one.order) for one in message.nodes}
-    nodes = {node: one for node, one in told.items() if one}
-    return Described(site, _told(message.order) if message.HasField("order") else None, nodes)
+    nodes = {one.node: told for one in message.nodes if (told := _told(one.order))}
+    serve = OrderKind.ORDER_KIND_UNSPECIFIED
+    resumed = {x.node: x.order.given_unix_ms for x in message.nodes if x.order.kind == serve}
+    told = _told(message.order) if message.HasField("order") else None
+    return Described(site, told, nodes, resumed)
 
 
 def _told(message: PlaceOrder) -> Told | None:
-    order = _ORDERS_BACK.get(message.kind)
-    if order is None:
+    order = _ORDERS_BACK.get(message.kind, Order.SERVE)
+    if order is Order.SERVE:
         return None
     return Told(order, message.given_unix_ms, message.grace_ms, message.reason)
 

@@ -137,7 +137,10 @@ class FleetTable:
             case topology.BUNDLES.name:
                 self.bundles[key] = codec.bundle_of(decode(ModelBundle, value))
             case topology.SITES.name:
-                self._sites[key] = (codec.site_of(decode(SiteMessage, value)), revision)
+                described = codec.site_of(decode(SiteMessage, value))
+                for node in described.resumed_since(self.described(key)):
+                    self._avoidance.forgive(f"{key}.{node}")
+                self._sites[key] = (described, revision)
             case topology.PLACEMENTS.name:
                 self._placement_stamps[key] = Stamped(0, revision)
                 placement = decode(NodePlacement, value)

@@ -45,6 +45,18 @@ class Avoidance:
     _works_on: dict[str, set[str]] = field(default_factory=dict[str, set[str]])
     """Digest → nodes on which it was ready last."""
     _seen: dict[str, Sequence[Replica]] = field(default_factory=dict[str, Sequence[Replica]])
+    _forgiven: dict[tuple[str, str], Replica] = field(
+        default_factory=dict[tuple[str, str], Replica]
+    )
+    """(node, digest) → what it had reported when the node was told to try again."""
+
+    def forgive(self, node: str) -> None:
+        """What failed on a node until now may be tried there again, as if for the first time."""
+        for key in [key for key in self._records if key[0] == node]:
+            del self._records[key]
+        for replica in self._seen.pop(node, ()):
+            if replica.failed_count:
+                self._forgiven[node, replica.digest] = replica
 
     def look(self, seen: _Seen, now_s: float) -> dict[str, tuple[Avoided, ...]]:
         """Node → bundles that have to keep off it at present."""
@@ -75,6 +87,7 @@ class Avoidance:
 
     def _take_in(self, node: str, replica: Replica, now_s: float) -> None:
         key = node, replica.digest
+        failed_count, crashed_count = self._held_against(key, replica)
         record = self._records.get(key)
         if not replica.failed_count:  # it serves, and has for a while
             self._records.pop(key, None)
@@ -82,14 +95,27 @@ class Avoidance:
             self._works_on.setdefault(replica.digest, set()).add(node)
         if record is not None and now_s < record.avoided.until_s:
             return
-        crashed = replica.crashed_count >= (CRASHED_MAX if record is None else 1)
-        failed = replica.failed_count >= (FAILED_MAX if record is None else 1)
+        crashed = crashed_count >= (CRASHED_MAX if record is None else 1)
+        failed = failed_count >= (FAILED_MAX if record is None else 1)
         if crashed or failed:
             self._works_on.get(replica.digest, set[str]()).discard(node)
             before = record.times if record else 0
             times = 1 + (before if self._count(replica.digest) else self._times(replica.digest))
             until_s = now_s + _lasts_s(times, crashed=crashed)
             self._records[key] = _Record(times, _avoided(replica, until_s, crashed=crashed))
+
+    def _held_against(self, key: tuple[str, str], replica: Replica) -> tuple[int, int]:
+        """Failures in a row, and crashes among them, that nobody has forgiven."""
+        before = self._forgiven.get(key)
+        if before is None:
+            return replica.failed_count, replica.crashed_count
+        if replica.failed_count < before.failed_count:  # it has lasted, or came anew
+            del self._forgiven[key]
+            return replica.failed_count, replica.crashed_count
+        return (
+            replica.failed_count - before.failed_count,
+            replica.crashed_count - before.crashed_count,
+        )
 
     def _times(self, digest: str) -> int:
         """Where it works nowhere, it is the bundle: a first time on another node is none."""
@@ -105,6 +131,7 @@ class Avoidance:
             return
         for node in gone:
             del self._seen[node]
+        self._forgiven = {key: one for key, one in self._forgiven.items() if key[0] not in gone}
         works_on = {digest: nodes & seen.keys() for digest, nodes in self._works_on.items()}
         self._works_on = {digest: nodes for digest, nodes in works_on.items() if nodes}
 

@@ -48,6 +48,8 @@ class Described:
     told: Told | None = None
     nodes: Mapping[str, Told] = field(default_factory=dict[str, Told])
     """Node's own name → what it was told."""
+    resumed: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Node's own name → when it was last told to serve again, Unix time in milliseconds."""
 
     def site_at(self, now_unix_ms: int) -> Site:
         """The site with the order that holds now."""
@@ -59,3 +61,11 @@ class Described:
             return replace(self, told=told)
         others = {name: one for name, one in self.nodes.items() if name != node}
         return replace(self, nodes={**others, node: told} if told else others)
+
+    def resuming(self, node: str, now_unix_ms: int) -> Described:
+        """The same after telling a node to serve again, whatever it was told."""
+        return replace(self.telling(node, None), resumed={**self.resumed, node: now_unix_ms})
+
+    def resumed_since(self, before: Described) -> list[str]:
+        """Nodes that were told so meanwhile."""
+        return [node for node, at in self.resumed.items() if before.resumed.get(node) != at]

@@ -24,6 +24,11 @@ async def tell(sites: Sites, site: str, node: str, told: Told | None) -> Describ
     return await _change(sites, site, lambda before: before.telling(node, told))
 
 
+async def resume(sites: Sites, site: str, node: str, now_unix_ms: int) -> Described:
+    """Tell a node to serve again: what was held against it has had its consequence."""
+    return await _change(sites, site, lambda before: before.resuming(node, now_unix_ms))
+
+
 async def _change(sites: Sites, key: str, change: Callable[[Described], Described]) -> Described:
     """Change what stands there, again when somebody else was faster."""
     for attempt in range(1, _ATTEMPTS_MAX + 1):

@@ -26,7 +26,7 @@ class _OrderKind:
 class _OrderKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OrderKind.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     ORDER_KIND_UNSPECIFIED: _OrderKind.ValueType  # 0
-    """As usual."""
+    """As usual. Whoever is named with it was told so, at the time given."""
     ORDER_KIND_CORDON: _OrderKind.ValueType  # 1
     """Nothing new is placed; what is there stays."""
     ORDER_KIND_DRAIN: _OrderKind.ValueType  # 2
@@ -40,7 +40,7 @@ class OrderKind(_OrderKind, metaclass=_OrderKindEnumTypeWrapper):
     """How a site or a node is to be used."""
 
 ORDER_KIND_UNSPECIFIED: OrderKind.ValueType  # 0
-"""As usual."""
+"""As usual. Whoever is named with it was told so, at the time given."""
 ORDER_KIND_CORDON: OrderKind.ValueType  # 1
 """Nothing new is placed; what is there stays."""
 ORDER_KIND_DRAIN: OrderKind.ValueType  # 2
@@ -79,7 +79,9 @@ class Site(_message.Message):
 
     @_builtins.property
     def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeOrder]:
-        """What single nodes were told; nodes that are not named serve."""
+        """What single nodes were told; nodes that are not named serve. One that was told to serve again is
+        named until it is told something else: what was held against it before that does not count.
+        """
 
     def __init__(
         self,

@@ -18,7 +18,7 @@ from busbar_scheduler.adapters.http.errors import ErrorBody
 from busbar_scheduler.domain.fleet import Node, Order, Site, Snapshot
 from busbar_scheduler.domain.orders import Told
 from busbar_scheduler.domain.planning import Plan, plan
-from busbar_scheduler.usecases.tell_place import describe, tell
+from busbar_scheduler.usecases.tell_place import describe, resume, tell
 
 _FAILURES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody} for status in (401, 404, 409, 422, 503)
@@ -102,7 +102,7 @@ class PlacesApi:
             """One node: what it holds, what becomes of it, what is in hand."""
             return self._known_node(f"{region}.{site}.{node}")
 
-        async def told(region: str, site: str, node: str, order: Told | None) -> schemas.NodeDetail:
+        async def told(region: str, site: str, node: str, order: Told) -> schemas.NodeDetail:
             key = f"{region}.{site}.{node}"
             self._known_node(key)
             await tell(self.declarations, f"{region}.{site}", node, order)
@@ -124,8 +124,11 @@ class PlacesApi:
 
         @router.post(one + "/resume", responses=_FAILURES)
         async def resume_node(region: Name, site: Name, node: Name) -> schemas.NodeDetail:
-            """Use it as usual."""
-            return await told(region, site, node, None)
+            """Use it as usual, also for bundles that were kept off it because they failed there."""
+            key = f"{region}.{site}.{node}"
+            self._known_node(key)
+            await resume(self.declarations, f"{region}.{site}", node, _now_unix_ms())
+            return self._known_node(key)
 
         del list_nodes, get_node, cordon_node, drain_node, resume_node
         return router
