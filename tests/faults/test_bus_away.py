@@ -47,9 +47,16 @@ async def test_a_bus_that_is_away_costs_clear_errors_and_no_money(
     assert while_away == 0, "answered without a durable charge"
     assert log.longest_gap_s(gone_at) > away_s / 2, "the load never met the outage"
     await assert_audit_clean(platform)
-    charged = await operator.usage(customer.tenant_id)
     answered = sorted(request.request_id for request in log.answered)
-    assert sorted(one["request_id"] for one in charged if not one["voided"]) == answered
+
+    async def charged() -> list[str]:
+        usage = await operator.usage(customer.tenant_id)
+        return sorted(one["request_id"] for one in usage if not one["voided"])
+
+    # What was durable when its client had given up is taken back by its gateway, a little later.
+    await eventually(
+        charged, within_s=30, what="the answered are charged", until=lambda one: one == answered
+    )
 
 
 async def served(log: LoadLog, count: int, within_s: float, *, since: float) -> None:

@@ -14,7 +14,7 @@ from harness.operator import Operator
 from harness.polling import eventually
 
 MODEL = "slow-echo"
-DELAY_MS = 2_000
+DELAY_MS = 5_000
 """Long enough to find the request in hand and kill its gateway."""
 BODY: dict[str, Any] = {
     "inputs": [
@@ -42,7 +42,7 @@ async def test_a_retry_after_the_gateway_was_killed_is_answered_and_charged_once
             verify=False,
         ) as client,
         httpx.AsyncClient(
-            base_url=platform.endpoints["ops"]["gateway"], trust_env=False, verify=False
+            base_url=platform.endpoints["ops"]["gateway"], timeout=30, trust_env=False, verify=False
         ) as ops,
     ):
 

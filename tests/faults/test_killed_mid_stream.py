@@ -150,7 +150,7 @@ async def test_what_a_killed_gateway_streamed_is_free_and_its_lease_comes_back(
         [held] = await leases(platform, customer)
         if not for_ever:
             await gateway.start()
-            await answered(gateway, customer.key)
+            await operator.usage_of(await answered(gateway, customer.key))
 
         async def given_back() -> asyncpg.Record | None:
             first = (await leases(platform, customer))[0]
@@ -170,8 +170,9 @@ async def test_what_a_killed_gateway_streamed_is_free_and_its_lease_comes_back(
     await assert_audit_clean(platform)
 
 
-async def answered(gateway: AnotherGateway, key: str) -> None:
-    """One request to its end, charged."""
+async def answered(gateway: AnotherGateway, key: str) -> str:
+    """One request to its end; its id."""
     async with chat_stream(gateway, key) as answer:
         lines = [line async for line in answer.aiter_lines()]
     assert "data: [DONE]" in lines
+    return answer.headers["x-request-id"]

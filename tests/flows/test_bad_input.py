@@ -170,7 +170,7 @@ async def test_a_bad_key_is_unauthenticated_in_each_shape(
 ) -> None:
     headers = {"authorization": authorization}
     async with httpx.AsyncClient(
-        base_url=platform.endpoints["http"], trust_env=False, verify=False
+        base_url=platform.endpoints["http"], timeout=30, trust_env=False, verify=False
     ) as client:
         v1 = await client.get("/v1/models", headers=headers)
         v2 = await client.post(INFER, content=GOOD, headers=headers)

@@ -202,7 +202,7 @@ async def test_a_sampled_request_leaves_a_trace_with_its_status_also_when_it_is_
         "traceparent": f"00-{trace_id}-{secrets.token_hex(8)}-01",
     }
     async with httpx.AsyncClient(
-        base_url=platform.endpoints["http"], trust_env=False, verify=False
+        base_url=platform.endpoints["http"], timeout=30, trust_env=False, verify=False
     ) as client:
         answer = await client.post(path, json=body, headers=headers, timeout=30)
 

@@ -115,7 +115,7 @@ def work_s(answered: list[Answered], since: float, before: float) -> float:
 async def queue_metric(platform: Platform) -> float:
     """How long requests have waited for their turn, as /metrics says."""
     ops = platform.endpoints["ops"]["gateway"]
-    async with httpx.AsyncClient(base_url=ops, trust_env=False, verify=False) as client:
+    async with httpx.AsyncClient(base_url=ops, timeout=30, trust_env=False, verify=False) as client:
         found = (await client.get("/metrics")).text
     wanted = 'busbar_gateway_queue_seconds_sum{band="standard"}'
     return next(float(line.split()[-1]) for line in found.splitlines() if line.startswith(wanted))

@@ -14,7 +14,7 @@ PROPAGATION_S = 1.0
 
 async def status(platform: Platform, key: str, path: str = "/v1/models") -> int:
     async with httpx.AsyncClient(
-        base_url=platform.endpoints["http"], trust_env=False, verify=False
+        base_url=platform.endpoints["http"], timeout=30, trust_env=False, verify=False
     ) as client:
         return (await client.get(path, headers={"authorization": f"Bearer {key}"})).status_code
 
@@ -64,7 +64,9 @@ async def test_a_key_that_may_only_read_usage_calls_no_model(
         until=lambda code: code == HTTPStatus.FORBIDDEN,
     )
     headers = {"authorization": f"Bearer {key}"}
-    async with httpx.AsyncClient(headers=headers, trust_env=False, verify=False) as client:
+    async with httpx.AsyncClient(
+        headers=headers, timeout=30, trust_env=False, verify=False
+    ) as client:
         openai = await client.post(platform.endpoints["http"] + "/v1/embeddings", json={})
         kserve = await client.post(platform.endpoints["http"] + "/v2/models/simple/infer", json={})
         own = await client.get(platform.endpoints["account"] + "/account/v1/balance")
@@ -115,7 +117,9 @@ async def test_a_suspended_tenant_is_refused_and_a_resumed_one_served_within_a_s
 
 async def test_every_route_but_health_refuses_without_credentials(platform: Platform) -> None:
     base = platform.endpoints["http"]
-    async with httpx.AsyncClient(base_url=base, trust_env=False, verify=False) as client:
+    async with httpx.AsyncClient(
+        base_url=base, timeout=30, trust_env=False, verify=False
+    ) as client:
         document = (await client.get("/openapi.json")).json()
         open_to_all = {"/v2/health/live", "/v2/health/ready", "/openapi.json"}
         refused: dict[str, int] = {}

@@ -58,7 +58,7 @@ class AnotherService:
 
     async def metric(self, name: str) -> float:
         """A metric that has no labels."""
-        async with httpx.AsyncClient(trust_env=False, verify=False) as client:
+        async with httpx.AsyncClient(timeout=30, trust_env=False, verify=False) as client:
             text = (await client.get(f"{self.ops}/metrics")).text
         [line] = [line for line in text.splitlines() if line.startswith(f"{name} ")]
         return float(line.rsplit(" ", 1)[1])
@@ -67,7 +67,7 @@ class AnotherService:
         assert self.process is not None
         assert self.process.returncode is None, f"the other {self.module} ended by itself"
         try:
-            async with httpx.AsyncClient(trust_env=False, verify=False) as client:
+            async with httpx.AsyncClient(timeout=30, trust_env=False, verify=False) as client:
                 return (await client.get(f"{self.ops}/readyz")).is_success
         except httpx.TransportError:
             return False

@@ -47,7 +47,7 @@ class Operator:
         """One call; the response is returned whatever its status."""
         async with httpx.AsyncClient(
             headers=self._headers,
-            timeout=10,
+            timeout=30,
             trust_env=False,
             verify=False,  # there is no TLS; reading all those CAs takes 45 ms of CPU each time
         ) as client:
@@ -57,7 +57,7 @@ class Operator:
         """The status that a gateway answers with; 0 when it is not there."""
         headers = {"authorization": f"Bearer {key}"}
         async with httpx.AsyncClient(
-            base_url=http, headers=headers, timeout=10, trust_env=False, verify=False
+            base_url=http, headers=headers, timeout=30, trust_env=False, verify=False
         ) as client:
             try:
                 return (await client.get(path)).status_code

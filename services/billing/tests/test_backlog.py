@@ -28,6 +28,8 @@ FRESH_KEY = "key_fresh"
 MESSAGES, RECORDS_EACH, AT_ONCE = 9_000, 2, 500
 BACKLOG = MESSAGES * RECORDS_EACH
 """Some seconds of work for billing, so that half a second in which only others run is little."""
+BEGUN = BACKLOG // 10
+"""When billing surely knows by now what is backlog, and what is behind it."""
 OLD_S = 2.5
 """Billing takes messages of that age for a backlog, if there are many."""
 FRESH_AT_ONCE = 5
@@ -99,7 +101,7 @@ async def drain(fresh: Fresh) -> None:
 
     async def through() -> bool:
         of_backlog = await fresh.look()
-        if of_backlog:
+        if of_backlog > BEGUN:
             for _ in range(FRESH_AT_ONCE):
                 await fresh.come(of_backlog)
         return of_backlog >= BACKLOG
