@@ -40,8 +40,8 @@ class Operator:
     def __init__(self, endpoints: Json) -> None:
         self._admin: dict[str, str] = endpoints["admin"]
         self._http: str = endpoints["http"]
-        self._demo_key: str = endpoints["keys"]["demo"]
-        self._headers = {"authorization": f"Bearer {endpoints['keys']['operator']}"}
+        self._keys: dict[str, str] = endpoints["keys"]
+        self._headers = {"authorization": f"Bearer {self._keys['operator']}"}
 
     async def call(self, service: str, method: str, path: str, **options: Any) -> httpx.Response:
         """One call; the response is returned whatever its status."""
@@ -69,7 +69,7 @@ class Operator:
         paths = [f"/v2/models/{name}/ready" for name in DEMO_MODELS]
 
         async def unready() -> list[str]:
-            seen = [await self.asked(self._http, path, self._demo_key) for path in paths]
+            seen = [await self.asked(self._http, path, self._keys["demo"]) for path in paths]
             return [
                 path for path, status in zip(paths, seen, strict=True) if status != HTTPStatus.OK
             ]

@@ -52,7 +52,7 @@ def delivered_nanos(world: World, tenant_id: str) -> int:
     return sum(one.charged for one in world.delivered.values() if one.tenant_id == tenant_id)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 2**32), paid_in=st.integers(0, 5_000))
 def test_balances_stay_above_zero_and_leases_come_back(seed: int, paid_in: int) -> None:
     charged, delivered = asyncio.run(in_memory(seed, paid_in))
@@ -221,7 +221,7 @@ async def test_what_the_ledger_charges_less_than_was_claimed_is_not_lost_to_the_
     assert available + held < 40
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(
     paid_in=st.integers(1, 60),
     cost=st.integers(1, 12),

@@ -77,7 +77,7 @@ def spread(series: list[float]) -> float:
 
 
 @pytest.mark.parametrize("exact", [True, False])
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 2**32),
     slots=st.integers(1, 8),
@@ -133,7 +133,7 @@ def test_equal_requests_are_served_in_proportion_to_the_weights(weights: list[in
 
 
 @given(seed=st.integers(0, 2**32), slots=st.integers(2, 40))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_no_band_starves_the_others(seed: int, slots: int) -> None:
     """Each gets its part of what is charged, but for what the bound on the gap allows."""
     bands = {"people": Band.INTERACTIVE, "usual": Band.STANDARD, "jobs": Band.BATCH}

@@ -177,7 +177,7 @@ def share_of_meter(limits: Limits) -> float:
     return limits.share(T)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 2**32),
     gateways=st.integers(1, 4),

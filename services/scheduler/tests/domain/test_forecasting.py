@@ -96,7 +96,7 @@ def test_minutes_that_were_missed_shift_nothing() -> None:
     assert history.forecast(5 * DAY + 8 * 60 + 57, 3) == pytest.approx(10, rel=0.05)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     pattern=st.lists(st.floats(0, 1_000), min_size=60, max_size=60),
     ahead_min=st.integers(1, 30),
@@ -114,7 +114,7 @@ def test_what_comes_each_hour_is_foreseen_where_anything_is(
     assert found is None or found == pytest.approx(actual, rel=0.02, abs=0.01)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     loads=st.lists(st.floats(0, 10_000), min_size=1, max_size=400),
     ahead_min=st.integers(1, 2_000),

@@ -309,7 +309,7 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
     return Snapshot(1, tuple(wanted), tuple(nodes), placed.placements, placed.routes)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(snapshots())
 def test_no_node_is_ever_given_more_than_it_has(snapshot: Snapshot) -> None:
     made = plan(snapshot)
@@ -323,7 +323,7 @@ def test_no_node_is_ever_given_more_than_it_has(snapshot: Snapshot) -> None:
         assert sum(needs[at.deployment].slots for at in held) <= one.slots
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(snapshots())
 def test_a_plan_that_was_carried_out_is_planned_again_unchanged(snapshot: Snapshot) -> None:
     made = plan(snapshot)
@@ -339,7 +339,7 @@ def test_a_plan_that_was_carried_out_is_planned_again_unchanged(snapshot: Snapsh
     assert not diff(published, again, fencing_token=7)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(snapshots(), st.randoms())
 def test_the_order_in_which_things_are_listed_does_not_matter(
     snapshot: Snapshot, random: st.DataObject
@@ -352,7 +352,7 @@ def test_the_order_in_which_things_are_listed_does_not_matter(
     assert plan(shuffled) == plan(snapshot)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(snapshots())
 def test_every_wanted_replica_is_placed_once_or_explained(snapshot: Snapshot) -> None:
     made = plan(snapshot)
@@ -365,7 +365,7 @@ def test_every_wanted_replica_is_placed_once_or_explained(snapshot: Snapshot) ->
         assert all(at.reason for at in made.decisions_on(one.name))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(snapshots())
 def test_nothing_is_placed_anew_on_a_node_that_is_not_well(snapshot: Snapshot) -> None:
     made = plan(snapshot)

@@ -210,7 +210,7 @@ def test_what_is_usual_soon_is_there_before_it_is_asked() -> None:
     assert "are usual soon" in model.scale.reason
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     loads=st.lists(
         st.tuples(st.integers(0, 200), st.integers(0, 2_000), st.integers(0, 500)), max_size=30

@@ -23,7 +23,9 @@ from busbar_gateway.domain.credit import Ask, Granted, Refused
 
 log = structlog.get_logger()
 
-TIMEOUT_S = 2.0
+TIMEOUT_S = 4.0
+"""Whoever waits is refused when billing does not answer within it: less than requests wait, and
+more than a busy billing takes. One that is gone is known to be at once."""
 _REFUSED = {
     LeaseRefusal.LEASE_REFUSAL_BALANCE: Refused.BALANCE,
     LeaseRefusal.LEASE_REFUSAL_BUDGET: Refused.BUDGET,
