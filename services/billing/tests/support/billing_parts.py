@@ -26,6 +26,7 @@ STRIPE_SECRET = "whsec_of-the-tests"
 HMAC_SECRET = "hmac-secret-of-the-tests"
 READY_S = 60
 POSTED_S = 30
+PUBLISHED_S = 30
 Json = dict[str, Any]
 
 
@@ -168,10 +169,18 @@ class Gateway:
         return await self.publish_raw(batch.SerializeToString())
 
     async def publish_raw(self, payload: bytes) -> int:
-        """Put any bytes into the stream."""
+        """Put any bytes into the stream; again under the same id while it is not known to be there,
+        as gateways do."""
         headers = {"Nats-Msg-Id": secrets.token_hex(8)}
         subject = topology.usage_subject("r1", "g1")
-        return (await self.jetstream.publish(subject, payload, headers=headers)).seq
+
+        async def publish() -> int:
+            try:
+                return (await self.jetstream.publish(subject, payload, headers=headers)).seq
+            except TimeoutError:
+                return 0
+
+        return await eventually(publish, within_s=PUBLISHED_S, what="usage is in the stream")
 
     def record(self, tenant_id: str, **changes: Any) -> usage_pb2.UsageRecord:
         """A record of 1,000 input tokens at 100 nanos: 100,000 nanos."""
