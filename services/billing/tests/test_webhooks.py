@@ -153,12 +153,15 @@ async def test_a_rotated_secret_signs_beside_the_old_one_until_that_ends(
     path = f"/tenants/{tenant}/webhooks/{made['endpoint_id']}"
     until = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
     both = await billing.json("POST", f"{path}/rotate", json={"old_valid_until": until})
+    cut_short = await billing.call("POST", f"{path}/rotate", json={"old_valid_until": until})
     await billing.json("POST", f"{path}/ping")
     [overlapping] = await receiver.got(1)
     last = await billing.json("POST", f"{path}/rotate", json={})
     await billing.json("POST", f"{path}/ping")
     alone = (await receiver.got(2))[1]
 
+    assert cut_short.status_code == 409
+    assert f"are signed with the secret before, too, until {until[:19]}Z" in cut_short.text
     assert len({made["secret"], both["secret"], last["secret"]}) == 3
     assert verified(overlapping, made["secret"]) == verified(overlapping, both["secret"])
     assert len(alone.headers["webhook-signature"].split(" ")) == 1

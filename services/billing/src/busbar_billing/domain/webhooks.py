@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import TypeAlias
 
-from busbar_errors import Rejected
+from busbar_errors import Conflict, Rejected
 
 from busbar_billing.domain.ledger import Transfer, TransferKind
 from busbar_billing.domain.names import checked_text
@@ -179,6 +179,18 @@ def checked_overlap(until: datetime | None, now: datetime) -> datetime | None:
     if not now <= until <= now + OVERLAP_MAX:
         raise Rejected(f"old_valid_until must be within the next {OVERLAP_MAX.days} days")
     return until
+
+
+def check_signs_on(endpoint: Endpoint, until: datetime | None, now: datetime) -> None:
+    """Raise Conflict when a rotation with an overlap would end an earlier overlap before its time:
+    messages are signed with two secrets at most. One without an overlap ends all old secrets."""
+    if until is None or len(endpoint.salts_at(now)) == 1:
+        return
+    raise Conflict(
+        f"messages to {endpoint.endpoint_id} are signed with the secret before, too, until "
+        f"{endpoint.previous_until:%Y-%m-%dT%H:%M:%SZ}: rotate after that, or leave "
+        "old_valid_until out to end every old secret now"
+    )
 
 
 _OF_TRANSFERS = {

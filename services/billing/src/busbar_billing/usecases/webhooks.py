@@ -65,7 +65,8 @@ class WebhookStore(Protocol):
     async def rotate(
         self, tenant_id: str, endpoint_id: str, salt: bytes, old_until: datetime | None
     ) -> Endpoint:
-        """Give an endpoint another secret; raise NotFound when there is none."""
+        """Give an endpoint another secret; raise NotFound when there is none, Conflict when an
+        earlier overlap would be cut short."""
         ...
 
     async def ask_for(self, endpoint: Endpoint, notice: Notice) -> Delivery:
@@ -144,7 +145,8 @@ async def rotate_secret(
     old_until: datetime | None,
     now: datetime,
 ) -> Endpoint:
-    """Give an endpoint a new secret; until `old_until` messages are signed with both."""
+    """Give an endpoint a new secret; until `old_until` messages are signed with both. While they
+    are signed with one from before, only a rotation that ends both at once is carried out."""
     until = checked_overlap(old_until, now)
     return await desk.store.rotate(tenant_id, endpoint_id, salt, until)
 

@@ -121,7 +121,7 @@ def rotate(
         The endpoint.
     old_valid_until
         RFC 3339 time with zone, at most 7 days ahead, until which messages are signed with the
-        secret it has now, too. Default: no longer.
+        secret it has now, too; one overlap at a time. Default: every old secret ends now.
     """
     body = {"old_valid_until": old_valid_until}
     _show_secret(Api("billing").post(f"{_path(tenant, endpoint_id)}/rotate", body), output)

@@ -37,7 +37,8 @@ class ChangedWebhook(WantedWebhook):
 
 class WantedSecret(Wanted):
     """A new secret. Until `old_valid_until`, at most 7 days from now, messages are signed with the
-    old one too; when it is left out they are not."""
+    old one too; when it is left out they are signed with the new one only. One overlap at a time:
+    409 while an earlier one lasts."""
 
     old_valid_until: AwareDatetime | None = None
 

@@ -18,6 +18,7 @@ from busbar_billing.domain.webhooks import (
     Endpoint,
     EventType,
     Notice,
+    check_signs_on,
 )
 from busbar_billing.usecases.webhooks import Delivery
 
@@ -43,6 +44,7 @@ _CHANGE = """
     WHERE tenant_id = $1 AND endpoint_id = $2
     RETURNING *
 """
+_LOCK_ONE = _ONE + " FOR UPDATE"
 _ROTATE = """
     UPDATE webhook_endpoints SET
         previous_salt = CASE WHEN $4::timestamptz IS NOT NULL THEN salt END, previous_until = $4,
@@ -150,9 +152,13 @@ class Webhooks:
     async def rotate(
         self, tenant_id: str, endpoint_id: str, salt: bytes, old_until: datetime | None
     ) -> Endpoint:
-        """Give an endpoint another secret; raise NotFound when there is none."""
+        """Give an endpoint another secret; raise NotFound when there is none, Conflict when an
+        earlier overlap would be cut short."""
         await self.get(tenant_id, endpoint_id)
-        async with self._database.connection() as connection:
+        async with self._database.transaction() as connection:
+            old = _found(await connection.fetchrow(_LOCK_ONE, tenant_id, endpoint_id), endpoint_id)
+            now = await connection.fetchval("SELECT clock_timestamp()")
+            check_signs_on(read_endpoint(old), old_until, now)
             row = await connection.fetchrow(_ROTATE, tenant_id, endpoint_id, salt, old_until)
         return read_endpoint(_found(row, endpoint_id))
 
