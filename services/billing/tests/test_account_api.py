@@ -219,6 +219,31 @@ async def test_a_key_gives_no_more_deployments_than_it_has(mine: Account) -> Non
     assert opens.status_code == 200  # the refused rotation left its secret as it was
 
 
+async def test_a_key_ends_no_key_that_may_do_more(mine: Account) -> None:
+    async def made(name: str, *deployments: str) -> str:
+        body = {"name": name, "scopes": ["administer"], "deployments": list(deployments)}
+        mine.keys[name] = await mine.json("POST", "/keys", json=body)
+        return mine.keys[name]["key_id"]
+
+    await made("limited", "chat", "echo")
+    other, narrow = await made("other", "echo", "images"), await made("narrow", "echo")
+    refused = [
+        await mine.call("DELETE", f"/keys/{key_id}", "limited")
+        for key_id in (mine.keys["serve"]["key_id"], other)
+    ]
+    ended = [
+        await mine.call("DELETE", f"/keys/{key_id}", by)
+        for by, key_id in (("limited", narrow), ("administer", other))
+    ]
+    listed = (await mine.json("GET", "/keys"))["items"]
+
+    assert [one.status_code for one in refused] == [403, 403]
+    assert "may be used for all of them" in refused[0].text
+    assert "may be used for 'images'" in refused[1].text
+    assert [one.status_code for one in ended] == [200, 200]
+    assert {one["key_id"] for one in listed if one["revoked_at"]} == {other, narrow}
+
+
 async def test_when_a_key_was_last_used_is_known_to_the_minute(mine: Account) -> None:
     key_id = mine.keys["serve"]["key_id"]
 

@@ -110,6 +110,17 @@ def check_may_give(held: Collection[str], given: Collection[str]) -> None:
         )
 
 
+def check_may_end(held: Collection[str], key: ApiKey) -> None:
+    """Raise NotAllowed when a key limited to deployments `held` would end one that may use others:
+    who looks after one model's keys does not cut off the rest of the tenant."""
+    beyond = sorted(set(key.deployments).difference(held))
+    if held and (beyond or not key.deployments):
+        raise NotAllowed(
+            f"your key is limited to some deployments, and key {key.key_id} may be used for "
+            f"{repr(beyond[0]) if beyond else 'all of them'}: revoke it with one that may, too"
+        )
+
+
 def checked_overlap(until_unix_ms: int | None, now_unix_ms: int) -> int:
     """Until when the old secret is accepted, None: no longer. Raise Rejected beyond OVERLAP_MAX."""
     if until_unix_ms is None:

@@ -12,6 +12,7 @@ from busbar_errors import Rejected
 from busbar_billing.domain.keys import (
     ApiKey,
     Scope,
+    check_may_end,
     check_may_give,
     checked_overlap,
     checked_scopes,
@@ -176,8 +177,15 @@ async def rotate_key(
     return text, Change(stored, propagated)
 
 
-async def revoke_key(desk: KeyDesk, key_id: str, *, tenant_id: str | None) -> Change:
-    """Revoke a key: durable when this returns, effective at the gateways when `propagated`."""
+async def revoke_key(
+    desk: KeyDesk, key_id: str, *, tenant_id: str | None, asked_with: Collection[str] = ()
+) -> Change:
+    """Revoke a key: durable when this returns, effective at the gateways when `propagated`.
+
+    `asked_with` as in NewKey: who may not use all that the key may does not end it.
+    """
+    if asked_with:  # no key's deployments ever change
+        check_may_end(asked_with, (await desk.store.get(key_id, tenant_id)).key)
     stored = await desk.store.revoke(key_id, tenant_id)
     propagated = await desk.directory.refresh(stored.key.tenant_id, stored.key.digests)
     desk.events.key_revoked(stored.key)

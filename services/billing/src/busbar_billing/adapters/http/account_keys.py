@@ -104,8 +104,11 @@ def key_routes(desk: KeyDesk) -> APIRouter:
         return await rotate_for(desk, key_id, tenant_id, wanted, asked_with)
 
     @router.delete("/keys/{key_id}")
-    async def revoke(tenant_id: CallingTenant, key_id: str) -> schemas.ChangedKeyAnswer:
-        """Revoke a key."""
-        return show_change(await revoke_key(desk, key_id, tenant_id=tenant_id))
+    async def revoke(
+        tenant_id: CallingTenant, asked_with: CallingDeployments, key_id: str
+    ) -> schemas.ChangedKeyAnswer:
+        """Revoke a key; 403 when it may be used for more than yours."""
+        done = await revoke_key(desk, key_id, tenant_id=tenant_id, asked_with=asked_with)
+        return show_change(done)
 
     return router
