@@ -17,9 +17,14 @@ from billing_parts import Service
 from busbar_billing.adapters.documents.focus import render_focus
 from busbar_billing.adapters.documents.html import render_html
 from busbar_billing.adapters.postgres.audit_statements import AuditedStatements
+from busbar_billing.adapters.postgres.journal import Journal
+from busbar_billing.adapters.postgres.posting import Ledger
 from busbar_billing.adapters.postgres.prices import Prices
+from busbar_billing.domain import ledger
 from busbar_billing.domain.audit.statements import KeptStatement, check_statement
-from busbar_billing.domain.ledger import TransferKind
+from busbar_billing.domain.leases import Funding
+from busbar_billing.domain.ledger import AccountKind, TransferKind
+from busbar_billing.domain.rating import Rating
 from busbar_billing.domain.statement_content import write_content
 from busbar_billing.domain.statements import (
     Facts,
@@ -31,11 +36,14 @@ from busbar_billing.domain.statements import (
     close,
     contained_tax,
 )
+from busbar_billing.domain.usage import UsageVoid
 from busbar_billing.usecases.audit_work import TenantMonth
+from busbar_billing.usecases.post_usage import post_usage
 from busbar_errors import Conflict, Rejected
 from past_books import Books, at
 from uuid_utils.compat import uuid7
 
+CREDIT = 10**6
 MONTH = Month(date(2026, 9, 1))
 VAT = Tax("VAT", 190_000)
 
@@ -174,3 +182,95 @@ async def test_credit_notes_and_refunds_together_give_back_what_was_charged_and_
     assert not await note(1)
     assert not await refund(other, 1)
     assert await billing.balance(books.tenant_id) == 10**6 - 100_000
+
+
+async def with_credit(billing: Service, books: Books, request_id: UUID, spent: int) -> str:
+    """A promotional credit of which a request spent so much."""
+    wanted = {
+        "amount_nanos": CREDIT,
+        "currency": "USD",
+        "reference": "welcome",
+        "expires_at": "2099-01-01T00:00:00Z",
+    }
+    given = await billing.json("POST", f"/tenants/{books.tenant_id}/credits", json=wanted)
+    await books.owner.execute(
+        "INSERT INTO promotional_spending SELECT transfer_id, $2, request_id, $3"
+        " FROM usage_records WHERE request_id = $1",
+        request_id, UUID(given["transfer_id"]), spent,
+    )  # fmt: skip
+    return given["transfer_id"]
+
+
+@pytest.mark.parametrize(
+    ("noted", "refunded", "returned"),
+    [
+        (0, 0, 60_000),
+        (30_000, 0, 90_000),
+        (60_000, 0, 100_000),
+        (100_000, 0, 100_000),
+        (80_000, 20_000, 100_000),
+    ],
+)
+async def test_a_charge_taken_back_after_a_credit_note_gives_back_what_that_did_not(
+    billing: Service, books: Books, noted: int, refunded: int, returned: int
+) -> None:
+    """60,000 and 40,000 were charged in August; the 60,000 were never delivered."""
+    await books.move("top_up", 10**6, at(8, 15))
+    undelivered = await books.charge(at(8, 20), at(8, 20), tokens=600)
+    credit_id = await with_credit(billing, books, undelivered, 60_000)
+    await books.charge(at(8, 20), at(8, 20), tokens=400)
+    closed = await books.close("2026-08")
+    wanted = {"reason": "slow", "reference": uuid4().hex}
+    if refunded:
+        await billing.json(
+            "POST",
+            f"/usage/req_{undelivered.hex}/refunds",
+            json={**wanted, "amount_nanos": refunded},
+        )
+    if noted:
+        await billing.json(
+            "POST",
+            f"/statements/{closed.number}/credit-notes",
+            json={**wanted, "amount_nanos": noted},
+        )
+    posting = Ledger(books.pool, Journal(books.pool), Prices(books.pool))
+    void = UsageVoid(undelivered, books.tenant_id, "not delivered")
+    for _ in range(2):
+        await post_usage(posting, [], [void], uuid7)
+    balance = await billing.balance(books.tenant_id)
+    later = {**wanted, "amount_nanos": 1, "reference": uuid4().hex}
+    path = f"/statements/{closed.number}/credit-notes"
+    one_more = await billing.call("POST", path, json=later)
+
+    kept = 60_000 + noted - returned
+    [credit] = (await billing.json("GET", f"/tenants/{books.tenant_id}/credits"))["items"]
+    assert credit["credit_id"] == credit_id
+    assert credit["unspent_nanos"] == CREDIT - 60_000 + refunded + max(0, 60_000 - refunded - kept)
+    assert balance == 10**6 + CREDIT - 100_000 + returned
+    assert one_more.status_code == (201 if returned < 100_000 else 409)
+    transfers = await billing.transfers(tenant_id=books.tenant_id)
+    corrected = [one for one in transfers if f"note on {closed.number} gave" in one["reason"]]
+    assert (
+        sum(
+            line["amount_nanos"]
+            for one in corrected
+            for line in one["postings"]
+            if line["tenant_id"]
+        )
+        == returned - 60_000 - noted
+    )
+
+
+def test_of_a_void_that_a_credit_note_gave_the_balance_is_taken_before_what_was_owed() -> None:
+    rating = Rating(1, "chat-small", "USD", 60, 60)
+    charged = ledger.charge(uuid4(), uuid4(), "acme", rating, Funding(30, 20, 10))
+    void = ledger.void(uuid4(), charged, "not delivered", lease_open=False)
+    taken = ledger.already_noted(uuid4(), void, 55, "BB-000001")
+
+    assert [(line.account.kind, line.amount_nanos) for line in taken.postings] == [
+        (AccountKind.TENANT_AVAILABLE, -30),
+        (AccountKind.TENANT_AVAILABLE, -20),
+        (AccountKind.TENANT_RECEIVABLE, -5),
+        (AccountKind.REVENUE, 55),
+    ]
+    assert (taken.request_id, taken.kind) == (charged.request_id, TransferKind.CORRECTION)

@@ -244,6 +244,32 @@ def correction(transfer_id: UUID, wrong: Transfer, reason: str) -> Transfer:
     )
 
 
+def already_noted(transfer_id: UUID, void: Transfer, amount_nanos: int, number: str) -> Transfer:
+    """Takes as much of a void back as credit notes on the statement `number` gave already."""
+    taken: list[Posting] = []
+    left = amount_nanos
+    # The balance first, so that a debt which the void ended stays ended.
+    for line in sorted(void.postings, key=lambda one: _KEPT_LAST.get(one.account.kind, 0)):
+        part = min(left, line.amount_nanos) if line.account.tenant_id is not None else 0
+        if part > 0:
+            taken.append(Posting(line.account, -part))
+            left -= part
+    [currency] = {line.account.currency for line in taken}
+    revenue = Account(AccountKind.REVENUE, None, currency)
+    return Transfer(
+        transfer_id=transfer_id,
+        kind=TransferKind.CORRECTION,
+        idempotency_key=f"correction:{void.transfer_id}",
+        postings=(*taken, Posting(revenue, amount_nanos - left)),
+        tenant_id=void.tenant_id,
+        request_id=void.request_id,
+        reason=f"a credit note on {number} gave it back already",
+    )
+
+
+_KEPT_LAST = {AccountKind.TENANT_RECEIVABLE: 1, AccountKind.TENANT_HELD: 2}
+
+
 def reversed_postings(transfer: Transfer) -> tuple[Posting, ...]:
     """The same postings with the opposite sign."""
     return tuple(Posting(line.account, -line.amount_nanos) for line in transfer.postings)

@@ -352,6 +352,11 @@ class GivenBack:
         """What may still be given back."""
         return max(0, self.used_nanos - self.noted_nanos - self.single_nanos)
 
+    @property
+    def beyond_nanos(self) -> int:
+        """What came back though it was not charged."""
+        return max(0, self.noted_nanos + self.single_nanos - self.used_nanos)
+
 
 def checked_credit(given: GivenBack, amount_nanos: int) -> int:
     """Return an amount that a credit note may give back; raise Rejected or Conflict otherwise."""

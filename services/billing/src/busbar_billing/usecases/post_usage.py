@@ -230,12 +230,14 @@ async def _take_back(
     new_id: Callable[[], UUID],
 ) -> list[Transfer]:
     by_request = {one.request_id: one for one in met}
+    noted = await transaction.noted(by_request)
     voided: list[Transfer] = []
     spent: dict[UUID, int] = {}
     for charged in await transaction.charges_of(by_request):
         assert charged.request_id is not None
         one = by_request[charged.request_id]
-        lease_open = one.lease_id in leases
+        # What a credit note may have given back already cannot be lent again.
+        lease_open = one.lease_id in leases and one.request_id not in noted
         voided.append(void(new_id(), charged, one.reason, lease_open=lease_open))
         if one.lease_id is not None and lease_open:
             spent[one.lease_id] = spent.get(one.lease_id, 0) - held_part(charged)

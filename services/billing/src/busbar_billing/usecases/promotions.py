@@ -6,8 +6,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol
 from uuid import UUID
 
-from busbar_billing.domain.ledger import Transfer, correction
+from busbar_billing.domain.ledger import Transfer, already_noted, correction
 from busbar_billing.domain.promotions import Charged, Credit, Spending, give_back, spend
+from busbar_billing.domain.statements import GivenBack
 
 
 class CreditTransaction(Protocol):
@@ -19,6 +20,14 @@ class CreditTransaction(Protocol):
 
     async def refunds_of(self, request_ids: Collection[UUID]) -> Sequence[Transfer]:
         """Refunds of these requests that nobody corrected."""
+        ...
+
+    async def noted(self, request_ids: Collection[UUID]) -> Mapping[UUID, str]:
+        """Of these requests, those whose statement has credit notes, and its number."""
+        ...
+
+    async def given_back(self, number: str) -> GivenBack:
+        """What came back of the charges on a statement; nobody adds to it until the end."""
         ...
 
     async def lock_credits(self, tenant_ids: Collection[str]) -> Sequence[Credit]:
@@ -48,6 +57,7 @@ async def settle_credit(
         refunds = await transaction.refunds_of(voids)
         undone = [correction(new_id(), one, "the charge was taken back") for one in refunds]
         await transaction.add_transfers(undone)
+    kept = await _keep_noted(transaction, voids, new_id)
     unspent = await transaction.lock_credits({one.tenant_id for one in charged})
     if unspent:
         await transaction.add_spending(spend(unspent, charged))
@@ -60,7 +70,23 @@ async def settle_credit(
                 voids[request_id].transfer_id,
                 request_id,
                 parts,
-                sum(amount for _, amount in parts),
+                # The tenant's own money comes back first, and a credit note gave that.
+                max(0, sum(amount for _, amount in parts) - kept.get(request_id, 0)),
             )
         ]
         await transaction.add_spending(given)
+
+
+async def _keep_noted(
+    transaction: CreditTransaction, voids: Mapping[UUID, Transfer], new_id: Callable[[], UUID]
+) -> dict[UUID, int]:
+    """Take back of each void what a credit note gave already; returns how much, by request."""
+    kept: dict[UUID, int] = {}
+    for request_id, number in (await transaction.noted(voids)).items() if voids else ():
+        void = voids[request_id]
+        given = sum(line.amount_nanos for line in void.postings if line.account.tenant_id)
+        amount = min(given, (await transaction.given_back(number)).beyond_nanos)
+        if amount:
+            await transaction.add_transfers([already_noted(new_id(), void, amount, number)])
+            kept[request_id] = amount
+    return kept

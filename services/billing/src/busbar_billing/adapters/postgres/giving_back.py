@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -43,6 +44,14 @@ async def given_back_beside(connection: Connection, request_id: UUID) -> GivenBa
     """The same of the statement that a request is on; None while it is on none."""
     row = await connection.fetchrow(sql.OF_CHARGE, request_id)
     return None if row is None else await _given_back(connection, row)
+
+
+async def noted_statements(
+    connection: Connection, request_ids: Collection[UUID]
+) -> dict[UUID, str]:
+    """Of these requests, those whose statement has credit notes, and its number."""
+    rows = await connection.fetch(sql.NOTED_CHARGES, list(request_ids))
+    return {row["request_id"]: row["number"] for row in rows}
 
 
 async def _given_back(connection: Connection, row: asyncpg.Record) -> GivenBack:

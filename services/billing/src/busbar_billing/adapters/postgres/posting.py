@@ -10,6 +10,7 @@ from busbar_observability.tracing import parse_traceparent
 
 from busbar_billing.adapters.postgres import metering, promotions
 from busbar_billing.adapters.postgres.database import Connection, Database
+from busbar_billing.adapters.postgres.giving_back import given_back_of, noted_statements
 from busbar_billing.adapters.postgres.journal import TRANSFER_ROWS, Journal, read_transfers
 from busbar_billing.adapters.postgres.leases import lock_balances, lock_leases, spend_leases
 from busbar_billing.adapters.postgres.prices import Prices, from_unix_ns
@@ -18,6 +19,7 @@ from busbar_billing.domain.ledger import Transfer
 from busbar_billing.domain.metering import Meter
 from busbar_billing.domain.prices import PriceBooks
 from busbar_billing.domain.promotions import Credit, Spending
+from busbar_billing.domain.statements import GivenBack
 from busbar_billing.domain.usage import UsageRecord, UsageVoid
 from busbar_billing.usecases.post_usage import RatedRecord, Voided
 
@@ -172,6 +174,15 @@ class LedgerTransaction:
     async def refunds_of(self, request_ids: Collection[UUID]) -> Sequence[Transfer]:
         """Refunds of these requests that nobody corrected."""
         return await promotions.refunds_of(self._connection, request_ids)
+
+    async def noted(self, request_ids: Collection[UUID]) -> Mapping[UUID, str]:
+        """Of these requests, those whose statement has credit notes, and its number."""
+        return await noted_statements(self._connection, request_ids)
+
+    async def given_back(self, number: str) -> GivenBack:
+        """What came back of the charges on a statement; nobody adds to it until the end, as credit
+        notes and refunds keep out of postings with voids."""
+        return await given_back_of(self._connection, number)
 
     async def lock_credits(self, tenant_ids: Collection[str]) -> Sequence[Credit]:
         """Credits with something left, first to expire first, kept from changing until the end."""

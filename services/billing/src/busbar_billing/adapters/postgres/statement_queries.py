@@ -190,17 +190,30 @@ ISSUE = """
 """
 LOCK = "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))"
 # The statement that a request's charge is on.
-OF_CHARGE = """
-    SELECT s.*
-    FROM usage_records AS u
-    INNER JOIN transfers AS c USING (transfer_id)
-    INNER JOIN statements AS s ON s.tenant_id = c.tenant_id AND s.kind = 'statement'
-    WHERE u.request_id = $1 AND c.posted_at < s.cut_at
+_HOLDS_IT = """
+    s.tenant_id = c.tenant_id AND s.kind = 'statement' AND c.posted_at < s.cut_at
     AND least(u.admitted_at, c.posted_at)
     < (s.period_start + interval '1 month') AT TIME ZONE 'UTC'
     ORDER BY s.period_start
     LIMIT 1
 """
+OF_CHARGE = f"""
+    SELECT s.*
+    FROM usage_records AS u
+    INNER JOIN transfers AS c USING (transfer_id)
+    CROSS JOIN statements AS s
+    WHERE u.request_id = $1 AND {_HOLDS_IT}
+"""  # noqa: S608
+# Of many requests, those that are on one with credit notes.
+NOTED_CHARGES = f"""
+    SELECT u.request_id, on_it.number
+    FROM usage_records AS u
+    INNER JOIN transfers AS c USING (transfer_id)
+    CROSS JOIN LATERAL (SELECT s.number FROM statements AS s WHERE {_HOLDS_IT}) AS on_it
+    WHERE u.request_id = ANY($1::uuid[])
+    AND EXISTS (SELECT FROM statements AS n WHERE n.corrects = on_it.number)
+    ORDER BY u.request_id
+"""  # noqa: S608
 # What came back of single charges that stand on a statement. $1 the tenant, $2 the first transfer
 # that can be on none before, $3 and $4 the statement's cut and its month's end, $5 and $6 those of
 # the one before.
