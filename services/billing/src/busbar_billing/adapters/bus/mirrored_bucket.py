@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from itertools import islice
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import structlog
 from busbar_errors import Unavailable
@@ -30,9 +30,8 @@ _WIPE_LOOK_INTERVAL_S = 3.0
 _REFRESH_TIMEOUT_S = 2.0
 _WRITE_TIMEOUT_S = 2.0
 _RETRY_PAUSE_S = 0.5
-_WRITES_AT_ONCE = 64
-_SETTLED_AT_ONCE = 256
-"""Names put right under one hold of the lock; a change by somebody waits no longer than that."""
+_SETTLED_AT_ONCE = 64
+"""Names put right at once under one hold of the lock; a change by somebody waits for no more."""
 _BUS_AWAY = (NatsError, JetStreamError, TimeoutError, OSError)
 
 
@@ -48,6 +47,11 @@ class Truth(Protocol):
         ...
 
 
+class _Held(NamedTuple):
+    value: bytes
+    revision: int
+
+
 class MirroredBucket:
     """One bucket. Whatever is written is read from the database first, under one lock, so that no
     writer undoes what another has just changed."""
@@ -56,7 +60,7 @@ class MirroredBucket:
         self._client = client
         self._name = bucket
         self._truth = truth
-        self._mirror: dict[str, bytes] = {}
+        self._mirror: dict[str, _Held] = {}
         self._writing = asyncio.Lock()
         self._wanted = wanted
         self.complete = False
@@ -83,8 +87,8 @@ class MirroredBucket:
         """Keep the mirror equal to the bucket, for ever."""
         async for change in follow(self._client, self._name):
             match change:
-                case Put(key, value, _):
-                    self._mirror[key] = value
+                case Put(key, value, revision):
+                    self._mirror[key] = _Held(value, revision)
                 case Deleted(key):
                     self._mirror.pop(key, None)
                 case Current():
@@ -92,14 +96,14 @@ class MirroredBucket:
                     self._wanted.set()
 
     async def notice_wipes(self) -> None:
-        """A purge is not reported to watchers, but then the bucket holds less than was heard of:
-        look every few seconds, for ever."""
+        """A purge is not reported to watchers, but then the bucket begins behind what was heard
+        of: look every few seconds, for ever."""
         while True:
             await asyncio.sleep(_WIPE_LOOK_INTERVAL_S)
             try:
                 async with self._writing:
-                    held = (await (await self._bucket()).status()).values
-                    wiped = held < len(self._mirror)
+                    begins = await self._begins_at()
+                    wiped = any(held.revision < begins for held in self._mirror.values())
                     if wiped:
                         self._mirror.clear()
             except _BUS_AWAY:
@@ -114,7 +118,7 @@ class MirroredBucket:
         changed, listed = 0, set[str]()
         async for page in self._truth.pages():
             listed |= page.keys()
-            differing = [name for name, value in page.items() if self._mirror.get(name) != value]
+            differing = [name for name, value in page.items() if self._value(name) != value]
             changed += await self._settle_all(differing)
         return changed + await self._settle_all(self._mirror.keys() - listed)
 
@@ -125,10 +129,9 @@ class MirroredBucket:
         async with self._writing:
             wanted = await self._truth.entries(names)
             if not all_of_them:
-                names = [name for name in names if self._mirror.get(name) != wanted.get(name)]
+                names = [name for name in names if self._value(name) != wanted.get(name)]
             bucket = await self._bucket()
-            for part in _parts(names, _WRITES_AT_ONCE):
-                await asyncio.gather(*(self._write(bucket, one, wanted.get(one)) for one in part))
+            await asyncio.gather(*(self._write(bucket, one, wanted.get(one)) for one in names))
         return len(names)
 
     async def _write(self, bucket: KeyValue, name: str, value: bytes | None) -> None:
@@ -136,10 +139,17 @@ class MirroredBucket:
             await bucket.purge(name, msg_ttl=MARKER_KEPT.total_seconds())
             self._mirror.pop(name, None)
         else:
-            await bucket.put(name, value)
-            self._mirror[name] = value
+            self._mirror[name] = _Held(value, await bucket.put(name, value))
         change = "deleted" if value is None else "put"
         metrics.BUCKET_WRITES.labels(self._name, change).inc()
+
+    def _value(self, name: str) -> bytes | None:
+        held = self._mirror.get(name)
+        return held.value if held else None
+
+    async def _begins_at(self) -> int:
+        status = await (await self._bucket()).status()
+        return status.stream_info.state.first_seq
 
     async def _bucket(self) -> KeyValue:
         return await self._client.jetstream(timeout=_WRITE_TIMEOUT_S).key_value(self._name)
