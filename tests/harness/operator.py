@@ -25,6 +25,22 @@ DEMO_MODELS = sorted(
 )
 
 
+def edge(http: str, key: str) -> httpx.AsyncClient:
+    """A customer's client at a gateway."""
+    headers = {"authorization": f"Bearer {key}"}
+    return httpx.AsyncClient(
+        base_url=http, headers=headers, timeout=30, trust_env=False, verify=False
+    )
+
+
+async def status(client: httpx.AsyncClient, path: str) -> int:
+    """What a GET is answered with; 0 when nobody is there."""
+    try:
+        return (await client.get(path)).status_code
+    except httpx.HTTPError:
+        return 0
+
+
 @dataclass(frozen=True)
 class Customer:
     """A tenant made for one test, with one key."""
@@ -53,29 +69,18 @@ class Operator:
         ) as client:
             return await client.request(method, self._admin[service] + path, **options)
 
-    async def asked(self, http: str, path: str, key: str) -> int:
-        """The status that a gateway answers with; 0 when it is not there."""
-        headers = {"authorization": f"Bearer {key}"}
-        async with httpx.AsyncClient(
-            base_url=http, headers=headers, timeout=30, trust_env=False, verify=False
-        ) as client:
-            try:
-                return (await client.get(path)).status_code
-            except httpx.HTTPError:
-                return 0
-
     async def whole(self) -> None:
         """Wait until every demo model serves and billing answers: a fault may have come before."""
-        paths = [f"/v2/models/{name}/ready" for name in DEMO_MODELS]
+        async with edge(self._http, self._keys["demo"]) as client:
 
-        async def unready() -> list[str]:
-            seen = [await self.asked(self._http, path, self._keys["demo"]) for path in paths]
-            return [
-                path for path, status in zip(paths, seen, strict=True) if status != HTTPStatus.OK
-            ]
+            async def unready() -> list[str]:
+                paths = {name: f"/v2/models/{name}/ready" for name in DEMO_MODELS}
+                return [n for n, p in paths.items() if await status(client, p) != HTTPStatus.OK]
 
-        what = "the demo models serve"
-        await eventually(unready, within_s=WHOLE_WITHIN_S, what=what, until=lambda left: not left)
+            what = "the demo models serve"
+            await eventually(
+                unready, within_s=WHOLE_WITHIN_S, what=what, until=lambda left: not left
+            )
         await self.billing_answers(within_s=WHOLE_WITHIN_S)
 
     async def json(self, service: str, method: str, path: str, **options: Any) -> Json:
@@ -132,16 +137,14 @@ class Operator:
     async def known(self, key: str, http: str) -> None:
         """Wait until a gateway has heard of a key: it may take a second, and a request less."""
 
-        async def look() -> int:
-            return await self.asked(http, "/v1/models", key)
-
         unknown = (0, HTTPStatus.UNAUTHORIZED)
-        await eventually(
-            look,
-            within_s=KNOWN_WITHIN_S,
-            what="the gateway knows the key",
-            until=lambda status: status not in unknown,
-        )
+        async with edge(http, key) as client:
+            await eventually(
+                lambda: status(client, "/v1/models"),
+                within_s=KNOWN_WITHIN_S,
+                what="the gateway knows the key",
+                until=lambda seen: seen not in unknown,
+            )
 
     async def usage(self, tenant_id: str) -> list[Json]:
         """All usage of a tenant, newest first."""
