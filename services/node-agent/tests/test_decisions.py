@@ -8,7 +8,7 @@ from busbar_node_agent.domain.caching import Cached, bytes_of, evictions
 from busbar_node_agent.domain.credits import Credits
 from busbar_node_agent.domain.desired import Assignment, Present, next_steps
 from busbar_node_agent.domain.energy import EnergyShares
-from busbar_node_agent.domain.health import ProbeHistory
+from busbar_node_agent.domain.health import STILL_MAX_S, ProbeHistory, Standstill
 from busbar_node_agent.domain.measured import MeasuredBuffer
 from busbar_node_agent.domain.naming import named_config
 from busbar_node_agent.domain.tensors import Tensor, TensorMalformed, difference, pack, unpack
@@ -123,6 +123,22 @@ def test_a_probe_that_was_late_by_our_own_fault_does_not_count() -> None:
     history.failed(9.0)
 
     assert not history.hung
+
+
+@pytest.mark.parametrize(
+    ("looks", "found"),
+    [
+        ([{7}, {7, 8}, {7, 8}], 7),
+        ([{7}, {7}, set(), {7}, {7}], 0),
+        ([{7}, {8}, {7}, {8}], 0),
+    ],
+    ids=["long", "with a break", "in turns"],
+)
+def test_a_process_that_stays_stopped_is_a_hang(looks: list[set[int]], found: int) -> None:
+    history, apart_s = Standstill(), STILL_MAX_S / 2
+    seen = [history.look(stopped, at * apart_s) for at, stopped in enumerate(looks)]
+
+    assert seen == [*[0] * (len(looks) - 1), found]
 
 
 # --- desired state

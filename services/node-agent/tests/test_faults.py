@@ -112,6 +112,25 @@ async def test_a_hung_triton_is_noticed_within_five_seconds_and_replaced(node: N
     assert not Path(f"/proc/{hung}").exists()
 
 
+async def test_a_model_whose_process_alone_stands_still_is_a_hang(node: NodeBench) -> None:
+    hung, restarts = node.triton_pid, (await node.status()).triton_restarts
+    sent = await node.send("slow-echo", slow_echo(delay_ms=20_000))
+    await sent.until("started")
+    models = [one for one in psutil.Process(hung).children() if "stub" in one.name()]
+    began_s = time.monotonic()
+
+    models[-1].suspend()
+    failed = (await sent.last()).failed
+    noticed_s = time.monotonic() - began_s
+    await _restarted(node, restarts)
+    after = await node.send("slow-echo", slow_echo())
+
+    assert failed.kind == work_pb2.FAILURE_KIND_ENGINE_LOST
+    assert noticed_s < 5.0
+    assert f"process {models[-1].pid} has stood still" in failed.reason
+    assert (await after.last()).WhichOneof("frame") == "finished"
+
+
 async def test_a_model_whose_process_dies_fails_its_requests_only(node: NodeBench) -> None:
     sent = await node.send("slow-echo", slow_echo(fault="crash"), deadline_s=2.0)
 

@@ -96,6 +96,10 @@ class TritonChild:
         self._shm_prefix = shm
         self._logger = asyncio.create_task(_log_lines(process.stdout), name="triton-log")
 
+    def stopped(self) -> list[int]:
+        """Processes of its models that somebody has stopped, as SIGSTOP does."""
+        return [pid for pid in _in_session(self.pid) if pid != self.pid and _is_stopped(pid)]
+
     async def settle(self) -> None:
         """Nothing: it begins empty."""
 
@@ -138,6 +142,10 @@ class TritonAttachment:
 
     def __init__(self, rpc: TritonRpc) -> None:
         self.rpc = rpc
+
+    def stopped(self) -> list[int]:
+        """None that could be seen from here."""
+        return []
 
     async def settle(self) -> None:
         """Unload what it still holds from before: what is wanted is loaded again, verified."""
@@ -189,14 +197,31 @@ def _session_members(session: int, *, mark: str) -> list[int]:
     which meanwhile belongs to somebody else harms nobody.
     """
     found: list[int] = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
+    for pid in _in_session(session):
         with contextlib.suppress(OSError):
-            pid = int(entry.name)
-            if os.getsid(pid) == session and mark.encode() in (entry / "cmdline").read_bytes():
+            if mark.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
                 found.append(pid)
     return found
+
+
+def _in_session(session: int) -> list[int]:
+    found: list[int] = []
+    with os.scandir("/proc") as entries:
+        pids = [int(entry.name) for entry in entries if entry.name.isdigit()]
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            if os.getsid(pid) == session:
+                found.append(pid)
+    return found
+
+
+def _is_stopped(pid: int) -> bool:
+    """By proc(5): the state stands behind the name, which is in parentheses."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return False
+    return status.rpartition(b")")[2].split(maxsplit=1)[0] == b"T"
 
 
 def _sweep(prefix: str) -> None:

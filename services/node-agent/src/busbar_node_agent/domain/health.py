@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, field
 
 FAILURES_MAX = 2
+STILL_MAX_S = 1.5
 
 
 @dataclass(slots=True)
@@ -33,3 +35,21 @@ class ProbeHistory:
     def hung(self) -> bool:
         """Whether it failed often enough in a row."""
         return self.failures >= FAILURES_MAX
+
+
+@dataclass(slots=True)
+class Standstill:
+    """Which processes of one Triton are stopped, and since when.
+
+    Triton answers probes although the process of a model is stopped, and waits for it for
+    ever. However long a model works or waits for something, its process is not stopped by that,
+    so nothing that only takes its time is mistaken for a hang.
+    """
+
+    _since_s: dict[int, float] = field(default_factory=dict[int, float])
+
+    def look(self, stopped: Collection[int], now_s: float) -> int:
+        """A process that has been stopped for too long; 0 for none. To be told each second."""
+        self._since_s = {pid: self._since_s.get(pid, now_s) for pid in stopped}
+        overdue = (pid for pid, since in self._since_s.items() if now_s - since >= STILL_MAX_S)
+        return next(overdue, 0)

@@ -14,7 +14,7 @@ from busbar_contracts.node.v1 import status_pb2
 from busbar_messaging.background import to_its_end
 
 from busbar_node_agent.domain.backoff import backoff_s
-from busbar_node_agent.domain.health import ProbeHistory
+from busbar_node_agent.domain.health import STILL_MAX_S, ProbeHistory, Standstill
 from busbar_node_agent.usecases.lane import Inference, TritonRefused
 
 log = structlog.get_logger()
@@ -54,6 +54,7 @@ class Run(Protocol):
     def attached(self) -> bool: ...
     @property
     def pid(self) -> int: ...
+    def stopped(self) -> list[int]: ...
     async def settle(self) -> None: ...
     async def exited(self) -> str: ...
     async def end(self, grace: timedelta = ...) -> None: ...
@@ -174,6 +175,7 @@ class TritonSupervisor:
         tasks = [
             asyncio.create_task(_crash(run), name="triton-exit"),
             asyncio.create_task(_hang(run), name="triton-probe"),
+            asyncio.create_task(_standstill(run), name="triton-processes"),
             asyncio.create_task(self._accusation(), name="triton-suspicion"),
         ]
         try:
@@ -218,13 +220,25 @@ async def _hang(run: Run) -> _Lost:
         began_s = loop.time()
         if await _live(run):
             history.succeeded()
-            # On the beat, with what else an idle agent does each second.
-            await asyncio.sleep(PROBE_INTERVAL_S - loop.time() % PROBE_INTERVAL_S)
+            await _next_beat()
         else:
             took_s = loop.time() - began_s
             history.failed(took_s)
             await asyncio.sleep(max(0.0, PROBE_INTERVAL_S - took_s))
     return _Lost(HUNG, f"no answer to {history.failures} probes of {PROBE_TIMEOUT_S} s")
+
+
+async def _standstill(run: Run) -> _Lost:
+    """Look at its processes until one of them has been stopped for too long."""
+    history = Standstill()
+    while not (pid := history.look(run.stopped(), asyncio.get_running_loop().time())):
+        await _next_beat()
+    return _Lost(HUNG, f"its process {pid} has stood still for {STILL_MAX_S} s")
+
+
+async def _next_beat() -> None:
+    """With what else an idle agent does each second."""
+    await asyncio.sleep(PROBE_INTERVAL_S - asyncio.get_running_loop().time() % PROBE_INTERVAL_S)
 
 
 async def _ended(run: Run, grace: timedelta) -> None:
