@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable
 from time import monotonic
 
+import pytest
 from busbar_gateway.domain.attempts import SILENCE_S, UNTAKEN_S
 from busbar_gateway.domain.routes import Caller, Manifest, Route
+from busbar_gateway.usecases.absence import AbsentNodes
 from busbar_gateway.usecases.calls import InferenceCall
 from busbar_gateway.usecases.pending import Lost, Pending
-from busbar_gateway.usecases.watchdog import Watchdog
+from busbar_gateway.usecases.watchdog import TICK_S, Watchdog
 from gateway_harness import eventually
 
 OWN, FAR = "r1", "r2"
@@ -72,3 +75,28 @@ async def test_a_region_that_cannot_be_seen_holds_up_nothing_and_counts_as_takin
     assert found_at_once
     assert told == [(waits, False)]
     assert waits.outcome is None
+
+
+@pytest.mark.parametrize(
+    ("away", "lost_after_s"),
+    [(lambda _: True, [0.6]), (lambda ask: ask % 2 == 0, [])],
+    ids=["dead", "reconnecting"],
+)
+async def test_a_node_that_the_bus_says_twice_it_has_lost_is_given_up_soon(
+    away: Callable[[int], bool], lost_after_s: list[float]
+) -> None:
+    work, asks = out(OWN, published_ago_s=1.0, silent_s=TICK_S), itertools.count()
+    began = work.attempts.last_sign
+    work.attempts.node = "r1.s1.n1"
+
+    def ask_for(_: str, absent: Callable[[], None]) -> None:
+        if away(next(asks)):
+            absent()
+
+    nodes, lost_at = AbsentNodes(ask_for), list[float]()
+    for tick in range(20):
+        if work.outcome is None:
+            nodes.look([work], began + tick * TICK_S)
+            lost_at += [tick * TICK_S] * (work.outcome is not None)
+
+    assert lost_at == pytest.approx(lost_after_s, abs=TICK_S)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from busbar_gateway.usecases.pending import Lost, Pending
 
-QUIET_S = 0.5
+QUIET_S = 0.3
 """A node that says nothing for this long about work in hand is asked for."""
 _ASK_EVERY_S = 0.2
 _ABSENT_TIMES = 2
@@ -23,6 +23,8 @@ AskFor = Callable[[str, Callable[[], None]], None]
 class _Asked:
     at: float
     absent_times: int = 0
+    answered: bool = False
+    """Whether the bus has said since then that it knows nobody."""
 
 
 @dataclass(slots=True)
@@ -57,11 +59,14 @@ class AbsentNodes:
             asked = self._asked[node] = _Asked(now)
         elif now - asked.at < _ASK_EVERY_S:
             return
-        asked.at = now
+        if not asked.answered:
+            asked.absent_times = 0
+        asked.at, asked.answered = now, False
         attempts = [(work, work.attempts.current, work.attempts.last_sign) for work in works]
 
         def absent() -> None:
             asked.absent_times += 1
+            asked.answered = True
             if asked.absent_times < _ABSENT_TIMES:
                 return
             for work, attempt, last_sign in attempts:
