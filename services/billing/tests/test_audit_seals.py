@@ -9,6 +9,7 @@ from busbar_billing.adapters.auditor import Auditor, Run, State
 from busbar_billing.domain.audit.findings import Check
 from busbar_billing.domain.audit.seals import Part
 from busbar_billing.usecases.audit_seals import FIRST_ID, Seals
+from busbar_errors import Conflict
 from busbar_runtime.pytest_plugin import Database
 from harness.polling import eventually
 from planted import MOMENT, Parts, plant, record
@@ -113,8 +114,10 @@ async def test_nothing_is_sealed_that_is_not_clean(ledger_copy: Database, busy: 
 
 
 async def finished(auditor: Auditor, *, full: bool = False) -> Run:
-    run = auditor.start(full=full)
+    return await ended(auditor.start(full=full))
 
+
+async def ended(run: Run) -> Run:
     async def look() -> State:
         return run.state
 
@@ -141,6 +144,22 @@ async def test_an_audit_relies_on_the_one_before_it_unless_it_is_full(
     assert [one.report.total > 0 for one in (first, second, full, harmed)] == [False] * 3 + [True]
     for check in (Check.TRANSFERS_BALANCED, Check.CHARGES_RATED_AGAIN, Check.RECORDS_CHARGED_ONCE):
         assert second.report.of(check).rows == full.report.of(check).rows
+
+
+async def test_who_asks_for_a_full_audit_is_not_given_one_that_relies_on_seals(
+    busy: Parts,
+) -> None:
+    auditor = Auditor(busy.books, busy.seals, sealed_after=-MOMENT)
+    relying = auditor.start()
+    with pytest.raises(Conflict, match=f"audit {relying.audit_id} runs, which relies on seals"):
+        auditor.start(full=True)
+
+    assert auditor.start() is relying
+    await ended(relying)
+    full = auditor.start(full=True)
+    assert full.full
+    assert auditor.start() is auditor.start(full=True) is full
+    await ended(full)
 
 
 async def test_two_that_seal_at_the_same_moment_leave_seals_that_fit(busy: Parts) -> None:

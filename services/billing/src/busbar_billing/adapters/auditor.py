@@ -9,7 +9,7 @@ from enum import StrEnum
 from uuid import UUID
 
 import structlog
-from busbar_errors import NotFound, Unavailable
+from busbar_errors import Conflict, NotFound, Unavailable
 from busbar_messaging.background import end
 from uuid_utils.compat import uuid7
 
@@ -71,8 +71,16 @@ class Auditor:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self, *, full: bool = False) -> Run:
-        """Begin an audit, or return the one that runs; `full`: nothing is taken for granted."""
+        """Begin an audit, or return the one that runs; `full`: nothing is taken for granted.
+
+        Raises Conflict when the one that runs takes more for granted than this one may.
+        """
         for run in self._runs.values():
+            if run.state is State.RUNNING and full and not run.full:
+                raise Conflict(
+                    f"audit {run.audit_id} runs, which relies on seals: "
+                    "ask for a full one when it has ended"
+                )
             if run.state is State.RUNNING:
                 return run
         run = Run(f"aud_{uuid7().hex}", datetime.now(UTC), full=full)

@@ -77,7 +77,8 @@ def audit_routes(auditor: Auditor, walks: AuditWalks) -> APIRouter:
     @router.post("", status_code=202)
     async def start(*, full: bool = False) -> AuditAnswer:
         """Audit everything in the background, or say which audit does so already. What an earlier
-        one sealed is compared with its seals, unless it is to be `full`: walked from zero."""
+        one sealed is compared with its seals, unless it is to be `full`: walked from zero; 409
+        while one runs that is not."""
         return show_run(auditor.start(full=full))
 
     @router.get("")
