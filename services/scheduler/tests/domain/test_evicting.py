@@ -128,6 +128,22 @@ def test_one_node_alone_and_nodes_that_are_new_wait_for_nobody() -> None:
     assert returns.look([], nodes("r1", "s1", 4), 1.0) == frozenset()
 
 
+def test_the_fleet_is_not_searched_for_each_node_that_is_remembered() -> None:
+    searched: list[object] = []
+
+    class Fleet(list[str]):
+        def __contains__(self, node: object) -> bool:
+            searched.append(node)
+            return super().__contains__(node)
+
+    dark, returns = nodes("r1", "s1", 8), Returns()
+    fleet = Fleet(dark + nodes("r2", "s1", 8))
+    returns.look(dark, fleet, 0.0)
+
+    assert len(returns.look([], fleet, 60.0)) == 6
+    assert searched == []
+
+
 def test_who_falls_silent_again_while_it_waits_is_counted_once_more() -> None:
     site, returns = nodes("r1", "s1", 4), Returns()
     returns.look(site, [], 0.0)

@@ -65,7 +65,7 @@ class Returns:
         `given_up` are those that are not back, `fleet` is all nodes that are known.
         """
         self._given_up_at |= dict.fromkeys(given_up, now)
-        back = [one for one in self._given_up_at if one in fleet and one not in given_up]
+        back = [one for one in self._given_up_at.keys() & fleet if one not in given_up]
         most = self._pace.most(fleet) if back else {}
         for node in sorted(back, key=lambda one: (self._given_up_at[one], one)):
             if self._pace.takes(node, most, now):
