@@ -16,8 +16,10 @@ from busbar_scheduler.domain.quarantine import (
     room_for_one_more,
     sentence,
 )
+from busbar_scheduler.domain.troubles import Troubles
 
 NODE = "r1.s1.n1"
+FRESH_S = 4.0
 WELL = Vitals(run_id="run1", well=True)
 SITE = Described(Site("r1.s1"))
 
@@ -90,6 +92,64 @@ def test_silence_that_ends_before_its_lease_would_have_is_forgiven() -> None:
     reasons = judged([(at * 5.0, vitals) for at, vitals in enumerate(lost)])
 
     assert reasons == [""] * len(lost)
+
+
+def judged_by_gateways(reports: list[tuple[float, str, int]], until_s: int) -> list[str]:
+    """What is held against a node that is well, each second, given when each gateway counted
+    how many that it lost there."""
+    troubles, suspicions, reasons = Troubles(FRESH_S), Suspicions(), list[str]()
+    for second in range(until_s):
+        for revision, (at, gateway, lost) in enumerate(reports, start=1):
+            if second <= at < second + 1:
+                troubles.heard(gateway, "run", revision, {NODE: (lost, 0)}, at)
+        lost_counts, _ = troubles.look(second + 1.0)
+        vitals = replace(WELL, lost_count=lost_counts.get(NODE, 0))
+        reasons.append(suspicions.look({NODE: vitals}, second + 1.0).get(NODE, ""))
+    return reasons
+
+
+def each_second(gateway: str, counts: list[int], begin: int = 0) -> list[tuple[float, str, int]]:
+    return [(float(at), gateway, lost) for at, lost in enumerate(counts, start=begin)]
+
+
+@pytest.mark.parametrize(
+    "reports",
+    [
+        [*each_second("g1", [0, 3] + [3] * 8), *each_second("g1", [3] * 20, begin=15)],
+        [*each_second("g1", [0] * 10), *each_second("g1", [4] * 20, begin=16)],
+        each_second("g1", [9] * 30),
+    ],
+    ids=["a count of before", "what was lost meanwhile", "what was counted before we listened"],
+)
+def test_what_a_gateway_counted_unheard_is_held_against_nobody(
+    reports: list[tuple[float, str, int]],
+) -> None:
+    alive = each_second("g2", [0] * 40)
+
+    assert judged_by_gateways(reports + alive, 40) == [""] * 40
+
+
+@pytest.mark.parametrize(
+    ("counts", "broken"),
+    [
+        ([0] * 8 + [1, 2] + [3] * 20, True),
+        ([9] * 8 + [0, 1, 2] + [3] * 20, True),
+        ([0] * 8 + [3], False),
+    ],
+    ids=["heard all along", "after a good answer", "silent since"],
+)
+def test_what_it_counts_while_it_is_heard_is(counts: list[int], *, broken: bool) -> None:
+    assert any(judged_by_gateways(each_second("g1", counts), 40)) == broken
+
+
+def test_a_report_that_is_read_again_is_no_sign_of_life() -> None:
+    troubles = Troubles(FRESH_S)
+    troubles.heard("g1", "run", 1, {NODE: (0, 0)}, 0.0)
+    troubles.heard("g1", "run", 2, {NODE: (3, 5)}, 1.0)
+    troubles.heard("g1", "run", 2, {NODE: (3, 5)}, 20.0)
+
+    assert troubles.look(2.0) == ({NODE: 3}, {NODE: 5})
+    assert troubles.look(20.5) == ({}, {})
 
 
 def test_the_first_quarantine_is_short_and_each_further_one_twice_as_long() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping
 
 import structlog
@@ -16,13 +15,9 @@ from nats.aio.client import Client
 
 from busbar_scheduler.domain.comparing import Outcomes, Tally
 from busbar_scheduler.domain.demand import Carried, Gathering
+from busbar_scheduler.domain.troubles import Troubles
 
 log = structlog.get_logger()
-
-_FRESH_S = topology.SUSPECT_AFTER.total_seconds()
-
-Counts = Mapping[str, tuple[int, int]]
-"""Node → attempts lost and answers garbled in a row."""
 
 
 class GatewayReports:
@@ -31,7 +26,7 @@ class GatewayReports:
     def __init__(self, client: Client, gathering: Gathering) -> None:
         self._client = client
         self._gathering = gathering
-        self._troubles: dict[str, tuple[float, Counts]] = {}
+        self._troubles = Troubles(topology.SUSPECT_AFTER.total_seconds())
         self.tally = Tally()
 
     async def follow(self) -> AsyncIterator[frozenset[str]]:
@@ -39,22 +34,14 @@ class GatewayReports:
         async for change in follow(self._client, topology.GATEWAYS.name):
             if isinstance(change, Deleted):
                 self._gathering.gone(change.key)
-                self._troubles.pop(change.key, None)
+                self._troubles.gone(change.key)
                 self.tally.gone(change.key)
             elif isinstance(change, Put):
                 yield self._take(change)
 
     def troubles(self, now: float) -> tuple[Mapping[str, int], Mapping[str, int]]:
         """By node, over the gateways that are heard: attempts lost, and answers garbled."""
-        lost, garbled = defaultdict[str, int](int), defaultdict[str, int](int)
-        for gateway_id, (heard_at, counts) in list(self._troubles.items()):
-            if now - heard_at >= _FRESH_S:
-                del self._troubles[gateway_id]
-                continue
-            for node, (lost_count, garbled_count) in counts.items():
-                lost[node] += lost_count
-                garbled[node] += garbled_count
-        return lost, garbled
+        return self._troubles.look(now)
 
     def _take(self, put: Put) -> frozenset[str]:
         try:
@@ -64,7 +51,7 @@ class GatewayReports:
             return frozenset()
         now = time.monotonic()
         counts = {one.node: (one.lost_count, one.garbled_count) for one in status.troubles}
-        self._troubles[put.key] = (now, counts)
+        self._troubles.heard(put.key, status.run_id, put.revision, counts, now)
         self.tally.heard(put.key, status.run_id, _versions(status), now)
         loads = {
             one.deployment: Carried(
