@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import pytest
+from busbar_errors import Conflict
 from busbar_scheduler.domain.comparing import Outcomes, Tally
 from busbar_scheduler.domain.fleet import (
     Bundle,
@@ -24,12 +25,16 @@ from busbar_scheduler.domain.planning import Plan, plan
 from busbar_scheduler.domain.publishing import Changes
 from busbar_scheduler.domain.rollout_news import Moved
 from busbar_scheduler.domain.rollouts import Canary, Phase, Rollout
-from busbar_scheduler.domain.tracks import expanded, joined
+from busbar_scheduler.domain.tracks import expanded, joined, ready_replicas
+from busbar_scheduler.usecases.declare_deployment import Wish, declare, roll_back
 from busbar_scheduler.usecases.rolling_out import Rollouts
 
-OLD, NEW = "sha256:01", "sha256:02"
+OLD, NEW, NEWER = "sha256:01", "sha256:02", "sha256:03"
 MODEL = Manifest("m", "1", Task.TENSOR, slots=4, memory_mib=100, price_class="p")
 TERMS = Rollout(canary_percent=20, observe_s=3, min_samples=5, ready_within_s=12)
+BUNDLES = tuple(
+    Bundle(digest, 1, replace(MODEL, version=digest), 0) for digest in (OLD, NEW, NEWER)
+)
 NODES = ("r.s.n0", "r.s.n1", "r.t.n2")
 LOADS_ROUNDS = 2
 CALM_ROUNDS = 90
@@ -68,8 +73,13 @@ class Fleet:
     def deployment(self, name: str) -> Deployment | None:
         return self.standing if name == "m" else None
 
+    def ready(self, deployment: Deployment) -> int:
+        snapshot = self.current()
+        assert snapshot is not None
+        return ready_replicas(snapshot, deployment.name, deployment.digest)
+
     def bundles(self) -> tuple[Bundle, ...]:
-        return ()
+        return BUNDLES
 
     async def put_deployment(self, deployment: Deployment) -> None:
         self.standing = deployment
@@ -196,3 +206,43 @@ def test_every_rollout_ends_whatever_becomes_of_the_fleet(
     assert fleet.unserved == []
     assert fleet.told_of[-1] == ("leaving", fleet.standing.rolled_back is not None)
     assert len(fleet.told_of) == len(set(fleet.told_of))
+
+
+async def declare_until_taken(fleet: Fleet, rollouts: Rollouts, wish: Wish) -> int:
+    """Try each second; how often it was refused."""
+    for refused in range(CALM_ROUNDS):
+        try:
+            await declare(fleet, fleet, wish, fleet.second * 1_000)
+        except Conflict:
+            await fleet.pass_second(rollouts)
+        else:
+            return refused
+    raise AssertionError("it was never taken")
+
+
+async def test_a_third_version_waits_until_the_first_serves_again() -> None:
+    fleet = Fleet(Deployment("m", OLD, MODEL, 2, rollout=TERMS), 1_000)
+    rollouts, served = Rollouts(fleet, fleet, fleet, fleet), list[bool]()
+
+    def settles() -> bool:
+        canary = fleet.standing.canary
+        return canary is not None and canary.phase is Phase.SETTLING
+
+    for _ in range(CANARY_AT):
+        await fleet.pass_second(rollouts)
+    terms = Wish("m", NEW, 2, (), (), rollout=TERMS)
+    await declare(fleet, fleet, terms, fleet.second * 1_000)
+    while not settles():
+        await fleet.pass_second(rollouts)
+    await fleet.pass_second(rollouts)
+    await roll_back(fleet, fleet, "m", fleet.second * 1_000)
+    refused = await declare_until_taken(fleet, rollouts, replace(terms, bundle=NEWER))
+    for _ in range(LOADS_ROUNDS):
+        served.append(fleet.ready(fleet.standing) > 0)
+        await fleet.pass_second(rollouts)
+
+    assert refused > 0
+    assert fleet.standing.canary is not None
+    assert (fleet.standing.digest, fleet.standing.canary.digest) == (OLD, NEWER)
+    assert served == [True] * LOADS_ROUNDS
+    assert fleet.unserved == []

@@ -13,6 +13,7 @@ from busbar_scheduler.domain.advancing import (
     begin,
     cannot_share,
     give_up,
+    serving_alone,
     settling,
     take_back,
 )
@@ -247,6 +248,21 @@ def test_one_that_has_taken_over_is_taken_back_and_serves_until_the_old_one_does
         route = joined(plan(snapshot).routes, snapshot)["m"]
         assert route.canary is not None
         assert (route.canary.percent, bool(route.targets)) == (percent, old_is_ready)
+
+
+def test_a_third_version_does_not_take_the_place_of_the_only_one_that_serves() -> None:
+    taken_over = replace(tried(Phase.SETTLING, 50), digest=NEW, manifest=MODEL_2)
+    back = take_back(taken_over, Bundle(OLD, 1, MODEL, 0), "wrong", 1_000)
+    third, at_once = begin(back, wish(NEWER), 2_000), begin(back, wish(NEWER, None), 2_000)
+    given_up = give_up(tried(), "slow", 1_000)
+    stopped = replace(back, replicas=0)
+
+    assert "try again" in serving_alone(back, third, ready=0)
+    assert not serving_alone(back, third, ready=1)
+    assert not serving_alone(back, at_once, ready=0)
+    assert "try again" in serving_alone(at_once, begin(at_once, wish("sha256:04"), 3_000), ready=0)
+    assert not serving_alone(given_up, begin(given_up, wish(NEWER), 2_000), ready=2)
+    assert not serving_alone(stopped, begin(stopped, wish(NEWER), 2_000), ready=0)
 
 
 def test_a_deployment_that_is_stopped_ends_its_rollout() -> None:

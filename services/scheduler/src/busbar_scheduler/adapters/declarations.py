@@ -12,6 +12,7 @@ from busbar_scheduler.adapters.buckets import Buckets
 from busbar_scheduler.adapters.fleet_view import FleetView
 from busbar_scheduler.domain.fleet import Bundle, Deployment
 from busbar_scheduler.domain.orders import Described
+from busbar_scheduler.domain.tracks import ready_replicas
 
 _DEPLOYMENTS, _BUNDLES = topology.DEPLOYMENTS.name, topology.BUNDLES.name
 _SITES = topology.SITES.name
@@ -27,6 +28,10 @@ class Declarations:
     def deployment(self, name: str) -> Deployment | None:
         """A declared deployment."""
         return self.view.table.deployment(name)
+
+    def ready(self, deployment: Deployment) -> int:
+        """How many replicas of a deployment take work with its bundle."""
+        return ready_replicas(self.view.look(), deployment.name, deployment.digest)
 
     def bundles(self) -> tuple[Bundle, ...]:
         """Every pushed bundle."""

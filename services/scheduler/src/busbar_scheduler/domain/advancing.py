@@ -187,6 +187,23 @@ def settling(before: Deployment | None, digest: str) -> str:
     )
 
 
+def serving_alone(before: Deployment | None, after: Deployment, ready: int) -> str:
+    """Why a declaration would end the only version that serves; empty when it does not.
+
+    `ready` is how many replicas are so with the bundle that the deployment had before.
+    """
+    canary = before.canary if before else None
+    if before is None or canary is None or canary.phase is not Phase.LEAVING:
+        return ""
+    stays = after.canary is not None and after.canary.digest == canary.digest
+    if stays or ready or not before.most:
+        return ""
+    return (
+        f"{before.name} is served by the version that leaves until the other is ready again, and a "
+        "third would take its place: try again then, or declare it without a rollout"
+    )
+
+
 def cannot_share(before: Deployment | None, wished: Deployment) -> str:
     """Why two versions cannot serve beside each other; empty when they can."""
     if before is None or wished.rollout is None or wished.digest == before.digest:

@@ -11,6 +11,7 @@ from busbar_scheduler.domain.advancing import (
     begin,
     cannot_share,
     give_up,
+    serving_alone,
     settling,
     take_back,
 )
@@ -62,7 +63,8 @@ async def declare(
 ) -> Deployment:
     """Create or change a deployment; the last writer wins.
 
-    Raises NotFound for its bundle, and Rejected when it asks for what no fleet could give.
+    Raises NotFound for its bundle, Rejected when it asks for what no fleet could give, and
+    Conflict while versions change in a way that has to end first.
     """
     bundle = find_bundle(declarations.bundles(), wish.bundle)
 
@@ -89,7 +91,10 @@ async def declare(
         )
         if reason := cannot_share(before, wanted):
             raise Rejected(f"{wish.name}: {reason}")
-        return begin(before, wanted, now_unix_ms)
+        after = begin(before, wanted, now_unix_ms)
+        if reason := serving_alone(before, after, declarations.ready(before) if before else 0):
+            raise Conflict(reason)
+        return after
 
     if is_track(wish.name):
         raise Rejected(f"{wish.name}: names that end in {TRACK_SUFFIX} are taken by rollouts")

@@ -95,6 +95,10 @@ class Declarations(Protocol):
         """A declared deployment."""
         ...
 
+    def ready(self, deployment: Deployment) -> int:
+        """How many replicas of a deployment take work with its bundle."""
+        ...
+
     def bundles(self) -> tuple[Bundle, ...]:
         """Every pushed bundle."""
         ...
