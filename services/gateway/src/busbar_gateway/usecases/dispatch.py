@@ -326,9 +326,12 @@ class Dispatch:
     def _deliverable(self) -> bool:
         """Chunks before a good end, or of an attempt that goes on, may be handed out.
 
-        Also those before a bad end, where another attempt can go on from them.
+        Also those before a bad end, where another attempt can go on from them. None when the
+        time is over.
         """
         outcome = self._pending.outcome
+        if self._pending.expired:
+            return False
         if outcome is None or self._pending.call.resumable is not None:
             return True
         return isinstance(outcome, WorkFrame) and outcome.HasField("finished")
@@ -443,7 +446,7 @@ class Dispatch:
         if pending.expired:
             return
         self._dispatcher.note_redispatch(pending, cause)
-        pending.outcome = None
+        pending.abandon()  # also where the next attempt cannot begin yet
         self._dispatcher.publish(pending, self._traceparent)
 
 

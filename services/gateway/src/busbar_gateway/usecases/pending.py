@@ -79,10 +79,14 @@ class Pending:
     def begin(self, now: float) -> int:
         """Start the next attempt; what the last one left behind is dropped."""
         self.sequence = 0
+        self.abandon()
+        return self.attempts.begin(now)
+
+    def abandon(self) -> None:
+        """Let nothing count any more of what the current attempt has brought."""
         self.outcome = None
         self.chunks.clear()
         self.buffered_bytes = 0
-        return self.attempts.begin(now)
 
     def acknowledged(self, sequence: int) -> None:
         """The stream has taken the current attempt."""
