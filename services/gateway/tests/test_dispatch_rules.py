@@ -29,6 +29,7 @@ class AnyBus:
     def __init__(self) -> None:
         self.connected = True
         self.published: list[work_pb2.InferenceWork] = []
+        self.regions: list[str] = []
         self.cancels: list[work_pb2.WorkCancel] = []
 
     def epoch(self, region: str) -> str:
@@ -44,6 +45,7 @@ class AnyBus:
         work: bytes,
         acknowledged: Callable[[int | Exception], None],
     ) -> None:
+        self.regions.append(region)
         self.published.append(work_pb2.InferenceWork.FromString(work))
         acknowledged(len(self.published))
 
@@ -64,11 +66,12 @@ class World:
             readable=lambda payload: payload == READABLE,
         )
 
-    def send(self, *, within_s: float = 60) -> Dispatch:
+    def send(self, *, request: int = 0, within_s: float = 60) -> Dispatch:
         generation = Generation(self.route, "prompt", Sampling(), stream=True)
         deadline = time.monotonic() + within_s
         caller = Caller("tenant-1", "key-1")
-        call = InferenceCall(bytes(16), caller, self.route, generation.begin(), "chat", 0, deadline)
+        request_id, payload = request.to_bytes(16), generation.begin()
+        call = InferenceCall(request_id, caller, self.route, payload, "chat", 0, deadline)
         call.resumable = generation
         dispatch = self.dispatcher.open(call, streamed=True)
         dispatch.send(None, "")
@@ -136,3 +139,19 @@ async def test_what_came_behind_a_beginning_that_cannot_be_read_is_not_handed_ou
     assert first.output_tokens == 7
     assert [work.deployment for work in world.bus.published] == ["chat--canary", "chat"]
     assert world.failed == {NEW: 1}
+
+
+async def test_a_word_from_the_region_that_lost_it_says_nothing_of_the_one_it_goes_to() -> None:
+    targets = Target(REGION, 4), Target(OTHER_REGION, 8), Target("r3", 4)
+    world = World(replace(generation_route("chat"), targets=targets))
+    lost = world.send()
+    [pending] = world.dispatcher.pending.values()
+    world.dispatcher.withdraw(pending, time.monotonic(), seen=True)
+    world.say(1, started=work_pb2.WorkStarted())
+    answer = asyncio.create_task(lost.next_chunk())
+    await eventually(lambda: len(world.bus.published) == 2)
+    world.dispatcher.withdraw(pending, time.monotonic(), seen=True)
+    world.send(request=1)
+    answer.cancel()
+
+    assert world.bus.regions == [REGION, OTHER_REGION, "r3"]

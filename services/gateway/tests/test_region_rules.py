@@ -139,6 +139,18 @@ def test_the_only_region_that_is_ready_is_used_although_it_is_avoided() -> None:
     assert outstanding.choose("m", (Target("r1", 2),), ALL, NOW) == "r1"
 
 
+def test_only_what_still_decides_is_remembered() -> None:
+    outstanding = out()
+    outstanding.heard("m", "r1", NOW)
+    outstanding.not_taken("n", "r1", NOW)
+    counts = list[int]()
+    for later_s in (UNTAKEN_S - 0.1, UNTAKEN_S, 2 * AVOIDED_FIRST_S - 0.1, 2 * AVOIDED_FIRST_S):
+        outstanding.forget_what_is_over(NOW + later_s)
+        counts.append(outstanding.remembered_count)
+
+    assert counts == [2, 1, 1, 0]
+
+
 @pytest.mark.parametrize(
     ("in_flight", "targets", "elsewhere"),
     [

@@ -111,6 +111,20 @@ class Outstanding:
         for_s = min(2 * before.for_s, AVOIDED_LONGEST_S) if before and again else AVOIDED_FIRST_S
         self._avoided[track, region] = _Avoided(now + for_s, for_s)
 
+    def forget_what_is_over(self, now: float) -> None:
+        """Drop what decides nothing any more: queues come and go."""
+        self._heard = {one: at for one, at in self._heard.items() if now - at < UNTAKEN_S}
+        self._avoided = {
+            one: avoided
+            for one, avoided in self._avoided.items()
+            if now - avoided.until < avoided.for_s
+        }
+
+    @property
+    def remembered_count(self) -> int:
+        """Of how many queues in a region something is known that decides."""
+        return len(self._heard.keys() | self._avoided.keys())
+
     def choose(
         self,
         track: str,

@@ -114,8 +114,9 @@ class Dispatcher:
             return
         now = monotonic()
         pending = self.pending.get(frame.request_id)
+        goes_on = pending is not None and pending.outcome is None
         if pending is not None and pending.take(frame, kind, now) is not Frame.OBSOLETE:
-            if kind != "chunk":
+            if goes_on and kind != "chunk":  # else it may have been moved to another region
                 self._outstanding.heard(pending.track, pending.region, now)
             if kind != "started":
                 self.troubles.spoke(frame.node)
@@ -177,6 +178,7 @@ class Dispatcher:
     def routes_changed(self) -> None:
         """Send on what waits for a version that takes no work any more."""
         self.trials.keep_to_routes()
+        self._outstanding.forget_what_is_over(monotonic())
         for pending in list(self.pending.values()):
             if pending.trial is not None:
                 route = self._current_route(pending.call.route.deployment)
