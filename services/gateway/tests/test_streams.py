@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
+import pytest
 from busbar_contracts.gateway.v1.usage_pb2 import UsageOutcome
 from busbar_contracts.node.v1 import work_pb2
 from gateway_harness import (
     AUTH,
+    Behaviour,
     Platform,
     Say,
     chunk,
@@ -32,6 +35,11 @@ def delivering(platform: Platform) -> bool:
 def waiting_for_chunks(platform: Platform) -> bool:
     """Whether the edge has written all it has and asks for more."""
     return any(p.waited_for for p in platform.gateway.dispatcher.pending.values())
+
+
+def chunks_come(platform: Platform) -> list[int]:
+    """How many chunks of each request have come."""
+    return [p.attempts.next_chunk for p in platform.gateway.dispatcher.pending.values()]
 
 
 async def test_streams_deliver_every_chunk_and_charge_once(platform: Platform) -> None:
@@ -168,8 +176,8 @@ async def test_a_whole_answer_stays_charged_though_its_write_on_a_stream_goes_on
     assert len(await charged()) == 1
 
 
-class LeftAfterOne:
-    """grpcio's context of a call whose client left: each write but the first one fails."""
+class Reading:
+    """grpcio's context of a call whose client reads as it comes."""
 
     def __init__(self) -> None:
         self.written: list[bytes] = []
@@ -181,31 +189,106 @@ class LeftAfterOne:
         return None
 
     async def write(self, message: bytes) -> None:
+        self.written.append(message)
+
+
+class LeftAfterOne(Reading):
+    """Its client left: each write but the first one fails."""
+
+    async def write(self, message: bytes) -> None:
         if self.written:
             raise grpc.aio.InternalError("Failed execute_batch: SendMessageOperation")
         self.written.append(message)
 
 
-async def test_what_was_handed_over_is_charged_when_a_write_fails_before_the_call_is_cancelled(
-    platform: Platform,
-) -> None:
-    name, agent = await platform.deploy(decoupled=True)
-    agent.behaviour = stream_of(20)
-    context: Any = LeftAfterOne()
-
+async def asked(platform: Platform, name: str, context: Any) -> None:
     async def one() -> AsyncIterator[bytes]:
         yield request(name)
 
-    inference = inference_of(platform.gateway, platform.serving)
-    await inference.model_stream_infer(one(), context)
+    await inference_of(platform.gateway, platform.serving).model_stream_infer(one(), context)
+
+
+def all_in_the_last(*, then: asyncio.Event | None = None, marked_only: bool = False) -> Behaviour:
+    """Two responses, of which the last says that it is; Triton's backends put data there, too."""
+    marked = {"triton_final_response": pb.InferParameter(bool_param=True)}
+
+    async def behave(work: work_pb2.InferenceWork, say: Say) -> None:
+        await say(chunk=chunk(work, 0))
+        last = chunk(work, 1, parameters=marked)
+        if marked_only:
+            last.payload = pb.ModelInferResponse(parameters=marked).SerializeToString()
+        await say(chunk=last)
+        if then is not None:
+            await then.wait()
+        usage = work_pb2.WorkUsage(output_tokens=2)
+        await say(finished=work_pb2.WorkFinished(chunk_count=2, usage=usage))
+
+    return behave
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "outcome"),
+    [
+        (stream_of(20), UsageOutcome.USAGE_OUTCOME_ABANDONED),
+        (all_in_the_last(), UsageOutcome.USAGE_OUTCOME_COMPLETED),
+    ],
+    ids=["on-the-way", "at-the-last"],
+)
+async def test_what_was_handed_over_is_charged_when_a_write_fails_before_the_call_is_cancelled(
+    platform: Platform, behaviour: Behaviour, outcome: UsageOutcome
+) -> None:
+    name, agent = await platform.deploy(decoupled=True)
+    agent.behaviour = behaviour
+    context = LeftAfterOne()
+    await asked(platform, name, context)
 
     async def records() -> list[object]:
         return list((await platform.usage()).records)
 
     [record] = await eventually(records)
     assert len(context.written) == 1
-    assert record.outcome == UsageOutcome.USAGE_OUTCOME_ABANDONED
+    assert record.outcome == outcome
     assert record.output_tokens == 2  # what a failed write took may have been read
+
+
+@pytest.mark.parametrize("marked_only", [False, True], ids=["with-data", "only-a-mark"])
+async def test_who_leaves_before_the_last_response_does_not_pay_for_what_is_in_it(
+    platform: Platform, *, marked_only: bool
+) -> None:
+    name, agent = await platform.deploy(decoupled=True)
+    agent.behaviour = all_in_the_last(marked_only=marked_only)
+    usage, context = platform.gateway.usage, Reading()
+
+    customer = asyncio.create_task(asked(platform, name, context))
+    while usage.idle and not customer.done():  # then the charge is on its way
+        await asyncio.sleep(0)
+    customer.cancel()
+    await asyncio.gather(customer, return_exceptions=True)
+    await eventually(lambda: usage.idle)
+    found = await platform.usage()
+    charged = [one.output_tokens for one in found.records if one.request_id in found.charged]
+
+    assert len(context.written) == 1
+    assert (2 in charged) == marked_only
+
+
+async def test_what_is_held_back_is_not_charged_to_who_leaves_before_the_work_has_ended(
+    platform: Platform,
+) -> None:
+    name, agent = await platform.deploy(decoupled=True)
+    agent.behaviour = all_in_the_last(then=asyncio.Event())
+    context = Reading()
+
+    customer = asyncio.create_task(asked(platform, name, context))
+    await eventually(lambda: chunks_come(platform) == [2] and waiting_for_chunks(platform))
+    customer.cancel()
+    await asyncio.gather(customer, return_exceptions=True)
+    await eventually(lambda: platform.gateway.usage.idle)
+    [record] = (await platform.usage()).records
+
+    assert len(context.written) == 1
+    assert record.outcome == UsageOutcome.USAGE_OUTCOME_ABANDONED
+    assert record.output_tokens == 1
 
 
 async def test_a_stream_that_fails_half_way_is_free_and_says_so(platform: Platform) -> None:

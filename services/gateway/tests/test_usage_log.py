@@ -128,6 +128,31 @@ async def test_an_answer_wanted_whole_is_free_until_it_is_settled(platform: Plat
     assert not (await platform.usage()).records
 
 
+@pytest.mark.parametrize("holds_back", [False, True], ids=["only-the-end", "what-was-held-back"])
+async def test_a_settled_stream_is_free_for_who_did_not_get_the_last_of_it(
+    platform: Platform, *, holds_back: bool
+) -> None:
+    name, agent = await platform.deploy(decoupled=True)
+    agent.behaviour = stream_of(3)
+    call = a_call(platform, name)
+
+    async def gone() -> None:
+        async with platform.serving.stream(call) as stream:
+            async for _ in stream:
+                pass
+            if holds_back:
+                stream.holds_back()
+            await stream.settle()
+            stream.handing_over()
+            raise ConnectionResetError
+
+    with pytest.raises(ConnectionResetError):
+        await gone()
+    await eventually(lambda: platform.gateway.usage.idle)
+
+    assert (await platform.usage()).charged == (set() if holds_back else {call.request_id})
+
+
 @pytest.mark.parametrize("whole", [False, True], ids=["stream", "whole"])
 async def test_who_leaves_a_stream_while_its_end_is_charged_pays_for_what_came(
     platform: Platform, *, whole: bool
@@ -145,7 +170,7 @@ async def test_who_leaves_a_stream_while_its_end_is_charged_pays_for_what_came(
             await stream.settle()
 
     customer = asyncio.create_task(all_but_the_end())
-    while usage.idle:
+    while usage.idle and not customer.done():
         await asyncio.sleep(0)
     customer.cancel()
     await asyncio.gather(customer, return_exceptions=True)

@@ -288,6 +288,9 @@ class StandInStream:
     def handed_over(self) -> None:
         self.delivered = self._handed
 
+    def holds_back(self) -> None:
+        raise AssertionError("nothing of what HTTP's edges get comes last")
+
     def handing_over(self) -> None:
         self._serving.handing_over(self._name)
 

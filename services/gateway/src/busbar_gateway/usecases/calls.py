@@ -129,6 +129,13 @@ class AnswerStream(Protocol):
         """Count the last chunk as delivered now, for an edge that cannot tell when it was read."""
         ...
 
+    def holds_back(self) -> None:
+        """Say that the last chunk is part of the last bytes: it is not delivered before those.
+
+        Who leaves before that pays nothing for it, and nothing at all once the charge is under way.
+        """
+        ...
+
     def handing_over(self) -> None:
         """Call it right before the last byte goes to the transport.
 

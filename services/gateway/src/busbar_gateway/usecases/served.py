@@ -77,6 +77,8 @@ class Served:
         self._streamed = False
         self._cost: float | None = None
         self._money: Reservation | None = None
+        self.held_back = False
+        """Whether some of what is charged leaves only when the charge is durable."""
         self.stays_charged = False
         """Whether `commit` was cancelled and the charge becomes durable all the same."""
         self._queued_s: float | None = None
@@ -132,7 +134,12 @@ class Served:
 
     def _all_came(self) -> bool:
         """Whether the customer has all that is charged, before the charge is durable."""
-        return self._streamed and not self.call.whole and not self.collaborators.stopping
+        return self._streamed and not self.waits_for_charge and not self.collaborators.stopping
+
+    @property
+    def waits_for_charge(self) -> bool:
+        """Whether the answer, or the last of it, leaves only when the charge is durable."""
+        return self.call.whole or self.held_back
 
     def covers(self, delivered: Delivered) -> bool:
         """Whether the claim covers this, or can be raised to it at once."""

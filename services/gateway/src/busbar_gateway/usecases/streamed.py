@@ -48,7 +48,8 @@ class Streamed:
         return self
 
     async def __anext__(self) -> Chunk:
-        self._delivered = self._handed
+        if not self._served.held_back:
+            self._delivered = self._handed
         if self._finished is not None or self._charge is not None:
             raise StopAsyncIteration
         assert self._dispatch is not None
@@ -75,6 +76,10 @@ class Streamed:
     def handed_over(self) -> None:
         """Count the last chunk as delivered."""
         self._delivered = self._handed
+
+    def holds_back(self) -> None:
+        """As in AnswerStream."""
+        self._served.held_back = True
 
     def handing_over(self) -> None:
         """As in AnswerStream."""
@@ -127,7 +132,7 @@ class Streamed:
 
     def _after_settling(self, error: BaseException | None) -> None:
         usage = self._served.collaborators.usage
-        if error is not None and self._served.call.whole:
+        if error is not None and self._served.waits_for_charge:
             usage.take_back(self._charge, "the answer was not delivered")
             self._served.not_charged()
         else:

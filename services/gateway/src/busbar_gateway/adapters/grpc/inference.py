@@ -26,6 +26,7 @@ from busbar_gateway.adapters.grpc.statuses import (
     text_of,
 )
 from busbar_gateway.adapters.key_ring import KeyRing
+from busbar_gateway.adapters.model_response import read_response
 from busbar_gateway.adapters.protobuf_wire import varint
 from busbar_gateway.adapters.route_table import RouteTable
 from busbar_gateway.adapters.token_counts import ask_for_counts
@@ -158,6 +159,8 @@ class Inference:
             async for chunk in stream:
                 if _FINAL_RESPONSE in chunk.payload:
                     last = chunk.payload
+                    if read_response(last).outputs:
+                        stream.holds_back()
                     continue
                 left = await writer.hand_over(_stream_response(chunk.payload))
                 if left is not None:
@@ -165,8 +168,9 @@ class Inference:
                     raise left
             await stream.settle()
             stream.handing_over()
-            if last:
-                await writer.write(_stream_response(last))
+            left = await writer.hand_over(_stream_response(last)) if last else None
+        if left is not None:
+            raise left
 
     def _call(
         self,
