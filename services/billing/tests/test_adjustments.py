@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -15,9 +16,12 @@ from billing_parts import Gateway, Json, Service
 from busbar_billing.adapters.postgres.adjustments import Adjustments
 from busbar_billing.adapters.postgres.database import open_database
 from busbar_billing.adapters.postgres.journal import Journal
+from busbar_billing.adapters.postgres.leases import Leases
 from busbar_billing.domain import ledger, promotions
+from busbar_billing.domain.leases import Ask
 from busbar_billing.domain.promotions import Charged, Credit
 from busbar_billing.usecases.adjustments import expire_credits
+from busbar_billing.usecases.leases import Asker, answer_asks
 from busbar_runtime.pytest_plugin import Database
 from harness.polling import eventually
 from hypothesis import given
@@ -25,6 +29,8 @@ from hypothesis import strategies as st
 from uuid_utils.compat import uuid7
 
 COST_NANOS = 100_000
+PAID = {"amount_nanos": 10**6, "currency": "USD", "reference": "paid"}
+WHY = {"reason": "by mistake"}
 A, B = UUID(int=10), UUID(int=11)
 
 
@@ -211,6 +217,68 @@ async def test_the_service_expires_credit_by_itself(billing: Service, tenant: st
 
     kinds = [one["kind"] for one in await billing.transfers(tenant_id=tenant)]
     assert kinds.count("promotional_expiry") == 1
+
+
+async def test_a_credit_given_by_mistake_is_withdrawn_once_and_stays_away(
+    billing: Service, gateway: Gateway, tenant: str
+) -> None:
+    await billing.json("POST", f"/tenants/{tenant}/topups", json=PAID)
+    await give(billing, tenant, 250_000, 10, "typo")
+    await give(billing, tenant, 70_000, 20, "meant")
+    [request] = await use(billing, gateway, tenant)
+    listed = (await billing.json("GET", f"/tenants/{tenant}/credits"))["items"]
+    [typo] = [one["credit_id"] for one in listed if one["reference"] == "typo"]
+    path = f"/credits/{typo}/withdrawals"
+
+    answers = await asyncio.gather(
+        *(billing.call("POST", path, json={"reason": "not ours"}) for _ in range(3))
+    )
+    assert sorted(one.status_code for one in answers) == [200, 200, 201]
+    for one in answers:
+        assert one.json()["taken_back_nanos"] == 150_000
+        assert (one.json()["unspent_nanos"], one.json()["withdrawn_for"]) == (0, "not ours")
+    assert await billing.balance(tenant) == 10**6 + 70_000
+    assert (await refund(billing, request)).status_code == 201  # spent credit comes back ...
+    again = await billing.json("POST", path, json={"reason": "another"})
+    assert (again["taken_back_nanos"], again["withdrawn_for"]) == (250_000, "not ours")
+    assert await billing.balance(tenant) == 10**6 + 70_000  # ... and is gone, too
+    assert await unspent(billing, tenant) == {"meant": 70_000, "typo": 0}
+    taken = [
+        one
+        for one in await billing.transfers(tenant_id=tenant)
+        if one["kind"] == "promotional_withdrawal"
+    ]
+    assert [one["reason"] for one in taken] == ["not ours"] * 2
+    for unknown in (uuid4(), "x"):
+        refused = await billing.call("POST", f"/credits/{unknown}/withdrawals", json=WHY)
+        assert refused.status_code == 404
+    assert (await billing.call("POST", path, json={"reason": ""})).status_code == 422
+
+
+async def test_what_a_lease_holds_of_a_withdrawn_credit_is_taken_when_it_comes_back(
+    database: Database, billing: Service, tenant: str, adjustments: Adjustments
+) -> None:
+    await give(billing, tenant, 250_000, 10, "typo")
+    async with open_database(database.billing_dsn) as pool:
+        leases = Leases(pool, Journal(pool))
+        asker, now_ms = Asker("g1", "run"), time.time_ns() // 10**6
+        [granted] = await answer_asks(
+            leases, asker, [Ask(tenant, want_nanos=200_000)], uuid7, now_ms
+        )
+        lease = granted.grant.lease
+        assert lease is not None
+        [typo] = (await billing.json("GET", f"/tenants/{tenant}/credits"))["items"]
+        path = f"/credits/{typo['credit_id']}/withdrawals"
+        first = await billing.json("POST", path, json=WHY)
+        closing = Ask(tenant, lease_id=lease.lease_id, returned_nanos=lease.granted_nanos)
+        await answer_asks(leases, asker, [closing], uuid7, now_ms)
+        await expire_credits(adjustments, uuid7, far_ns(0))
+        last = await billing.json("POST", path, json=WHY)
+
+    assert first["taken_back_nanos"] == 250_000 - lease.granted_nanos
+    assert first["unspent_nanos"] == lease.granted_nanos > 0
+    assert (last["taken_back_nanos"], last["unspent_nanos"]) == (250_000, 0)
+    assert await billing.balance(tenant) == 0
 
 
 async def refund(billing: Service, request: str, **body: Any) -> Any:

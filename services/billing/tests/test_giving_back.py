@@ -63,6 +63,13 @@ async def test_what_is_paid_corrected_or_returned_is_neither_charged_nor_taxed_n
     await books.move("top_up", 10**12, at(8, 15), "typo", against=clearing)
     await books.move("correction", -(10**12), at(8, 15), "undone", against=clearing)
     await books.move("correction", -700, at(8, 15), "undone")  # of a refund: charged again
+    await books.owner.execute(
+        "INSERT INTO accounts (kind, currency) VALUES ('promotional_credit', 'USD')"
+        " ON CONFLICT DO NOTHING"
+    )
+    await books.move(
+        "promotional_withdrawal", -900, at(8, 16), "typo", against="promotional_credit"
+    )
     await books.move("payment_returned", -(10**10), at(8, 16), "stripe:pi_1", against=clearing)
     await books.charge(at(8, 20), at(8, 20), tokens=43)
     closed = await books.close("2026-08")
@@ -72,6 +79,8 @@ async def test_what_is_paid_corrected_or_returned_is_neither_charged_nor_taxed_n
     assert made.tax_nanos == contained_tax(5_000, VAT)
     assert made.total(Section.PAYMENTS) == -(10**10)
     assert made.total(Section.ADJUSTMENTS) == -700
+    [withdrawn] = [line for line in made.lines if line.section is Section.CREDITS]
+    assert (withdrawn.text, withdrawn.amount_nanos) == ("Promotional credit withdrawn: typo", -900)
     billed = csv.DictReader(io.StringIO(render_focus(closed).decode()))
     assert sum(Decimal(row["BilledCost"]) for row in billed) == Decimal("0.000005")
     assert "Payments received and returned" in render_html(closed).decode()

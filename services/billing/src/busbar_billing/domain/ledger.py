@@ -58,6 +58,7 @@ class TransferKind(StrEnum):
     TOP_UP = "top_up"
     PROMOTIONAL_CREDIT = "promotional_credit"
     PROMOTIONAL_EXPIRY = "promotional_expiry"
+    PROMOTIONAL_WITHDRAWAL = "promotional_withdrawal"
     REFUND = "refund"
     ENERGY_COST = "energy_cost"
     CHARGE = "charge"

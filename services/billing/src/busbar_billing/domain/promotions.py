@@ -110,6 +110,20 @@ def promotional_expiry(
     )
 
 
+def promotional_withdrawal(
+    transfer_id: UUID, credit: Credit, amount_nanos: int, currency: str, reason: str
+) -> Transfer:
+    """What is unspent of a credit that should not have been given comes back to us."""
+    return Transfer(
+        transfer_id=transfer_id,
+        kind=TransferKind.PROMOTIONAL_WITHDRAWAL,
+        idempotency_key=f"promotional_withdrawal:{transfer_id}",
+        postings=_given(credit.tenant_id, -amount_nanos, currency),
+        tenant_id=credit.tenant_id,
+        reason=reason,
+    )
+
+
 def _given(tenant_id: str, amount_nanos: int, currency: str) -> tuple[Posting, ...]:
     ours = Account(AccountKind.PROMOTIONAL_CREDIT, None, currency)
     theirs = Account(AccountKind.TENANT_AVAILABLE, tenant_id, currency)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 from uuid import UUID
 
@@ -36,6 +36,16 @@ class ChargeState:
     """What it still has from each credit, in the order of spending."""
     credit_first_nanos: int
     """What it took from credits when it was posted."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndingCredit:
+    """A credit that is to end; `withdrawn_for` None: because its time is over."""
+
+    credit_id: UUID
+    tenant_id: str
+    currency: str
+    withdrawn_for: str | None
 
 
 class AdjustmentTransaction(Protocol):
@@ -82,8 +92,16 @@ class AdjustmentTransaction(Protocol):
         """What was spent of credits, or came back."""
         ...
 
-    async def expired_credit(self, now_unix_ns: int, after: UUID) -> tuple[UUID, str, str] | None:
-        """The next expired credit that has something left: id, tenant, currency."""
+    async def expired_credit(self, now_unix_ns: int, after: UUID) -> EndingCredit | None:
+        """The next expired or withdrawn credit that has something left."""
+        ...
+
+    async def ending_credit(self, credit_id: UUID) -> EndingCredit | None:
+        """A credit; None when there is none."""
+        ...
+
+    async def add_withdrawal(self, ending: EndingCredit) -> None:
+        """A credit that is withdrawn: from now on it has expired."""
         ...
 
 
@@ -252,25 +270,60 @@ async def _posted_before(
 async def expire_credits(
     store: Adjustments, new_id: Callable[[], UUID], now_unix_ns: int, limit: int = 1_000
 ) -> int:
-    """Take back the unspent rest of expired credits; returns how many transfers it took.
+    """Take back the unspent rest of credits that ended; returns how many transfers it took.
 
     What is in a lease is taken when it comes back, unless it is spent by then.
     """
-    expired, last = 0, UUID(int=0)
+    taken, last = 0, UUID(int=0)
     for _ in range(limit):
         async with store.adjusting() as transaction:
             found = await transaction.expired_credit(now_unix_ns, last)
             if found is None:
                 break
-            last, tenant_id, currency = found
-            available = await transaction.lock_available(tenant_id, currency)
-            unspent = await transaction.lock_credits([tenant_id])
-            credit = next((one for one in unspent if one.credit_id == last), None)
-            amount = min(available, credit.unspent_nanos) if credit else 0
-            if credit is not None and amount > 0:
-                taken = promotions.promotional_expiry(new_id(), credit, amount, currency)
-                await transaction.post(taken)
-                spent = Spending(taken.transfer_id, credit.credit_id, None, amount)
-                await transaction.add_spending([spent])
-                expired += 1
-    return expired
+            last = found.credit_id
+            taken += await _take_unspent(transaction, found, new_id())
+    return taken
+
+
+async def withdraw_credit(
+    store: Adjustments, *, credit_id: UUID, reason: str, transfer_id: UUID
+) -> bool:
+    """Take back what is unspent of a credit that should not have been given; returns whether it
+    was withdrawn before, when nothing but what came back from leases since is taken.
+
+    What is in a lease is taken when it comes back, unless it is spent by then.
+    """
+    reason = checked_text("reason", reason, REASON_MAX)
+    async with store.adjusting() as transaction:
+        await transaction.lock_key(f"promotional_withdrawal:{credit_id}")
+        ending = await transaction.ending_credit(credit_id)
+        if ending is None:
+            raise NotFound(f"there is no promotional credit {credit_id}")
+        await transaction.lock_available(ending.tenant_id, ending.currency)
+        repeated = ending.withdrawn_for is not None
+        if not repeated:
+            ending = replace(ending, withdrawn_for=reason)
+            await transaction.add_withdrawal(ending)
+        await _take_unspent(transaction, ending, transfer_id)
+    return repeated
+
+
+async def _take_unspent(
+    transaction: AdjustmentTransaction, ending: EndingCredit, transfer_id: UUID
+) -> bool:
+    """Take what of a credit is neither spent nor in a lease; returns whether that was anything."""
+    available = await transaction.lock_available(ending.tenant_id, ending.currency)
+    unspent = await transaction.lock_credits([ending.tenant_id])
+    credit = next((one for one in unspent if one.credit_id == ending.credit_id), None)
+    amount = min(available, credit.unspent_nanos) if credit else 0
+    if credit is None or amount <= 0:
+        return False
+    if ending.withdrawn_for is None:
+        taken = promotions.promotional_expiry(transfer_id, credit, amount, ending.currency)
+    else:
+        taken = promotions.promotional_withdrawal(
+            transfer_id, credit, amount, ending.currency, ending.withdrawn_for
+        )
+    await transaction.post(taken)
+    await transaction.add_spending([Spending(transfer_id, credit.credit_id, None, amount)])
+    return True

@@ -11,7 +11,9 @@ from busbar_cli.api import Api, Json, request_segment, segment
 from busbar_cli.commands.tenants import TENANTS, find_tenant
 from busbar_cli.output import DEFAULT, HowMany, Output, show_moment, table
 
-credit = App(name="credit", help="Promotional credit: give it, see what is left of it.")
+credit = App(
+    name="credit", help="Promotional credit: give it, see what is left of it, withdraw it."
+)
 
 
 @credit.command
@@ -63,16 +65,40 @@ def list_(tenant: str, *, limit: HowMany = 100, output: Output = DEFAULT) -> Non
     credits_ = list(Api("billing").pages(path, limit))
     rows = [
         [
+            one["credit_id"],
             show_moment(one["given_at"]),
             one["reference"],
-            show_moment(one["expires_at"]),
+            "withdrawn" if one["withdrawn_at"] else show_moment(one["expires_at"]),
             show_amount(one["amount_nanos"], one["currency"]),
             show_amount(one["unspent_nanos"], one["currency"]),
         ]
         for one in credits_
     ]
-    columns = ["GIVEN", "REFERENCE", "EXPIRES", "AMOUNT>", "UNSPENT>"]
+    columns = ["CREDIT", "GIVEN", "REFERENCE", "EXPIRES", "AMOUNT>", "UNSPENT>"]
     output.print({"items": credits_}, table(columns, rows, empty="no credit was given"))
+
+
+@credit.command
+def withdraw(credit_id: str, *, reason: str, output: Output = DEFAULT) -> None:
+    """Take back what is unspent of a credit that was given by mistake.
+
+    What is in a lease of a gateway follows when it comes back, unless it is spent by then.
+
+    Parameters
+    ----------
+    credit_id
+        As `busbar credit list` shows it.
+    reason
+        Why; the tenant's statement says it.
+    """
+    path = f"/admin/v1/credits/{segment(credit_id)}/withdrawals"
+    left = Api("billing").post(path, {"reason": reason})
+    currency = left["currency"]
+    said = f"took {show_amount(left['taken_back_nanos'], currency)} back of {credit_id}"
+    if left["unspent_nanos"]:
+        unspent = show_amount(left["unspent_nanos"], currency)
+        said += f"; {unspent} are in leases and follow when they come back, unless they are spent"
+    output.print(left, said)
 
 
 def refund(

@@ -27,8 +27,15 @@ class WantedCredit(Wanted):
     expires_at: AwareDatetime
 
 
+class WantedWithdrawal(Wanted):
+    """Why a credit should not have been given; shown on the tenant's statement."""
+
+    reason: Reason
+
+
 class CreditAnswer(BaseModel):
-    """A promotional credit and what is left of it."""
+    """A promotional credit and what is left of it. `taken_back_nanos`: when it expired or was
+    withdrawn; what is unspent of such a credit is in leases, and follows when it comes back."""
 
     credit_id: str
     tenant_id: str
@@ -38,6 +45,9 @@ class CreditAnswer(BaseModel):
     reference: str
     given_at: datetime
     expires_at: datetime
+    taken_back_nanos: int
+    withdrawn_at: datetime | None
+    withdrawn_for: str
 
 
 class WantedRefund(Wanted):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import fields
 from typing import Any
 from uuid import UUID
 
@@ -30,12 +31,13 @@ from busbar_billing.usecases.adjustments import (
     correct_transfer,
     grant_credit,
     refund_charge,
+    withdraw_credit,
 )
 from busbar_billing.usecases.tenants import PostedTransfer
 
 
 def adjustment_routes(adjustments: Adjustments, tenants: Tenants, given: Credits) -> APIRouter:
-    """POST, GET /tenants/{id}/credits; POST refunds of a request, corrections of a transfer."""
+    """POST, GET /tenants/{id}/credits; POST withdrawals, refunds of a request, corrections."""
     router = APIRouter(prefix="/admin/v1", tags=["adjustments"])
 
     @router.post("/tenants/{tenant_id}/credits", status_code=201, responses=_REPEATED)
@@ -63,6 +65,18 @@ def adjustment_routes(adjustments: Adjustments, tenants: Tenants, given: Credits
         rows = await given.of_tenant(tenant_id, decode_id_cursor(cursor, LAST_ID), limit + 1)
         return page(rows, limit, lambda row: str(row.credit_id), show_credit)
 
+    @router.post("/credits/{credit_id}/withdrawals", status_code=201, responses=_WITHDRAWN)
+    async def withdraw(
+        credit_id: str, wanted: adjustment_schemas.WantedWithdrawal, response: Response
+    ) -> adjustment_schemas.CreditAnswer:
+        """Take back what is unspent of a credit that was given by mistake."""
+        named = _read_id(credit_id, "promotional credit")
+        repeated = await withdraw_credit(
+            adjustments, credit_id=named, reason=wanted.reason, transfer_id=uuid7()
+        )
+        response.status_code = 200 if repeated else 201
+        return show_credit(await given.get(named))
+
     @router.post("/usage/{request_id}/refunds", status_code=201, responses=_REPEATED)
     async def refund(
         request_id: str, wanted: adjustment_schemas.WantedRefund, response: Response
@@ -85,7 +99,7 @@ def adjustment_routes(adjustments: Adjustments, tenants: Tenants, given: Credits
         """Reverse a transfer with a new one."""
         posted = await correct_transfer(
             adjustments,
-            wrong_id=_transfer_id(transfer_id),
+            wrong_id=_read_id(transfer_id, "transfer"),
             reason=wanted.reason,
             new_id=uuid7(),
         )
@@ -94,6 +108,9 @@ def adjustment_routes(adjustments: Adjustments, tenants: Tenants, given: Credits
     return router
 
 
+_WITHDRAWN: dict[int | str, dict[str, Any]] = {
+    200: {"model": adjustment_schemas.CreditAnswer, "description": "Withdrawn before."}
+}
 _REPEATED: dict[int | str, dict[str, Any]] = {
     200: {"model": schemas.TransferAnswer, "description": "Posted before."}
 }
@@ -104,22 +121,15 @@ def _show(posted: PostedTransfer, response: Response) -> schemas.TransferAnswer:
     return show_transfer(posted)
 
 
-def _transfer_id(text: str) -> UUID:
+def _read_id(text: str, what: str) -> UUID:
     try:
         return UUID(text)
     except ValueError as error:
-        raise NotFound(f"there is no transfer {text[:80]!r}") from error
+        raise NotFound(f"there is no {what} {text[:80]!r}") from error
 
 
 def show_credit(given: GivenCredit) -> adjustment_schemas.CreditAnswer:
     """A promotional credit and what is left of it."""
-    return adjustment_schemas.CreditAnswer(
-        credit_id=str(given.credit_id),
-        tenant_id=given.tenant_id,
-        currency=given.currency,
-        amount_nanos=given.amount_nanos,
-        unspent_nanos=given.unspent_nanos,
-        reference=given.reference,
-        given_at=given.given_at,
-        expires_at=given.expires_at,
-    )
+    told = {one.name: getattr(given, one.name) for one in fields(given)}
+    told["credit_id"] = str(given.credit_id)
+    return adjustment_schemas.CreditAnswer.model_validate(told)

@@ -16,7 +16,7 @@ from busbar_billing.adapters.postgres.prices import from_unix_ns
 from busbar_billing.domain.ledger import Transfer
 from busbar_billing.domain.promotions import Credit, Spending
 from busbar_billing.domain.webhooks import notices_of
-from busbar_billing.usecases.adjustments import ChargeState
+from busbar_billing.usecases.adjustments import ChargeState, EndingCredit
 from busbar_billing.usecases.tenants import PostedTransfer
 
 _LOCK_KEY = "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))"
@@ -46,13 +46,20 @@ _ADD_CREDIT = """
     INSERT INTO promotional_credits (credit_id, tenant_id, currency, amount_nanos, expires_at)
     VALUES ($1, $2, $3, $4, $5)
 """
-_EXPIRED = """
-    SELECT u.credit_id, u.tenant_id, c.currency
-    FROM promotional_unspent AS u
-    INNER JOIN promotional_credits AS c USING (credit_id)
+_ENDING = """
+    SELECT c.credit_id, c.tenant_id, c.currency, w.reason AS withdrawn_for
+    FROM promotional_credits AS c
+    INNER JOIN promotional_unspent AS u USING (credit_id)
+    LEFT JOIN promotional_withdrawals AS w USING (credit_id)
+"""
+_EXPIRED = f"""
+    {_ENDING}
     WHERE u.unspent_nanos > 0 AND u.expires_at <= $1 AND u.credit_id > $2
     ORDER BY u.credit_id
     LIMIT 1
+"""
+_ADD_WITHDRAWAL = """
+    INSERT INTO promotional_withdrawals (credit_id, tenant_id, reason) VALUES ($1, $2, $3)
 """
 
 
@@ -151,7 +158,18 @@ class AdjustmentRows:
         """What was spent of credits, or came back."""
         await promotions.add_spending(self._connection, spending)
 
-    async def expired_credit(self, now_unix_ns: int, after: UUID) -> tuple[UUID, str, str] | None:
-        """The next expired credit that has something left: id, tenant, currency."""
+    async def expired_credit(self, now_unix_ns: int, after: UUID) -> EndingCredit | None:
+        """The next expired or withdrawn credit that has something left."""
         row = await self._connection.fetchrow(_EXPIRED, from_unix_ns(now_unix_ns), after)
-        return None if row is None else (row["credit_id"], row["tenant_id"], row["currency"])
+        return None if row is None else EndingCredit(**row)
+
+    async def ending_credit(self, credit_id: UUID) -> EndingCredit | None:
+        """A credit; None when there is none."""
+        row = await self._connection.fetchrow(_ENDING + "WHERE c.credit_id = $1", credit_id)
+        return None if row is None else EndingCredit(**row)
+
+    async def add_withdrawal(self, ending: EndingCredit) -> None:
+        """A credit that is withdrawn: from now on it has expired."""
+        await self._connection.execute(
+            _ADD_WITHDRAWAL, ending.credit_id, ending.tenant_id, ending.withdrawn_for
+        )

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
+from busbar_errors import NotFound
+
 from busbar_billing.adapters.postgres.database import Connection, Database
 from busbar_billing.adapters.postgres.journal import TRANSFER_ROWS, read_transfers
 from busbar_billing.domain.ledger import Transfer
@@ -37,11 +39,21 @@ _REFUNDS = (
     ORDER BY t.transfer_id, p.line
 """
 )
-_OF_TENANT = """
-    SELECT c.*, u.unspent_nanos, t.reason, t.posted_at
+_GIVEN = """
+    SELECT
+        c.*, u.unspent_nanos, t.reason AS reference, t.posted_at AS given_at,
+        (
+            SELECT coalesce(sum(s.amount_nanos), 0)::bigint FROM promotional_spending AS s
+            WHERE s.credit_id = c.credit_id AND s.request_id IS NULL
+        ) AS taken_back_nanos,
+        w.withdrawn_at, coalesce(w.reason, '') AS withdrawn_for
     FROM promotional_credits AS c
     INNER JOIN promotional_unspent AS u USING (credit_id)
     INNER JOIN transfers AS t ON t.transfer_id = c.credit_id
+    LEFT JOIN promotional_withdrawals AS w USING (credit_id)
+"""
+_OF_TENANT = f"""
+    {_GIVEN}
     WHERE c.tenant_id = $1 AND c.credit_id < $2
     ORDER BY c.credit_id DESC
     LIMIT $3
@@ -60,6 +72,10 @@ class GivenCredit:
     reference: str
     given_at: datetime
     expires_at: datetime
+    taken_back_nanos: int
+    """When it expired or was withdrawn."""
+    withdrawn_at: datetime | None
+    withdrawn_for: str
 
 
 async def lock_credits(connection: Connection, tenant_ids: Collection[str]) -> list[Credit]:
@@ -108,16 +124,12 @@ class Credits:
         """A tenant's credits with an id below `before`, newest first."""
         async with self._database.connection() as connection:
             rows = await connection.fetch(_OF_TENANT, tenant_id, before, limit)
-        return [
-            GivenCredit(
-                credit_id=row["credit_id"],
-                tenant_id=row["tenant_id"],
-                currency=row["currency"],
-                amount_nanos=row["amount_nanos"],
-                unspent_nanos=row["unspent_nanos"],
-                reference=row["reason"],
-                given_at=row["posted_at"],
-                expires_at=row["expires_at"],
-            )
-            for row in rows
-        ]
+        return [GivenCredit(**row) for row in rows]
+
+    async def get(self, credit_id: UUID) -> GivenCredit:
+        """A credit; raise NotFound when there is none."""
+        async with self._database.connection() as connection:
+            row = await connection.fetchrow(_GIVEN + "WHERE c.credit_id = $1", credit_id)
+        if row is None:
+            raise NotFound(f"there is no promotional credit {credit_id}")
+        return GivenCredit(**row)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from busbar_billing.domain.audit.findings import Breach, Check
-from busbar_billing.domain.ledger import AccountKind
+from busbar_billing.domain.ledger import AccountKind, TransferKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,13 +171,20 @@ class SpendingRow:
     """What the transfer took from the tenant; below zero where it gave."""
 
 
+_ALL_CREDIT = frozenset({TransferKind.PROMOTIONAL_EXPIRY, TransferKind.PROMOTIONAL_WITHDRAWAL})
+
+
 def check_spending(rows: Iterable[SpendingRow]) -> list[Breach]:
     """No transfer spends more credit than it takes, nor gives more back than it gives."""
     found: list[Breach] = []
     for row in rows:
         if row.kind is None:
             detail = f"spent {row.spent_nanos} nanos of credit and is not in the journal"
-        elif abs(row.spent_nanos) > abs(row.moved_nanos) or row.spent_nanos * row.moved_nanos < 0:
+        elif (
+            abs(row.spent_nanos) > abs(row.moved_nanos)
+            or row.spent_nanos * row.moved_nanos < 0
+            or (row.kind in _ALL_CREDIT and row.spent_nanos != row.moved_nanos)
+        ):
             detail = (
                 f"is a {row.kind} that took {row.moved_nanos} nanos, {row.spent_nanos} of them "
                 "from promotional credit"
