@@ -177,6 +177,40 @@ def test_who_comes_back_when_told_finds_it_ready() -> None:
         assert scale.wanted == 1
 
 
+def woken(scale: Scale, ready_after_s: int, seconds: int, *, again_s: int = 0) -> list[int]:
+    """What is wanted in each second after one request, and another some seconds later."""
+    hasty, wanted = replace(SLEEPER, scale_down_after_s=1), list[int]()
+    placed_s = 0
+    for second in range(seconds):
+        asked = Asked(unready=int(second in {0, again_s}))
+        placed = scale.wanted
+        placed_s = placed_s + 1 if placed else 0
+        ready = int(placed_s > ready_after_s)
+        scale.step(hasty, Sight(asked, placed, ready, described=True), 1.0, 0)
+        wanted.append(scale.wanted)
+    return wanted
+
+
+@pytest.mark.parametrize("took_s", [5, 20])
+def test_what_loads_longer_than_it_used_to_is_not_given_up_meanwhile(took_s: int) -> None:
+    scale = Scale(0, measured_loading_s=1.0)
+    wanted = woken(scale, ready_after_s=took_s, seconds=took_s + 60)
+
+    assert set(wanted[: took_s + 2]) == {1}
+    assert wanted[-1] == 0
+    assert scale.loading_s(SLEEPER) > took_s / 2
+
+
+def test_what_is_never_ready_is_given_up_until_it_is_asked_for_again() -> None:
+    scale = Scale(0, measured_loading_s=1.0)
+    wanted = woken(scale, ready_after_s=1_000, seconds=200, again_s=100)
+    given_up_s = wanted.index(0)
+
+    assert 3 * 5 + 10 <= given_up_s < 60  # 5 s: as estimated, where the files are not there yet
+    assert wanted[99:101] == [0, 1]
+    assert wanted[-1] == 0
+
+
 def test_a_replica_that_fails_meanwhile_is_not_taken_for_one_that_loads() -> None:
     scale = Scale(1)
     for ready in (1, 0, 0, 0, 1):

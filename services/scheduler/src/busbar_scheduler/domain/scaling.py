@@ -30,6 +30,9 @@ _DOWN_EVERY_RATIO, _DOWN_PARTS = 0.2, 4
 """Each fifth of the wait at most a fourth of the replicas goes."""
 _LOADINGS_MIN = 2
 """The wait is as long as loading takes so often: who was told to come back finds it ready."""
+_WAKING_RATIO, _WAKING_EXTRA_S = 3.0, 10.0
+"""What was woken may take so many times as long as expected, and this, to be ready; gateways let
+requests wait as long."""
 _ELAPSED_MAX_S = 2.0
 """Time in which nothing was seen does not count as time in which nothing was asked."""
 _RATE_HALF_LIFE_S = 60.0
@@ -125,6 +128,8 @@ class Scale:
     _minute_load: float = 0.0
     _foreseen: float | None = None
     _loading_since: float | None = None
+    _woken_at: float | None = 0.0
+    """When something was wanted again, until that is ready; what is there at the start counts."""
     _placed: int | None = None
     _told: Demand | None = None
 
@@ -135,6 +140,8 @@ class Scale:
         self.now += elapsed_s
         self._see(deployment, sight, elapsed_s)
         self._time_loading(sight, elapsed_s)
+        if sight.ready or not self.wanted:
+            self._woken_at = None
         self._foresee(deployment, minute)
         most, slots = deployment.most, deployment.manifest.slots
         self.wanted = min(most, max(deployment.replicas, self.wanted))
@@ -157,6 +164,13 @@ class Scale:
     def wait_s(self, deployment: Deployment) -> float:
         """How long replicas stay that are of no use any more: as declared, or as it must be."""
         return max(deployment.scale_down_after_s, _LOADINGS_MIN * self.loading_s(deployment))
+
+    def _is_waking(self, deployment: Deployment) -> bool:
+        """Whether what was asked for is not ready yet, and may still be going to be."""
+        if self._woken_at is None:
+            return False
+        within_s = max(self.loading_s(deployment), loading_s(deployment, cached=False))
+        return self.now - self._woken_at <= _WAKING_RATIO * within_s + _WAKING_EXTRA_S
 
     def _see(self, deployment: Deployment, sight: Sight, elapsed_s: float) -> None:
         asked = sight.asked
@@ -202,6 +216,8 @@ class Scale:
             needed, why = at_once, f"{self.burst:.1f} requests at once, {slots} slots a replica"
         if not needed and sight.asked.anything:
             needed, why = 1, "somebody asks"
+        if not needed and self._is_waking(deployment):
+            needed, why = 1, "it was asked for, and is not ready yet"
         foreseen = replicas_for(self._foreseen or 0.0, slots)
         if foreseen > needed:
             needed, why = foreseen, f"{self._foreseen:.1f} requests at once are usual soon"
@@ -240,6 +256,8 @@ class Scale:
     def _grow(self, needed: int, why: str) -> None:
         if self._grown_from is None or self.now - self._grown_from[0] >= _UP_EVERY_S:
             self._grown_from = (self.now, self.wanted)
+        if not self.wanted:
+            self._woken_at = self.now
         base = self._grown_from[1]
         self.wanted = max(self.wanted, min(needed, max(2 * base, base + _UP_LEAST)))
         self.reason = why if self.wanted == needed else f"{why}; {needed} are on their way"
