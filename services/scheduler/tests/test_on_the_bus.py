@@ -20,17 +20,21 @@ from scheduler_harness import (
 )
 
 NODE = "r1.s1.n1"
+WITHIN_S = 30
+"""Where nothing is promised."""
 
 
 async def led(running: Running) -> None:
     await eventually(
         lambda: running.get("/admin/v1/plan"),
-        within_s=10,
+        within_s=WITHIN_S,
         what="a leader that sees the node",
         until=lambda plan: plan["leading"] and len(plan["nodes"]) > 0,
     )
     await eventually(
-        lambda: placement_of(running.client, NODE), within_s=5, what="the node's first placement"
+        lambda: placement_of(running.client, NODE),
+        within_s=WITHIN_S,
+        what="the node's first placement",
     )
 
 
@@ -41,7 +45,7 @@ async def test_a_deployment_is_placed_within_a_second_and_routed_when_ready(bus:
         answer = await running.put("simple", {"bundle": "simple"})
         placement = await eventually(
             lambda: placement_of(running.client, NODE),
-            within_s=5,
+            within_s=WITHIN_S,
             what="the placement",
             until=lambda found: found is not None and len(found.replicas) == 1,
         )
@@ -52,7 +56,7 @@ async def test_a_deployment_is_placed_within_a_second_and_routed_when_ready(bus:
         await node.serve(placement)
         route = await eventually(
             lambda: route_of(running.client, "simple"),
-            within_s=2,
+            within_s=WITHIN_S,
             what="the route",
             until=lambda found: found is not None and len(found.targets) == 1,
         )
@@ -100,14 +104,14 @@ async def test_a_dead_nodes_route_is_gone_within_five_seconds(bus: Bus) -> None:
 async def serve_when_placed(running: Running, node: FakeNode) -> None:
     placement = await eventually(
         lambda: placement_of(running.client, node.key),
-        within_s=3,
+        within_s=WITHIN_S,
         what="the placement",
         until=lambda found: found is not None and len(found.replicas) > 0,
     )
     await node.serve(placement)
     await eventually(
         lambda: route_of(running.client, "simple"),
-        within_s=3,
+        within_s=WITHIN_S,
         what="the route",
         until=lambda found: found is not None and len(found.targets) > 0,
     )
@@ -123,13 +127,13 @@ async def test_a_withdrawn_deployment_leaves_nothing_behind(bus: Bus) -> None:
         response = await running.api.delete("/admin/v1/deployments/simple")
         await eventually(
             lambda: route_of(running.client, "simple"),
-            within_s=2,
+            within_s=WITHIN_S,
             what="no route",
             until=lambda found: found is None,
         )
         await eventually(
             lambda: queues_of(running.client, "r1"),
-            within_s=3,
+            within_s=WITHIN_S,
             what="no queue",
             until=lambda found: not found,
         )

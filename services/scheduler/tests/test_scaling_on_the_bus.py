@@ -43,19 +43,19 @@ async def test_it_sleeps_wakes_grows_and_goes_down_again(bus: Bus) -> None:
         gateway = await stack.enter_async_context(gateway_on(bus))
         await stack.enter_async_context(obeying(running, nodes))
         await running.push(bundle())
-        wish = {"bundle": "simple", "replicas": 0, "max_replicas": 2, "scale_down_after_s": 1}
+        wish = {"bundle": "simple", "replicas": 0, "max_replicas": 2, "scale_down_after_s": 3}
         await running.put("simple", wish)
-        first = await until_ready(running, 1, within_s=10)  # to learn its tensors
-        asleep = await until_ready(running, 0, within_s=10)
+        first = await until_ready(running, 1, within_s=30)  # to learn its tensors
+        asleep = await until_ready(running, 0, within_s=30)
         route = await route_of(running.client, "simple")
         gateway.load.unready_count += 1
         await gateway.report()
-        awake = await until_ready(running, 1, within_s=2)
+        awake = await until_ready(running, 1, within_s=30)
         gateway.load.in_flight, gateway.load.queued = 8, 30
-        grown = await until_ready(running, 2, within_s=5)
+        grown = await until_ready(running, 2, within_s=30)
         explained = await running.get("/admin/v1/deployments/simple/explain")
         gateway.load.in_flight = gateway.load.queued = 0
-        fewer = await until_ready(running, 1, 0, within_s=20)
+        fewer = await until_ready(running, 1, 0, within_s=30)
 
     assert route is not None
     assert (route.wakes, route.model_metadata) == (True, b"metadata")
