@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import Any
 
 import grpc
@@ -26,52 +25,85 @@ ASLEEP: dict[str, Any] = {
 }
 
 
-async def load_of(platform: Platform, name: str) -> DeploymentLoad | None:
-    """What the gateway last told the scheduler of a deployment."""
+HEARTBEAT_MS = topology.HEARTBEAT_INTERVAL.total_seconds() * 1_000
+TRIES = 3
+"""A busy machine may take as long as a heartbeat once, and hardly three times in a row."""
+
+
+async def status_of(platform: Platform) -> GatewayStatus:
+    """What the gateway last told the scheduler."""
     bucket = await platform.provisioner.jetstream().key_value(topology.GATEWAYS.name)
     try:
         entry = await bucket.get(platform.gateway_id)
     except KeyNotFoundError:
-        return None
-    loads = GatewayStatus.FromString(entry.value or b"").loads
-    return next((one for one in loads if one.deployment == name), None)
+        return GatewayStatus()
+    return GatewayStatus.FromString(entry.value or b"")
+
+
+async def heartbeat(platform: Platform) -> int:
+    """Wait for the next one; when it was sent, in ms."""
+    before = (await status_of(platform)).reported_unix_ms
+
+    async def beaten() -> int:
+        sent = (await status_of(platform)).reported_unix_ms
+        return sent if sent > before else 0
+
+    return await eventually(beaten, within_s=30)
+
+
+async def told_of(platform: Platform, name: str, beaten_at_ms: int) -> tuple[DeploymentLoad, float]:
+    """What the scheduler was told of a deployment, and how long after a heartbeat."""
+
+    async def look() -> tuple[DeploymentLoad, float] | None:
+        status = await status_of(platform)
+        found = next((one for one in status.loads if one.deployment == name), None)
+        return (found, status.reported_unix_ms - beaten_at_ms) if found else None
+
+    return await eventually(look, within_s=30)
 
 
 async def test_the_first_request_waits_and_the_scheduler_hears_of_it_at_once(
     platform: Platform,
 ) -> None:
-    name, _ = await platform.deploy(**ASLEEP)
-    began = time.monotonic()
-    call = asyncio.create_task(platform.infer(request(name)))
-    said = await eventually(lambda: load_of(platform, name), within_s=5)
-    took_s = time.monotonic() - began
-    assert not call.done()
-    await platform.put_route(name, slots=4)
-    answer = await call
+    said, after_ms = list[DeploymentLoad](), list[float]()
+    answers = list[bool]()
+    while len(said) < TRIES and min(after_ms, default=HEARTBEAT_MS) > HEARTBEAT_MS * 0.8:
+        name, _ = await platform.deploy(**ASLEEP)
+        beaten_at_ms = await heartbeat(platform)
+        call = asyncio.create_task(platform.infer(request(name), timeout=60))
+        load, later_ms = await told_of(platform, name, beaten_at_ms)
+        said.append(load)
+        after_ms.append(later_ms)
+        assert not call.done()
+        await platform.put_route(name, slots=4)
+        answers.append((await call).model_name == name)
 
-    assert (said.queued, said.in_flight, said.unready_count) == (1, 0, 1)
-    assert took_s < topology.HEARTBEAT_INTERVAL.total_seconds() / 2
-    assert answer.model_name == name
-    assert len((await platform.usage()).charged) == 1
+    assert {(one.queued, one.in_flight, one.unready_count) for one in said} == {(1, 0, 1)}
+    assert min(after_ms) < HEARTBEAT_MS * 0.8, "without haste it takes a whole one"
+    assert all(answers)
+    assert len((await platform.usage()).charged) == len(said)
 
 
 async def test_who_cannot_wait_that_long_is_told_how_long_and_wakes_it_all_the_same(
     platform: Platform,
 ) -> None:
-    name, _ = await platform.deploy(**ASLEEP)
-    began = time.monotonic()
+    after_ms = list[float]()
+    while len(after_ms) < TRIES and min(after_ms, default=HEARTBEAT_MS) > HEARTBEAT_MS * 0.8:
+        name, _ = await platform.deploy(**ASLEEP)
+        beaten_at_ms = await heartbeat(platform)
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await platform.infer(request(name), timeout=2.9)
+        said, later_ms = await told_of(platform, name, beaten_at_ms)
+        after_ms.append(later_ms)
 
-    with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await platform.infer(request(name), timeout=2)
+        assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert refused.value.details() == (
+            f"the model '{name}' is not ready yet: it sleeps; that takes about 3 s"
+        )
+        assert dict(refused.value.trailing_metadata() or ())["retry-after"] == "3.000"
+        assert (said.queued, said.unready_count) == (0, 1)
 
-    said = await eventually(lambda: load_of(platform, name), within_s=2)
-    assert time.monotonic() - began < 1
-    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
-    assert refused.value.details() == (
-        f"the model '{name}' is not ready yet: it sleeps; that takes about 3 s"
-    )
-    assert dict(refused.value.trailing_metadata() or ())["retry-after"] == "3.000"
-    assert (said.queued, said.unready_count) == (0, 1)
+    assert min(after_ms) < HEARTBEAT_MS * 0.8, "without haste it takes a whole one"
 
 
 async def put_asleep(edge: Edge, name: str, within_ms: int) -> None:
