@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import queue
 import re
 import time
@@ -23,6 +24,7 @@ from busbar_runtime.triton_probe import TritonServer, started
 DEMO = REPO / "deploy" / "demo"
 NAMES = sorted(manifest.parent.name for manifest in (DEMO / "models").glob("*/busbar.yaml"))
 ANSWER_TIMEOUT_S = 60.0
+IDLE_LOOKS = 6
 QUESTION = "User: What is a lease?\nAssistant: "
 RETURN_ALL = {
     f"return_{name}": True for name in ("finish_reason", "num_input_tokens", "num_output_tokens")
@@ -339,16 +341,15 @@ async def test_an_abandoned_text_is_no_longer_generated(
     stub = stub_of(server, "tiny-lm")
     for stream in streams:
         stream.client.stop_stream(cancel_requests=True)
-    cancelled = time.monotonic()
     spent = [cpu_ticks(stub)]
 
     def is_idle() -> bool:
         spent.append(cpu_ticks(stub))
-        return len(spent) > 5 and spent[-1] == spent[-5]
+        return len(spent) > IDLE_LOOKS and spent[-1] == spent[-IDLE_LOOKS]
 
     await eventually(is_idle)
 
-    assert time.monotonic() - cancelled < 0.5
+    assert spent[-1] - spent[0] < os.sysconf("SC_CLK_TCK") / 2  # three texts take ten times that
 
 
 def stub_of(server: TritonServer, model: str) -> int:
