@@ -47,8 +47,8 @@ async def test_its_hang_hands_work_back_and_is_waited_for(attached: Attached) ->
     try:
         failed = (await sent.last()).failed
         noticed_s = time.monotonic() - began_s
-        await poll(hung, 5.0)
-        await poll(idle, 5.0)
+        await poll(hung, 30.0)
+        await poll(idle, 30.0)
     finally:
         os.kill(attached.triton.pid, signal.SIGCONT)
     await poll(healthy, 30.0)

@@ -8,12 +8,13 @@ from busbar_node_agent.domain.caching import Cached, bytes_of, evictions
 from busbar_node_agent.domain.credits import Credits
 from busbar_node_agent.domain.desired import Assignment, Present, next_steps
 from busbar_node_agent.domain.energy import EnergyShares
-from busbar_node_agent.domain.health import STILL_MAX_S, ProbeHistory, Standstill
+from busbar_node_agent.domain.health import FAILURES_MAX, STILL_MAX_S, ProbeHistory, Standstill
 from busbar_node_agent.domain.measured import MeasuredBuffer
 from busbar_node_agent.domain.naming import named_config
 from busbar_node_agent.domain.tensors import Tensor, TensorMalformed, difference, pack, unpack
 from busbar_node_agent.domain.usage import TokenCount
 from busbar_node_agent.domain.verdicts import FailureKind, judge, refusal_code
+from busbar_node_agent.usecases.supervise import PROBE_INTERVAL_S, PROBE_TIMEOUT_S
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -106,21 +107,27 @@ def test_a_refusal_without_a_status_is_told_by_its_words(message: str, code: str
 # --- health
 
 
-def test_two_unanswered_probes_in_a_row_are_a_hang() -> None:
-    history = ProbeHistory(timeout_s=1.5)
-    history.failed(1.5)
+def test_three_unanswered_probes_in_a_row_are_a_hang() -> None:
+    history = ProbeHistory(timeout_s=0.8)
+    history.failed(0.8)
+    history.failed(0.8)
     history.succeeded()
-    history.failed(1.5)
-    once = history.hung
-    history.failed(1.5)
+    history.failed(0.8)
+    history.failed(0.8)
+    twice = history.hung
+    history.failed(0.8)
 
-    assert (once, history.hung) == (False, True)
+    assert (twice, history.hung) == (False, True)
+
+
+def test_a_hang_is_seen_with_time_left_of_the_five_seconds_that_are_promised() -> None:
+    assert PROBE_INTERVAL_S + FAILURES_MAX * PROBE_TIMEOUT_S <= 3.5
 
 
 def test_a_probe_that_was_late_by_our_own_fault_does_not_count() -> None:
-    history = ProbeHistory(timeout_s=1.5)
-    history.failed(9.0)
-    history.failed(9.0)
+    history = ProbeHistory(timeout_s=0.8)
+    for _ in range(5):
+        history.failed(9.0)
 
     assert not history.hung
 

@@ -185,11 +185,12 @@ async def test_a_withdrawn_model_finishes_its_work_first(node: NodeBench) -> Non
 async def test_a_model_is_not_loaded_before_what_it_replaces_has_left(node: NodeBench) -> None:
     await node.place({"slow-echo": (await node.push("slow-echo"), 2)})
     await node.ready("slow-echo")
-    sent = await node.send("slow-echo", slow_echo(delay_ms=3000))
+    other = await node.push("simple")
+    sent = await node.send("slow-echo", slow_echo(delay_ms=6000))
     await sent.until("started")
 
-    await node.place({"simple": (await node.push("simple"), 2)})
-    await node.replica("simple", LOADING, reason="waiting for models that leave", within_s=2.5)
+    await node.place({"simple": (other, 2)})
+    await node.replica("simple", LOADING, reason="waiting for models that leave", within_s=5.5)
     there = {each.deployment: each.state for each in (await node.status()).replicas}
     last = await sent.last()
     await node.ready("simple")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-FAILURES_MAX = 2
+FAILURES_MAX = 3
 STILL_MAX_S = 1.5
 
 
@@ -13,9 +13,9 @@ STILL_MAX_S = 1.5
 class ProbeHistory:
     """Consecutive failed probes of one Triton.
 
-    With a probe each second that may take 1.5 s, a hang is seen after 4 s at
-    the latest. A probe that took far longer than its own timeout says that we
-    were not scheduled, not that Triton hangs, and is not counted.
+    With a probe each second, and one after the other of 0.8 s once one was not answered, a hang
+    is seen after 3.4 s at the latest. A probe that took far longer than its own timeout says that
+    we were not scheduled, not that Triton hangs, and is not counted.
     """
 
     timeout_s: float

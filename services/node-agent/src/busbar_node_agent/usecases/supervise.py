@@ -20,7 +20,7 @@ from busbar_node_agent.usecases.lane import Inference, TritonRefused
 log = structlog.get_logger()
 
 PROBE_INTERVAL_S = 1.0
-PROBE_TIMEOUT_S = 1.5
+PROBE_TIMEOUT_S = 0.8
 STARTUP_TIMEOUT_S = 90.0
 STABLE_AFTER_S = 60.0
 STOP_GRACE = timedelta(seconds=4)
@@ -224,7 +224,7 @@ async def _hang(run: Run) -> _Lost:
         else:
             took_s = loop.time() - began_s
             history.failed(took_s)
-            await asyncio.sleep(max(0.0, PROBE_INTERVAL_S - took_s))
+            await asyncio.sleep(max(0.0, PROBE_TIMEOUT_S - took_s))
     return _Lost(HUNG, f"no answer to {history.failures} probes of {PROBE_TIMEOUT_S} s")
 
 
