@@ -15,6 +15,7 @@ from busbar_billing.domain.ledger import Account, AccountKind, Transfer
 from busbar_billing.domain.metering import Meter
 from busbar_billing.domain.prices import PriceBook, PriceBooks
 from busbar_billing.domain.promotions import Credit, Spending
+from busbar_billing.domain.statements import GivenBack
 from busbar_billing.domain.usage import UsageRecord, UsageVoid
 from busbar_billing.usecases.leases import Asker
 from busbar_billing.usecases.post_usage import RatedRecord, Voided
@@ -212,6 +213,15 @@ class MemoryLedger:
     async def refunds_of(self, request_ids: Collection[UUID]) -> list[Transfer]:
         del request_ids
         return []
+
+    async def noted(self, request_ids: Collection[UUID]) -> dict[UUID, str]:
+        """No months are closed here, so there are no statements to give money back of."""
+        del request_ids
+        return {}
+
+    async def given_back(self, number: str) -> GivenBack:
+        del number
+        return GivenBack(used_nanos=0, noted_nanos=0, single_nanos=0)
 
     async def lock_credits(self, tenant_ids: Collection[str]) -> list[Credit]:
         del tenant_ids
