@@ -41,6 +41,12 @@ class Spare:
         below = psutil.Process(self.agent.process.pid).children(recursive=True)
         return next(one for one in below if name in " ".join(one.cmdline()))
 
+    async def scale(self, replicas: int) -> None:
+        """Promise so many of each model."""
+        for name in MODELS:
+            path = f"/admin/v1/deployments/{name}/scale"
+            await self.operator.json("scheduler", "POST", path, json={"replicas": replicas})
+
     async def state_of(self, deployment: str) -> tuple[str, str]:
         """The state of its replica, and why."""
         path = f"/admin/v1/deployments/{deployment}"
@@ -63,15 +69,13 @@ async def spare(
 ) -> AsyncIterator[Spare]:
     operator, home = Operator(platform.endpoints), tmp_path_factory.mktemp("n2")
     async with another_node(platform, home) as agent:
-        for name in MODELS:
-            path = f"/admin/v1/deployments/{name}/scale"
-            await operator.json("scheduler", "POST", path, json={"replicas": 2})
         made = Spare(platform, operator, agent, home)
-        await made.becomes("ready", within_s=120)
-        yield made
-        for name in MODELS:
-            path = f"/admin/v1/deployments/{name}/scale"
-            await operator.json("scheduler", "POST", path, json={"replicas": 1})
+        try:
+            await made.scale(2)
+            await made.becomes("ready", within_s=120)
+            yield made
+        finally:
+            await made.scale(1)
 
 
 def assert_within_bounds(load: Trial, found: Figures) -> None:

@@ -124,9 +124,9 @@ async def test_a_change_outlives_the_billing_that_made_it(
             await edge.sees(customer.key, "the key opens", has_status(HTTPStatus.OK), 10)
     changes = [change(operator, customers[name]) for name, (change, _) in CHANGES.items()]
     await asyncio.gather(*changes)
-    await platform.kill("billing", signal.SIGKILL)
-    await platform.stop("billing")
     try:
+        await platform.kill("billing", signal.SIGKILL)
+        await platform.stop("billing")
         waits = [
             edge.sees(customers[name].key, name, seen, PROPAGATION_S)
             for name, (_, seen) in CHANGES.items()
