@@ -15,32 +15,10 @@ from busbar_scheduler.domain.fleet import Order
 from busbar_scheduler.domain.orders import Told
 from harness.polling import eventually
 from nats.aio.client import Client
-from scheduler_harness import Bus, FakeNode, Running, bundle, living, placement_of, scheduling
+from scheduler_harness import Bus, Running, bundle, living, obeying, placement_of, scheduling
 
 FIRST, SECOND = "r1.s1.n1", "r1.s2.n1"
 NODE_PATH = "/admin/v1/nodes/r1/s1/n1"
-
-
-@contextlib.asynccontextmanager
-async def obedient(running: Running, *nodes: FakeNode) -> AsyncIterator[None]:
-    """The nodes serve what they are told to, until the context ends."""
-
-    async def obey(node: FakeNode) -> None:
-        last: Any = None
-        while True:
-            placement = await placement_of(running.client, node.key)
-            held = [one.deployment for one in placement.replicas] if placement else []
-            if held != last:
-                await node.serve(placement)
-                last = held
-            await asyncio.sleep(0)
-
-    tasks = [asyncio.create_task(obey(node)) for node in nodes]
-    try:
-        yield
-    finally:
-        for task in tasks:
-            task.cancel()
 
 
 async def held(running: Running, node: str) -> list[str]:
@@ -61,11 +39,11 @@ async def test_a_drained_node_empties_once_its_replacement_serves(bus: Bus) -> N
         living(bus, SECOND) as second,
     ):
         await running.push(bundle())
-        async with obedient(running, first):
+        async with obeying(running, [first]):
             await running.put("simple", {"bundle": "simple", "pins": ["r1/s1/n1"]})
             await eventually(
                 lambda: running.get("/admin/v1/deployments/simple"),
-                within_s=10,
+                within_s=30,
                 what="the first replica",
                 until=lambda view: view["status"] == "ready",
             )
@@ -74,15 +52,15 @@ async def test_a_drained_node_empties_once_its_replacement_serves(bus: Bus) -> N
             # The second node is told to load, and the first serves until it has.
             await eventually(
                 lambda: held(running, SECOND),
-                within_s=5,
+                within_s=30,
                 what="the replacement",
                 until=lambda there: there == ["simple"],
             )
             still = await held(running, FIRST)
-            async with obedient(running, second):
+            async with obeying(running, [second]):
                 empty = await eventually(
                     lambda: running.get(NODE_PATH),
-                    within_s=5,
+                    within_s=30,
                     what="an empty node",
                     until=lambda view: view["empty"],
                 )
@@ -105,10 +83,10 @@ async def test_a_drained_node_empties_once_its_replacement_serves(bus: Bus) -> N
 async def test_a_cordoned_site_keeps_what_it_has_and_gets_nothing_new(bus: Bus) -> None:
     async with scheduling(bus) as running, living(bus, FIRST) as first:
         await running.push(bundle())
-        async with obedient(running, first):
+        async with obeying(running, [first]):
             await running.put("simple", {"bundle": "simple"})
             await eventually(
-                lambda: held(running, FIRST), within_s=10, what="a replica", until=bool
+                lambda: held(running, FIRST), within_s=30, what="a replica", until=bool
             )
             site = await post(running, "/admin/v1/sites/r1/s1/cordon", {"reason": "storm"})
             late = await running.put("late", {"bundle": "simple"})
@@ -116,7 +94,7 @@ async def test_a_cordoned_site_keeps_what_it_has_and_gets_nothing_new(bus: Bus) 
             await post(running, "/admin/v1/sites/r1/s1/resume", {})
             await eventually(
                 lambda: held(running, FIRST),
-                within_s=5,
+                within_s=30,
                 what="the late one too",
                 until=lambda there: there == ["late", "simple"],
             )
@@ -182,18 +160,18 @@ async def test_a_node_that_answers_nobody_is_kept_out_until_it_is_resumed(bus: B
         bus.connected("gateway") as gateway,
     ):
         await running.push(bundle())
-        async with obedient(running, first, second), complaining(gateway, FIRST):
+        async with obeying(running, [first, second]), complaining(gateway, FIRST):
             await running.put("simple", {"bundle": "simple", "pins": ["r1/s1/n1"]})
             await running.put("simple", {"bundle": "simple"})
             view = await eventually(
                 lambda: running.get(NODE_PATH),
-                within_s=20,
+                within_s=60,
                 what="the node is in quarantine and empty",
                 until=lambda view: view["order"]["order"] == "quarantine" and view["empty"],
             )
             moved = await eventually(
                 lambda: held(running, SECOND),
-                within_s=5,
+                within_s=30,
                 what="the replica is elsewhere",
                 until=lambda there: there == ["simple"],
             )

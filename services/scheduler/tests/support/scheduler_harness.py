@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import Any
 
 import httpx
@@ -22,12 +24,16 @@ from busbar_contracts.scheduler.v1.plan_pb2 import NodePlacement, Route
 from busbar_messaging import topology
 from busbar_messaging.bundles.sealing import SigningKey
 from busbar_messaging.connection import BusSettings, close, connect
+from busbar_messaging.hearing import DEAF_AFTER_S, GRACE_S
 from busbar_observability.ops import serve_http
 from busbar_runtime.platform import Platform
 from busbar_scheduler.main import Scheduler
 from busbar_scheduler.settings import Settings
 from harness.bundles import KEY, Made, make
+from harness.polling import eventually
 from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.js.api import DeliverPolicy
 from nats.js.errors import KeyNotFoundError, NotFoundError
 from pydantic import SecretStr
 
@@ -277,14 +283,66 @@ class FakeGateway:
             await asyncio.sleep(_REPORT_EVERY_S)
 
 
+@dataclass(frozen=True)
+class Leases:
+    """When what is in the bucket of leases was written, by the server's clock."""
+
+    written_at: dict[str, list[datetime]] = field(default_factory=dict[str, list[datetime]])
+
+    def last_of(self, key: str) -> datetime:
+        """The last sign of life."""
+        return self.written_at[key][-1]
+
+    async def stalled(self, begin: datetime, end: datetime) -> timedelta:
+        """For how long no part of this process could act, nor hear, between two moments: its
+        pulse was late, and after a pause that is long nobody's silence counts for a while."""
+        pulses = self.written_at[topology.PULSE]
+
+        async def beaten() -> datetime:
+            return pulses[-1]
+
+        await eventually(beaten, within_s=30, what="a pulse", until=lambda last: last > end)
+        gaps = [
+            later - earlier
+            for earlier, later in itertools.pairwise(pulses)
+            if later > begin and earlier < end
+        ]
+        late = [max(timedelta(), gap - topology.PULSE_INTERVAL) for gap in gaps]
+        deaf = sum(gap.total_seconds() > DEAF_AFTER_S for gap in gaps)
+        return sum(late, start=timedelta(seconds=GRACE_S) * deaf)
+
+
+@contextlib.asynccontextmanager
+async def leases_heard(client: Client) -> AsyncIterator[Leases]:
+    """Note every lease and pulse until the end of the block."""
+    heard = Leases()
+
+    async def note(message: Msg) -> None:
+        key = message.subject.rpartition(f"$KV.{topology.LEASES.name}.")[2]
+        heard.written_at.setdefault(key, []).append(message.metadata.timestamp)
+
+    subscription = await client.jetstream().subscribe(
+        f"$KV.{topology.LEASES.name}.>",
+        cb=note,
+        ordered_consumer=True,
+        deliver_policy=DeliverPolicy.NEW,
+    )
+    try:
+        yield heard
+    finally:
+        await subscription.unsubscribe()
+
+
 @contextlib.asynccontextmanager
 async def gateway_on(bus: Bus) -> AsyncIterator[FakeGateway]:
     """A gateway that lives as long as the context."""
     async with bus.connected("gateway") as client:
         gateway = FakeGateway(client)
         task = asyncio.create_task(gateway.live())
-        yield gateway
-        task.cancel()
+        try:
+            yield gateway
+        finally:
+            task.cancel()
 
 
 @contextlib.asynccontextmanager
@@ -302,5 +360,7 @@ async def obeying(running: Running, nodes: list[FakeNode]) -> AsyncIterator[None
             await asyncio.sleep(_LOOK_EVERY_S)
 
     task = asyncio.create_task(obey())
-    yield
-    task.cancel()
+    try:
+        yield
+    finally:
+        task.cancel()
