@@ -235,8 +235,10 @@ async def test_a_publish_is_repeated_until_the_stream_says_that_it_has_it(
     )
     await subscription.unsubscribe()
 
+    ids = [(message.headers or {})["Nats-Msg-Id"] for message in asked]
     assert stored.seq == 7
-    assert [(message.headers or {})["Nats-Msg-Id"] for message in asked] == ["1", "1"]
+    assert ids[:2] == ["1", "1"]
+    assert set(ids) == {"1"}
 
 
 async def test_closing_a_connection_is_no_news(nats_server: NatsServer) -> None:
@@ -265,7 +267,7 @@ async def test_a_wrong_password_is_not_called_a_missing_server(nats_server: Nats
     wrong = right.model_copy(
         update={
             "nats_password": SecretStr("a guess"),
-            "bus_connect_timeout": timedelta(seconds=0.6),
+            "bus_connect_timeout": timedelta(seconds=3),
         }
     )
 

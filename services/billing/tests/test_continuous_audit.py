@@ -41,7 +41,7 @@ def told() -> Told:
 
 
 def auditor(busy: Parts, told: Told, sweep_every: timedelta = DAY) -> ContinuousAudit:
-    every = timedelta(seconds=5)
+    every = timedelta(minutes=5)  # so that a look has the time that it needs
     walks = AuditWalks(busy.pool)
     duty = OnDuty(Duties(busy.pool), Duty.AUDIT)
     return ContinuousAudit(busy.books, walks, told, every, sweep_every, duty, timedelta(0))

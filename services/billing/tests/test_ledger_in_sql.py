@@ -170,8 +170,11 @@ async def test_balances_are_the_journal_summed_up(
 
     await asyncio.gather(*(pay(number) for number in range(40)))
 
-    replayed = await admin.fetch("SELECT account_id, sum(amount_nanos) FROM postings GROUP BY 1")
-    projected = await admin.fetch("SELECT account_id, balance_nanos FROM account_balances")
+    async with admin.transaction(isolation="repeatable_read", readonly=True):
+        replayed = await admin.fetch(
+            "SELECT account_id, sum(amount_nanos) FROM postings GROUP BY 1"
+        )
+        projected = await admin.fetch("SELECT account_id, balance_nanos FROM account_balances")
     assert dict(map(tuple[Any, Any], replayed)) == dict(map(tuple[Any, Any], projected))
     paid_in = [await billing.balance(tenant_id) for tenant_id in tenants]
     assert paid_in == [sum(range(first + 1, 41, 4)) for first in range(4)]
