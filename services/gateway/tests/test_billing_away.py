@@ -7,7 +7,15 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 import pytest
-from busbar_gateway.domain.credit import IDLE_S, Ask, Granted, Wallet, apply_grant, plan_ask
+from busbar_gateway.domain.credit import (
+    IDLE_S,
+    SPARE_FACTOR,
+    Ask,
+    Granted,
+    Wallet,
+    apply_grant,
+    plan_ask,
+)
 from busbar_gateway.domain.failures import Unavailable
 from busbar_gateway.domain.prices import SCALE, PriceList, Rates, Sheet
 from busbar_gateway.domain.routes import Caller, Manifest, Route, Target
@@ -81,6 +89,39 @@ async def test_any_number_of_tenants_may_be_turned_away(credit: Credit, lender: 
 
     assert served.nanos >= REQUEST_NANOS
     assert lender.most_asks <= ASKS_MAX
+
+
+@pytest.mark.parametrize("answers", [True, False], ids=["there", "away"])
+def test_a_lone_tenants_spare_money_goes_back_once_a_renewal_is_answered(*, answers: bool) -> None:
+    """Nobody else's answers show that billing is there when its renewal is due."""
+    wallet, heard_at = Wallet("t"), 0.0
+    granted = Granted("t", b"l" * 16, 10_000_000, ttl_s=30.0)
+    first = plan_ask(wallet, [1000], 0.0, heard_at)
+    assert first is not None
+    apply_grant(wallet, first, granted, 0.0, 0.0)
+    returned = dict[int, int]()
+    for now in range(4, 46):
+        if now % 2:
+            claimed = wallet.reserve(10, now, billing_away=not answers)
+            assert claimed is not None
+            wallet.spend(claimed, 10)
+        wallet.measure(now)
+        ask = plan_ask(wallet, [], now, heard_at)
+        if ask is not None:
+            returned[now] = ask.returned_nanos
+            if answers:
+                heard_at = now
+                apply_grant(wallet, ask, granted, now, now)
+    lease = wallet.lease
+    assert lease is not None
+
+    if answers:
+        assert list(returned)[:2] == [10, 11]  # the renewal, and what its answer allows
+        assert len(returned) <= 2 * 4
+        assert lease.free_nanos <= SPARE_FACTOR * wallet.target_nanos
+    else:
+        assert len(returned) == 45 - 10 + 1
+        assert not any(returned.values())
 
 
 @pytest.mark.parametrize(

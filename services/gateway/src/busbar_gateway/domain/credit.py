@@ -24,7 +24,8 @@ RETRY_S = 0.25
 RENEW_PART = 3
 """A lease is renewed when this part of its life is over."""
 SPARE_FACTOR = 2
-"""What is beyond this many times the target goes back at the next renewal."""
+"""What is beyond this many times the target goes back at the next renewal, or right after it where
+only its answer shows that billing is there."""
 ESTIMATES_AHEAD = 256
 """A lease should last for this many requests, before there is a rate to go by."""
 _RATE_WEIGHT = 0.5
@@ -58,6 +59,8 @@ class Lease:
     fresh_until: float = 0.0
     """Later billing may have taken it back, unless it is known to be away."""
     renew_at: float = 0.0
+    spare_held: bool = False
+    """Whether a renewal gave nothing back because billing had not been heard lately."""
     closed: bool = False
     """Billing has taken it back: nothing may be spent from it any more."""
 
@@ -251,8 +254,12 @@ def _renewal(wallet: Wallet, lease: Lease, now: float, *, there: bool) -> Ask | 
         lease.returned_nanos += max(0, lease.free_nanos)
         wallet.recalled = False
         return _ask(wallet, lease)
-    if due and there and lease.free_nanos > SPARE_FACTOR * wallet.target_nanos:
+    spare = lease.free_nanos > SPARE_FACTOR * wallet.target_nanos
+    if spare and there and (due or lease.spare_held):
         lease.returned_nanos += lease.free_nanos - wallet.target_nanos
+        lease.spare_held = False
+        return _ask(wallet, lease)
+    lease.spare_held |= due and not there
     asked_lately = now - wallet.asked_at < RETRY_S or now - wallet.refused_at <= REFUSAL_HOLDS_S
     asks_for_more = wallet.low and not asked_lately
     if not due and not asks_for_more:
