@@ -1,4 +1,4 @@
-"""Work in the background, and how it is ended for certain.
+"""Work in the background: when it recurs, and how it is ended for certain.
 
 One cancellation is not enough: until Python 3.12 `asyncio.wait_for` swallows one that comes
 together with the answer (https://github.com/python/cpython/issues/86296), and nats-py waits that
@@ -8,6 +8,7 @@ way everywhere. Whoever then waits for the task waits for ever, and a service ne
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Coroutine, Iterable
 from typing import Any
 
@@ -17,6 +18,17 @@ log = structlog.get_logger()
 
 _AGAIN_S = 0.2
 _GIVE_UP_S = 10.0
+_EARLY_S = 0.002
+"""Who wakes up this much before a beat has heard it."""
+
+
+def rest_s(every_s: float) -> float:
+    """Seconds until the event loop's clock shows a multiple of `every_s`.
+
+    All that recurs in a process so recurs at once: waking up costs more than what is done then.
+    """
+    now = asyncio.get_running_loop().time()
+    return (math.floor((now + _EARLY_S) / every_s) + 1) * every_s - now
 
 
 async def end(tasks: Iterable[asyncio.Task[Any]], give_up_s: float = _GIVE_UP_S) -> None:

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import structlog
 import uvloop
 from busbar_errors import Unavailable
-from busbar_messaging.background import end
+from busbar_messaging.background import end, rest_s
 from busbar_messaging.connection import close, connect
 from busbar_messaging.topology import BILLING_USAGE, billing_measured_consumer
 from busbar_observability.logs import configure_logging
@@ -307,7 +307,7 @@ async def probe(database: Database) -> None:
     """Keep asking the database whether it is there."""
     while True:
         metrics.DATABASE_UP.set(await database.ping())
-        await asyncio.sleep(_PROBE_INTERVAL_S)
+        await asyncio.sleep(rest_s(_PROBE_INTERVAL_S))
 
 
 async def expire(adjustments: Adjustments) -> None:

@@ -16,7 +16,7 @@ import structlog
 import uuid_utils
 import uvloop
 from busbar_errors import BusbarError
-from busbar_messaging.background import end
+from busbar_messaging.background import end, rest_s
 from busbar_messaging.connection import close, connect
 from busbar_messaging.topology import usage_subject
 from busbar_observability.logs import configure_logging
@@ -288,7 +288,7 @@ async def running(gateway: Gateway, region: str) -> AsyncIterator[None]:
 async def _keep_time(every_tick: Callable[[float], None]) -> None:
     """One timer for everything that expires; arming one for each request is dearer."""
     while True:
-        await asyncio.sleep(TICK_S)
+        await asyncio.sleep(rest_s(TICK_S))
         try:
             every_tick(monotonic())
         except Exception:

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import structlog
 from busbar_errors import Unavailable
-from busbar_messaging.background import end
+from busbar_messaging.background import end, rest_s
 from busbar_messaging.bundles.store import BundleStore
 from busbar_messaging.connection import close, connect
 from busbar_observability.logs import configure_logging
@@ -114,7 +114,7 @@ class Scheduler:
     async def _every_second(self, look: Callable[[float, int], Awaitable[None]]) -> None:
         """Look for broken nodes, or at versions on trial, for ever."""
         while True:
-            await asyncio.sleep(_WATCH_EVERY_S)
+            await asyncio.sleep(rest_s(_WATCH_EVERY_S))
             try:
                 await look(time.monotonic(), time.time_ns() // 1_000_000)
             except Unavailable as error:

@@ -13,6 +13,7 @@ from datetime import timedelta
 
 import structlog
 from busbar_errors import Unavailable
+from busbar_messaging.background import rest_s
 
 from busbar_billing.adapters import metrics
 from busbar_billing.adapters.bus.events import Events
@@ -52,7 +53,7 @@ class BalanceWatch:
                 await self.look()
             except Unavailable as error:
                 log.warning("balances not looked at", reason=error.reason)
-            await asyncio.sleep(LOOK_INTERVAL.total_seconds())
+            await asyncio.sleep(rest_s(LOOK_INTERVAL.total_seconds()))
 
     async def look(self) -> None:
         """Look at whom something happened to, or at everybody when it is time."""

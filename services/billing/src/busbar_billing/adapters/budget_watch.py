@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import structlog
 from busbar_errors import Unavailable
+from busbar_messaging.background import rest_s
 
 from busbar_billing.adapters.bus.events import Events
 from busbar_billing.adapters.postgres.budgets import Budgets
@@ -25,4 +26,4 @@ async def watch_budgets(budgets: Budgets, events: Events) -> None:
                 events.budget_reached(alert)
         except Unavailable as error:
             log.warning("budgets not looked at", reason=error.reason)
-        await asyncio.sleep(LOOK_INTERVAL.total_seconds())
+        await asyncio.sleep(rest_s(LOOK_INTERVAL.total_seconds()))

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import structlog
 from busbar_errors import Unavailable
+from busbar_messaging.background import rest_s
 
 from busbar_billing.adapters import metrics
 from busbar_billing.adapters.auditor import SETTLED_AFTER, id_at, moment_of
@@ -67,7 +68,7 @@ class ContinuousAudit:
             except Exception:
                 self._following = self._sweeping = None
                 log.exception("the audit failed")
-            await asyncio.sleep(self.every.total_seconds())
+            await asyncio.sleep(rest_s(self.every.total_seconds()))
 
     async def look(self, now: datetime) -> None:
         """Check what is new, and a part of everything."""

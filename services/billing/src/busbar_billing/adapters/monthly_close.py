@@ -8,6 +8,7 @@ from datetime import timedelta
 
 import structlog
 from busbar_errors import Conflict, Unavailable
+from busbar_messaging.background import rest_s
 
 from busbar_billing.adapters import metrics
 from busbar_billing.adapters.on_duty import OnDuty
@@ -39,7 +40,7 @@ class MonthlyClose:
                 log.warning("months not closed", reason=error.reason)
             except Exception:
                 log.exception("closing months failed")
-            await asyncio.sleep(self.every.total_seconds())
+            await asyncio.sleep(rest_s(self.every.total_seconds()))
 
     async def look(self) -> None:
         """Close what is due."""

@@ -9,6 +9,7 @@ from datetime import timedelta
 
 import structlog
 from busbar_errors import Unavailable
+from busbar_messaging.background import rest_s
 from uuid_utils.compat import uuid7
 
 from busbar_billing.adapters.postgres.duties import Duties, Duty
@@ -53,7 +54,7 @@ class OnDuty:
         try:
             while True:
                 await self._ask()
-                await asyncio.sleep(self.renewed_every.total_seconds())
+                await asyncio.sleep(rest_s(self.renewed_every.total_seconds()))
         finally:
             await self._give_up()
 

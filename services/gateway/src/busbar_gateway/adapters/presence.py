@@ -17,6 +17,7 @@ from busbar_contracts.gateway.v1.status_pb2 import (
     VersionOutcomes,
 )
 from busbar_messaging import topology
+from busbar_messaging.background import rest_s
 from busbar_messaging.hearing import HearingClock
 from busbar_messaging.watching import Change, Deleted, Put, follow
 from google.protobuf.message import DecodeError
@@ -181,7 +182,7 @@ class Heartbeat:
             await self._publish(status.SerializeToString())
             await asyncio.sleep(_APART_S)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(topology.HEARTBEAT_INTERVAL.total_seconds() - _APART_S):
+                async with asyncio.timeout(rest_s(topology.HEARTBEAT_INTERVAL.total_seconds())):
                     await self._hurry.wait()
 
     def hurry(self) -> None:

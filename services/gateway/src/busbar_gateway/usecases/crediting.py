@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import structlog
+from busbar_messaging.background import rest_s
 
 from busbar_gateway.domain.credit import (
     RETRY_S,
@@ -41,6 +42,8 @@ WAIT_MAX_S = 5.0
 ASKS_MAX = 256
 """Tenants in one call of billing."""
 MEASURE_EVERY_S = 1.0
+_EARLY_S = 0.05
+"""By how much a measurement may come before its time."""
 HISTORIES_MAX = 50_000
 _RETRY_AFTER_AWAY_S = 2.0
 _RETRY_AFTER_CLAIMED_S = 1.0
@@ -186,7 +189,8 @@ class Credit:
         """Ask billing for what is wanted, renew and give back, for ever."""
         while True:
             try:
-                async with asyncio.timeout(RETRY_S):
+                short = self._waiting or self._turned_away
+                async with asyncio.timeout(rest_s(RETRY_S if short else MEASURE_EVERY_S)):
                     await self._wake.wait()
             except TimeoutError:
                 pass
@@ -198,7 +202,7 @@ class Credit:
         now = asyncio.get_running_loop().time()
         tenants = [*self._pressing, *self._waiting, *self._turned_away]
         self._pressing.clear()
-        if now - self._measured_at >= MEASURE_EVERY_S:
+        if now - self._measured_at >= MEASURE_EVERY_S - _EARLY_S:
             self._measured_at = now
             tenants = list(self._wallets)
             for wallet in self._wallets.values():

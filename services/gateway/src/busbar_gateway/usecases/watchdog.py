@@ -9,7 +9,7 @@ from time import monotonic
 from typing import Protocol
 
 import structlog
-from busbar_messaging.background import end
+from busbar_messaging.background import end, rest_s
 
 from busbar_gateway.domain.attempts import UNSTARTED_SILENCE_S, UNTAKEN_S
 from busbar_gateway.usecases.absence import AbsentNodes
@@ -83,7 +83,7 @@ class Watchdog:
         """Tick for ever."""
         try:
             while True:
-                await asyncio.sleep(TICK_S)
+                await asyncio.sleep(rest_s(TICK_S))
                 try:
                     await self.tick(monotonic())
                 except Exception:

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 
 from busbar_messaging import topology
-from busbar_messaging.background import end
+from busbar_messaging.background import end, rest_s
 from busbar_messaging.watching import Current, Deleted, Put, follow
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
@@ -136,7 +136,7 @@ class FleetView:
             if self._client.is_connected:
                 with contextlib.suppress(NatsError, OSError):
                     await self._client.publish(_PULSE_SUBJECT, b"")
-            await asyncio.sleep(topology.PULSE_INTERVAL.total_seconds())
+            await asyncio.sleep(rest_s(topology.PULSE_INTERVAL.total_seconds()))
 
     async def _follow_demand(self) -> None:
         async for waited_for in self._gateways.follow():

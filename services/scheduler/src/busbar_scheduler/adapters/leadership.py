@@ -12,6 +12,7 @@ from datetime import timedelta
 import structlog
 from busbar_errors import BusbarError, Conflict, Unavailable
 from busbar_messaging import topology
+from busbar_messaging.background import rest_s
 
 from busbar_scheduler.adapters.buckets import Buckets
 from busbar_scheduler.domain.publishing import fencing_token
@@ -71,7 +72,8 @@ class Leadership:
             elif led and self.token() is None:
                 log.warning("leadership lost")
                 self.step_down()
-            await asyncio.sleep(_RENEW_EVERY_S if self._token is not None else _CAMPAIGN_EVERY_S)
+            leads = self._token is not None
+            await asyncio.sleep(rest_s(_RENEW_EVERY_S if leads else _CAMPAIGN_EVERY_S))
 
     async def resign(self) -> None:
         """Hand over at once, for good; used when stopping."""

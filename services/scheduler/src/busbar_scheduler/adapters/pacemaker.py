@@ -7,6 +7,7 @@ import time
 
 import structlog
 from busbar_errors import Unavailable
+from busbar_messaging.background import rest_s
 from prometheus_client import Counter, Gauge, Histogram
 
 from busbar_scheduler.adapters.fleet_view import FleetView
@@ -59,7 +60,7 @@ class Pacemaker:
         # A little later than the moment, so that the silence is long enough when we look.
         until_change_s = self._view.until_next_change_s() + 0.01
         try:
-            async with asyncio.timeout(min(_EVERY_S, until_change_s)):
+            async with asyncio.timeout(min(rest_s(_EVERY_S), until_change_s)):
                 await self._view.changed.wait()
         except TimeoutError:
             return

@@ -12,6 +12,7 @@ from uuid import UUID
 import structlog
 from busbar_contracts.billing.v1 import leases_pb2
 from busbar_errors import Unavailable
+from busbar_messaging.background import rest_s
 from busbar_messaging.topology import BILLING_USAGE, CREDIT_LEASES, CREDIT_RECALLS, USAGE
 from google.protobuf.message import DecodeError
 from nats.aio.client import Client
@@ -266,7 +267,7 @@ class Reclaimer:
                 log.warning("leases not reclaimed", error=repr(error))
             except Exception:
                 log.exception("reclaiming failed")
-            await asyncio.sleep(RECLAIM_INTERVAL.total_seconds())
+            await asyncio.sleep(rest_s(RECLAIM_INTERVAL.total_seconds()))
 
     async def look(self) -> None:
         """Expire, find out what must be posted first, close what is settled."""

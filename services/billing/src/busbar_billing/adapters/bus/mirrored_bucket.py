@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 import structlog
 from busbar_errors import Unavailable
-from busbar_messaging.background import together
+from busbar_messaging.background import rest_s, together
 from busbar_messaging.watching import Current, Deleted, Put, follow
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
@@ -99,7 +99,7 @@ class MirroredBucket:
         """A purge is not reported to watchers, but then the bucket begins behind what was heard
         of: look every few seconds, for ever."""
         while True:
-            await asyncio.sleep(_WIPE_LOOK_INTERVAL_S)
+            await asyncio.sleep(rest_s(_WIPE_LOOK_INTERVAL_S))
             try:
                 async with self._writing:
                     begins = await self._begins_at()

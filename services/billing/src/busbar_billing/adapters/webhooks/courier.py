@@ -12,6 +12,7 @@ from typing import Protocol
 
 import structlog
 from busbar_errors import Rejected, Unavailable
+from busbar_messaging.background import rest_s
 
 from busbar_billing.adapters import metrics
 from busbar_billing.adapters.bus.events import Events
@@ -85,7 +86,7 @@ class Courier:
 
     async def _wait(self) -> None:
         """Until an attempt ends, so that the next may begin, and no longer than the interval."""
-        pause_s = LOOK_INTERVAL.total_seconds()
+        pause_s = rest_s(LOOK_INTERVAL.total_seconds())
         if self._under_way:
             await asyncio.wait(
                 self._under_way, timeout=pause_s, return_when=asyncio.FIRST_COMPLETED

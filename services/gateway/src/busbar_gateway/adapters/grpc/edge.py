@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 import grpc
+from busbar_messaging.background import rest_s
 from busbar_messaging.topology import MAX_FRAME_PAYLOAD_BYTES
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
@@ -116,4 +117,4 @@ async def _report_health(status: Any, readiness: Callable[[], list[str]]) -> Non
         now = statuses.NOT_SERVING if readiness() else statuses.SERVING
         for service in ("", SERVICE):
             await status.set(service, now)
-        await asyncio.sleep(_HEALTH_EVERY_S)
+        await asyncio.sleep(rest_s(_HEALTH_EVERY_S))
