@@ -29,11 +29,14 @@ async def test_the_rest_ends_at_a_multiple(
     assert found_s == pytest.approx(expected_s, abs=1e-9)
 
 
-async def test_who_wakes_up_at_a_beat_rests_until_the_next() -> None:
-    loop, every_s = asyncio.get_running_loop(), 0.02
-    beats: set[int] = set()
-    for _ in range(10):
-        await asyncio.sleep(rest_s(every_s))
-        beat = round(loop.time() / every_s - 0.4)
-        assert beat not in beats
-        beats.add(beat)
+@pytest.mark.parametrize("off_by_s", [-0.001, 0.0, 0.004], ids=["early", "on time", "late"])
+async def test_each_beat_is_heard_once(monkeypatch: pytest.MonkeyPatch, off_by_s: float) -> None:
+    now_s, every_s = 5.0, 0.1
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now_s)
+    heard: list[int] = []
+    for _ in range(100):
+        now_s += rest_s(every_s) + off_by_s
+        heard.append(round(now_s / every_s))
+    monkeypatch.undo()
+
+    assert heard == list(range(51, 151))
