@@ -53,7 +53,7 @@ class Load:
     def end(self, now: float) -> None:
         ticket = self.running.popleft()
         self.lane.finish(ticket, now, 250.0)
-        self.limits.settle(self.grants.pop(ticket), _POLICY, 150, 50)
+        self.limits.settle(self.grants.pop(ticket), 150, 50)
 
 
 def admission_us(*, backlogged: bool) -> float:

@@ -113,7 +113,7 @@ class Gateway:
         assert credit.covers(money, cost)
         credit.spend(money, call, _DELIVERED, cost)
         credit.release(money)
-        self.limiting.leave(call.caller.tenant_id, one.grant, 120, 80)
+        self.limiting.leave(one.grant, 120, 80)
 
 
 def _call(number: int) -> InferenceCall:

@@ -36,7 +36,7 @@ def refused(limits: Limits, policy: Policy, now: float, tokens: int = 0) -> Refu
 def test_a_minutes_requests_may_come_at_once_and_then_at_the_rate() -> None:
     limits, policy = Limits(), Policy(requests_per_minute=60)
     for _ in range(60):
-        limits.settle(admitted(limits, policy, 0.0), policy, 0, 0)
+        limits.settle(admitted(limits, policy, 0.0), 0, 0)
 
     met = refused(limits, policy, 0.0)
 
@@ -57,7 +57,7 @@ def test_who_waits_as_long_as_told_is_let_in() -> None:
             now += found.retry_after_s + 1e-6
             found = limits.admit(T, policy, 300, now)
         assert isinstance(found, Grant)
-        limits.settle(found, policy, 300, 0)
+        limits.settle(found, 300, 0)
 
 
 def test_tokens_are_reserved_and_corrected_to_what_was_used() -> None:
@@ -65,7 +65,7 @@ def test_tokens_are_reserved_and_corrected_to_what_was_used() -> None:
     grant = admitted(limits, policy, 0.0, tokens=600)
     assert refused(limits, policy, 0.0, tokens=600).kind == "tokens"
 
-    limits.settle(grant, policy, used=100, output=50)
+    limits.settle(grant, used=100, output=50)
 
     (left,) = limits.standings(T, policy, 0.0)
     assert (left.kind, left.limit, left.remaining) == ("tokens", 1000, 900)
@@ -77,7 +77,7 @@ def test_more_than_the_limit_at_once_waits_for_all_of_it_and_owes_a_minute_at_mo
     grant = admitted(limits, policy, 0.0, tokens=50_000)
     refused(limits, policy, 30.0, tokens=50_000)
 
-    limits.settle(grant, policy, used=50_000, output=0)
+    limits.settle(grant, used=50_000, output=0)
 
     assert refused(limits, policy, 59.0, tokens=1).retry_after_s <= 60
     admitted(limits, policy, 61.0 + 30.0, tokens=1)
@@ -88,7 +88,7 @@ def test_answers_are_estimated_by_those_before() -> None:
     assert limits.estimate(T, 10, 4096) == 10 + 256
     assert limits.estimate(T, 10, 8) == 18
     assert limits.estimate(T, 10, 0) == 10
-    limits.settle(admitted(limits, policy, 0.0, 100), policy, used=1010, output=1000)
+    limits.settle(admitted(limits, policy, 0.0, 100), used=1010, output=1000)
 
     assert limits.estimate(T, 10, 4096) == 1010
 
@@ -103,7 +103,7 @@ def test_requests_in_flight_are_bounded_and_a_refused_one_spends_nothing() -> No
     refused_for_tokens = Policy(requests_per_minute=100, tokens_per_minute=100)
     assert refused(limits, refused_for_tokens, 0.0, 90).kind == "tokens"
 
-    limits.settle(first, policy, 10, 0)
+    limits.settle(first, 10, 0)
 
     admitted(limits, policy, 0.0, 10)
     requests, tokens = limits.standings(T, policy, 0.0)
@@ -127,7 +127,7 @@ def test_a_tenant_that_asks_for_nothing_is_forgotten_once_its_buckets_are_full()
     limits, policy = Limits(), Policy(requests_per_minute=60)
     limits.measure(lambda _: policy, 0.0)
     for _ in range(60):
-        limits.settle(admitted(limits, policy, 0.0), policy, 0, 0)
+        limits.settle(admitted(limits, policy, 0.0), 0, 0)
     published = [limits.measure(lambda _: policy, float(now)) for now in range(1, 40)]
     assert published[0][T].requests_per_minute > 1000
     assert not published[-1]
@@ -205,7 +205,7 @@ def test_several_gateways_together_let_through_the_limit_and_no_more(
                 now = second + step / (per_minute / 60 + 1) / 10
                 found = table[name].admit(T, policy, 0, min(now, second + 0.999))
                 if isinstance(found, Grant):
-                    table[name].settle(found, policy, 0, 0)
+                    table[name].settle(found, 0, 0)
                     passed[second // 60] += 1
         exchange(table, policy, float(second + 1))
 

@@ -412,7 +412,7 @@ class Gateway:
             grant, request.grant = request.grant, None
             served = outcome is Outcome.SERVED
             used = (request.prompt_tokens, request.answer_tokens) if served else (0, 0)
-            self.limits.settle(grant, self.policies[request.tenant], sum(used), used[1])
+            self.limits.settle(grant, sum(used), used[1])
 
     # --- each second -----------------------------------------------------------------------------
 

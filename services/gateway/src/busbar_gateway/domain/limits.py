@@ -1,8 +1,9 @@
 """Requests and tokens a minute and requests in flight, for each tenant over all gateways.
 
-A minute's limit is a bucket (GCRA as a leaky bucket that empties): it holds what may
-be spent at once, at most the limit, and fills at the limit's rate. Tokens are
-reserved by an estimate and corrected to what was used.
+A minute's limit is a bucket that holds what may be spent at once, at most the limit, and
+fills at the limit's rate. It is kept as in GCRA (ITU-T I.371): by the time at which it will be
+full, which spending moves on and time catches up with. Tokens are reserved by an estimate and
+corrected to what was used.
 
 Gateways do not ask each other. Each has the share of the limit that its demand is of
 all gateways' demand, as all of them published it a second ago at most. Seen alike,
@@ -15,6 +16,7 @@ the second in which not all have heard of it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -34,6 +36,12 @@ _IDLE_PER_MINUTE = 0.5
 _OUTPUT_WEIGHT = 0.2
 _SLOT_RETRY_AFTER_S = 1.0
 _S_PER_MINUTE = 60.0
+_EMPTY_S = _S_PER_MINUTE + 1e-6
+"""How long an empty bucket takes to be full, and what rounding may add to that."""
+_OWING_S = 2 * _S_PER_MINUTE
+"""How long a bucket takes to be full that owes a minute's worth: no more is ever owed."""
+_ALWAYS = float("-inf")
+"""When a bucket was full that has not been counted by."""
 
 Kind = Literal["requests", "tokens", "requests in flight"]
 
@@ -77,36 +85,14 @@ def share_of(own: int, elsewhere: int, gateways: int) -> float:
     return (own + evenly) / (total * (1 + NEWCOMER_RATIO))
 
 
-@dataclass(slots=True)
-class Bucket:
-    """What is left of a minute's limit, or of this gateway's share of it."""
-
-    level: float = 0.0
-    filled_at: float | None = None
-    """None until the limit counts for the first time; then the bucket starts full."""
-
-    def fill(self, capacity: float, now: float) -> None:
-        """Let in what has come since; `capacity` is also what comes in a minute."""
-        filled_at, self.filled_at = self.filled_at, now
-        if filled_at is None:
-            self.level = capacity
-            return
-        level = self.level
-        if now > filled_at:
-            level += (now - filled_at) * capacity / _S_PER_MINUTE
-        self.level = min(capacity, level)
-
-    def wait_s(self, amount: float, capacity: float) -> float:
-        """How long until `amount` is there."""
-        return max(0.0, amount - self.level) * _S_PER_MINUTE / capacity
-
-
 @dataclass(slots=True, eq=False)
 class Meter:
     """One tenant with limits at this gateway."""
 
-    requests: Bucket = field(default_factory=Bucket)
-    tokens: Bucket = field(default_factory=Bucket)
+    requests_full_at: float = _ALWAYS
+    tokens_full_at: float = _ALWAYS
+    asked_at: float = 0.0
+    """When a request was last held against the limits."""
     in_flight: int = 0
     typical_output_tokens: float = -1.0
     """Moving average of what its answers had; negative until there was one."""
@@ -119,25 +105,48 @@ class Meter:
     request_share: float = 1.0
     token_share: float = 1.0
     slot_share: float = 1.0
-    _held_to: Policy | None = None
-    """Whose capacities these are; None after the shares have changed."""
-    _capacities: tuple[float, float, int] = (1.0, 1.0, 1)
+    held_to: Policy | None = None
+    """By whose limits the following are; None after the shares have changed."""
+    s_per_request: float = 0.0
+    """How much later the bucket is full for each request; 0 without a limit."""
+    s_per_token: float = 0.0
+    tokens_most: float = math.inf
+    slots: float = math.inf
 
-    def capacities(self, policy: Policy) -> tuple[float, float, int]:
-        """Requests and tokens a minute and requests in flight that this gateway may let in."""
-        if self._held_to is not policy:
-            self._held_to = policy
-            self._capacities = (
-                max(1.0, policy.requests_per_minute * self.request_share),
-                max(1.0, policy.tokens_per_minute * self.token_share),
-                max(1, int(policy.max_in_flight * self.slot_share)),
-            )
-        return self._capacities
+    def hold_to(self, policy: Policy) -> None:
+        """Let in by the tenant's parts of these limits from now on; the buckets hold what they
+        held when a request last came, or as much of it as they still can."""
+        self.held_to, then = policy, self.asked_at
+        s_each, self.s_per_request = self.s_per_request, 0.0
+        if policy.requests_per_minute:
+            most = max(1.0, policy.requests_per_minute * self.request_share)
+            self.s_per_request = _S_PER_MINUTE / most
+        self.requests_full_at = _same(self.requests_full_at, s_each, self.s_per_request, then)
+        s_each, self.s_per_token, self.tokens_most = self.s_per_token, 0.0, math.inf
+        if policy.tokens_per_minute:
+            self.tokens_most = max(1.0, policy.tokens_per_minute * self.token_share)
+            self.s_per_token = _S_PER_MINUTE / self.tokens_most
+        self.tokens_full_at = _same(self.tokens_full_at, s_each, self.s_per_token, then)
+        self.slots = math.inf
+        if policy.max_in_flight:
+            self.slots = max(1, int(policy.max_in_flight * self.slot_share))
 
     def share(self, requests: float, tokens: float, slots: float) -> None:
         """Have these parts of the limits from now on."""
-        self.request_share, self.token_share, self.slot_share = requests, tokens, slots
-        self._held_to = None
+        before = self.request_share, self.token_share, self.slot_share
+        if (requests, tokens, slots) != before:
+            self.request_share, self.token_share, self.slot_share = requests, tokens, slots
+            self.held_to = None
+
+
+def _same(full_at: float, s_each: float, s_each_now: float, then: float) -> float:
+    """When a bucket is full that fills at another rate since `then`, when it held the same; one
+    that gets a limit starts full."""
+    if full_at <= _ALWAYS or not s_each or not s_each_now:
+        return _ALWAYS
+    held = (_S_PER_MINUTE - max(0.0, full_at - then)) / s_each
+    full_in_s = _S_PER_MINUTE - held * s_each_now
+    return then + min(_OWING_S, max(0.0, full_in_s))
 
 
 @dataclass(slots=True, eq=False)
@@ -171,31 +180,36 @@ class Limits:
         meter = self._meters.get(tenant_id) or self._new_meter(tenant_id)
         meter.arrived += 1
         meter.tokens_asked += tokens
-        if meter.in_flight >= meter.in_flight_peak:
-            meter.in_flight_peak = meter.in_flight + 1
-        requests_most, tokens_most, slots = meter.capacities(policy)
-        if policy.max_in_flight and meter.in_flight >= slots:
+        in_flight = meter.in_flight
+        if in_flight >= meter.in_flight_peak:
+            meter.in_flight_peak = in_flight + 1
+        if meter.held_to is not policy:
+            meter.hold_to(policy)
+        meter.asked_at = now
+        if in_flight >= meter.slots:
             return Refused("requests in flight", policy.max_in_flight, _SLOT_RETRY_AFTER_S)
-        if policy.requests_per_minute:
-            meter.requests.fill(requests_most, now)
-            if meter.requests.level < 1:
-                wait_s = meter.requests.wait_s(1, requests_most)
-                return Refused("requests", policy.requests_per_minute, _bounded(wait_s))
-        reserved = 0.0
-        if policy.tokens_per_minute:
-            bucket = meter.tokens
-            bucket.fill(tokens_most, now)
-            reserved = min(tokens, tokens_most)  # more than all at once: when all of it is there
-            if bucket.level < reserved or bucket.level <= 0:
-                wait_s = bucket.wait_s(max(1.0, reserved), tokens_most)
-                return Refused("tokens", policy.tokens_per_minute, _bounded(wait_s))
-            bucket.level -= reserved
-        if policy.requests_per_minute:
-            meter.requests.level -= 1
-        meter.in_flight += 1
+        latest = now + _EMPTY_S
+        requests_full_at = tokens_full_at = now
+        if meter.requests_full_at > now:
+            requests_full_at = meter.requests_full_at
+        requests_full_at += meter.s_per_request
+        if requests_full_at > latest:
+            return Refused("requests", policy.requests_per_minute, _wait_s(requests_full_at, now))
+        if meter.tokens_full_at > now:
+            tokens_full_at = meter.tokens_full_at
+        reserved = tokens
+        if tokens > meter.tokens_most:  # more than all at once: when all of it is there
+            reserved = meter.tokens_most
+        spends = reserved * meter.s_per_token
+        if tokens_full_at + (spends or meter.s_per_token) > latest:
+            tokens_full_at += max(spends, meter.s_per_token)
+            return Refused("tokens", policy.tokens_per_minute, _wait_s(tokens_full_at, now))
+        meter.requests_full_at, meter.tokens_full_at = requests_full_at, tokens_full_at + spends
+        meter.in_flight = in_flight + 1
         return Grant(meter, reserved)
 
-    def settle(self, grant: Grant, policy: Policy, used: int, output: int) -> None:
+    @staticmethod
+    def settle(grant: Grant, used: int, output: int) -> None:
         """A request has ended and used that many tokens, `output` of them made.
 
         What it used beyond its reservation is owed, up to one minute's worth: one
@@ -203,11 +217,13 @@ class Limits:
         """
         meter = grant.meter
         meter.in_flight -= 1
-        difference = grant.reserved_tokens - used
-        if difference < 0:
-            owed_most = policy.tokens_per_minute * meter.token_share
-            difference = max(difference, min(0.0, -owed_most - meter.tokens.level))
-        meter.tokens.level += difference
+        beyond = used - grant.reserved_tokens
+        if beyond < 0:
+            meter.tokens_full_at += beyond * meter.s_per_token
+        elif beyond:
+            full_at = max(meter.tokens_full_at, meter.asked_at)
+            latest = max(full_at, meter.asked_at + _OWING_S)
+            meter.tokens_full_at = min(latest, full_at + beyond * meter.s_per_token)
         if output:
             weight = _OUTPUT_WEIGHT if meter.typical_output_tokens >= 0 else 1.0
             meter.typical_output_tokens += weight * (output - meter.typical_output_tokens)
@@ -215,17 +231,18 @@ class Limits:
     def standings(self, tenant_id: str, policy: Policy, now: float) -> list[Standing]:
         """What is left of the minute's limits that the tenant has; nothing is spent by asking."""
         meter = self._meters.get(tenant_id) or self._new_meter(tenant_id)
-        requests_most, tokens_most, _ = meter.capacities(policy)
+        if meter.held_to is not policy:
+            meter.hold_to(policy)
         found: list[Standing] = []
-        limits: tuple[tuple[Kind, int, Bucket, float], ...] = (
-            ("requests", policy.requests_per_minute, meter.requests, requests_most),
-            ("tokens", policy.tokens_per_minute, meter.tokens, tokens_most),
+        limits: tuple[tuple[Kind, int, float, float], ...] = (
+            ("requests", policy.requests_per_minute, meter.requests_full_at, meter.s_per_request),
+            ("tokens", policy.tokens_per_minute, meter.tokens_full_at, meter.s_per_token),
         )
-        for kind, limit, bucket, capacity in limits:
+        for kind, limit, full_at, s_each in limits:
             if limit:
-                bucket.fill(capacity, now)
-                remaining = max(0, min(limit, int(bucket.level)))
-                found.append(Standing(kind, limit, remaining, bucket.wait_s(capacity, capacity)))
+                reset_s = max(0.0, full_at - now)
+                remaining = max(0, min(limit, int((_EMPTY_S - reset_s) / s_each)))
+                found.append(Standing(kind, limit, remaining, reset_s))
         return found
 
     def share(self, tenant_id: str) -> float:
@@ -317,5 +334,6 @@ def _measure(meter: Meter, elapsed_s: float) -> None:
     meter.in_flight_peak = meter.in_flight
 
 
-def _bounded(wait_s: float) -> float:
-    return min(RETRY_AFTER_MAX_S, wait_s)
+def _wait_s(full_at: float, now: float) -> float:
+    """How long until a bucket holds so much that it would be full at `full_at` without it."""
+    return min(RETRY_AFTER_MAX_S, max(0.0, full_at - now - _S_PER_MINUTE))

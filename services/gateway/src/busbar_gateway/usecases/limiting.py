@@ -31,7 +31,7 @@ class Limiting:
             raise Forbidden(policy.suspended_reason)
         if not policy.limited:
             return None
-        tokens = self._estimate(call) if policy.tokens_per_minute else 0
+        tokens = self._estimate(tenant_id, call) if policy.tokens_per_minute else 0
         found = self._limits.admit(tenant_id, policy, tokens, monotonic())
         if isinstance(found, Refused):
             raise _refusal(found)
@@ -43,10 +43,9 @@ class Limiting:
         if reason:
             raise Forbidden(reason)
 
-    def leave(self, tenant_id: str, grant: Grant, input_tokens: int, output_tokens: int) -> None:
+    def leave(self, grant: Grant, input_tokens: int, output_tokens: int) -> None:
         """The request has ended, having used that."""
-        used = input_tokens + output_tokens
-        self._limits.settle(grant, self._policy(tenant_id), used, output_tokens)
+        self._limits.settle(grant, input_tokens + output_tokens, output_tokens)
 
     def standings(self, tenant_id: str) -> list[Standing]:
         """What the tenant has left of its limits here; empty when it has none."""
@@ -69,12 +68,13 @@ class Limiting:
         """Give the share of gateways that were not heard since then to the others."""
         self._limits.forget_silent(since)
 
-    def _estimate(self, call: InferenceCall) -> int:
+    def _estimate(self, tenant_id: str, call: InferenceCall) -> int:
         manifest = call.route.manifest
-        generates = manifest.task == "chat"
-        most = (call.output_tokens_max or manifest.max_output_tokens) if generates else 0
         guessed = guessed_input_tokens(manifest, len(call.payload))
-        return self._limits.estimate(call.caller.tenant_id, guessed, most)
+        if manifest.task != "chat":
+            return guessed
+        most = call.output_tokens_max or manifest.max_output_tokens
+        return self._limits.estimate(tenant_id, guessed, most)
 
 
 def _refusal(refused: Refused) -> RateLimited:

@@ -224,7 +224,7 @@ class Served:
         if self._grant is not None:
             grant, self._grant = self._grant, None
             used = delivered.input_tokens, delivered.output_tokens
-            with_.limiting.leave(self.call.caller.tenant_id, grant, *used)
+            with_.limiting.leave(grant, *used)
         total_s = (time.time_ns() - self.call.received_unix_ns) / _NS_PER_S
         with_.observer.ended(self.call, error, delivered, total_s)
         with_.tracing.end(
