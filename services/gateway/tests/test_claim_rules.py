@@ -5,6 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from busbar_gateway.domain.credit import (
+    Granted,
+    Reservation,
+    Wallet,
+    apply_grant,
+    close_lease,
+    plan_ask,
+)
 from busbar_gateway.domain.estimates import (
     VAIN_HALVES_S,
     WorkHistory,
@@ -13,7 +21,7 @@ from busbar_gateway.domain.estimates import (
 )
 from busbar_gateway.domain.prices import FREE, SCALE, Rates
 from busbar_gateway.domain.routes import Manifest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 CHAT = Manifest("chat", "1", "chat", "tokens", max_input_tokens=32_768, max_output_tokens=1024)
@@ -131,3 +139,57 @@ def test_the_least_is_what_the_request_and_its_input_cost_and_never_nothing() ->
     assert least_nanos(CHAT, 1_000, TOKENS, past) == 50 + 700 * 10
     assert least_nanos(CHAT, 1_000, TOKENS, past) < likely_nanos(CHAT, 1_000, 0, TOKENS, past)
     assert least_nanos(TENSOR, 10, FREE, None) == 1
+
+
+def lend(wallet: Wallet, nanos: int, now: float) -> None:
+    """Give back what the tenant has, or lend it more."""
+    lease = wallet.lease
+    closes = lease is not None and nanos % 3 == 0
+    ask = close_lease(wallet) if closes else plan_ask(wallet, [nanos + 1], now, now)
+    if ask is not None:
+        lent = ask.want_nanos + (lease.granted_nanos if lease is not None else 0)
+        lease_id = ask.lease_id or int(now * 100).to_bytes(8, "big")
+        apply_grant(wallet, ask, Granted("t", lease_id, lent, ttl_s=9.0), now, now)
+
+
+def claimed(wallet: Wallet, claims: list[Reservation], kind: str, nanos: int, now: float) -> None:
+    """Do something to one of the claims, or make another."""
+    claim = claims[nanos % len(claims)] if claims else None
+    if kind == "reserve" or claim is None:
+        made = wallet.reserve(nanos // 3, now, billing_away=True, likely_nanos=nanos)
+        claims += [made] if made is not None else []
+    elif kind == "extend":
+        wallet.extend(claim, nanos)
+    elif kind == "spend":
+        wallet.spend(claim, nanos)
+    elif kind == "release":
+        wallet.release(claim)
+    else:
+        wallet.take_back(claim)
+
+
+STEPS = ["lend", "recall", "reserve", "reserve", "extend", "spend", "release", "take back"]
+
+
+@settings(max_examples=40)
+@given(st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 500)), min_size=20, max_size=40))
+def test_what_is_free_of_a_lease_is_what_nobody_has_or_claims(
+    steps: list[tuple[str, int]],
+) -> None:
+    wallet, claims, now = Wallet("t"), list[Reservation](), 0.0
+    for kind, nanos in [("lend", 500), *steps]:
+        now += 0.01 + nanos / 100
+        if kind == "lend":
+            lend(wallet, nanos, now)
+        elif kind == "recall":
+            wallet.recalled = True
+            plan_ask(wallet, [], now, now)
+        else:
+            claimed(wallet, claims, kind, nanos, now)
+
+        leases = [one.lease for one in claims] + [lease for lease in [wallet.lease] if lease]
+        for lease in leases:
+            held = sum(one.nanos for one in claims if one.lease is lease)
+            taken = lease.returned_nanos + lease.spent_nanos + held
+            assert lease.free_nanos == lease.granted_nanos - taken
+            assert lease.reserved_nanos == held

@@ -50,6 +50,8 @@ class Lease:
     """What this gateway may spend of one tenant's money."""
 
     lease_id: bytes
+    free_nanos: int = 0
+    """What nobody has a claim on: granted, and not returned, spent or reserved."""
     granted_nanos: int = 0
     returned_nanos: int = 0
     spent_nanos: int = 0
@@ -64,10 +66,17 @@ class Lease:
     closed: bool = False
     """Billing has taken it back: nothing may be spent from it any more."""
 
-    @property
-    def free_nanos(self) -> int:
-        """What nobody has a claim on."""
-        return self.granted_nanos - self.returned_nanos - self.spent_nanos - self.reserved_nanos
+    def grant(self, granted_nanos: int) -> None:
+        """Billing has lent so much in all, or more."""
+        more = granted_nanos - self.granted_nanos
+        if more > 0:
+            self.granted_nanos = granted_nanos
+            self.free_nanos += more
+
+    def give_back(self, nanos: int) -> None:
+        """Billing has this again of what nobody has a claim on."""
+        self.returned_nanos += nanos
+        self.free_nanos -= nanos
 
     @property
     def unposted_nanos(self) -> int:
@@ -118,15 +127,13 @@ class Wallet:
         """Claim an amount, and up to `likely_nanos` of what is free beside it; None when it is not
         there, or the lease may be gone."""
         lease = self.lease
-        if lease is None:
-            return None
-        free_nanos = lease.free_nanos
-        if free_nanos < nanos:
+        if lease is None or lease.free_nanos < nanos:
             return None
         if now >= lease.fresh_until and not billing_away:
             return None
         if likely_nanos > nanos:
-            nanos = min(likely_nanos, free_nanos)
+            nanos = min(likely_nanos, lease.free_nanos)
+        lease.free_nanos -= nanos
         lease.reserved_nanos += nanos
         self.used_at = now
         self.estimate_nanos = max(self.estimate_nanos, nanos)
@@ -141,6 +148,7 @@ class Wallet:
             return self._move(reservation, nanos)
         if lease.free_nanos < more:
             return False
+        lease.free_nanos -= more
         lease.reserved_nanos += more
         reservation.nanos = nanos
         return True
@@ -149,16 +157,19 @@ class Wallet:
         """Claim from the lease that took the place of a closed one."""
         if self.lease is None or self.lease.free_nanos < nanos:
             return False
-        reservation.lease.reserved_nanos -= reservation.nanos
+        self.release(reservation)
+        self.lease.free_nanos -= nanos
         self.lease.reserved_nanos += nanos
         reservation.lease, reservation.nanos = self.lease, nanos
         return True
 
     def spend(self, reservation: Reservation, nanos: int) -> None:
         """What was claimed is now spent; the rest is free, and what lacks is overdrawn."""
-        self.release(reservation)
-        reservation.lease.spent_nanos += nanos
-        reservation.spent_nanos = nanos
+        lease, claimed = reservation.lease, reservation.nanos
+        lease.reserved_nanos -= claimed
+        lease.spent_nanos += nanos
+        lease.free_nanos += claimed - nanos
+        reservation.nanos, reservation.spent_nanos = 0, nanos
         self._spent_since += nanos
 
     def take_back(self, reservation: Reservation) -> None:
@@ -173,13 +184,15 @@ class Wallet:
     @staticmethod
     def release(reservation: Reservation) -> None:
         """The claim is given up."""
-        reservation.lease.reserved_nanos -= reservation.nanos
+        lease, claimed = reservation.lease, reservation.nanos
+        lease.reserved_nanos -= claimed
+        lease.free_nanos += claimed
         reservation.nanos = 0
 
-    @property
-    def low(self) -> bool:
+    def is_low(self) -> bool:
         """Whether it is time to ask for more."""
-        return self.lease is not None and self.lease.free_nanos < self.target_nanos // 2
+        lease = self.lease
+        return lease is not None and lease.free_nanos < self.target_nanos // 2
 
     def measure(self, now: float) -> None:
         """Learn the rate of spending; call it every second or so."""
@@ -251,17 +264,17 @@ def plan_ask(wallet: Wallet, wanted: list[int], now: float, heard_at: float) -> 
 def _renewal(wallet: Wallet, lease: Lease, now: float, *, there: bool) -> Ask | None:
     due = now >= lease.renew_at
     if wallet.recalled:
-        lease.returned_nanos += max(0, lease.free_nanos)
+        lease.give_back(max(0, lease.free_nanos))
         wallet.recalled = False
         return _ask(wallet, lease)
     spare = lease.free_nanos > SPARE_FACTOR * wallet.target_nanos
     if spare and there and (due or lease.spare_held):
-        lease.returned_nanos += lease.free_nanos - wallet.target_nanos
+        lease.give_back(lease.free_nanos - wallet.target_nanos)
         lease.spare_held = False
         return _ask(wallet, lease)
     lease.spare_held |= due and not there
     asked_lately = now - wallet.asked_at < RETRY_S or now - wallet.refused_at <= REFUSAL_HOLDS_S
-    asks_for_more = wallet.low and not asked_lately
+    asks_for_more = wallet.is_low() and not asked_lately
     if not due and not asks_for_more:
         return None
     want = max(0, wallet.target_nanos - lease.free_nanos)
@@ -298,7 +311,7 @@ def close_lease(wallet: Wallet) -> Ask | None:
 
 
 def _close(wallet: Wallet, lease: Lease) -> Ask:
-    lease.returned_nanos += max(0, lease.free_nanos)
+    lease.give_back(max(0, lease.free_nanos))
     wallet.lease, wallet.leaving = None, lease
     return _ask(wallet, lease, closing=True)
 
@@ -346,7 +359,7 @@ def apply_grant(wallet: Wallet, ask: Ask, grant: Granted, asked_at: float, now: 
         wallet.used_at = now
     if lease.lease_id != grant.lease_id:
         return
-    lease.granted_nanos = max(lease.granted_nanos, grant.granted_nanos)
+    lease.grant(grant.granted_nanos)
     lease.posted_nanos = grant.posted_nanos
     lease.fresh_until = max(lease.fresh_until, asked_at + grant.ttl_s)
     lease.renew_at = asked_at + grant.ttl_s / RENEW_PART

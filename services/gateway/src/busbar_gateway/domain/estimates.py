@@ -38,8 +38,8 @@ class WorkHistory:
         "_rates",
         "_recent",
         "_vain_at",
-        "_vain_nanos",
         "tokens_per_byte",
+        "vain_nanos",
     )
 
     def __init__(self) -> None:
@@ -49,7 +49,9 @@ class WorkHistory:
         self._rates = FREE
         self._likely_rest = 0
         self._input_tokens = self._input_bytes = 0.0
-        self._vain_nanos, self._vain_at = 0, 0.0
+        self._vain_at = 0.0
+        self.vain_nanos = 0
+        """What was worked and could not be paid for, when it was; 0 when all of it was."""
         self.tokens_per_byte = 0.0
         """Of the inputs, by size: what the large ones had counts most."""
 
@@ -78,20 +80,20 @@ class WorkHistory:
 
     def worked_in_vain(self, nanos: int, now: float) -> None:
         """A request was worked that came to `nanos`, for which the money was not there."""
-        self._vain_nanos = max(nanos, self.at_least(now))
+        self.vain_nanos = max(nanos, self.at_least(now))
         self._vain_at = now
 
     def paid(self, claimed_nanos: int, now: float) -> None:
         """A request was paid for. One that claimed less, before there was one in vain, shows
         nothing of what such a request comes to."""
-        if self._vain_nanos and claimed_nanos >= self.at_least(now):
-            self._vain_nanos //= 2
+        if self.vain_nanos and claimed_nanos >= self.at_least(now):
+            self.vain_nanos //= 2
 
     def at_least(self, now: float) -> int:
         """What the next request must claim, so that the same is not worked for nothing again."""
-        if not self._vain_nanos:
+        if not self.vain_nanos:
             return 0
-        return self._vain_nanos >> int((now - self._vain_at) / VAIN_HALVES_S)
+        return self.vain_nanos >> int((now - self._vain_at) / VAIN_HALVES_S)
 
     def likely_rest(self, rates: Rates) -> int:
         """The 95th percentile of what cannot be known before a request runs, exact."""
@@ -118,16 +120,20 @@ def likely_nanos(
 ) -> int:
     """What a request likely costs: never less than its input does, as far as it can be told, and
     never more than the request can."""
+    input_tokens = _input_tokens(manifest, request_bytes, past)
     if past is None:
-        exact = _guessed_rest(manifest, request_bytes, rates)
+        rest = _guessed_rest(manifest, request_bytes, rates)
     else:
-        exact = past.likely_rest(rates)
-    exact += _known(manifest, request_bytes, rates, past)
-    output_tokens = output_tokens_max or manifest.max_output_tokens
-    if manifest.task == "chat" and output_tokens and not (rates.compute_us or rates.byte):
-        longest = _at_most(request_bytes, manifest)  # no token is shorter than a byte
-        most = rates.request + longest * rates.input_token + output_tokens * rates.output_token
-        exact = min(exact, most)
+        rest = past.likely_rest(rates)
+    exact = rates.request + input_tokens * rates.input_token + request_bytes * rates.byte + rest
+    if manifest.task == "chat" and not rates.by_size:
+        output_tokens = output_tokens_max or manifest.max_output_tokens
+        output = output_tokens * rates.output_token
+        if output_tokens and (rest > output or input_tokens > request_bytes):
+            longest = request_bytes  # no token is shorter than a byte
+            if manifest.max_input_tokens:
+                longest = min(longest, manifest.max_input_tokens)
+            exact = min(exact, rates.request + longest * rates.input_token + output)
     return rates.charged_nanos(exact)
 
 
@@ -136,21 +142,18 @@ def least_nanos(
 ) -> int:
     """What a request costs even if it makes nothing, and never nothing: who has that and less than
     is likely can spend it all the same."""
-    return max(1, rates.charged_nanos(_known(manifest, request_bytes, rates, past)))
+    input_tokens = _input_tokens(manifest, request_bytes, past)
+    exact = rates.request + input_tokens * rates.input_token + request_bytes * rates.byte
+    return max(1, rates.charged_nanos(exact))
 
 
-def _known(manifest: Manifest, request_bytes: int, rates: Rates, past: WorkHistory | None) -> int:
-    """The exact cost of the request and its input, as far as it can be told."""
+def _input_tokens(manifest: Manifest, request_bytes: int, past: WorkHistory | None) -> int:
+    """Tokens of the request, as far as it can be told."""
     per_byte = 0.0 if manifest.task == "tensor" else _TOKENS_PER_BYTE
     if past is not None and past.tokens_per_byte > per_byte:
         per_byte = past.tokens_per_byte
-    input_tokens = _at_most(int(request_bytes * per_byte + 0.5), manifest)
-    return rates.request + input_tokens * rates.input_token + request_bytes * rates.byte
-
-
-def _at_most(input_tokens: int, manifest: Manifest) -> int:
-    longest = manifest.max_input_tokens
-    return longest if longest and input_tokens > longest else input_tokens
+    input_tokens, longest = int(request_bytes * per_byte + 0.5), manifest.max_input_tokens
+    return longest if 0 < longest < input_tokens else input_tokens
 
 
 def _guessed_rest(manifest: Manifest, request_bytes: int, rates: Rates) -> int:

@@ -7,10 +7,10 @@ together with its tenant's others, until billing has answered.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from time import monotonic, time_ns
 from typing import Protocol
 
 import structlog
@@ -77,7 +77,7 @@ class Credit:
         self,
         lender: Lender,
         prices: Callable[[], PriceList],
-        unix_ns: Callable[[], int] = time.time_ns,
+        unix_ns: Callable[[], int] = time_ns,
     ) -> None:
         self._unix_ns = unix_ns
         self._lender = lender
@@ -104,12 +104,12 @@ class Credit:
         wallet = self._wallets.get(tenant_id)
         if wallet is None:
             wallet = self._wallets[tenant_id] = Wallet(tenant_id)
-        if tenant_id in self._waiting:
+        if self._waiting and tenant_id in self._waiting:
             return None
-        now = time.monotonic()
+        now = monotonic()
         likely = self._likely_nanos(call, wallet, now)
         reservation = wallet.reserve(likely, now, billing_away=self.billing_away)
-        if wallet.low:
+        if wallet.is_low():
             self._press(tenant_id)
         return reservation
 
@@ -120,7 +120,7 @@ class Credit:
         Unavailable while billing is away.
         """
         wallet = self._wallets.setdefault(call.caller.tenant_id, Wallet(call.caller.tenant_id))
-        likely = self._likely_nanos(call, wallet, time.monotonic())
+        likely = self._likely_nanos(call, wallet, monotonic())
         least = min(likely, self._least_nanos(call, wallet))
         return await self._wait(wallet, likely, least, call.deadline)
 
@@ -133,7 +133,7 @@ class Credit:
     def worked_in_vain(self, call: InferenceCall, nanos: int) -> None:
         """A request was worked, came to `nanos`, and ends uncharged for lack of them: the next one
         is not let in with less."""
-        self._history(call).worked_in_vain(nanos, time.monotonic())
+        self._history(call).worked_in_vain(nanos, monotonic())
 
     def covers(self, reservation: Reservation, nanos: int) -> bool:
         """Whether a claim is `nanos` or can be raised to it without asking."""
@@ -151,7 +151,8 @@ class Credit:
     ) -> None:
         """The request is charged this much, for what was delivered."""
         history = self._history(call)
-        history.paid(reservation.nanos, time.monotonic())
+        if history.vain_nanos:
+            history.paid(reservation.nanos, monotonic())
         self._wallet_of(reservation).spend(reservation, nanos)
         history.add(
             call.request_bytes or len(call.payload),
@@ -365,19 +366,23 @@ class Credit:
         return InsufficientQuota(_REASONS[wallet.refused or Refused.BALANCE])
 
     def _likely_nanos(self, call: InferenceCall, wallet: Wallet, now: float) -> int:
-        past = self._histories.get((wallet.tenant_id, call.route.deployment))
-        rates = self._rates(call, wallet, self._unix_ns())
-        request_bytes = call.request_bytes or len(call.payload)
-        manifest = call.route.manifest
+        tenant_id, route = wallet.tenant_id, call.route
+        manifest, request_bytes = route.manifest, call.request_bytes or len(call.payload)
+        rates = self._prices().rates(
+            tenant_id, wallet.currency, manifest.price_class, self._unix_ns()
+        )
+        past = self._histories.get((tenant_id, route.deployment))
         likely = likely_nanos(manifest, request_bytes, call.output_tokens_max, rates, past)
-        return likely if past is None else max(likely, past.at_least(now))
+        if past is not None and past.vain_nanos:
+            return max(likely, past.at_least(now))
+        return likely
 
     def _least_nanos(self, call: InferenceCall, wallet: Wallet) -> int:
         past = self._histories.get((wallet.tenant_id, call.route.deployment))
         rates = self._rates(call, wallet, self._unix_ns())
         request_bytes = call.request_bytes or len(call.payload)
         least = least_nanos(call.route.manifest, request_bytes, rates, past)
-        return least if past is None else max(least, past.at_least(time.monotonic()))
+        return least if past is None else max(least, past.at_least(monotonic()))
 
     def _rates(self, call: InferenceCall, wallet: Wallet | None, at_unix_ns: int) -> Rates:
         currency = wallet.currency if wallet is not None else "USD"
