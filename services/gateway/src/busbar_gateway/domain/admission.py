@@ -158,18 +158,25 @@ class Lane:
         return displaced
 
     def may_start(self, ticket: Ticket) -> bool:
-        """Whether there is a slot for it, were it the next."""
-        return self.in_flight < self.limit and self._may_start(self.bands[ticket.band])
+        """Whether there may be a slot for it at once, newly queued: not behind others of its band,
+        for which there was none either."""
+        if self.in_flight >= self.limit:
+            return False
+        band = self.bands[ticket.band]
+        return band.tenants.waiting == 1 and self._may_start(band)
 
     def start_next(self, now: float) -> Ticket | None:
         """Take the next ticket whose turn it is; None when none may start."""
         if not self.waiting or self.in_flight >= self.limit:
             return None
         band = self._next_band()
-        flow = band.tenants.next_flow() if band is not None else None
-        if band is None or flow is None:
+        if band is None:
             return None
-        ticket = band.tenants.pop(flow)
+        tenants = band.tenants
+        flow = tenants.next_flow()
+        if flow is None:
+            return None
+        ticket = tenants.pop(flow)
         self.waiting -= 1
         self._start(band, flow, ticket, now)
         return ticket
@@ -177,8 +184,10 @@ class Lane:
     def used(self, ticket: Ticket, cost: float) -> None:
         """Charge what a ticket in flight has cost so far where that is more than was predicted."""
         if cost > ticket.charged:
-            band = self.bands[ticket.band]
-            _correct(band, _flow(band, ticket), ticket, cost)
+            band, difference = self.bands[ticket.band], cost - ticket.charged
+            band.tenants.correct(_flow(band, ticket), difference)
+            band.counter += difference / band.weight
+            ticket.charged = cost
 
     def finish(self, ticket: Ticket, now: float, cost: float | None = None) -> None:
         """Give back the slot of a ticket that was started.
@@ -188,23 +197,20 @@ class Lane:
         """
         band = self.bands[ticket.band]
         flow = _flow(band, ticket)
-        if cost is not None:
-            _correct(band, flow, ticket, cost)
-            self._learn(flow, max(0.0, cost - ticket.known_cost))
-        self._end(band, flow)
-        took_s = max(0.0, now - ticket.started)
-        if self.service_s:
-            weight = _SLOWER_WEIGHT if took_s > self.service_s else _FASTER_WEIGHT
-            self.service_s += weight * (took_s - self.service_s)
+        if cost is None:
+            self._end(band, flow, ticket, ticket.charged)
         else:
-            self.service_s = took_s
+            self._end(band, flow, ticket, cost)
+            self._learn(flow, max(0.0, cost - ticket.known_cost))
+        longer_s = now - ticket.started - self.service_s
+        if self.service_s:
+            longer_s *= _SLOWER_WEIGHT if longer_s > 0 else _FASTER_WEIGHT
+        self.service_s += longer_s
 
     def release(self, ticket: Ticket) -> None:
         """Give back the slot of a ticket that was started but never served; it costs nothing."""
         band = self.bands[ticket.band]
-        flow = _flow(band, ticket)
-        _correct(band, flow, ticket, 0.0)
-        self._end(band, flow)
+        self._end(band, _flow(band, ticket), ticket, 0.0)
 
     def withdraw(self, ticket: Ticket) -> bool:
         """Take a waiting ticket out of the queue; False when it does not wait."""
@@ -295,13 +301,15 @@ class Lane:
         self.in_flight += 1
 
     def _learn(self, flow: Flow[Ticket], beyond_known: float) -> None:
-        weight = _TYPICAL_WEIGHT if flow.typical else 1.0
-        flow.typical += weight * (beyond_known - flow.typical)
-        weight = _TYPICAL_WEIGHT if self._typical else 1.0
-        self._typical += weight * (beyond_known - self._typical)
+        beyond_usual = beyond_known - flow.typical
+        flow.typical += _TYPICAL_WEIGHT * beyond_usual if flow.typical else beyond_usual
+        beyond_usual = beyond_known - self._typical
+        self._typical += _TYPICAL_WEIGHT * beyond_usual if self._typical else beyond_usual
 
-    def _end(self, band: _Band, flow: Flow[Ticket]) -> None:
-        band.tenants.close(flow)
+    def _end(self, band: _Band, flow: Flow[Ticket], ticket: Ticket, cost: float) -> None:
+        difference, ticket.charged = cost - ticket.charged, cost
+        band.counter += difference / band.weight
+        band.tenants.settle(flow, difference)
         band.in_flight -= 1
         self.in_flight -= 1
 
@@ -325,12 +333,6 @@ def _flow(band: _Band, ticket: Ticket) -> Flow[Ticket]:
     if flow is None:
         flow = ticket.flow = band.tenants.flow(ticket.tenant_id, ticket.weight)
     return flow
-
-
-def _correct(band: _Band, flow: Flow[Ticket], ticket: Ticket, cost: float) -> None:
-    difference, ticket.charged = cost - ticket.charged, cost
-    band.counter += difference / band.weight
-    band.tenants.correct(flow, difference)
 
 
 def _bounded_retry_s(wait_s: float) -> float:

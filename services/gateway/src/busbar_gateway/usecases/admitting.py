@@ -16,7 +16,7 @@ from busbar_gateway.domain.failures import (
     RateLimited,
     Unavailable,
 )
-from busbar_gateway.domain.policies import Band, Policy
+from busbar_gateway.domain.policies import Policy
 from busbar_gateway.domain.routes import Route
 from busbar_gateway.domain.sharing import PART_LEAST, Peer, allot
 from busbar_gateway.domain.waking import Waking, patience_s
@@ -97,7 +97,9 @@ class Admissions:
         Raises RateLimited, Unavailable or DeadlineExceeded.
         """
         now = monotonic()
-        admission = self._admission(call.route, now)
+        admission = self._admissions.get(call.route.deployment)
+        if admission is None:
+            admission = self._opened(call.route, now)
         ticket = self._ticket(call, now)
         lane = admission.lane
         if lane.try_start(ticket, now):
@@ -126,10 +128,19 @@ class Admissions:
     def leave(self, deployment: str, ticket: Ticket, cost: float | None) -> None:
         """Give the slot back and let the next one in; `cost` as in `Lane.finish`."""
         admission = self._admissions[deployment]
-        now = monotonic()
-        admission.lane.finish(ticket, now, cost)
-        if admission.lane.waiting:
-            self._hand_on(admission, ticket.band, now)
+        lane, now = admission.lane, monotonic()
+        lane.finish(ticket, now, cost)
+        following = lane.start_next(now) if lane.waiting else None
+        if following is None:
+            return
+        turn = following.turn
+        if turn is None or turn.done():
+            lane.release(following)
+        else:
+            turn.set_result(None)
+            if following.band is ticket.band:  # as it was before, when nobody else could start
+                return
+        self._pump(admission, now)
 
     def capacity_changed(self) -> None:
         """Apply new routes or a new number of gateways to every lane."""
@@ -174,12 +185,10 @@ class Admissions:
         for ticket in admission.lane.waiting_since_before(grace_began):
             self._fail(admission, ticket, _unready(route))
 
-    def _admission(self, route: Route, now: float) -> _Admission:
-        admission = self._admissions.get(route.deployment)
-        if admission is None:
-            admission = _Admission(Lane(self._queue_max))
-            self._admissions[route.deployment] = admission
-            self._apply(admission, route, now)
+    def _opened(self, route: Route, now: float) -> _Admission:
+        """The admission of a deployment that had none."""
+        admission = self._admissions[route.deployment] = _Admission(Lane(self._queue_max))
+        self._apply(admission, route, now)
         return admission
 
     def _apply(self, admission: _Admission, route: Route | None, now: float) -> None:
@@ -252,20 +261,6 @@ class Admissions:
             self._pump(admission, ticket.started)
         else:
             admission.lane.withdraw(ticket)
-
-    def _hand_on(self, admission: _Admission, band: Band, now: float) -> None:
-        """Let in who is next for a slot that `band` gave back."""
-        ticket = admission.lane.start_next(now)
-        if ticket is None:
-            return
-        turn = ticket.turn
-        if turn is None or turn.done():
-            admission.lane.release(ticket)
-        else:
-            turn.set_result(None)
-            if ticket.band is band:  # all is as it was before, and then nobody else could start
-                return
-        self._pump(admission, now)
 
     @staticmethod
     def _pump(admission: _Admission, now: float) -> None:
