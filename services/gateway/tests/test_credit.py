@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from typing import Any
 
@@ -23,6 +22,7 @@ from gateway_harness import (
     failing,
     request,
     response,
+    show_life,
     stream_of,
     tenant_with,
 )
@@ -181,10 +181,7 @@ async def test_requests_let_in_before_do_not_wipe_what_was_learned_in_vain(
     heavy_ended, answer = asyncio.Event(), computing(1_000)
 
     async def beside(work: work_pb2.InferenceWork, say: Say) -> None:
-        while not heavy_ended.is_set():
-            await say(started=work_pb2.WorkStarted())
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(heavy_ended.wait(), 0.5)
+        await show_life(say, heavy_ended)
         await answer(work, say)
 
     agent.behaviour = beside

@@ -25,6 +25,7 @@ from gateway_harness import (
     grpc_edge,
     pb,
     request,
+    show_life,
 )
 from http_edge import Edge, http_edge
 
@@ -41,11 +42,11 @@ class Held:
 
     async def _behave(self, work: work_pb2.InferenceWork, say: Say) -> None:
         if not work.stream:
-            await self.let_go.wait()
+            await show_life(say, self.let_go)
             await echo(work, say)
             return
         await say(chunk=chunk(work, 0))
-        await self.let_go.wait()
+        await show_life(say, self.let_go)
         await say(chunk=chunk(work, 1))
         await say(finished=work_pb2.WorkFinished(chunk_count=2))
 

@@ -21,7 +21,7 @@ from busbar_gateway.domain.attempts import RESUMPTIONS_MAX
 from busbar_gateway.domain.failures import ModelFailed, Unavailable
 from busbar_gateway.usecases.calls import InferenceCall
 from busbar_messaging import topology
-from gateway_harness import AUTH, FakeAgent, Platform, Say, eventually, pb
+from gateway_harness import AUTH, Platform, Say, eventually, pb
 
 Kind = work_pb2.FailureKind
 PROMPT = "Count on: "
@@ -149,15 +149,15 @@ async def test_an_answer_goes_on_where_a_node_handed_it_back(platform: Platform)
 async def test_a_dead_node_is_a_pause_of_less_than_two_seconds(platform: Platform) -> None:
     name, first = await platform.deploy(decoupled=True)
     first.behaviour = Speaker(chunks_max=9)
-    second = FakeAgent(platform.provisioner)
+    second = await platform.agent(name, "r1.s1.n2")
+    second.behaviour = Speaker()
+    second.pulling.clear()
 
     async def replace_first() -> bool:
-        nonlocal second
         if not heard.at:
             return False
         first.pulling.clear()
-        second = await platform.agent(name, "r1.s1.n2")
-        second.behaviour = Speaker()
+        second.pulling.set()
         await first.stop()
         return True
 

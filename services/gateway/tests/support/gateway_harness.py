@@ -36,6 +36,7 @@ from tritonclient.grpc import model_config_pb2, service_pb2
 
 REGION, OTHER_REGION = "r1", "r2"
 QUEUE_MAX = 256
+LIFE_EVERY_S = 0.5
 SECRET = "a secret of the tests, long enough"
 KEY = "bb_the-key-of-the-tests"
 TENANT = "tenant-1"
@@ -129,6 +130,14 @@ class FakeAgent:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
         await self.client.close()  # draining would wait 2 s for pulls that nobody reads any more
+
+
+async def show_life(say: Say, until: asyncio.Event) -> None:
+    """Say that the work goes on, as agents do, until the event is set."""
+    while not until.is_set():
+        await say(started=work_pb2.WorkStarted())
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(until.wait(), LIFE_EVERY_S)
 
 
 def response(work: work_pb2.InferenceWork, **more: Any) -> bytes:
