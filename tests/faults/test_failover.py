@@ -6,14 +6,10 @@ The model is greedy, so what the customers get can be compared with what it says
 from __future__ import annotations
 
 import asyncio
-import json
 import signal
-import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil
@@ -23,64 +19,28 @@ from busbar_runtime.platform import Platform
 from harness.another_node import another_node
 from harness.another_service import AnotherService
 from harness.bundles import files_of, make
-from harness.operator import Customer, Json, Operator
+from harness.operator import Customer, Operator
 from harness.polling import eventually
+from harness.stories import (
+    PROMPTS,
+    Story,
+    assert_told_as_if_nothing_had_been,
+    begin,
+    charges,
+    tell,
+    telling,
+    undisturbed,
+)
 
 DEPLOYMENT = "tiny-lm-twice"
 SIMPLE = Path(__file__).parents[2] / "deploy/demo/models/simple"
 SPARE = "r1.s1.n2"
-PROMPTS = ("Where does the money live?", "Busbar makes one inference service", "A site is")
 STREAMS, STREAMS_MAX = 6, 32
 TOLD_WITHIN_S = 90
 WITHIN_S = 60
 """Where nothing is promised."""
 WORKED, IN_HAND = "busbar_agent_compute_seconds_total", "busbar_agent_in_flight"
 GAP_MAX_S = {"agent killed": 2.0, "agent stopped": 8.0, "triton killed": 5.0}
-
-
-@dataclass
-class Story:
-    """One streamed completion, and when its pieces came."""
-
-    request_id: str = ""
-    text: str = ""
-    usage: Json = field(default_factory=dict[str, Any])
-    done: bool = False
-    at: list[float] = field(default_factory=list[float])
-
-    @property
-    def longest_gap_s(self) -> float:
-        return max((b - a for a, b in zip(self.at, self.at[1:], strict=False)), default=0.0)
-
-
-async def tell(client: httpx.AsyncClient, prompt: str, story: Story) -> Story:
-    """Stream a greedy completion to its end."""
-    body = {
-        "model": DEPLOYMENT,
-        "prompt": prompt,
-        "max_tokens": 300,
-        "temperature": 0,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
-    async with client.stream("POST", "/v1/completions", json=body) as answer:
-        assert answer.is_success, await answer.aread()
-        story.request_id = answer.headers["x-request-id"]
-        async for line in answer.aiter_lines():
-            if line == "data: [DONE]":
-                story.done = True
-            elif line.startswith("data: "):
-                take(json.loads(line.removeprefix("data: ")), story)
-    return story
-
-
-def take(event: Json, story: Story) -> None:
-    assert "error" not in event, event
-    story.usage = event["usage"] or {}
-    for choice in event["choices"]:
-        if choice["text"]:
-            story.text += choice["text"]
-            story.at.append(time.monotonic())
 
 
 @pytest.fixture(scope="module")
@@ -106,18 +66,17 @@ async def both_ready(operator: Operator) -> None:
     await eventually(look, within_s=WITHIN_S, what=what, until=lambda status: status == "ready")
 
 
-async def begin(
+async def begin_until_taken(
     client: httpx.AsyncClient,
     node: AnotherService,
     triton: psutil.Process,
-    telling: asyncio.TaskGroup,
+    tasks: asyncio.TaskGroup,
 ) -> list[Story]:
     """Streams that have begun, one of them at the node: its Triton stands still in the middle."""
     stories = list[Story]()
     while True:
         assert len(stories) < STREAMS_MAX, "the node takes none"
-        story = Story()
-        telling.create_task(tell(client, PROMPTS[len(stories) % len(PROMPTS)], story))
+        story = begin(client, DEPLOYMENT, len(stories), tasks)
         stories.append(story)
 
         async def begun(story: Story = story) -> bool:
@@ -138,7 +97,7 @@ async def works(client: httpx.AsyncClient, node: AnotherService) -> None:
     before = await node.metric(WORKED)
 
     async def look() -> float:
-        await asyncio.gather(*(tell(client, PROMPTS[2], Story()) for _ in range(2)))
+        await asyncio.gather(*(tell(client, DEPLOYMENT, PROMPTS[2], Story()) for _ in range(2)))
         return await node.metric(WORKED)
 
     await eventually(look, within_s=WITHIN_S, what="the node works", until=lambda now: now > before)
@@ -185,22 +144,6 @@ class TritonPythonModel(TritonPythonModel):
 """Fails on the node on which it was first loaded, and on no other."""
 
 
-async def charges(operator: Operator, customer: Customer, of: set[str]) -> dict[str, Json]:
-    """The charges by request, once all of these are there; none is there twice."""
-
-    async def look() -> list[Json]:
-        return [one for one in await operator.usage(customer.tenant_id) if not one["voided"]]
-
-    found = await eventually(
-        look,
-        within_s=WITHIN_S,
-        what="charges",
-        until=lambda seen: of <= {x["request_id"] for x in seen},
-    )
-    assert len({one["request_id"] for one in found}) == len(found)
-    return {one["request_id"]: one for one in found}
-
-
 async def leaked(operator: Operator, customer: Customer, resumed: set[str]) -> None:
     """Wait until the work that a later attempt made anew is listed as leakage."""
     until = (datetime.now(UTC) + timedelta(minutes=1)).isoformat()
@@ -220,23 +163,16 @@ async def test_streams_go_on_at_another_node(
 ) -> None:
     customer = await operator.customer()
     await both_ready(operator)
-    headers = {"authorization": f"Bearer {customer.key}"}
-    async with httpx.AsyncClient(
-        base_url=platform.endpoints["http"],
-        headers=headers,
-        timeout=30,
-        trust_env=False,
-        verify=False,
-    ) as client:
+    async with telling(platform, customer) as client:
         await works(client, spare)
-        undisturbed = {prompt: await tell(client, prompt, Story()) for prompt in PROMPTS}
-        async with asyncio.timeout(TOLD_WITHIN_S), asyncio.TaskGroup() as telling:
+        whole = await undisturbed(client, DEPLOYMENT)
+        async with asyncio.timeout(TOLD_WITHIN_S), asyncio.TaskGroup() as tasks:
             triton = triton_of(spare)  # looking for it takes as long as a short stream
-            stories = await begin(client, spare, triton, telling)
+            stories = await begin_until_taken(client, spare, triton, tasks)
             in_hand = [story for story in stories if not story.done]
             await hurt(spare, triton, fault)
         await heal(spare, fault)
-    told = [*undisturbed.values(), *stories]
+    told = [*whole.values(), *stories]
     charged = await charges(operator, customer, {story.request_id for story in told})
     resumed = [story for story in in_hand if charged[story.request_id]["attempt"] > 1]
     gap_s = max(story.longest_gap_s for story in stories)
@@ -249,12 +185,7 @@ async def test_streams_go_on_at_another_node(
         await leaked(operator, customer, {story.request_id for story in resumed})
     assert resumed
     assert gap_s <= GAP_MAX_S[fault]
-    for number, story in enumerate(stories):
-        whole, charge = undisturbed[PROMPTS[number % len(PROMPTS)]], charged[story.request_id]
-        assert story.done
-        assert (story.text, story.usage) == (whole.text, whole.usage)
-        assert charge["input_tokens"] == whole.usage["prompt_tokens"]
-        assert charge["output_tokens"] == whole.usage["completion_tokens"]
+    assert_told_as_if_nothing_had_been(stories, whole, charged)
 
 
 async def test_a_model_that_fails_on_one_node_goes_to_another_and_the_rest_stays(
