@@ -42,7 +42,7 @@ def triton_command() -> list[str]:
 @pytest.fixture(scope="session")
 async def bus(nats_server: NatsServer) -> AsyncIterator[Client]:
     """A connection that may do everything."""
-    client = await connect(_provisioning(nats_server, "r1"), "node-agent tests")
+    client = await connect(provisioning(nats_server, "r1"), "node-agent tests")
     yield client
     await close(client)
 
@@ -50,7 +50,7 @@ async def bus(nats_server: NatsServer) -> AsyncIterator[Client]:
 @pytest.fixture(scope="module")
 async def model_store(nats_server: NatsServer, bus: Client) -> BundleStore:
     """The model store of a real bus."""
-    await provision.apply(bus, _provisioning(nats_server, "models"))
+    await provision.apply(bus, provisioning(nats_server, "models"))
     return BundleStore(bus)
 
 
@@ -99,7 +99,7 @@ async def _running(
     nats_server: NatsServer, bus: Client, home: Path, triton: Mapping[str, str]
 ) -> AsyncIterator[NodeBench]:
     region, ports = f"t{next(_regions)}", PortPool()
-    await provision.apply(bus, _provisioning(nats_server, region))
+    await provision.apply(bus, provisioning(nats_server, region))
     bench = NodeBench(
         bus,
         NodeId(region, "s1", "n1"),
@@ -126,7 +126,8 @@ async def _running(
     await bus.jetstream().delete_stream(work_stream(region).name)
 
 
-def _provisioning(nats_server: NatsServer, region: str) -> provision.ProvisionSettings:
+def provisioning(nats_server: NatsServer, region: str) -> provision.ProvisionSettings:
+    """One region with one site."""
     environment = nats_server.environment("provisioner")
     return provision.ProvisionSettings.model_validate(
         {

@@ -33,6 +33,7 @@ from busbar_node_agent.adapters.bundle_cache import BundleCache
 from busbar_node_agent.adapters.bus import Events, follow_placement, putter, take_cancels
 from busbar_node_agent.adapters.cache_disk import CacheDisk
 from busbar_node_agent.adapters.energy import Gpus, MeasuredEnergy, NotMeasured, find_gpus
+from busbar_node_agent.adapters.journal import Journal
 from busbar_node_agent.adapters.measured import MeasuredPublisher
 from busbar_node_agent.adapters.metrics import AgentCollector
 from busbar_node_agent.adapters.outputs import token_counter
@@ -51,7 +52,7 @@ from busbar_node_agent.usecases.work import WorkInHand
 
 log = structlog.get_logger()
 
-_MIB = 1024 * 1024
+_KIB, _MIB = 1024, 1024 * 1024
 _FLUSH_TIMEOUT_S = 2.0
 _NO_COLLECTOR = "http://127.0.0.1:9"  # the discard port: Triton wants an address in any case
 
@@ -78,6 +79,7 @@ class Agent:
             self.reporter.lease(),
             self.reporter.report(),
             self.work.show_signs_of_life(),
+            self.measured.keep_room(),
             self.measured.publish_for_ever(),
             follow_placement(
                 self.client, self.settings.node_id, self.settings.hub_domain, self.reconciler
@@ -93,6 +95,7 @@ class Agent:
             "the desired state was not read yet": not self.reconciler.heard,
             f"Triton: {self.supervisor.reason}": bool(self.supervisor.reason),
             "draining": self.reporter.draining,
+            self.measured.refusal(): bool(self.measured.refusal()),
         }
         return [reason for reason, applies in reasons.items() if applies]
 
@@ -118,15 +121,9 @@ def build(settings: Settings, client: Client, tracer: Tracer) -> Agent:
     repository = ModelRepository(settings.repository)
     repository.clear()
     domain = settings.hub_domain
-    cache = BundleCache(
-        store=BundleStore(client, domain),
-        trusted=settings.trusted,
-        disk=CacheDisk(settings.state_dir / "bundles", settings.bundle_cache_mib_max * _MIB),
-        bundle_bytes_max=settings.bundle_mib_max * _MIB,
-    )
+    cache, measured = _cache(settings, client), _measured(settings, client, run_id)
     events = Events(client, run_id)
     energy = MeasuredEnergy(gpus) if gpus and gpus.counts_energy() else NotMeasured()
-    measured = MeasuredPublisher(client.jetstream(timeout=5), node, run_id)
     hot, bus_time = HotConnection(client), BusTime()
     work = WorkInHand(
         node=node.key,
@@ -146,9 +143,12 @@ def build(settings: Settings, client: Client, tracer: Tracer) -> Agent:
     def on_change() -> None:
         reporter.changed()
 
+    pulling = functools.partial(
+        WorkPuller, client, hot, domain=domain, bus_time=bus_time, refusal=measured.refusal
+    )
+
     def open_puller(lane: Lane) -> WorkPuller:
-        consumer = work_consumer(node.region, lane.deployment)
-        return WorkPuller(client, hot, consumer, lane, work.take, domain=domain, bus_time=bus_time)
+        return pulling(work_consumer(node.region, lane.deployment), lane, work.take)
 
     supervisor = TritonSupervisor(_launcher(settings), on_lost, on_change)
     tools = Tools(
@@ -174,10 +174,26 @@ def build(settings: Settings, client: Client, tracer: Tracer) -> Agent:
         supervisor=supervisor,
         reconciler=reconciler,
         work=work,
+        refusal=measured.refusal,
         put_lease=putter(client, LEASES, node.key, domain),
         put_status=putter(client, NODES, node.key, domain),
     )
     return Agent(client, supervisor, work, reconciler, reporter, measured, energy, settings)
+
+
+def _cache(settings: Settings, client: Client) -> BundleCache:
+    return BundleCache(
+        store=BundleStore(client, settings.hub_domain),
+        trusted=settings.trusted,
+        disk=CacheDisk(settings.state_dir / "bundles", settings.bundle_cache_mib_max * _MIB),
+        bundle_bytes_max=settings.bundle_mib_max * _MIB,
+    )
+
+
+def _measured(settings: Settings, client: Client, run_id: str) -> MeasuredPublisher:
+    journal = Journal(settings.state_dir / "measured", run_id, settings.journal_kib * _KIB)
+    journal.open()
+    return MeasuredPublisher(client.jetstream(timeout=5), settings.node_id, run_id, journal)
 
 
 def _unix_s(bus_time: BusTime) -> float:

@@ -45,6 +45,8 @@ class Settings(BundleKeySettings):
     drain_grace: timedelta = timedelta(seconds=15)
     bundle_mib_max: int = Field(default=4096, ge=1)
     bundle_cache_mib_max: int = Field(default=16 * 1024, ge=1)
+    journal_kib: int = Field(default=16 * 1024, ge=64)
+    """Room for cost records that the site has not stored yet, about 150 bytes each, twice."""
     loads_at_once: int = Field(default=2, ge=1, le=64)
     otlp_endpoint: str = Field(default="", validation_alias="OTEL_EXPORTER_OTLP_ENDPOINT")
 

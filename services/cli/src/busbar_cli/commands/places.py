@@ -361,7 +361,7 @@ def _node_table(views: list[Json]) -> object:
             f"{one['slots_free']} of {one['slots']}",
             one["in_flight"],
             len(one["replicas"]),
-            one["order"]["reason"],
+            one["order"]["reason"] or one["refusal"],
         ]
         for one in views
     ]

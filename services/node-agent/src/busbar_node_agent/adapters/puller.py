@@ -58,6 +58,7 @@ class WorkPuller:
         *,
         domain: str = "",
         bus_time: BusTime | None = None,
+        refusal: Callable[[], str] = str,
     ) -> None:
         self._client = client
         self._hot = hot
@@ -66,6 +67,7 @@ class WorkPuller:
         self._lane = lane
         self._on_work = on_work
         self._bus_time = bus_time or BusTime()
+        self._refusal = refusal  # why nothing new may be taken; "" when it may
         self._deliveries: Deliveries | None = None
         self._inbox = b""
         self._broken = ""
@@ -121,7 +123,7 @@ class WorkPuller:
 
     def _ask(self) -> None:
         count = self._lane.credits.wanted()
-        if count == 0 or self._broken or self._deliveries is None:
+        if count == 0 or self._broken or self._deliveries is None or self._refusal():
             return
         if self._lane.credits.outstanding == 0:
             self._heard_s = time.monotonic()
@@ -193,6 +195,8 @@ class WorkPuller:
             silent_s = time.monotonic() - self._heard_s
             if self._lane.credits.outstanding and silent_s > SILENCE_MAX_S:
                 self._break(f"nothing heard for {silent_s:.0f} s")
+            if not self._lane.credits.outstanding:
+                self._ask()  # what was refused for a while may be taken again
 
 
 def stored_at(reply: bytes) -> float | None:

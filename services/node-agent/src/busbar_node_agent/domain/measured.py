@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -21,6 +22,11 @@ class MeasuredBuffer(Generic[R]):
     _next_sequence: int = 1
     _first_held: int = 1
     _held: deque[R] = field(default_factory=deque[R])
+
+    @property
+    def next_sequence(self) -> int:
+        """The number that the next record gets."""
+        return self._next_sequence
 
     def __len__(self) -> int:
         return len(self._held)
@@ -47,3 +53,15 @@ class MeasuredBuffer(Generic[R]):
         while self._held and self._first_held < until:
             self._held.popleft()
             self._first_held += 1
+
+
+def runs_of(records: Sequence[tuple[int, bytes]], most: int) -> Iterator[list[tuple[int, bytes]]]:
+    """Numbered records, in order, in pieces without gaps of at most so many."""
+    piece: list[tuple[int, bytes]] = []
+    for number, record in records:
+        if piece and (number != piece[-1][0] + 1 or len(piece) == most):
+            yield piece
+            piece = []
+        piece.append((number, record))
+    if piece:
+        yield piece

@@ -34,11 +34,15 @@ class Reporter:
     supervisor: TritonSupervisor
     reconciler: Reconciler
     work: WorkInHand
+    refusal: Callable[[], str]
+    """Why no new work may be taken although Triton is ready; "" when it may."""
     put_lease: Callable[[bytes], Awaitable[None]]
     put_status: Callable[[bytes], Awaitable[None]]
     draining: bool = False
     leased: bool = False
     """Whether the last lease was stored."""
+    _refused: str = ""
+    """As it was last reported."""
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def changed(self) -> None:
@@ -48,13 +52,15 @@ class Reporter:
     @property
     def ready(self) -> bool:
         """Whether the node takes work."""
-        return self.supervisor.state == READY and not self.draining
+        return self.supervisor.state == READY and not self.draining and not self.refusal()
 
     async def lease(self) -> None:
         """Show signs of life, for ever."""
         interval_s = HEARTBEAT_INTERVAL.total_seconds()
         while True:
             await self.write_lease()
+            if self.refusal() != self._refused:
+                self.changed()
             await asyncio.sleep(interval_s - asyncio.get_running_loop().time() % interval_s)
 
     async def report(self) -> None:
@@ -86,6 +92,7 @@ class Reporter:
 
     async def write_status(self) -> bool:
         """Write the status now; returns whether it was stored."""
+        self._refused = self.refusal()
         status = status_pb2.NodeStatus(
             node=self.node,
             agent_run_id=self.run_id,
@@ -98,6 +105,7 @@ class Reporter:
             replicas=self._replicas(),
             placement_revision=self.reconciler.revision,
             draining=self.draining,
+            refusal=self._refused,
         )
         return await self._put("status", self.put_status, status.SerializeToString())
 

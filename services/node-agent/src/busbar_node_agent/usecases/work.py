@@ -82,6 +82,7 @@ class Attempt:
     tokens: TokenCount = field(default_factory=TokenCount)
     given_up: Failure | None = None
     begun: bool = False
+    accounted: bool = False
     task: asyncio.Task[None] | None = None
 
     def give_up(self, failure: Failure) -> None:
@@ -208,9 +209,8 @@ class WorkInHand:
         else:
             self.failed_count += 1
             self.failed_by_kind[failure.kind] += 1
+            self._account_for(attempt, finished=False)
             self._say(attempt.work, frames.failed(attempt.work, self.node, failure))
-        if attempt.called_s:
-            self._account_for(attempt, finished=failure is None)
         if failure is not None and failure.kind is FailureKind.ENGINE_LOST:
             self._bury_if_blamed(attempt.work, failure)
 
@@ -319,6 +319,8 @@ class WorkInHand:
                 energy_measured=self.energy.measured,
             ),
         )
+        # First: whoever kills us in between costs a repetition, not the record of an answer.
+        self._account_for(attempt, finished=True)
         self._say(attempt.work, frames.finished(attempt.work, self.node, outcome))
 
     def _begin_call(self, attempt: Attempt) -> None:
@@ -334,7 +336,9 @@ class WorkInHand:
         attempt.energy_mj = self.energy.ended(attempt.energy_level)
 
     def _account_for(self, attempt: Attempt, *, finished: bool) -> None:
-        work = attempt.work
+        if attempt.accounted or not attempt.called_s:
+            return
+        attempt.accounted, work = True, attempt.work
         queue_us = _microseconds(attempt.called_s - attempt.picked_s)
         self.compute_us += attempt.compute_us
         self.queue_us += queue_us

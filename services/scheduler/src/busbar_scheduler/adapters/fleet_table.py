@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 from busbar_contracts.node.v1.status_pb2 import NodeLease, NodeStatus
@@ -59,11 +59,14 @@ _MEMORY_MIB_MAX, _SLOTS_MAX = 2**27, 2**20
 
 @dataclass(frozen=True, slots=True)
 class Handled:
-    """Requests of a node: in hand, and what became of others since its agent started."""
+    """Requests of a node: in hand, what became of others since its agent started, and why it takes
+    no more; "" when it does.
+    """
 
     in_flight: int = 0
     finished: int = 0
     handed_back: int = 0
+    refusal: str = ""
 
 
 @dataclass(slots=True)
@@ -280,8 +283,9 @@ class FleetTable:
 
     def handled(self, node: str) -> Handled:
         """What a node last said of its requests."""
-        life = self._lives.get(node)
-        return life.handled if life else Handled()
+        life, report = self._lives.get(node), self._reports.get(node)
+        refusal = report.status.refusal if report else ""
+        return replace(life.handled if life else Handled(), refusal=refusal)
 
     def snapshot(self, now: float, now_unix_ms: int = 0) -> Snapshot:
         """Everything a plan is made from, as it is now."""

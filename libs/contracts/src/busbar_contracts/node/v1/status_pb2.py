@@ -24,27 +24,27 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x62usbar/node/v1/status.proto\x12\x0e\x62usbar.node.v1\"\xd3\x02\n\nNodeStatus\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x14\n\x0c\x61gent_run_id\x18\x02 \x01(\t\x12\x15\n\ragent_version\x18\x03 \x01(\t\x12\x18\n\x10reported_unix_ms\x18\x04 \x01(\x03\x12.\n\x08\x63\x61pacity\x18\x05 \x01(\x0b\x32\x1c.busbar.node.v1.NodeCapacity\x12\x31\n\x0ctriton_state\x18\x06 \x01(\x0e\x32\x1b.busbar.node.v1.TritonState\x12\x15\n\rtriton_reason\x18\x07 \x01(\t\x12\x17\n\x0ftriton_restarts\x18\x08 \x01(\r\x12/\n\x08replicas\x18\t \x03(\x0b\x32\x1d.busbar.node.v1.ReplicaStatus\x12\x1a\n\x12placement_revision\x18\n \x01(\x04\x12\x10\n\x08\x64raining\x18\x0b \x01(\x08\"X\n\x0cNodeCapacity\x12\x12\n\nmemory_mib\x18\x01 \x01(\x04\x12\r\n\x05slots\x18\x02 \x01(\r\x12\x0c\n\x04gpus\x18\x03 \x03(\t\x12\x17\n\x0f\x65nergy_measured\x18\x04 \x01(\x08\"\xe1\x01\n\rReplicaStatus\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x15\n\rbundle_digest\x18\x02 \x01(\t\x12+\n\x05state\x18\x03 \x01(\x0e\x32\x1c.busbar.node.v1.ReplicaState\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\r\n\x05slots\x18\x05 \x01(\r\x12\x16\n\x0emodel_metadata\x18\x06 \x01(\x0c\x12\x14\n\x0cmodel_config\x18\x07 \x01(\x0c\x12\x14\n\x0c\x66\x61iled_count\x18\x08 \x01(\r\x12\x15\n\rcrashed_count\x18\t \x01(\r\"\x9a\x01\n\tNodeLease\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x14\n\x0c\x61gent_run_id\x18\x02 \x01(\t\x12\x11\n\tin_flight\x18\x03 \x01(\r\x12\r\n\x05ready\x18\x04 \x01(\x08\x12\x16\n\x0e\x66inished_count\x18\x05 \x01(\x04\x12\x14\n\x0c\x66\x61iled_count\x18\x06 \x01(\x04\x12\x19\n\x11handed_back_count\x18\x07 \x01(\x04\"~\n\x11WorkMeasuredBatch\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x14\n\x0c\x61gent_run_id\x18\x02 \x01(\t\x12\x16\n\x0e\x66irst_sequence\x18\x03 \x01(\x04\x12-\n\x07records\x18\x04 \x03(\x0b\x32\x1c.busbar.node.v1.WorkMeasured\"\x82\x02\n\x0cWorkMeasured\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x11\n\ttenant_id\x18\x03 \x01(\t\x12\x12\n\ndeployment\x18\x04 \x01(\t\x12\x10\n\x08\x66inished\x18\x05 \x01(\x08\x12\x14\n\x0cinput_tokens\x18\x06 \x01(\x04\x12\x15\n\routput_tokens\x18\x07 \x01(\x04\x12\x10\n\x08queue_us\x18\x08 \x01(\x04\x12\x12\n\ncompute_us\x18\t \x01(\x04\x12\x11\n\tenergy_mj\x18\n \x01(\x04\x12\x17\n\x0f\x65nergy_measured\x18\x0b \x01(\x08\x12\x15\n\rended_unix_ms\x18\x0c \x01(\x03*\x8c\x01\n\x0bTritonState\x12\x1c\n\x18TRITON_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15TRITON_STATE_STARTING\x10\x01\x12\x16\n\x12TRITON_STATE_READY\x10\x02\x12\x15\n\x11TRITON_STATE_HUNG\x10\x03\x12\x15\n\x11TRITON_STATE_DOWN\x10\x04*\xce\x01\n\x0cReplicaState\x12\x1d\n\x19REPLICA_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16REPLICA_STATE_FETCHING\x10\x01\x12\x19\n\x15REPLICA_STATE_LOADING\x10\x02\x12\x19\n\x15REPLICA_STATE_WARMING\x10\x03\x12\x17\n\x13REPLICA_STATE_READY\x10\x04\x12\x1a\n\x16REPLICA_STATE_DRAINING\x10\x05\x12\x18\n\x14REPLICA_STATE_FAILED\x10\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x62usbar/node/v1/status.proto\x12\x0e\x62usbar.node.v1\"\xe4\x02\n\nNodeStatus\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x14\n\x0c\x61gent_run_id\x18\x02 \x01(\t\x12\x15\n\ragent_version\x18\x03 \x01(\t\x12\x18\n\x10reported_unix_ms\x18\x04 \x01(\x03\x12.\n\x08\x63\x61pacity\x18\x05 \x01(\x0b\x32\x1c.busbar.node.v1.NodeCapacity\x12\x31\n\x0ctriton_state\x18\x06 \x01(\x0e\x32\x1b.busbar.node.v1.TritonState\x12\x15\n\rtriton_reason\x18\x07 \x01(\t\x12\x17\n\x0ftriton_restarts\x18\x08 \x01(\r\x12/\n\x08replicas\x18\t \x03(\x0b\x32\x1d.busbar.node.v1.ReplicaStatus\x12\x1a\n\x12placement_revision\x18\n \x01(\x04\x12\x10\n\x08\x64raining\x18\x0b \x01(\x08\x12\x0f\n\x07refusal\x18\x0c \x01(\t\"X\n\x0cNodeCapacity\x12\x12\n\nmemory_mib\x18\x01 \x01(\x04\x12\r\n\x05slots\x18\x02 \x01(\r\x12\x0c\n\x04gpus\x18\x03 \x03(\t\x12\x17\n\x0f\x65nergy_measured\x18\x04 \x01(\x08\"\xe1\x01\n\rReplicaStatus\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x15\n\rbundle_digest\x18\x02 \x01(\t\x12+\n\x05state\x18\x03 \x01(\x0e\x32\x1c.busbar.node.v1.ReplicaState\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\r\n\x05slots\x18\x05 \x01(\r\x12\x16\n\x0emodel_metadata\x18\x06 \x01(\x0c\x12\x14\n\x0cmodel_config\x18\x07 \x01(\x0c\x12\x14\n\x0c\x66\x61iled_count\x18\x08 \x01(\r\x12\x15\n\rcrashed_count\x18\t \x01(\r\"\x9a\x01\n\tNodeLease\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x14\n\x0c\x61gent_run_id\x18\x02 \x01(\t\x12\x11\n\tin_flight\x18\x03 \x01(\r\x12\r\n\x05ready\x18\x04 \x01(\x08\x12\x16\n\x0e\x66inished_count\x18\x05 \x01(\x04\x12\x14\n\x0c\x66\x61iled_count\x18\x06 \x01(\x04\x12\x19\n\x11handed_back_count\x18\x07 \x01(\x04\"~\n\x11WorkMeasuredBatch\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x14\n\x0c\x61gent_run_id\x18\x02 \x01(\t\x12\x16\n\x0e\x66irst_sequence\x18\x03 \x01(\x04\x12-\n\x07records\x18\x04 \x03(\x0b\x32\x1c.busbar.node.v1.WorkMeasured\"\x82\x02\n\x0cWorkMeasured\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x11\n\ttenant_id\x18\x03 \x01(\t\x12\x12\n\ndeployment\x18\x04 \x01(\t\x12\x10\n\x08\x66inished\x18\x05 \x01(\x08\x12\x14\n\x0cinput_tokens\x18\x06 \x01(\x04\x12\x15\n\routput_tokens\x18\x07 \x01(\x04\x12\x10\n\x08queue_us\x18\x08 \x01(\x04\x12\x12\n\ncompute_us\x18\t \x01(\x04\x12\x11\n\tenergy_mj\x18\n \x01(\x04\x12\x17\n\x0f\x65nergy_measured\x18\x0b \x01(\x08\x12\x15\n\rended_unix_ms\x18\x0c \x01(\x03*\x8c\x01\n\x0bTritonState\x12\x1c\n\x18TRITON_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15TRITON_STATE_STARTING\x10\x01\x12\x16\n\x12TRITON_STATE_READY\x10\x02\x12\x15\n\x11TRITON_STATE_HUNG\x10\x03\x12\x15\n\x11TRITON_STATE_DOWN\x10\x04*\xce\x01\n\x0cReplicaState\x12\x1d\n\x19REPLICA_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16REPLICA_STATE_FETCHING\x10\x01\x12\x19\n\x15REPLICA_STATE_LOADING\x10\x02\x12\x19\n\x15REPLICA_STATE_WARMING\x10\x03\x12\x17\n\x13REPLICA_STATE_READY\x10\x04\x12\x1a\n\x16REPLICA_STATE_DRAINING\x10\x05\x12\x18\n\x14REPLICA_STATE_FAILED\x10\x06\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'busbar.node.v1.status_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TRITONSTATE']._serialized_start=1254
-  _globals['_TRITONSTATE']._serialized_end=1394
-  _globals['_REPLICASTATE']._serialized_start=1397
-  _globals['_REPLICASTATE']._serialized_end=1603
+  _globals['_TRITONSTATE']._serialized_start=1271
+  _globals['_TRITONSTATE']._serialized_end=1411
+  _globals['_REPLICASTATE']._serialized_start=1414
+  _globals['_REPLICASTATE']._serialized_end=1620
   _globals['_NODESTATUS']._serialized_start=48
-  _globals['_NODESTATUS']._serialized_end=387
-  _globals['_NODECAPACITY']._serialized_start=389
-  _globals['_NODECAPACITY']._serialized_end=477
-  _globals['_REPLICASTATUS']._serialized_start=480
-  _globals['_REPLICASTATUS']._serialized_end=705
-  _globals['_NODELEASE']._serialized_start=708
-  _globals['_NODELEASE']._serialized_end=862
-  _globals['_WORKMEASUREDBATCH']._serialized_start=864
-  _globals['_WORKMEASUREDBATCH']._serialized_end=990
-  _globals['_WORKMEASURED']._serialized_start=993
-  _globals['_WORKMEASURED']._serialized_end=1251
+  _globals['_NODESTATUS']._serialized_end=404
+  _globals['_NODECAPACITY']._serialized_start=406
+  _globals['_NODECAPACITY']._serialized_end=494
+  _globals['_REPLICASTATUS']._serialized_start=497
+  _globals['_REPLICASTATUS']._serialized_end=722
+  _globals['_NODELEASE']._serialized_start=725
+  _globals['_NODELEASE']._serialized_end=879
+  _globals['_WORKMEASUREDBATCH']._serialized_start=881
+  _globals['_WORKMEASUREDBATCH']._serialized_end=1007
+  _globals['_WORKMEASURED']._serialized_start=1010
+  _globals['_WORKMEASURED']._serialized_end=1268
 # @@protoc_insertion_point(module_scope)

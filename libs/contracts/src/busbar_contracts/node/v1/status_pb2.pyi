@@ -110,6 +110,7 @@ class NodeStatus(_message.Message):
     REPLICAS_FIELD_NUMBER: _builtins.int
     PLACEMENT_REVISION_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    REFUSAL_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     """"region.site.node"."""
     agent_run_id: _builtins.str
@@ -128,6 +129,8 @@ class NodeStatus(_message.Message):
     """Revision of the placement last carried out; 0 for none yet."""
     draining: _builtins.bool
     """True while the node takes no new work because it is stopping or was told to drain."""
+    refusal: _builtins.str
+    """Why the node takes no new work although its Triton is ready; empty when it takes some."""
     @_builtins.property
     def capacity(self) -> Global___NodeCapacity:
         """What the node has."""
@@ -150,10 +153,11 @@ class NodeStatus(_message.Message):
         replicas: _abc.Iterable[Global___ReplicaStatus] | None = ...,
         placement_revision: _builtins.int = ...,
         draining: _builtins.bool = ...,
+        refusal: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_run_id", b"agent_run_id", "agent_version", b"agent_version", "capacity", b"capacity", "draining", b"draining", "node", b"node", "placement_revision", b"placement_revision", "replicas", b"replicas", "reported_unix_ms", b"reported_unix_ms", "triton_reason", b"triton_reason", "triton_restarts", b"triton_restarts", "triton_state", b"triton_state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_run_id", b"agent_run_id", "agent_version", b"agent_version", "capacity", b"capacity", "draining", b"draining", "node", b"node", "placement_revision", b"placement_revision", "refusal", b"refusal", "replicas", b"replicas", "reported_unix_ms", b"reported_unix_ms", "triton_reason", b"triton_reason", "triton_restarts", b"triton_restarts", "triton_state", b"triton_state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -144,6 +144,9 @@ class NodeDetail(BaseModel):
     in_flight: int = Field(description="requests in hand, as it last said")
     finished_count: int = Field(description="requests answered since its agent started")
     handed_back_count: int = Field(description="given back unfinished, for others to answer")
+    refusal: str = Field(
+        description="why it takes no work although its Triton is ready; empty when it does"
+    )
     empty: bool = Field(description="whether it reports nothing and nothing is placed there")
     replicas: list[HeldView]
     avoids: list[AvoidedView] = Field(description="bundles that are kept off it, since they failed")
@@ -170,6 +173,7 @@ class NodeDetail(BaseModel):
             in_flight=handled.in_flight,
             finished_count=handled.finished,
             handed_back_count=handled.handed_back,
+            refusal=handled.refusal,
             empty=not states and not plan.packing.on(node.key),
             replicas=[
                 HeldView(
