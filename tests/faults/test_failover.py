@@ -19,8 +19,10 @@ from busbar_runtime.platform import Platform
 from harness.another_node import another_node
 from harness.another_service import AnotherService
 from harness.bundles import files_of, make
-from harness.operator import Customer, Operator
+from harness.operator import Customer, Json, Operator
 from harness.polling import eventually
+from harness.scrambling import NAME as SCRAMBLED
+from harness.scrambling import scrambling
 from harness.stories import (
     PROMPTS,
     Story,
@@ -214,3 +216,86 @@ async def test_a_model_that_fails_on_one_node_goes_to_another_and_the_rest_stays
     assert "no such GPU on this node" in kept_off["reason"]
     assert 30 < kept_off["for_s"] <= 60
     assert others["ready_replicas"] == 2, "other models of that node stay"
+
+
+@pytest.fixture
+async def marks(
+    platform: Platform, operator: Operator, spare: AnotherService, tmp_path: Path
+) -> AsyncIterator[Path]:
+    """The file that says at which nodes the model that embeds answers garbage."""
+    del spare
+    made = tmp_path / "marks"
+    made.write_text("")
+    await operator.push(scrambling(platform, made))
+    await both_ready(operator)
+    yield made
+    await operator.call("scheduler", "DELETE", f"/admin/v1/deployments/{SCRAMBLED}")
+
+
+async def place_scrambled(operator: Operator, ready: int) -> list[Json]:
+    """Declare it on both nodes and wait until so many of its replicas work; their states."""
+    path = f"/admin/v1/deployments/{SCRAMBLED}"
+    body = {"bundle": SCRAMBLED, "replicas": 2}
+    await operator.json("scheduler", "PUT", path, json=body)
+
+    async def look() -> list[Json]:
+        view = await operator.json("scheduler", "GET", path)
+        return view["replica_states"]
+
+    def settled(states: list[Json]) -> bool:
+        working = sum(one["state"] == "ready" for one in states)
+        failed = sum(one["state"] == "failed" for one in states)
+        return working == ready and working + failed == 2
+
+    return await eventually(look, within_s=60, what=SCRAMBLED, until=settled)
+
+
+async def embed(client: httpx.AsyncClient) -> httpx.Response:
+    body = {"model": SCRAMBLED, "input": "a"}
+    return await client.post("/v1/embeddings", json=body)
+
+
+async def test_a_model_that_garbles_its_first_answer_takes_no_work_there(
+    platform: Platform, operator: Operator, spare: AnotherService, marks: Path
+) -> None:
+    marks.write_text(spare.environment["BUSBAR_STATE_DIR"])
+    states = await place_scrambled(operator, ready=1)
+    customer = await operator.customer()
+    async with telling(platform, customer) as client:
+        answers = [await embed(client) for _ in range(20)]
+    charged = await charges(operator, customer, {one.headers["x-request-id"] for one in answers})
+
+    [failed] = [one for one in states if one["state"] == "failed"]
+    assert failed["node"] == SPARE
+    assert "warm-up answered wrongly: embedding" in failed["reason"]
+    assert [one.status_code for one in answers] == [200] * 20
+    assert {one["node"] for one in charged.values()} == {"r1.s1.n1"}
+
+
+async def test_a_node_that_begins_to_answer_garbage_takes_no_more_and_nobody_notices(
+    platform: Platform, operator: Operator, spare: AnotherService, marks: Path
+) -> None:
+    await place_scrambled(operator, ready=2)
+    customer = await operator.customer()
+    seen = list[httpx.Response]()
+
+    async def failed_there() -> str:
+        seen.extend(await asyncio.gather(*(embed(client) for _ in range(4))))
+        view = await operator.json("scheduler", "GET", f"/admin/v1/deployments/{SCRAMBLED}")
+        broken = [one for one in view["replica_states"] if one["state"] == "failed"]
+        return broken[0]["reason"] if broken and broken[0]["node"] == SPARE else ""
+
+    async with telling(platform, customer) as client:
+        marks.write_text(spare.environment["BUSBAR_STATE_DIR"])
+        reason = await eventually(failed_there, within_s=60, what="it is noticed")
+        after = [await embed(client) for _ in range(20)]
+    charged = await charges(operator, customer, {one.headers["x-request-id"] for one in seen})
+    again = [one for one in charged.values() if one["attempt"] > 1]
+    print(f"\ngarbage: {len(seen)} asked before it was seen, {len(again)} of them twice or more")  # noqa: T201
+
+    assert [one.text for one in [*seen, *after] if not one.is_success] == []
+    assert again, "nothing was garbled"
+    assert "warm-up answered wrongly: embedding" in reason
+    assert {one["node"] for one in charged.values() if one["attempt"] > 1} == {"r1.s1.n1"}
+    paid = await charges(operator, customer, {one.headers["x-request-id"] for one in after})
+    assert {paid[one.headers["x-request-id"]]["node"] for one in after} == {"r1.s1.n1"}

@@ -210,7 +210,7 @@ async def run(settings: Settings) -> int:
     agent = build(settings, client, tracer)
     collector = AgentCollector(agent.reporter)
     REGISTRY.register(collector)
-    await take_cancels(client, settings.node_id, agent.work)
+    await take_cancels(client, settings.node_id, agent.work, agent.reconciler)
     application = ops_application(agent.unready)
     async with serve_http(application, settings.http_host, settings.ops_port):
         status = await _until(stopping, agent)

@@ -69,6 +69,9 @@ class InferenceCall:
     """Size of what the customer sent where `payload` is not that; 0 where it is."""
     as_asked: Callable[[bytes], bytes] | None = None
     """Makes a response what the customer asked for, where `payload` asks for more."""
+    read: Callable[[bytes], object] | None = None
+    """Reads a unary answer. Raises ModelFailed for one that cannot be read, before it is charged:
+    another attempt may help."""
     canary: str = ""
     """Digest of the version on trial that has it; empty where the one that serves does."""
     resumable: Resumable | None = None

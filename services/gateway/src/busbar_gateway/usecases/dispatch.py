@@ -129,6 +129,12 @@ class Dispatcher:
         message = WorkCancel(request_id=request_id, attempt=attempt)
         self._bus.publish_cancel(node, message.SerializeToString())
 
+    def doubt(self, node: str, pending: Pending) -> None:
+        """A node's answer cannot be read: count it, and have the node check its model."""
+        self.troubles.garbled(node)
+        message = WorkCancel(garbled_deployment=pending.call.route.deployment)
+        self._bus.publish_cancel(node, message.SerializeToString())
+
     def publish(self, pending: Pending, traceparent: str) -> None:
         """Publish the next attempt; its outcome says if that failed."""
         call, now = pending.call, monotonic()
@@ -365,6 +371,8 @@ class Dispatch:
 
     async def _finish(self, finished: WorkFinished) -> WorkFinished | None:
         """Count the whole answer; None when another attempt must make up for what is missing."""
+        if not await self._read(finished):
+            return None
         resumable = self._pending.call.resumable
         if resumable is None:
             return finished
@@ -421,6 +429,24 @@ class Dispatch:
         pending.attempts.tried(unheard=isinstance(outcome, Lost) and outcome.unheard)
         log.info("request goes out again", request_id=pending.call.request_id.hex(), reason=reason)
         await self._again(pause_s, "failed" if isinstance(outcome, WorkFrame) else "lost")
+
+    async def _read(self, finished: WorkFinished) -> bool:
+        """Whether the edge can read the answer; else another attempt is on its way, if it may."""
+        pending = self._pending
+        if pending.call.read is None or pending.call.canary:
+            return True
+        try:
+            pending.call.read(finished.payload)
+        except ModelFailed:
+            self._dispatcher.doubt(self.node, pending)
+            if not pending.attempts.may_retry(resumable=False):
+                raise
+        else:
+            return True
+        pause_s = pending.attempts.backoff_s()
+        pending.attempts.tried(unheard=False)
+        await self._again(pause_s, "garbled")
+        return False
 
     async def _unreadable(self) -> None:
         """The canary's answer is none."""

@@ -58,8 +58,10 @@ async def follow_placement(
                 pass
 
 
-async def take_cancels(client: Client, node: NodeId, work: WorkInHand) -> None:
-    """From now on, cancel what gateways no longer wait for."""
+async def take_cancels(
+    client: Client, node: NodeId, work: WorkInHand, reconciler: Reconciler
+) -> None:
+    """From now on, cancel what gateways no longer wait for, and check models that they doubt."""
 
     async def on_cancel(message: Msg) -> None:
         try:
@@ -67,7 +69,10 @@ async def take_cancels(client: Client, node: NodeId, work: WorkInHand) -> None:
         except Rejected as error:
             log.warning("cancel ignored", reason=error.reason)
             return
-        work.cancel(cancel.request_id, cancel.attempt)
+        if cancel.garbled_deployment:
+            reconciler.doubt(cancel.garbled_deployment)
+        else:
+            work.cancel(cancel.request_id, cancel.attempt)
 
     await client.subscribe(cancel_subject(node.key), cb=on_cancel)
 

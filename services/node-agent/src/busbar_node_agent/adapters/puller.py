@@ -122,8 +122,14 @@ class WorkPuller:
         self._broke.set()
 
     def _ask(self) -> None:
+        if self._lane.doubted:
+            if self._lane.credits.outstanding:
+                self._break("the model is being checked")
+            return
         count = self._lane.credits.wanted()
-        if count == 0 or self._broken or self._deliveries is None or self._refusal():
+        if count == 0 or self._broken or self._deliveries is None:
+            return
+        if self._refusal():
             return
         if self._lane.credits.outstanding == 0:
             self._heard_s = time.monotonic()

@@ -54,6 +54,8 @@ class Lane:
     suspect_since_s: float = 0.0
     """When the model first failed by its own fault since it last answered; 0 for never."""
     suspected: asyncio.Event = field(default_factory=asyncio.Event)
+    doubted: bool = False
+    """Whether an answer could not be read: then another one that came proves nothing."""
     _empty: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
@@ -65,9 +67,22 @@ class Lane:
         self._empty.clear()
 
     def answered(self) -> None:
-        """The model works."""
-        self.suspect_since_s = 0.0
-        self.suspected.clear()
+        """The model works, as far as can be told from here."""
+        if not self.doubted:
+            self.suspect_since_s = 0.0
+            self.suspected.clear()
+
+    def doubt(self) -> None:
+        """What the model answers cannot be read: it takes nothing until it was checked."""
+        self.doubted = True
+        self.failed()
+        self.on_freed()  # so that whoever pulls for it takes back what it asked for
+
+    def trust(self) -> None:
+        """It was checked, and works."""
+        self.doubted = False
+        self.answered()
+        self.on_freed()
 
     def failed(self) -> None:
         """The model did not answer, or broke down answering: it may need a check."""

@@ -45,6 +45,11 @@ class Reconciler:
         self._desired = {each.deployment: _assignment(each) for each in placement.replicas}
         self._wake.set()
 
+    def doubt(self, deployment: str) -> None:
+        """An answer of its model could not be read: have it checked."""
+        if (replica := self.replicas.get(deployment)) is not None:
+            replica.doubt()
+
     async def reconcile(self) -> None:
         """Carry out the desired state, for ever."""
         while True:

@@ -145,6 +145,11 @@ class Replica:
             self._puller.adjust(assignment.slots)
         self._tools.on_change()
 
+    def doubt(self) -> None:
+        """An answer could not be read: take nothing until the model has shown that it works."""
+        if self._lane is not None:
+            self._lane.doubt()
+
     async def drain(self, timeout_s: float) -> None:
         """Pull no more and let what is in hand finish; hand back what does not in time."""
         self.leaving = True
@@ -295,7 +300,7 @@ class Replica:
                     return "Triton no longer has the model"
                 if lane.suspected.is_set():
                     await _under(session, bundle.warm_up(session.rpc, self.deployment))
-                    lane.answered()
+                    lane.trust()
             except WarmUpFailed as error:
                 if not (error.hung or error.busy):
                     return error.reason

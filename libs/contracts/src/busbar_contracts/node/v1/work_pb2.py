@@ -24,31 +24,31 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x62usbar/node/v1/work.proto\x12\x0e\x62usbar.node.v1\"\xd9\x01\n\rInferenceWork\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x11\n\ttenant_id\x18\x03 \x01(\t\x12\x12\n\ndeployment\x18\x04 \x01(\t\x12\x18\n\x10\x64\x65\x61\x64line_unix_ms\x18\x05 \x01(\x03\x12\x15\n\rreply_subject\x18\x06 \x01(\t\x12\x13\n\x0btraceparent\x18\x07 \x01(\t\x12\x0e\n\x06stream\x18\x08 \x01(\x08\x12\x0f\n\x07payload\x18\t \x01(\x0c\x12\x15\n\rengine_losses\x18\n \x01(\r\"1\n\nWorkCancel\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\"\x83\x02\n\tWorkFrame\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x0c\n\x04node\x18\x03 \x01(\t\x12.\n\x07started\x18\x04 \x01(\x0b\x32\x1b.busbar.node.v1.WorkStartedH\x00\x12*\n\x05\x63hunk\x18\x05 \x01(\x0b\x32\x19.busbar.node.v1.WorkChunkH\x00\x12\x30\n\x08\x66inished\x18\x06 \x01(\x0b\x32\x1c.busbar.node.v1.WorkFinishedH\x00\x12,\n\x06\x66\x61iled\x18\x07 \x01(\x0b\x32\x1a.busbar.node.v1.WorkFailedH\x00\x42\x07\n\x05\x66rame\"\r\n\x0bWorkStarted\"l\n\tWorkChunk\x12\x10\n\x08sequence\x18\x01 \x01(\r\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\x12(\n\x05usage\x18\x03 \x01(\x0b\x32\x19.busbar.node.v1.WorkUsage\x12\x12\n\ncompute_us\x18\x04 \x01(\x04\"\x8c\x01\n\x0cWorkFinished\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\x12\x13\n\x0b\x63hunk_count\x18\x02 \x01(\r\x12(\n\x05usage\x18\x03 \x01(\x0b\x32\x19.busbar.node.v1.WorkUsage\x12,\n\x07timings\x18\x04 \x01(\x0b\x32\x1b.busbar.node.v1.WorkTimings\"^\n\nWorkFailed\x12)\n\x04kind\x18\x01 \x01(\x0e\x32\x1b.busbar.node.v1.FailureKind\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x15\n\rtold_to_leave\x18\x03 \x01(\x08\"8\n\tWorkUsage\x12\x14\n\x0cinput_tokens\x18\x01 \x01(\x04\x12\x15\n\routput_tokens\x18\x02 \x01(\x04\"_\n\x0bWorkTimings\x12\x10\n\x08queue_us\x18\x01 \x01(\x04\x12\x12\n\ncompute_us\x18\x02 \x01(\x04\x12\x11\n\tenergy_mj\x18\x03 \x01(\x04\x12\x17\n\x0f\x65nergy_measured\x18\x04 \x01(\x08*\x95\x02\n\x0b\x46\x61ilureKind\x12\x1c\n\x18\x46\x41ILURE_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15\x46\x41ILURE_KIND_REJECTED\x10\x01\x12\x1a\n\x16\x46\x41ILURE_KIND_NOT_FOUND\x10\x02\x12\x1c\n\x18\x46\x41ILURE_KIND_UNAVAILABLE\x10\x03\x12\x19\n\x15\x46\x41ILURE_KIND_INTERNAL\x10\x04\x12\"\n\x1e\x46\x41ILURE_KIND_DEADLINE_EXCEEDED\x10\x05\x12\x1a\n\x16\x46\x41ILURE_KIND_TOO_LARGE\x10\x06\x12\x1a\n\x16\x46\x41ILURE_KIND_CANCELLED\x10\x07\x12\x1c\n\x18\x46\x41ILURE_KIND_ENGINE_LOST\x10\x08\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x62usbar/node/v1/work.proto\x12\x0e\x62usbar.node.v1\"\xd9\x01\n\rInferenceWork\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x11\n\ttenant_id\x18\x03 \x01(\t\x12\x12\n\ndeployment\x18\x04 \x01(\t\x12\x18\n\x10\x64\x65\x61\x64line_unix_ms\x18\x05 \x01(\x03\x12\x15\n\rreply_subject\x18\x06 \x01(\t\x12\x13\n\x0btraceparent\x18\x07 \x01(\t\x12\x0e\n\x06stream\x18\x08 \x01(\x08\x12\x0f\n\x07payload\x18\t \x01(\x0c\x12\x15\n\rengine_losses\x18\n \x01(\r\"M\n\nWorkCancel\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x1a\n\x12garbled_deployment\x18\x03 \x01(\t\"\x83\x02\n\tWorkFrame\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x0c\n\x04node\x18\x03 \x01(\t\x12.\n\x07started\x18\x04 \x01(\x0b\x32\x1b.busbar.node.v1.WorkStartedH\x00\x12*\n\x05\x63hunk\x18\x05 \x01(\x0b\x32\x19.busbar.node.v1.WorkChunkH\x00\x12\x30\n\x08\x66inished\x18\x06 \x01(\x0b\x32\x1c.busbar.node.v1.WorkFinishedH\x00\x12,\n\x06\x66\x61iled\x18\x07 \x01(\x0b\x32\x1a.busbar.node.v1.WorkFailedH\x00\x42\x07\n\x05\x66rame\"\r\n\x0bWorkStarted\"l\n\tWorkChunk\x12\x10\n\x08sequence\x18\x01 \x01(\r\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\x12(\n\x05usage\x18\x03 \x01(\x0b\x32\x19.busbar.node.v1.WorkUsage\x12\x12\n\ncompute_us\x18\x04 \x01(\x04\"\x8c\x01\n\x0cWorkFinished\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\x12\x13\n\x0b\x63hunk_count\x18\x02 \x01(\r\x12(\n\x05usage\x18\x03 \x01(\x0b\x32\x19.busbar.node.v1.WorkUsage\x12,\n\x07timings\x18\x04 \x01(\x0b\x32\x1b.busbar.node.v1.WorkTimings\"^\n\nWorkFailed\x12)\n\x04kind\x18\x01 \x01(\x0e\x32\x1b.busbar.node.v1.FailureKind\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x15\n\rtold_to_leave\x18\x03 \x01(\x08\"8\n\tWorkUsage\x12\x14\n\x0cinput_tokens\x18\x01 \x01(\x04\x12\x15\n\routput_tokens\x18\x02 \x01(\x04\"_\n\x0bWorkTimings\x12\x10\n\x08queue_us\x18\x01 \x01(\x04\x12\x12\n\ncompute_us\x18\x02 \x01(\x04\x12\x11\n\tenergy_mj\x18\x03 \x01(\x04\x12\x17\n\x0f\x65nergy_measured\x18\x04 \x01(\x08*\x95\x02\n\x0b\x46\x61ilureKind\x12\x1c\n\x18\x46\x41ILURE_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15\x46\x41ILURE_KIND_REJECTED\x10\x01\x12\x1a\n\x16\x46\x41ILURE_KIND_NOT_FOUND\x10\x02\x12\x1c\n\x18\x46\x41ILURE_KIND_UNAVAILABLE\x10\x03\x12\x19\n\x15\x46\x41ILURE_KIND_INTERNAL\x10\x04\x12\"\n\x1e\x46\x41ILURE_KIND_DEADLINE_EXCEEDED\x10\x05\x12\x1a\n\x16\x46\x41ILURE_KIND_TOO_LARGE\x10\x06\x12\x1a\n\x16\x46\x41ILURE_KIND_CANCELLED\x10\x07\x12\x1c\n\x18\x46\x41ILURE_KIND_ENGINE_LOST\x10\x08\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'busbar.node.v1.work_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FAILUREKIND']._serialized_start=1098
-  _globals['_FAILUREKIND']._serialized_end=1375
+  _globals['_FAILUREKIND']._serialized_start=1126
+  _globals['_FAILUREKIND']._serialized_end=1403
   _globals['_INFERENCEWORK']._serialized_start=46
   _globals['_INFERENCEWORK']._serialized_end=263
   _globals['_WORKCANCEL']._serialized_start=265
-  _globals['_WORKCANCEL']._serialized_end=314
-  _globals['_WORKFRAME']._serialized_start=317
-  _globals['_WORKFRAME']._serialized_end=576
-  _globals['_WORKSTARTED']._serialized_start=578
-  _globals['_WORKSTARTED']._serialized_end=591
-  _globals['_WORKCHUNK']._serialized_start=593
-  _globals['_WORKCHUNK']._serialized_end=701
-  _globals['_WORKFINISHED']._serialized_start=704
-  _globals['_WORKFINISHED']._serialized_end=844
-  _globals['_WORKFAILED']._serialized_start=846
-  _globals['_WORKFAILED']._serialized_end=940
-  _globals['_WORKUSAGE']._serialized_start=942
-  _globals['_WORKUSAGE']._serialized_end=998
-  _globals['_WORKTIMINGS']._serialized_start=1000
-  _globals['_WORKTIMINGS']._serialized_end=1095
+  _globals['_WORKCANCEL']._serialized_end=342
+  _globals['_WORKFRAME']._serialized_start=345
+  _globals['_WORKFRAME']._serialized_end=604
+  _globals['_WORKSTARTED']._serialized_start=606
+  _globals['_WORKSTARTED']._serialized_end=619
+  _globals['_WORKCHUNK']._serialized_start=621
+  _globals['_WORKCHUNK']._serialized_end=729
+  _globals['_WORKFINISHED']._serialized_start=732
+  _globals['_WORKFINISHED']._serialized_end=872
+  _globals['_WORKFAILED']._serialized_start=874
+  _globals['_WORKFAILED']._serialized_end=968
+  _globals['_WORKUSAGE']._serialized_start=970
+  _globals['_WORKUSAGE']._serialized_end=1026
+  _globals['_WORKTIMINGS']._serialized_start=1028
+  _globals['_WORKTIMINGS']._serialized_end=1123
 # @@protoc_insertion_point(module_scope)

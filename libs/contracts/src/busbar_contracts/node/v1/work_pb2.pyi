@@ -144,19 +144,25 @@ class WorkCancel(_message.Message):
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
+    GARBLED_DEPLOYMENT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.bytes
     """As in InferenceWork."""
     attempt: _builtins.int
     """Cancels this attempt and all older ones."""
+    garbled_deployment: _builtins.str
+    """Deployment whose answer could not be read, so that the node checks its model; nothing is cancelled
+    then. Empty where nobody waits for the work any more.
+    """
     def __init__(
         self,
         *,
         request_id: _builtins.bytes = ...,
         attempt: _builtins.int = ...,
+        garbled_deployment: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "garbled_deployment", b"garbled_deployment", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -158,9 +158,11 @@ class OpenAI:
     async def _embed(
         self, exchange: Exchange, request: EmbeddingRequest, call: InferenceCall
     ) -> None:
+        read = _Vectors(len(request.texts()))
+        call.read = read
         async with exchange.cancelled_when_gone(), self._services.serving.infer(call) as answer:
             exchange.cycle.before_last = answer.handing_over
-            vectors = _vectors(answer.payload, len(request.texts()))
+            vectors = read(answer.payload)
             _require_dimensions(request.dimensions, vectors.shape[1])
             usage = {"prompt_tokens": answer.input_tokens, "total_tokens": answer.input_tokens}
             await exchange.respond_json(
@@ -171,6 +173,19 @@ class OpenAI:
                     "usage": usage,
                 }
             )
+
+
+class _Vectors:
+    """Reads an answer once, however often it is asked."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._read: tuple[bytes, np.ndarray[Any, np.dtype[np.float32]]] | None = None
+
+    def __call__(self, payload: bytes) -> np.ndarray[Any, np.dtype[np.float32]]:
+        if self._read is None or self._read[0] is not payload:
+            self._read = payload, _vectors(payload, self._count)
+        return self._read[1]
 
 
 def _said_of_inputs(error: InvalidInput) -> InvalidInput:
