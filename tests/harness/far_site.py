@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import shutil
 import signal
+import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from busbar_runtime.child import tethered
 from busbar_runtime.platform import Platform
 
 from harness.namespace import Namespace
+from harness.polling import eventually
 
 STOPPED_S = 60
 
@@ -31,11 +35,52 @@ class FarSite:
 
     async def start(self) -> None:
         """Start both; they get ready by themselves."""
+        for name in self.commands:
+            await self._start(name)
+
+    async def _start(self, name: str) -> None:
+        argv, environment = self.commands[name]
         with self.log.open("ab") as log:
-            for name, (argv, environment) in self.commands.items():
-                self.processes[name] = await asyncio.create_subprocess_exec(
-                    *tethered(self.wire.inside(argv)), env=environment, stdout=log, stderr=log
-                )
+            self.processes[name] = await asyncio.create_subprocess_exec(
+                *tethered(self.wire.inside(argv)), env=environment, stdout=log, stderr=log
+            )
+
+    async def restart_bus(self) -> None:
+        """Stop the site's NATS as an orchestrator does, and start it again."""
+        name = next(iter(self.commands))
+        self.processes[name].send_signal(signal.SIGTERM)
+        await asyncio.wait_for(self.processes[name].wait(), STOPPED_S)
+        await self._start(name)
+
+    @asynccontextmanager
+    async def on(self, disk: Path, settings: dict[str, str]) -> AsyncIterator[str]:
+        """Keep all of its data on another disk until the end of the block, with more settings.
+
+        Yields where its NATS tells of its health.
+        """
+        before = dict(self.commands)
+        (bus, (bus_argv, bus_said)), (agent, (agent_argv, agent_said)) = before.items()
+        port = bus_said["BUSBAR_NATS_MONITOR"].strip('"').rpartition(":")[2]
+        monitor = f"{self.wire.there}:{port}"
+        moved = {
+            "BUSBAR_NATS_STORE_DIR": json.dumps(str(disk / "nats")),
+            "BUSBAR_NATS_MONITOR": json.dumps(monitor),
+        }
+        self.commands[bus] = (bus_argv, {**bus_said, **moved})
+        state = {"BUSBAR_STATE_DIR": str(disk / "agent"), **settings}
+        self.commands[agent] = (agent_argv, {**agent_said, **state})
+        store = Path(json.loads(bus_said["BUSBAR_NATS_STORE_DIR"]))
+        await self.end(signal.SIGTERM)
+        shutil.copytree(store, disk / "nats")
+        await self.start()
+        try:
+            yield f"http://{monitor}"
+        finally:
+            await self.end(signal.SIGTERM)
+            shutil.rmtree(store)
+            shutil.copytree(disk / "nats", store)
+            self.commands.update(before)
+            await self.start()
 
     async def end(self, number: int = signal.SIGKILL) -> None:
         """Signal all, the node agent first, and wait until they are gone."""
@@ -43,6 +88,24 @@ class FarSite:
             if process.returncode is None:
                 process.send_signal(number)
             await asyncio.wait_for(process.wait(), STOPPED_S)
+
+    async def says(self, text: str, *, since: int, within_s: float) -> float:
+        """Seconds until this stands in the log, behind so many bytes of it."""
+        began = time.monotonic()
+
+        async def look() -> bool:
+            return text.encode() in self.log.read_bytes()[since:]
+
+        await eventually(look, within_s=within_s, what=text)
+        return time.monotonic() - began
+
+    async def lose_power(self) -> None:
+        """Everything that runs at the site is killed at once, Triton and its models too."""
+        roots = [psutil.Process(process.pid) for process in self.processes.values()]
+        for one in [*roots, *(below for root in roots for below in root.children(recursive=True))]:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+        await self.end()
 
 
 @asynccontextmanager
