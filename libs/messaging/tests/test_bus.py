@@ -241,6 +241,30 @@ async def test_a_publish_is_repeated_until_the_stream_says_that_it_has_it(
     assert set(ids) == {"1"}
 
 
+async def test_an_answer_counts_that_comes_when_it_was_sent_again(client: Client) -> None:
+    """A stream that always takes longer than one is willing to wait before sending again."""
+    asked: list[Msg] = []
+
+    async def slow_stream(message: Msg) -> None:
+        asked.append(message)
+        if len(asked) == 4:
+            await asked[1].respond(b'{"stream":"S","seq":7}')
+
+    subject = f"stand-in.{uuid.uuid4().hex}"
+    subscription = await client.subscribe(subject, cb=slow_stream)
+    stored = await publish_durably(
+        client.jetstream(),
+        subject,
+        b"x",
+        message_id="1",
+        give_up_after=timedelta(seconds=10),
+        answer_within=timedelta(seconds=0.05),
+    )
+    await subscription.unsubscribe()
+
+    assert stored.seq == 7
+
+
 async def test_closing_a_connection_is_no_news(nats_server: NatsServer) -> None:
     with capture_logs() as said:
         kept = await connect(user_settings(nats_server, "provisioner"), "kept")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+from collections.abc import Callable, Coroutine
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
@@ -29,6 +30,8 @@ _RETRYABLE_API_CODES = frozenset({500, 503})
 _DUPLICATE_IN_PROCESS = 10158
 """What we sent before is being stored; asked again, the stream says where."""
 _ANSWER_WITHIN = timedelta(seconds=2)
+_LISTEN_MIN_S, _LISTEN_MAX_S = 0.05, 15.0
+"""How long to listen for one answer: it bounds how many are listened for at once."""
 
 
 class BusSettings(BaseSettings):
@@ -181,33 +184,65 @@ async def publish_durably(
 
     Losing a leader pauses a stream for 4 to 9 s, so callers that may wait give
     15 s or more. What is sent in that pause may be lost, so it is sent again after
-    `answer_within`; less than the way there and back takes is too little. Raises
-    Unavailable when the time is up; the message may or may not have been stored then.
+    `answer_within`; an answer to what was sent again counts also when it takes longer.
+    Raises Unavailable when the time is up; the message may or may not have been stored then.
     """
     deadline = asyncio.get_running_loop().time() + give_up_after.total_seconds()
     all_headers = {"Nats-Msg-Id": message_id, **(headers or {})}
-    pause_s = 0.02
-    while True:
-        remaining_s = deadline - asyncio.get_running_loop().time()
-        try:
-            return await jetstream.publish(
-                subject,
-                payload,
-                timeout=max(0.05, min(answer_within.total_seconds(), remaining_s)),
-                headers=all_headers,
+    within_s = answer_within.total_seconds()
+
+    async def send(listen_s: float) -> PubAck:
+        return await jetstream.publish(subject, payload, timeout=listen_s, headers=all_headers)
+
+    try:  # nearly always that is all there is to it
+        return await send(max(_LISTEN_MIN_S, min(within_s, give_up_after.total_seconds())))
+    except (NatsError, TimeoutError, OSError) as error:
+        _check_worth_another_try(subject, error, deadline)
+    return await _send_again(send, subject, within_s, deadline)
+
+
+async def _send_again(
+    send: Callable[[float], Coroutine[None, None, PubAck]],
+    subject: str,
+    within_s: float,
+    deadline: float,
+) -> PubAck:
+    """Send each `within_s` until one of them is acknowledged, however late."""
+    now, pause_s = asyncio.get_running_loop().time, 0.02
+    waiting: set[asyncio.Task[PubAck]] = set()
+    try:
+        while True:
+            await asyncio.sleep(max(0.0, min(pause_s, deadline - now())))
+            pause_s = min(pause_s * 2, 0.5)
+            remaining_s = max(_LISTEN_MIN_S, deadline - now())
+            waiting.add(asyncio.create_task(send(min(_LISTEN_MAX_S, remaining_s))))
+            ended, waiting = await asyncio.wait(
+                waiting,
+                timeout=min(within_s, remaining_s),
+                return_when=asyncio.FIRST_COMPLETED,
             )
-        except APIError as error:
-            if not _worth_another_try(error) or remaining_s <= pause_s:
-                raise Unavailable(f"{subject} refused a message: {error.description}") from error
-        except (NatsError, TimeoutError, OSError) as error:
-            if remaining_s <= pause_s:
-                raise Unavailable(f"{subject} did not acknowledge in time: {error!r}") from error
-        await asyncio.sleep(min(pause_s, max(0.0, remaining_s)))
-        pause_s = min(pause_s * 2, 0.5)
+            failures = [one.exception() for one in ended]
+            for one, failure in zip(ended, failures, strict=True):
+                if failure is None:
+                    return one.result()
+            for failure in failures or [TimeoutError()]:
+                _check_worth_another_try(subject, failure, deadline)
+    finally:
+        for one in waiting:
+            one.cancel()
 
 
-def _worth_another_try(error: APIError) -> bool:
-    return error.code in _RETRYABLE_API_CODES or error.err_code == _DUPLICATE_IN_PROCESS
+def _check_worth_another_try(subject: str, error: BaseException | None, deadline: float) -> None:
+    over = asyncio.get_running_loop().time() >= deadline
+    if isinstance(error, APIError):
+        again = error.code in _RETRYABLE_API_CODES or error.err_code == _DUPLICATE_IN_PROCESS
+        if over or not again:
+            raise Unavailable(f"{subject} refused a message: {error.description}") from error
+    elif not isinstance(error, NatsError | TimeoutError | OSError):
+        assert error is not None
+        raise error
+    elif over:
+        raise Unavailable(f"{subject} did not acknowledge in time: {error!r}") from error
 
 
 async def close(client: Client, grace: timedelta = timedelta(seconds=2)) -> None:

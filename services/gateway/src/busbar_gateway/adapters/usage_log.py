@@ -29,7 +29,8 @@ _GATHER_S = 0.003
 A lone customer never waits."""
 _DRAIN_POLL_S = 0.02
 _ANSWER_WITHIN = timedelta(seconds=0.5)
-"""A customer waits: what was sent while the stream had no leader is sent again soon."""
+"""A customer waits: what was sent while the stream had no leader is sent again soon. A stream that
+takes longer to answer is heard all the same."""
 
 
 class _State(Enum):
