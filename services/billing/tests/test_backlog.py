@@ -6,11 +6,12 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from uuid import UUID
 
 import asyncpg
 import pytest
-from billing_parts import Gateway, running
+from billing_parts import Gateway, Service, running
 from busbar_billing.adapters.bus.answers import DeliveredAnswers
 from busbar_billing.adapters.postgres.audit_inbox import AuditedInbox
 from busbar_billing.adapters.postgres.database import open_database
@@ -28,8 +29,6 @@ FRESH_KEY = "key_fresh"
 MESSAGES, RECORDS_EACH, AT_ONCE = 9_000, 2, 500
 BACKLOG = MESSAGES * RECORDS_EACH
 """Some seconds of work for billing, so that half a second in which only others run is little."""
-BEGUN = BACKLOG // 10
-"""When billing surely knows by now what is backlog, and what is behind it."""
 OLD_S = 2.5
 """Billing takes messages of that age for a backlog, if there are many."""
 FRESH_AT_ONCE = 5
@@ -37,8 +36,15 @@ AUDITED_OF_BACKLOG = 300
 DRAINED_WITHIN_S = 60
 DISK_BYTES = 1024 * 1024 * 1024
 UNREADABLE, POISON_AT = b"\xff", 3
-POSTED = "SELECT request_id FROM usage_records WHERE request_id = ANY($1::uuid[])"
+POSTED_FRESH = "SELECT count(*) FROM usage_records WHERE key_id = $1"
 POSTED_OF_BACKLOG = "SELECT count(*) FROM usage_records WHERE key_id <> $1"
+POSTED_MEANWHILE = """
+    SELECT count(*)
+    FROM usage_records AS old, unnest($1::uuid[], $2::timestamptz[]) AS one (id, came)
+    JOIN usage_records AS fresh ON fresh.request_id = one.id
+    WHERE old.key_id <> $3 AND old.posted_at > one.came AND old.posted_at <= fresh.posted_at
+    GROUP BY one.id
+"""
 
 
 @pytest.fixture
@@ -49,15 +55,20 @@ async def around(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Neig
 
 @dataclass
 class Fresh:
-    """Records that come beside a backlog, and how much of it is posted at the time; so that how
-    fast the machine is does not matter."""
+    """Records that come beside a backlog, and how much of it was posted while each waited, by what
+    the database noted; so that neither how fast the machine is matters, nor when we look."""
 
     gateway: Gateway
     database: asyncpg.Connection
-    came: dict[UUID, int] = field(default_factory=dict[UUID, int])
-    posted: dict[UUID, int] = field(default_factory=dict[UUID, int])
+    probes: int = 0
+    came: dict[UUID, datetime] = field(default_factory=dict[UUID, datetime])
 
-    async def come(self, of_backlog: int) -> None:
+    async def probe(self) -> None:
+        """A record that may be backlog: billing has not said yet where that ends."""
+        self.probes += 1
+        await self.gateway.publish(self.gateway.record(TENANT, key_id=FRESH_KEY))
+
+    async def come(self) -> None:
         """A record: every seventh twice, every tenth with a void; with the third come two that
         nobody can bill."""
         record = self.gateway.record(TENANT, key_id=FRESH_KEY)
@@ -67,26 +78,29 @@ class Fresh:
             await self.gateway.publish(self.gateway.record("nobody-we-know"))
         voids = (self.gateway.void(record),) if number % 10 == 0 else ()
         await self.gateway.publish(record, voids=voids)
-        self.came[UUID(bytes=record.request_id)] = of_backlog
+        self.came[UUID(bytes=record.request_id)] = datetime.now(UTC)
         if number % 7 == 0:
             await self.gateway.publish(record)
 
-    async def look(self) -> int:
-        """Note what is posted by now; how much of the backlog is."""
-        waiting = [one for one in self.came if one not in self.posted]
-        rows = await self.database.fetch(POSTED, waiting)
-        of_backlog: int = await self.database.fetchval(POSTED_OF_BACKLOG, FRESH_KEY)
-        self.posted |= {row["request_id"]: of_backlog for row in rows}
-        return of_backlog
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return self.probes + len(self.came)
+
+    async def of_backlog(self) -> int:
+        """How much of the backlog is posted."""
+        return await self.database.fetchval(POSTED_OF_BACKLOG, FRESH_KEY)
 
     async def all_posted(self) -> bool:
         """Whether nothing waits any more."""
-        await self.look()
-        return len(self.posted) == len(self.came)
+        return await self.database.fetchval(POSTED_FRESH, FRESH_KEY) == self.count
 
-    def waited_for(self) -> list[int]:
-        """How many records of the backlog were posted while each waited."""
-        return [self.posted[one] - of_backlog for one, of_backlog in self.came.items()]
+    async def waited_for(self) -> list[int]:
+        """How many records of the backlog were posted while those waited that waited at all."""
+        came = list(self.came), list(self.came.values())
+        return [
+            row["count"] for row in await self.database.fetch(POSTED_MEANWHILE, *came, FRESH_KEY)
+        ]
 
 
 async def pile_up(gateway: Gateway) -> None:
@@ -96,15 +110,16 @@ async def pile_up(gateway: Gateway) -> None:
         await asyncio.gather(*(gateway.publish(*records) for records in batches))
 
 
-async def drain(fresh: Fresh) -> None:
+async def drain(fresh: Fresh, billing: Service) -> None:
     """Let records come until the backlog is posted."""
+    beside = False
 
     async def through() -> bool:
-        of_backlog = await fresh.look()
-        if of_backlog > BEGUN:
-            for _ in range(FRESH_AT_ONCE):
-                await fresh.come(of_backlog)
-        return of_backlog >= BACKLOG
+        nonlocal beside
+        beside = beside or await billing.metric("busbar_billing_fresh_lag_seconds") > 0
+        for _ in range(FRESH_AT_ONCE):
+            await (fresh.come() if beside else fresh.probe())
+        return await fresh.of_backlog() >= BACKLOG
 
     await eventually(through, within_s=DRAINED_WITHIN_S, what="the backlog is posted")
 
@@ -145,17 +160,18 @@ async def test_fresh_records_do_not_wait_behind_a_backlog(
     await eventually(old, within_s=10, what="a backlog of an age")
     fresh = Fresh(gateway, database)
     async with running(around.environment, ports) as billing:
-        await drain(fresh)
+        await drain(fresh, billing)
         last = await gateway.publish(gateway.record(TENANT))
         await eventually(fresh.all_posted, within_s=30, what="all is posted")
         await assert_audit_clean(around, last)
         beside = await billing.metric("busbar_billing_duplicates_total")
 
     # Behind the backlog the first would have waited for nearly all of it.
-    assert max(fresh.waited_for()) <= BACKLOG / 2
+    assert len(fresh.came) > POISON_AT, "the backlog was gone before anything came beside it"
+    assert max(await fresh.waited_for(), default=0) <= BACKLOG / 2
     assert beside > len(fresh.came) / 2, "the backlog did not come to what was posted beside it"
     rows = await database.fetchval("SELECT count(*) FROM usage_records")
-    assert rows == BACKLOG + len(fresh.came) + 1
+    assert rows == BACKLOG + fresh.count + 1
     await assert_ledger_holds(database)
     held = [one async for one in letters(around.bus.jetstream(timeout=5))]
     assert len(held) == 2, "a dead letter for each, however often it was met"
