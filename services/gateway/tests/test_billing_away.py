@@ -34,8 +34,10 @@ class Lender:
 
     away: bool = True
     most_asks: int = 0
+    calls: int = 0
 
     async def ask(self, asks: Sequence[Ask]) -> list[Granted] | None:
+        self.calls += 1
         self.most_asks = max(self.most_asks, len(asks))
         if self.away:
             return None
@@ -89,6 +91,22 @@ async def test_any_number_of_tenants_may_be_turned_away(credit: Credit, lender: 
 
     assert served.nanos >= REQUEST_NANOS
     assert lender.most_asks <= ASKS_MAX
+
+
+async def test_those_who_wait_hear_after_one_call_that_billing_is_away() -> None:
+    """Each call may take as long as they wait at most; the second one would be too late."""
+    lender = Lender()
+    credit = Credit(lender, lambda: PRICES)
+    waiting = [
+        asyncio.create_task(credit.wait(call_of(f"tenant-{number}")))
+        for number in range(2 * ASKS_MAX)
+    ]
+    await asyncio.sleep(0)
+    await credit.tick()
+    ends = await asyncio.gather(*waiting, return_exceptions=True)
+
+    assert {type(end) for end in ends} == {Unavailable}
+    assert lender.calls == 1
 
 
 @pytest.mark.parametrize("answers", [True, False], ids=["there", "away"])

@@ -238,6 +238,17 @@ async def test_what_is_left_is_spent_although_requests_like_it_cost_more(
     assert len(await records_of(platform, tenant_id)) == 25
 
 
+async def test_a_billing_that_is_busy_for_seconds_is_waited_for(platform: Platform) -> None:
+    model, _ = await platform.deploy()
+    _, auth = await tenant_with(platform, 1_000 * ECHO_NANOS)
+    platform.billing.answers_after_s = 2.2
+    codes = await codes_of(platform, model, auth, 3)
+    platform.billing.answers_after_s = 0.0
+
+    assert codes == ["OK"] * 3
+    assert not platform.gateway.credit.billing_away
+
+
 async def test_without_billing_it_serves_what_was_lent_and_then_says_503(
     platform: Platform,
 ) -> None:

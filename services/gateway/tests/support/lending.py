@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from dataclasses import dataclass, field
 
@@ -32,6 +33,7 @@ class FakeBilling:
     leases: dict[bytes, leases_pb2.LeaseGrant] = field(default_factory=dict)
     asks: list[leases_pb2.LeaseAsk] = field(default_factory=list)
     silent: bool = False
+    answers_after_s: float = 0.0
 
     async def start(self) -> None:
         await self.publish_prices(version=1, request_nanos=REQUEST_NANOS)
@@ -63,6 +65,7 @@ class FakeBilling:
         call = leases_pb2.LeaseCall.FromString(message.data)
         if self.silent or call.gateway_id != self.gateway_id:
             return
+        await asyncio.sleep(self.answers_after_s)
         self.asks += call.asks
         reply = leases_pb2.LeaseReply(grants=[self._grant(ask) for ask in call.asks])
         await self.client.publish(message.reply, reply.SerializeToString())

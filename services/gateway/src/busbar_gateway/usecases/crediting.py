@@ -211,6 +211,8 @@ class Credit:
         asks = self._due_asks(tenants, now)
         for start in range(0, len(asks), ASKS_MAX):
             await self._ask(asks[start : start + ASKS_MAX])
+            if self.billing_away:  # each further call may take as long to find that out again
+                break
         for tenant_id in list(self._waiting):
             self._serve(tenant_id)
 
@@ -226,7 +228,8 @@ class Credit:
         """Give everything back; nothing may be claimed any more."""
         asks = [ask for wallet in self._wallets.values() if (ask := close_lease(wallet))]
         for start in range(0, len(asks), ASKS_MAX):
-            await self._lender.ask(asks[start : start + ASKS_MAX])
+            if await self._lender.ask(asks[start : start + ASKS_MAX]) is None:
+                break
 
     @property
     def held_nanos(self) -> int:
