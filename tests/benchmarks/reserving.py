@@ -102,7 +102,9 @@ class Gateway:
         """Limits, money and a turn, as `usecases.served` takes them."""
         grant = self.limiting.enter(call)
         money = self.credit.claim(call) or await self.credit.wait(call)
-        ticket = await self.admissions.enter(call)
+        ticket = self.admissions.enter(call)
+        if ticket.turn is not None:
+            await ticket.turn
         assert grant is not None
         return Admitted(call, grant, money, ticket)
 

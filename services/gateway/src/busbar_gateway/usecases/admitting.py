@@ -91,10 +91,11 @@ class Admissions:
         """The deployments that have a lane."""
         return list(self._admissions)
 
-    async def enter(self, call: InferenceCall) -> Ticket:
-        """Wait for a turn; the caller must `leave` with the ticket.
+    def enter(self, call: InferenceCall) -> Ticket:
+        """Let the request in, or queue it: then the ticket has a `turn` to be awaited.
 
-        Raises RateLimited, Unavailable or DeadlineExceeded.
+        The caller must `leave` with the ticket, or `give_up` when it stops to wait. This and the
+        turn raise RateLimited, Unavailable or DeadlineExceeded.
         """
         now = monotonic()
         admission = self._admissions.get(call.route.deployment)
@@ -109,17 +110,21 @@ class Admissions:
         displaced = lane.enqueue(ticket, now)
         if displaced is not None:
             self._displace(admission, call.route, displaced, now)
-        turn = ticket.turn = asyncio.get_running_loop().create_future()
+        ticket.turn = asyncio.get_running_loop().create_future()
         if lane.may_start(ticket):  # others may be held back from a slot that it may take
             self._pump(admission, now)
-        try:
-            await turn
-        except asyncio.CancelledError:
-            self._leave_queue(admission, ticket, turn)
-            raise
-        finally:
-            ticket.turn = None
         return ticket
+
+    def give_up(self, deployment: str, ticket: Ticket) -> None:
+        """Nobody waits for this turn any more; it may have come meanwhile."""
+        admission, turn = self._admissions.get(deployment), ticket.turn
+        if admission is None:
+            return
+        if turn.done() and not turn.cancelled() and turn.exception() is None:
+            admission.lane.release(ticket)
+            self._pump(admission, ticket.started)
+        else:
+            admission.lane.withdraw(ticket)
 
     def used(self, deployment: str, ticket: Ticket, cost: float) -> None:
         """Charge the tenant's share with what its request has cost so far."""
@@ -248,19 +253,9 @@ class Admissions:
             asleep_s = admission.waking.ready_in_s(now, route.wakes_within_s)
         if isinstance(displaced, Full):
             raise _full(max(asleep_s, displaced.retry_after_s))
-        turn, displaced.turn = displaced.turn, None
+        turn = displaced.turn
         if turn is not None and not turn.done():
             turn.set_exception(_full(max(asleep_s, admission.lane.expected_wait_s(displaced))))
-
-    def _leave_queue(
-        self, admission: _Admission, ticket: Ticket, turn: asyncio.Future[None]
-    ) -> None:
-        """Nobody waits for this turn any more; it may have come meanwhile."""
-        if turn.done() and not turn.cancelled() and turn.exception() is None:
-            admission.lane.release(ticket)
-            self._pump(admission, ticket.started)
-        else:
-            admission.lane.withdraw(ticket)
 
     @staticmethod
     def _pump(admission: _Admission, now: float) -> None:

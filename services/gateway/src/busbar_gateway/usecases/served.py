@@ -261,13 +261,20 @@ class Served:
         return {"http.response.status_code": status}
 
     async def _admit(self) -> Ticket:
-        if self._trace is None:
-            return await self.collaborators.admissions.enter(self.call)
-        waiting = self._trace.child("gateway admit")
+        waiting = self._trace.child("gateway admit") if self._trace is not None else None
+        admissions = self.collaborators.admissions
         try:
-            return await self.collaborators.admissions.enter(self.call)
+            ticket = admissions.enter(self.call)
+            if ticket.turn is not None:
+                try:
+                    await ticket.turn
+                except asyncio.CancelledError:
+                    admissions.give_up(self.call.route.deployment, ticket)
+                    raise
         finally:
-            waiting.end()
+            if waiting is not None:
+                waiting.end()
+        return ticket
 
     def _record(self, outcome: UsageOutcome.ValueType, traceparent: str) -> UsageRecord:
         return usage_record(
