@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import time
 from collections.abc import AsyncIterator
 
 import httpx
@@ -17,7 +16,7 @@ from harness.another_service import AnotherService, running
 from harness.hub import as_provisioner
 from harness.operator import Operator
 from harness.polling import eventually
-from harness.steady_load import Clients, LoadLog, steady_load
+from harness.steady_load import Clients, steady_load
 
 
 class Standby(AnotherService):
@@ -69,16 +68,6 @@ async def standby(platform: Platform) -> AsyncIterator[Standby]:
         yield made
 
 
-async def goes_on(log: LoadLog, count: int = 30) -> None:
-    """Wait until so many requests that are sent from now on are answered."""
-    since = time.monotonic()
-
-    async def answered() -> int:
-        return log.answered_since(since)
-
-    await eventually(answered, within_s=60, what="answers", until=lambda n: n >= count)
-
-
 async def test_a_stale_leader_that_wakes_up_under_load_changes_nothing_and_costs_nobody(
     platform: Platform, operator: Operator, standby: Standby
 ) -> None:
@@ -86,7 +75,7 @@ async def test_a_stale_leader_that_wakes_up_under_load_changes_nothing_and_costs
     clients = Clients(platform.endpoints["grpc"], platform.endpoints["http"], customer.key)
     said_before = len(platform.log("scheduler"))
     async with steady_load(clients, grpc_clients=2, http_clients=1, pause_s=0.05) as log:
-        await goes_on(log)
+        await log.goes_on()
         await platform.kill("scheduler", signal.SIGSTOP)
         try:
             successor = await eventually(standby.token, within_s=60, what="a successor")
@@ -96,7 +85,7 @@ async def test_a_stale_leader_that_wakes_up_under_load_changes_nothing_and_costs
                 what="everything under the successor's token",
                 until=lambda found: found == {successor},
             )
-            await goes_on(log)
+            await log.goes_on()
         finally:  # others deploy on this platform
             await platform.kill("scheduler", signal.SIGCONT)
 
@@ -109,7 +98,7 @@ async def test_a_stale_leader_that_wakes_up_under_load_changes_nothing_and_costs
             what="the woken scheduler to notice",
             until=lambda text: "leadership lost" in text or "deposed" in text,
         )
-        await goes_on(log)
+        await log.goes_on()
         standing, leader = await tokens(platform), await standby.token()
     await clients.close()
 

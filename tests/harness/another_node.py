@@ -25,6 +25,7 @@ async def another_node(
     *,
     node: str = "n2",
     settings: Mapping[str, str] | None = None,
+    ready: bool = True,
 ) -> AsyncIterator[AnotherService]:
     """Run it until the end of the block. What may run there is the scheduler's to say."""
     triton = await asyncio.to_thread(ensure_triton, platform.home.cache)
@@ -43,7 +44,7 @@ async def another_node(
             f"http://{LOOPBACK}:{ops}",
         )
 
-    async with running(make) as made:
+    async with running(make, ready=ready) as made:
         yield made
 
 

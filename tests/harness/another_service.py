@@ -33,7 +33,7 @@ class AnotherService:
     async def start(self) -> None:
         """Start it and wait until it is ready."""
         await self.spawn()
-        await eventually(self._ready, within_s=READY_S, what=f"the other {self.module} is ready")
+        await eventually(self.ready, within_s=READY_S, what=f"the other {self.module} is ready")
 
     async def spawn(self) -> None:
         """Start it, and wait for nothing."""
@@ -63,7 +63,8 @@ class AnotherService:
         [line] = [line for line in text.splitlines() if line.startswith(f"{name} ")]
         return float(line.rsplit(" ", 1)[1])
 
-    async def _ready(self) -> bool:
+    async def ready(self) -> bool:
+        """Whether it says so; raises AssertionError when it has ended by itself."""
         assert self.process is not None
         assert self.process.returncode is None, f"the other {self.module} ended by itself"
         try:
@@ -78,13 +79,16 @@ S = TypeVar("S", bound=AnotherService)
 
 @contextlib.asynccontextmanager
 async def running(
-    make: Callable[[PortPool], S], *, ended_by: int = signal.SIGTERM
+    make: Callable[[PortPool], S], *, ended_by: int = signal.SIGTERM, ready: bool = True
 ) -> AsyncIterator[S]:
-    """Make it with ports that nobody else has, and run it until the end of the block."""
+    """Make it with ports that nobody else has, and run it until the end of the block.
+
+    From when it is ready, if it is to be.
+    """
     pool = PortPool()
     made = make(pool)
     try:
-        await made.start()
+        await (made.start() if ready else made.spawn())
         yield made
     finally:
         await made.end(ended_by)

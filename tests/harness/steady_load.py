@@ -20,6 +20,8 @@ import httpx
 import numpy as np
 from tritonclient.grpc import service_pb2
 
+from harness.polling import eventually
+
 DEADLINE_S = 10.0
 _OVERRUN_S = 2.0
 GRPC_CLIENTS = 6
@@ -60,6 +62,15 @@ class LoadLog:
     @property
     def failed(self) -> list[Ended]:
         return [request for request in self.ended if not request.answered]
+
+    async def goes_on(self, count: int = 30) -> None:
+        """Wait until so many requests that are sent from now on are answered."""
+        since = time.monotonic()
+
+        async def answered() -> int:
+            return self.answered_since(since)
+
+        await eventually(answered, within_s=60, what="answers", until=lambda n: n >= count)
 
     def answered_since(self, at: float) -> int:
         """Requests answered that were sent after `at` (monotonic seconds)."""

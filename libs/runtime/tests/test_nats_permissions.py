@@ -22,6 +22,7 @@ OWNER_OF_BUCKET = {
     "leaders": "scheduler",
     "nodes": "agent",
     "leases": "agent",
+    "claims": "agent",
     "gateways": "gateway",
 }
 OWNER_OF_SUBJECT = {

@@ -7,6 +7,7 @@ test has the way that must work beside those that must not, or it would pass wit
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -21,6 +22,7 @@ from busbar_messaging.identities import Keyring, identify
 from busbar_messaging.provision import ProvisionSettings
 from busbar_messaging.server_config import Permissions
 from busbar_messaging.topology import HUB_DOMAIN, NodeId, api_prefix, entry_subject
+from busbar_messaging.watching import Current, Put, follow
 from busbar_runtime.fleet import Fleet
 from busbar_runtime.platform import Platform
 from busbar_runtime.probes import until
@@ -161,7 +163,9 @@ async def test_a_site_pulls_its_regions_work_and_no_others(bus: Bus) -> None:
     assert left.state.messages == 1
 
 
-@pytest.mark.parametrize("bucket", [topology.LEASES, topology.NODES], ids=lambda b: b.name)
+@pytest.mark.parametrize(
+    "bucket", [topology.LEASES, topology.CLAIMS, topology.NODES], ids=lambda b: b.name
+)
 async def test_a_site_shows_signs_of_its_own_life_only(
     bus: Bus, bucket: topology.BucketSpec
 ) -> None:
@@ -238,6 +242,40 @@ async def test_a_site_reads_its_own_placements_and_no_other_entry(bus: Bus) -> N
     assert first.subject == f"$KV.placements.{HERE.key}"
     with pytest.raises(NatsTimeoutError):
         await heard.next_msg(SETTLE_S / 2)
+
+
+async def test_a_node_holds_its_name_at_the_hub_and_reads_no_other_lease(bus: Bus) -> None:
+    node = await bus.node(HERE)
+    hub = node.jetstream(domain=HUB_DOMAIN, timeout=SETTLE_S)
+    entry, revision = entry_subject(topology.LEASES, HERE.key, HUB_DOMAIN), 0
+
+    async def write(over: int) -> int:
+        headers = {"Nats-Expected-Last-Subject-Sequence": str(over)}
+        return (await node.jetstream().publish(entry, b"held", headers=headers)).seq
+
+    def reading(key: str) -> ConsumerConfig:
+        inbox, subject = node.new_inbox(), f"$KV.{topology.LEASES.name}.{key}"
+        name = inbox.rpartition(".")[2]
+        return ConsumerConfig(
+            name=name, deliver_subject=inbox, filter_subject=subject, ack_policy=AckPolicy.NONE
+        )
+
+    changes = follow(node, topology.LEASES.name, keys=HERE.key, domain=HUB_DOMAIN)
+    async with asyncio.timeout(DEADLINE_S), contextlib.aclosing(changes):
+        async for change in changes:
+            if isinstance(change, Current):
+                break
+            revision = change.revision if isinstance(change, Put) else 0
+    first = await write(revision)
+    with pytest.raises(JetStreamError, match="wrong last sequence"):
+        await write(revision)
+    second = await write(first)
+    await hub.add_consumer(f"KV_{topology.LEASES.name}", reading(topology.PULSE))
+
+    assert second > first > revision
+    for other in (NEIGHBOUR.key, ELSEWHERE.key, ">"):
+        with pytest.raises(REFUSED):
+            await hub.add_consumer(f"KV_{topology.LEASES.name}", reading(other))
 
 
 async def test_a_site_hears_what_is_said_to_it_and_nothing_else(bus: Bus) -> None:

@@ -234,6 +234,13 @@ class NodeBench:
         for deployment in deployments:
             await self.replica(deployment, status_pb2.REPLICA_STATE_READY, within_s=within_s)
 
+    async def pulse(self) -> None:
+        """Show for ever that the bus can be written to, as every scheduler does."""
+        pulse = topology.entry_subject(topology.LEASES, topology.PULSE, "")
+        while True:
+            await self.client.publish(pulse, b"")
+            await asyncio.sleep(topology.PULSE_INTERVAL.total_seconds())
+
     # --- the gateway
 
     async def listen(self) -> None:

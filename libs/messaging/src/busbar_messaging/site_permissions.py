@@ -48,6 +48,7 @@ def _of_nodes(region: str, nodes: str) -> tuple[str, ...]:
     """What nodes may publish at the hub: `nodes` is one node's key, or a pattern of keys."""
     work = topology.work_stream(region).name
     models, placements = f"OBJ_{topology.MODELS.name}", topology.PLACEMENTS.name
+    leases = f"{_API}.CONSUMER.CREATE.KV_{topology.LEASES.name}.*.$KV.{topology.LEASES.name}"
     return (
         # answers and facts
         topology.REPLIES,
@@ -56,6 +57,10 @@ def _of_nodes(region: str, nodes: str) -> tuple[str, ...]:
         # signs of life
         topology.entry_subject(topology.LEASES, nodes, HUB_DOMAIN),
         topology.entry_subject(topology.NODES, nodes, HUB_DOMAIN),
+        # who holds its name
+        f"{leases}.{nodes}",
+        f"{leases}.{topology.PULSE}",
+        topology.entry_subject(topology.CLAIMS, nodes, HUB_DOMAIN),
         # work of this region
         f"{_API}.CONSUMER.MSG.NEXT.{work}.*",
         f"$JS.ACK.{work}.>",

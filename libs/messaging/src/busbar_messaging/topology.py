@@ -252,6 +252,7 @@ DEMAND = BucketSpec("demand", "file", ttl=timedelta(days=30))
 LEADERS = BucketSpec("leaders", "file", ttl=timedelta(seconds=5))
 NODES = BucketSpec("nodes", "memory", ttl=timedelta(minutes=5))
 LEASES = BucketSpec("leases", "memory", ttl=timedelta(seconds=30))
+CLAIMS = BucketSpec("claims", "memory", ttl=timedelta(seconds=15))
 GATEWAYS = BucketSpec("gateways", "memory", ttl=timedelta(seconds=10))
 IDEMPOTENCY = BucketSpec("idempotency", "file", ttl=timedelta(hours=24), max_bytes=1024 * _MIB)
 BUCKETS = (
@@ -267,6 +268,7 @@ BUCKETS = (
     LEADERS,
     NODES,
     LEASES,
+    CLAIMS,
     GATEWAYS,
     IDEMPOTENCY,
 )

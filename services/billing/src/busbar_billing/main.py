@@ -77,11 +77,9 @@ from busbar_billing.adapters.postgres.reading import Reader
 from busbar_billing.adapters.postgres.rollups import Rollups
 from busbar_billing.adapters.postgres.statements import Statements
 from busbar_billing.adapters.postgres.tenants import Tenants
-from busbar_billing.adapters.postgres.warrants import Warrants
 from busbar_billing.adapters.postgres.webhooks import Webhooks
 from busbar_billing.adapters.webhooks.courier import Courier, Posts
 from busbar_billing.domain.audit.seals import sealing_key
-from busbar_billing.domain.warrants import warrant_key
 from busbar_billing.domain.web_targets import TargetPolicy
 from busbar_billing.settings import Settings
 from busbar_billing.usecases.adjustments import expire_credits
@@ -150,7 +148,7 @@ async def serve(settings: Settings, stop: Stop) -> None:
             ).run(),
         ):
             await stack.enter_async_context(background(work, stop))
-        measured = measured_consumers(settings, client, parts)
+        measured = measured_consumers(settings, client, database)
         await stack.enter_async_context(consuming([usage, *measured], stop))
         token = settings.operator_token.get_secret_value()
         admin = admin_application(parts, token, hmac_secret)
@@ -178,11 +176,10 @@ def build(database: Database, client: Client, wanted: asyncio.Event, settings: S
     """The leaves. `wanted` is set when the buckets should be compared with the database."""
     prices = Prices(database)
     keys = Keys(database)
-    secret = settings.key_hmac_secret.get_secret_value()
-    vouching = warrant_key(secret)
-    journal = Journal(database, Warrants(vouching))
+    journal = Journal(database)
     plans = Plans(database)
     policies = PolicyDirectory(client, plans, wanted)
+    sealing = sealing_key(settings.key_hmac_secret.get_secret_value())
     return Parts(
         database=database,
         tenants=Tenants(database, prices),
@@ -194,9 +191,7 @@ def build(database: Database, client: Client, wanted: asyncio.Event, settings: S
         adjustments=Adjustments(database, journal),
         credits=Credits(database),
         leakage=Leakage(database),
-        auditor=Auditor(
-            audited(database, client, vouching), Seals(AuditSeals(database), sealing_key(secret))
-        ),
+        auditor=Auditor(audited(database, client), Seals(AuditSeals(database), sealing)),
         audit_walks=AuditWalks(database),
         duties=Duties(database),
         energy=EnergyPrices(database),
@@ -219,16 +214,16 @@ def build(database: Database, client: Client, wanted: asyncio.Event, settings: S
     )
 
 
-def audited(database: Database, client: Client, vouching: bytes) -> Books:
+def audited(database: Database, client: Client) -> Books:
     """What is audited, with prices of its own: what posting remembers is not what is kept."""
     prices = Prices(database)
     return Books(
         AuditedPrices(database, prices),
-        AuditedJournal(database, prices, vouching),
+        AuditedJournal(database, prices),
         AuditedStanding(database),
         Answers(DeliveredAnswers(client), AuditedInbox(database, prices)),
         AuditedWork(database),
-        AuditedStatements(database, prices, vouching),
+        AuditedStatements(database, prices),
     )
 
 
@@ -271,10 +266,10 @@ def payment_provider(settings: Settings) -> PaymentProvider:
     )
 
 
-def measured_consumers(settings: Settings, client: Client, parts: Parts) -> list[Consumer]:
+def measured_consumers(settings: Settings, client: Client, database: Database) -> list[Consumer]:
     """The measured work of every site."""
-    able = parts.database.wait_until_reachable
-    writer = MeasuredWriter(MeasuredWork(parts.database, parts.journal), new_id)
+    able = database.wait_until_reachable
+    writer = MeasuredWriter(MeasuredWork(database, Journal(database)), new_id)
     measured = [billing_measured_consumer(*site) for site in settings.site_pairs]
     return [Consumer(client, spec, writer.handle, able) for spec in measured]
 

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import os
 import signal
+import socket
 import sys
 import time
 import uuid
@@ -21,7 +22,7 @@ from busbar_messaging.background import end
 from busbar_messaging.bundles.store import BundleStore
 from busbar_messaging.connection import close, connect
 from busbar_messaging.hot_connection import HotConnection
-from busbar_messaging.topology import LEASES, NODES, work_consumer
+from busbar_messaging.topology import NODES, work_consumer
 from busbar_observability.logs import configure_logging
 from busbar_observability.ops import ops_application, serve_http
 from busbar_observability.tracing import configure_tracing, flush_tracing
@@ -34,12 +35,14 @@ from busbar_node_agent.adapters.bus import Events, follow_placement, putter, tak
 from busbar_node_agent.adapters.cache_disk import CacheDisk
 from busbar_node_agent.adapters.energy import Gpus, MeasuredEnergy, NotMeasured, find_gpus
 from busbar_node_agent.adapters.journal import Journal
+from busbar_node_agent.adapters.lease_entry import LeaseEntry
 from busbar_node_agent.adapters.measured import MeasuredPublisher
 from busbar_node_agent.adapters.metrics import AgentCollector
 from busbar_node_agent.adapters.outputs import token_counter
 from busbar_node_agent.adapters.puller import WorkPuller
 from busbar_node_agent.adapters.repository import ModelRepository
 from busbar_node_agent.adapters.spans import Spans
+from busbar_node_agent.adapters.state_lock import StateLock
 from busbar_node_agent.adapters.triton_process import TritonAddress, TritonCommand
 from busbar_node_agent.domain.bus_time import BusTime
 from busbar_node_agent.settings import Settings
@@ -48,12 +51,15 @@ from busbar_node_agent.usecases.reconcile import Reconciler
 from busbar_node_agent.usecases.replica import Tools
 from busbar_node_agent.usecases.report import Reporter
 from busbar_node_agent.usecases.supervise import TritonSupervisor
+from busbar_node_agent.usecases.tenure import Tenure
 from busbar_node_agent.usecases.work import WorkInHand
 
 log = structlog.get_logger()
 
 _KIB, _MIB = 1024, 1024 * 1024
 _FLUSH_TIMEOUT_S = 2.0
+_LOCK_EVERY_S = 0.5
+_LOCKED = "another agent uses the same state directory"
 _NO_COLLECTOR = "http://127.0.0.1:9"  # the discard port: Triton wants an address in any case
 
 
@@ -62,6 +68,7 @@ class Agent:
     """The parts of a running agent."""
 
     client: Client
+    tenure: Tenure
     supervisor: TritonSupervisor
     work: WorkInHand
     reconciler: Reconciler
@@ -74,6 +81,7 @@ class Agent:
         """What runs until the agent stops."""
         reading = [self.energy.read_for_ever()] if isinstance(self.energy, MeasuredEnergy) else []
         return [
+            self.tenure.lost(),
             self.supervisor.supervise(),
             self.reconciler.reconcile(),
             self.reporter.lease(),
@@ -111,13 +119,13 @@ class Agent:
             await self.reconciler.unload()
         await self.measured.flush(_FLUSH_TIMEOUT_S)
         await self.reporter.write_status()
+        self.reporter.released = True
         await self.reporter.write_lease()
 
 
-def build(settings: Settings, client: Client, tracer: Tracer) -> Agent:
+def build(settings: Settings, client: Client, tracer: Tracer, tenure: Tenure) -> Agent:
     """Put the parts together; nothing runs yet."""
-    settings.state_dir.mkdir(parents=True, exist_ok=True)
-    node, run_id, gpus = settings.node_id, uuid.uuid4().hex, find_gpus()
+    node, run_id, gpus = settings.node_id, tenure.run_id, find_gpus()
     repository = ModelRepository(settings.repository)
     repository.clear()
     domain = settings.hub_domain
@@ -175,10 +183,10 @@ def build(settings: Settings, client: Client, tracer: Tracer) -> Agent:
         reconciler=reconciler,
         work=work,
         refusal=measured.refusal,
-        put_lease=putter(client, LEASES, node.key, domain),
-        put_status=putter(client, NODES, node.key, domain),
+        put_lease=tenure.put,
+        put_status=tenure.guarded(putter(client, NODES, node.key, domain)),
     )
-    return Agent(client, supervisor, work, reconciler, reporter, measured, energy, settings)
+    return Agent(client, tenure, supervisor, work, reconciler, reporter, measured, energy, settings)
 
 
 def _cache(settings: Settings, client: Client) -> BundleCache:
@@ -207,16 +215,51 @@ async def run(settings: Settings) -> int:
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     tracer = configure_tracing("node-agent", settings.otlp_endpoint or None)
     client = await connect(settings, f"node-agent {settings.node_id}")
-    agent = build(settings, client, tracer)
-    collector = AgentCollector(agent.reporter)
-    REGISTRY.register(collector)
-    await take_cancels(client, settings.node_id, agent.work, agent.reconciler)
-    application = ops_application(agent.unready)
-    async with serve_http(application, settings.http_host, settings.ops_port):
-        status = await _until(stopping, agent)
-    REGISTRY.unregister(collector)
+    node, agent, status = settings.node_id, None, 0
+    entry = LeaseEntry(client, node, settings.hub_domain)
+    tenure = Tenure(node.key, uuid.uuid4().hex, socket.gethostname(), entry)
+
+    def unready() -> list[str]:
+        return agent.unready() if agent else [tenure.reason]
+
+    with StateLock(settings.state_dir) as lock:
+        async with serve_http(ops_application(unready), settings.http_host, settings.ops_port):
+            if await _unless(stopping, _named(tenure, lock)):
+                agent = build(settings, client, tracer, tenure)
+                status = await _serve(agent, stopping)
     await close(client)
     flush_tracing(tracer)
+    return status
+
+
+async def _named(tenure: Tenure, lock: StateLock) -> None:
+    """Wait until this process alone is the node: on its disk, and on the bus."""
+    while (before := lock.acquire(tenure.run_id)) is None:
+        if tenure.reason != _LOCKED:
+            tenure.reason = _LOCKED
+            log.error("waiting", reason=_LOCKED)
+        await asyncio.sleep(_LOCK_EVERY_S)
+    await tenure.take(before)
+
+
+async def _unless(stopping: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
+    """Whether the work was done before everything was told to stop."""
+    task, stop = asyncio.create_task(work), asyncio.create_task(stopping.wait())
+    await asyncio.wait([task, stop], return_when=asyncio.FIRST_COMPLETED)
+    done = task.done() and not stopping.is_set()
+    if done:
+        task.result()
+    await end((task, stop))
+    return done
+
+
+async def _serve(agent: Agent, stopping: asyncio.Event) -> int:
+    collector = AgentCollector(agent.reporter)
+    REGISTRY.register(collector)
+    node = agent.settings.node_id
+    await take_cancels(agent.client, node, agent.work, agent.reconciler)
+    status = await _until(stopping, agent)
+    REGISTRY.unregister(collector)
     return status
 
 

@@ -19,6 +19,9 @@ node_app = App(name="node", help="Nodes: list, show, cordon, drain, resume.")
 _SITES, _NODES = "/admin/v1/sites", "/admin/v1/nodes"
 _NAME = r"[a-z0-9][a-z0-9_-]{0,62}"
 _POLL_S = 0.5
+_CLAIMED = """
+Another agent was given this name, too: run {run_id} on host {host}. It waits and takes no work,
+for run {holder_run_id} holds the name. Give it a name of its own."""
 _LATE_S = 15.0
 """How much longer than its grace a drain is waited for: reports take a moment."""
 
@@ -174,6 +177,8 @@ def show_one(node: str, *, output: Output = DEFAULT) -> None:
     for one in [] if output.json else view["avoids"]:
         until = f"kept off for {one['for_s']} s more"
         output.print(view, f"\n{one['deployment']} is {until}: {one['reason']}")
+    if (claim := view.get("claim")) and not output.json:
+        output.print(view, _CLAIMED.format(**claim))
 
 
 @node_app.command(name="cordon")

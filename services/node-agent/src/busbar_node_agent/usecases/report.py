@@ -39,6 +39,8 @@ class Reporter:
     put_lease: Callable[[bytes], Awaitable[None]]
     put_status: Callable[[bytes], Awaitable[None]]
     draining: bool = False
+    released: bool = False
+    """Whether this run has ended, as far as the fleet is concerned."""
     leased: bool = False
     """Whether the last lease was stored."""
     _refused: str = ""
@@ -86,6 +88,7 @@ class Reporter:
             finished_count=self.work.finished_count,
             failed_count=self.work.failed_count,
             handed_back_count=self.work.handed_back_count,
+            released=self.released,
         )
         self.leased = await self._put("lease", self.put_lease, lease.SerializeToString())
         return self.leased

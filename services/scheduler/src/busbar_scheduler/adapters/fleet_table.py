@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import structlog
-from busbar_contracts.node.v1.status_pb2 import NodeLease, NodeStatus
+from busbar_contracts.node.v1.status_pb2 import NodeClaim, NodeLease, NodeStatus
 from busbar_contracts.scheduler.v1.deployment_pb2 import Deployment as DeploymentMessage
 from busbar_contracts.scheduler.v1.deployment_pb2 import ModelBundle
 from busbar_contracts.scheduler.v1.plan_pb2 import NodePlacement
@@ -53,6 +53,8 @@ BUCKETS = (
 _SUSPECT_AFTER = topology.SUSPECT_AFTER
 _FORGET_AFTER_S = 600.0
 """A node that is silent for this long is dropped from the picture."""
+_CLAIM_HOLDS_S = 12.0
+"""A claim is repeated each 5 s for as long as it stands."""
 _MEMORY_MIB_MAX, _SLOTS_MAX = 2**27, 2**20
 """More than any node has: 128 TiB. A report that claims more is not taken."""
 
@@ -67,6 +69,16 @@ class Handled:
     finished: int = 0
     handed_back: int = 0
     refusal: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Another run of an agent that wants the name of a node which has one."""
+
+    run_id: str
+    host: str
+    holder_run_id: str
+    heard_at: float
 
 
 @dataclass(slots=True)
@@ -107,6 +119,7 @@ class FleetTable:
         self._route_stamps: dict[str, Stamped] = {}
         self._reports: dict[str, _Report] = {}
         self._lives: dict[str, _Life] = {}
+        self._claims: dict[str, Claim] = {}
         self._evictions = Evictions()
         self._avoidance = Avoidance()
         self._given_up = frozenset[str]()
@@ -130,7 +143,7 @@ class FleetTable:
             self._put_declared(bucket, key, value, revision, now)
         except (Rejected, ValueError) as error:
             log.warning("entry not understood", bucket=bucket, key=key, error=str(error))
-        return True
+        return bucket != topology.CLAIMS.name
 
     def _put_declared(self, bucket: str, key: str, value: bytes, revision: int, now: float) -> None:
         match bucket:
@@ -154,6 +167,9 @@ class FleetTable:
                 route = decode(RouteMessage, value)
                 self._route_stamps[key] = Stamped(route.fencing_token, revision)
                 self._routes[key] = codec.route_of(route)
+            case topology.CLAIMS.name:
+                claim = decode(NodeClaim, value)
+                self._claims[key] = Claim(claim.agent_run_id, claim.host, claim.holder_run_id, now)
             case _:
                 self._put_report(key, decode(NodeStatus, value), now)
 
@@ -287,6 +303,11 @@ class FleetTable:
         refusal = report.status.refusal if report else ""
         return replace(life.handled if life else Handled(), refusal=refusal)
 
+    def claim(self, node: str, now: float) -> Claim | None:
+        """Who else wants to be this node at present."""
+        found = self._claims.get(node)
+        return found if found and now - found.heard_at < _CLAIM_HOLDS_S else None
+
     def snapshot(self, now: float, now_unix_ms: int = 0) -> Snapshot:
         """Everything a plan is made from, as it is now."""
         self._forget()
@@ -380,3 +401,4 @@ class FleetTable:
         for key in [key for key, life in self._lives.items() if life.heard_at < horizon]:
             del self._lives[key]
             self._reports.pop(key, None)
+            self._claims.pop(key, None)

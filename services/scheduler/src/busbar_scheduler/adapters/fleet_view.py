@@ -48,7 +48,7 @@ class FleetView:
         async with asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(self._follow(bucket.name), name=f"follow:{bucket.name}")
-                for bucket in BUCKETS
+                for bucket in (*BUCKETS, topology.CLAIMS)  # which no plan depends on
             ]
             tasks.append(group.create_task(self._follow_demand(), name="follow:demand"))
             tasks.append(group.create_task(self._beat(), name="pulse"))

@@ -266,6 +266,7 @@ class NodeLease(_message.Message):
     FINISHED_COUNT_FIELD_NUMBER: _builtins.int
     FAILED_COUNT_FIELD_NUMBER: _builtins.int
     HANDED_BACK_COUNT_FIELD_NUMBER: _builtins.int
+    RELEASED_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     """"region.site.node"."""
     agent_run_id: _builtins.str
@@ -280,6 +281,8 @@ class NodeLease(_message.Message):
     """Attempts failed since the agent started."""
     handed_back_count: _builtins.int
     """Of the failed ones, those handed back unfinished for others to try."""
+    released: _builtins.bool
+    """True in the last one of a run that has ended: another one may take the node's name at once."""
     def __init__(
         self,
         *,
@@ -290,14 +293,51 @@ class NodeLease(_message.Message):
         finished_count: _builtins.int = ...,
         failed_count: _builtins.int = ...,
         handed_back_count: _builtins.int = ...,
+        released: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_run_id", b"agent_run_id", "failed_count", b"failed_count", "finished_count", b"finished_count", "handed_back_count", b"handed_back_count", "in_flight", b"in_flight", "node", b"node", "ready", b"ready"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_run_id", b"agent_run_id", "failed_count", b"failed_count", "finished_count", b"finished_count", "handed_back_count", b"handed_back_count", "in_flight", b"in_flight", "node", b"node", "ready", b"ready", "released", b"released"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___NodeLease: _TypeAlias = NodeLease  # noqa: Y015
+
+@_typing.final
+class NodeClaim(_message.Message):
+    """A run of an agent that wants a name which another run holds: value of the node's key in the
+    `claims` bucket, every 5 s for as long as it waits. It takes no work meanwhile.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    AGENT_RUN_ID_FIELD_NUMBER: _builtins.int
+    HOST_FIELD_NUMBER: _builtins.int
+    HOLDER_RUN_ID_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    """"region.site.node"."""
+    agent_run_id: _builtins.str
+    """The run that wants it, as in NodeStatus."""
+    host: _builtins.str
+    """Name of the machine that it runs on."""
+    holder_run_id: _builtins.str
+    """The run that holds it."""
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        agent_run_id: _builtins.str = ...,
+        host: _builtins.str = ...,
+        holder_run_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_run_id", b"agent_run_id", "holder_run_id", b"holder_run_id", "host", b"host", "node", b"node"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeClaim: _TypeAlias = NodeClaim  # noqa: Y015
 
 @_typing.final
 class WorkMeasuredBatch(_message.Message):

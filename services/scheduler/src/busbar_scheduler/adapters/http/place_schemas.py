@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from busbar_scheduler.adapters.fleet_table import Handled
+from busbar_scheduler.adapters.fleet_table import Claim, Handled
 from busbar_scheduler.domain.accounts import room_on
 from busbar_scheduler.domain.decisions import Verdict
 from busbar_scheduler.domain.fleet import Avoided, Node, Order
@@ -131,6 +131,21 @@ class AvoidedView(BaseModel):
         )
 
 
+class ClaimView(BaseModel):
+    """Another agent that was given a node's name, too; it waits and takes no work."""
+
+    run_id: str
+    host: str = Field(description="the machine that it runs on")
+    holder_run_id: str = Field(description="the run that holds the name")
+
+    @classmethod
+    def of(cls, claim: Claim | None) -> ClaimView | None:
+        """As the API shows it."""
+        return claim and cls(
+            run_id=claim.run_id, host=claim.host, holder_run_id=claim.holder_run_id
+        )
+
+
 class NodeDetail(BaseModel):
     """A node as the plan sees it."""
 
@@ -150,9 +165,12 @@ class NodeDetail(BaseModel):
     empty: bool = Field(description="whether it reports nothing and nothing is placed there")
     replicas: list[HeldView]
     avoids: list[AvoidedView] = Field(description="bundles that are kept off it, since they failed")
+    claim: ClaimView | None = Field(description="who else wants this name; null: nobody")
 
     @classmethod
-    def of(cls, node: Node, told: Told | None, handled: Handled, plan: Plan) -> NodeDetail:
+    def of(
+        cls, node: Node, told: Told | None, handled: Handled, claim: Claim | None, plan: Plan
+    ) -> NodeDetail:
         """As the API shows it."""
         room = room_on(plan.packing, node.key)
         states = {one.deployment: str(one.state) for one in node.replicas}
@@ -185,6 +203,7 @@ class NodeDetail(BaseModel):
                 for name in names
             ],
             avoids=[AvoidedView.of(node.key, one) for one in node.avoids],
+            claim=ClaimView.of(claim),
         )
 
 

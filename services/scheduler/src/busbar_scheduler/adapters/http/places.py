@@ -162,7 +162,9 @@ class PlacesApi:
     def _node(self, node: Node, decided: Plan) -> schemas.NodeDetail:
         described = self.view.table.described(node.site_key)
         told = described.nodes.get(node.key.rsplit(".", 1)[1]) or described.told
-        return schemas.NodeDetail.of(node, told, self.view.table.handled(node.key), decided)
+        table = self.view.table
+        claim = table.claim(node.key, time.monotonic())
+        return schemas.NodeDetail.of(node, told, table.handled(node.key), claim, decided)
 
 
 def _router(tag: str) -> APIRouter:
