@@ -9,13 +9,11 @@ from cyclopts import App, CycloptsError
 
 from busbar_cli.commands import (
     adjustments,
-    deployments,
     invoicing,
     keys,
     payments,
     places,
     plans,
-    prices,
     projects,
     statements,
     tenants,
@@ -38,11 +36,21 @@ app = App(
     version_flags=[],
 )
 for _noun in (
-    *(tenants, projects, keys, plans, deployments, prices),
+    *(tenants, projects, keys, plans),
     *(statements, invoicing, payments, webhooks),
 ):
     app.command(_noun.app)
-# Loaded when they are asked for: the bus client doubles the time to start.
+# Loaded when they are asked for: the bus client and YAML double the time to start.
+app.command(
+    "busbar_cli.commands.deployments:app",
+    name="deploy",
+    help="Deployments: declare what a FILE says, list, status, explain, scale, rollback, rm.",
+)
+app.command(
+    "busbar_cli.commands.prices:app",
+    name="price",
+    help="The price book: list versions, show one, publish the next; prices of energy.",
+)
 app.command(
     "busbar_cli.commands.models:app",
     name="model",
