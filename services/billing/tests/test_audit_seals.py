@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 from busbar_billing.adapters.auditor import Auditor, Run, State
+from busbar_billing.adapters.postgres.database import READING_MAX
 from busbar_billing.domain.audit.findings import Check
 from busbar_billing.domain.audit.seals import Part
 from busbar_billing.usecases.audit_seals import FIRST_ID, Seals
@@ -168,3 +169,10 @@ async def test_two_that_seal_at_the_same_moment_leave_seals_that_fit(busy: Parts
 
     assert (await busy.closed()).broken is None
     assert (await busy.closed()).unchanged_rows == closed.unchanged_rows > 0
+
+
+async def test_counting_a_statement_again_may_take_as_long_as_issuing_it(busy: Parts) -> None:
+    async with busy.pool.as_auditor() as connection:
+        allowed = await connection.fetchval("SELECT current_setting('statement_timeout')::interval")
+
+    assert allowed >= READING_MAX

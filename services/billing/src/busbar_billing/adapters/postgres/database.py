@@ -21,8 +21,10 @@ Connection: TypeAlias = "PoolConnectionProxy[asyncpg.Record]"
 CONNECTIONS_MAX = 10
 ACQUIRE_TIMEOUT = timedelta(seconds=5)
 STATEMENT_TIMEOUT = timedelta(seconds=10)
-AUDIT_TIMEOUT_MS = 300_000
-"""Replaying one account that a year was posted to is one statement."""
+READING_MAX = timedelta(minutes=10)
+"""Closing a tenant's month, counting it again and replaying an account that a year was posted to
+are one statement each: what the one may take the other must have."""
+AUDIT_TIMEOUT_MS = int(READING_MAX.total_seconds() * 1000)
 _PROBE_PAUSE_MAX_S = 1.0
 
 _AWAY = (

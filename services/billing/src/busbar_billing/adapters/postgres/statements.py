@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from itertools import pairwise
 from typing import Any
 from uuid import UUID
@@ -14,7 +14,7 @@ import asyncpg
 from busbar_errors import Conflict, NotFound, Unavailable
 
 from busbar_billing.adapters.postgres import statement_queries as sql
-from busbar_billing.adapters.postgres.database import Connection, Connections
+from busbar_billing.adapters.postgres.database import READING_MAX, Connection, Connections
 from busbar_billing.adapters.postgres.giving_back import (
     ID_SKEW,
     first_id,
@@ -51,7 +51,6 @@ from busbar_billing.domain.webhooks import EventType, JsonValue, Notice
 from busbar_billing.usecases.statements import Addressing, Closed, Due, Issued
 
 _NUMBER = re.compile(r"[A-Z0-9]{1,10}-[0-9]{6,19}")
-_READING_MAX = timedelta(minutes=10)
 
 
 class Statements:
@@ -136,7 +135,7 @@ class Statements:
     ) -> Facts:
         """Read from one snapshot what belongs to a month and to no statement before it."""
         books = await self._prices.all()
-        wait_s = _READING_MAX.total_seconds()
+        wait_s = READING_MAX.total_seconds()
         async with (
             self._database.connection() as connection,
             connection.transaction(isolation="repeatable_read", readonly=True),
@@ -228,7 +227,7 @@ class Cut:
 async def read_facts(connection: Connection, books: PriceBooks, tenant_id: str, cut: Cut) -> Facts:
     """What belongs to a month and to no statement before it; its closing balance by adding up."""
     month, before = cut.month, cut.before
-    wait_s = _READING_MAX.total_seconds()
+    wait_s = READING_MAX.total_seconds()
     arguments = (
         tenant_id,
         _since(before),
