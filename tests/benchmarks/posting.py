@@ -25,6 +25,7 @@ from busbar_billing.adapters.postgres.database import Database, open_database
 from busbar_billing.adapters.postgres.journal import Journal
 from busbar_billing.adapters.postgres.posting import Ledger
 from busbar_billing.adapters.postgres.prices import Prices
+from busbar_billing.adapters.postgres.warrants import Warrants
 from busbar_billing.domain.usage import Outcome, UsageRecord
 from busbar_billing.main import spare_the_collector
 from busbar_billing.migrate import admit_service, apply_migrations
@@ -141,7 +142,7 @@ async def measure(
 ) -> Medians:
     """Medians over interleaved rounds, after one that does not count."""
     leases = await prepare(admin)
-    ledger = Ledger(database, Journal(database), Prices(database))
+    ledger = Ledger(database, Journal(database, Warrants(b"a key of its own")), Prices(database))
     spare_the_collector()  # as the service does
     posted: list[float] = []
     bare: list[float] = []

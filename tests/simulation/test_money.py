@@ -17,6 +17,7 @@ from busbar_billing.adapters.postgres.journal import Journal
 from busbar_billing.adapters.postgres.leases import LeaseRows, Leases
 from busbar_billing.adapters.postgres.posting import Ledger, LedgerTransaction
 from busbar_billing.adapters.postgres.prices import Prices
+from busbar_billing.adapters.postgres.warrants import Warrants
 from busbar_billing.domain import ledger
 from busbar_billing.domain.ledger import AccountKind
 from busbar_billing.domain.prices import Component, Price, PriceBook
@@ -122,7 +123,7 @@ class PostgresStore:
     journal: Journal = field(init=False)
 
     def __post_init__(self) -> None:
-        self.journal = Journal(self.database)
+        self.journal = Journal(self.database, Warrants(b"a key of its own"))
         self._leases = Leases(self.database, self.journal)
         self._ledger = Ledger(self.database, self.journal, Prices(self.database))
 

@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
-from billing_parts import Gateway, Json, Service
+from billing_parts import WARRANTS, Gateway, Json, Service
 from busbar_billing.adapters.postgres.adjustments import Adjustments
 from busbar_billing.adapters.postgres.database import open_database
 from busbar_billing.adapters.postgres.journal import Journal
@@ -121,7 +121,7 @@ def test_adjustments_sum_to_zero(amount: int, charge_id: UUID) -> None:
 @pytest.fixture
 async def adjustments(database: Database) -> AsyncIterator[Adjustments]:
     async with open_database(database.billing_dsn) as opened:
-        yield Adjustments(opened, Journal(opened))
+        yield Adjustments(opened, Journal(opened, WARRANTS))
 
 
 async def give(billing: Service, tenant: str, nanos: int, days: float, reference: str) -> Json:
@@ -260,7 +260,7 @@ async def test_what_a_lease_holds_of_a_withdrawn_credit_is_taken_when_it_comes_b
 ) -> None:
     await give(billing, tenant, 250_000, 10, "typo")
     async with open_database(database.billing_dsn) as pool:
-        leases = Leases(pool, Journal(pool))
+        leases = Leases(pool, Journal(pool, WARRANTS))
         asker, now_ms = Asker("g1", "run"), time.time_ns() // 10**6
         [granted] = await answer_asks(
             leases, asker, [Ask(tenant, want_nanos=200_000)], uuid7, now_ms

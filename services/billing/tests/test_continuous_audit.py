@@ -9,6 +9,7 @@ from uuid import UUID
 import asyncpg
 import planted
 import pytest
+from billing_parts import WARRANTS
 from busbar_billing.adapters.auditor import id_at
 from busbar_billing.adapters.continuous_audit import ContinuousAudit
 from busbar_billing.adapters.on_duty import OnDuty
@@ -134,7 +135,7 @@ async def test_what_is_committed_behind_the_mark_is_no_breach(busy: Parts, told:
     audit = auditor(busy, told)
     await audit.look(datetime.now(UTC))
     late = planted.ledger.top_up(ids[0], planted.TENANT, 100, "USD", "late")
-    await planted.Journal(busy.pool).post_once(late)
+    await planted.Journal(busy.pool, WARRANTS).post_once(late)
     await audit.look(datetime.now(UTC))
     await busy.post(record())
     await audit.look(datetime.now(UTC))

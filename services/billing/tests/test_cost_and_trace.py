@@ -10,7 +10,7 @@ from uuid import UUID
 
 import asyncpg
 import pytest
-from billing_parts import Gateway, Service
+from billing_parts import WARRANTS, Gateway, Service
 from busbar_billing.adapters.bus.usage import UsagePoster
 from busbar_billing.adapters.postgres.database import open_database
 from busbar_billing.adapters.postgres.journal import Journal
@@ -107,7 +107,7 @@ async def test_a_sampled_posting_is_a_span_under_the_commit_that_billed_it(
         data=batch.SerializeToString(),
     )
     async with open_database(database.billing_dsn) as pool:
-        ledger = Ledger(pool, Journal(pool), Prices(pool))
+        ledger = Ledger(pool, Journal(pool, WARRANTS), Prices(pool))
         poster = UsagePoster(ledger, Silent(), provider.get_tracer("test"), uuid7)
         refusals = await poster.handle([message])
 

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import asyncpg
 import pytest
-from billing_parts import Gateway, Service
+from billing_parts import WARRANTS, Gateway, Service
 from busbar_billing.adapters.bus.credit_leases import Reclaimer
 from busbar_billing.adapters.postgres.database import Database, open_database
 from busbar_billing.adapters.postgres.journal import Journal
@@ -288,7 +288,7 @@ async def test_an_abandoned_lease_is_reclaimed_only_after_its_usage(  # noqa: PL
         "UPDATE leases SET expires_at = now() - interval '1 s' WHERE lease_id = $1", lease_id
     )
     times = [0]
-    leases = Leases(pool, Journal(pool))
+    leases = Leases(pool, Journal(pool, WARRANTS))
     reclaimer = Reclaimer(bus, leases, leases, uuid7, clock=lambda: times[0])
 
     await reclaimer.look()

@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
-from billing_parts import Gateway, Service
+from billing_parts import WARRANTS, Gateway, Service
 from busbar_billing.adapters.bus.usage import read_record
 from busbar_billing.adapters.postgres.database import Database as Pool
 from busbar_billing.adapters.postgres.database import open_database
@@ -162,7 +162,7 @@ async def test_balances_are_the_journal_summed_up(
     billing: Service, admin: asyncpg.Connection, pool: Pool
 ) -> None:
     tenants = [await billing.tenant() for _ in range(4)]
-    journal = Journal(pool)
+    journal = Journal(pool, WARRANTS)
 
     async def pay(number: int) -> None:
         tenant_id = tenants[number % len(tenants)]
@@ -184,7 +184,7 @@ async def test_the_same_transfer_posted_at_the_same_moment_is_posted_once(
     billing: Service, pool: Pool
 ) -> None:
     tenant_id = await billing.tenant()
-    journal = Journal(pool)
+    journal = Journal(pool, WARRANTS)
     attempts = [
         journal.post_once(ledger.top_up(uuid4(), tenant_id, 7, "USD", "same")) for _ in range(8)
     ]
@@ -199,7 +199,7 @@ async def test_a_void_posted_while_its_record_is_being_posted_waits_and_meets_it
     billing: Service, gateway: Gateway, pool: Pool, admin: asyncpg.Connection
 ) -> None:
     tenant_id = await billing.tenant()
-    store = Ledger(pool, Journal(pool), Prices(pool))
+    store = Ledger(pool, Journal(pool, WARRANTS), Prices(pool))
     record = read_record(gateway.record(tenant_id), "g1")
     taken_back = UsageVoid(record.request_id, tenant_id, "not delivered")
     async with store.posting(with_voids=False) as transaction:

@@ -9,6 +9,7 @@ from datetime import UTC, date, datetime, timedelta
 
 import asyncpg
 import pytest
+from billing_parts import WARRANTS
 from busbar_billing.adapters.on_duty import OnDuty
 from busbar_billing.adapters.postgres.database import Database as Pool
 from busbar_billing.adapters.postgres.database import open_database
@@ -74,7 +75,7 @@ class Backlog:
 
 
 def store(pool: Pool) -> Statements:
-    return Statements(pool, Journal(pool), Prices(pool))
+    return Statements(pool, Journal(pool, WARRANTS), Prices(pool))
 
 
 def on_duty(pool: Pool) -> OnDuty:
@@ -149,7 +150,7 @@ async def test_a_month_closed_after_this_cut_is_not_gone_on_from(pool: Pool) -> 
         async def cut(self) -> datetime:
             return older
 
-    late = Cut(pool, Journal(pool), Prices(pool))
+    late = Cut(pool, Journal(pool, WARRANTS), Prices(pool))
     done = await close_all_due(late, Backlog(), OVER_AT, lambda: True)
 
     assert (done.issued, done.failed) == (0, {})

@@ -77,9 +77,11 @@ from busbar_billing.adapters.postgres.reading import Reader
 from busbar_billing.adapters.postgres.rollups import Rollups
 from busbar_billing.adapters.postgres.statements import Statements
 from busbar_billing.adapters.postgres.tenants import Tenants
+from busbar_billing.adapters.postgres.warrants import Warrants
 from busbar_billing.adapters.postgres.webhooks import Webhooks
 from busbar_billing.adapters.webhooks.courier import Courier, Posts
 from busbar_billing.domain.audit.seals import sealing_key
+from busbar_billing.domain.warrants import warrant_key
 from busbar_billing.domain.web_targets import TargetPolicy
 from busbar_billing.settings import Settings
 from busbar_billing.usecases.adjustments import expire_credits
@@ -148,7 +150,7 @@ async def serve(settings: Settings, stop: Stop) -> None:
             ).run(),
         ):
             await stack.enter_async_context(background(work, stop))
-        measured = measured_consumers(settings, client, database)
+        measured = measured_consumers(settings, client, parts)
         await stack.enter_async_context(consuming([usage, *measured], stop))
         token = settings.operator_token.get_secret_value()
         admin = admin_application(parts, token, hmac_secret)
@@ -176,10 +178,11 @@ def build(database: Database, client: Client, wanted: asyncio.Event, settings: S
     """The leaves. `wanted` is set when the buckets should be compared with the database."""
     prices = Prices(database)
     keys = Keys(database)
-    journal = Journal(database)
+    secret = settings.key_hmac_secret.get_secret_value()
+    vouching = warrant_key(secret)
+    journal = Journal(database, Warrants(vouching))
     plans = Plans(database)
     policies = PolicyDirectory(client, plans, wanted)
-    sealing = sealing_key(settings.key_hmac_secret.get_secret_value())
     return Parts(
         database=database,
         tenants=Tenants(database, prices),
@@ -191,7 +194,9 @@ def build(database: Database, client: Client, wanted: asyncio.Event, settings: S
         adjustments=Adjustments(database, journal),
         credits=Credits(database),
         leakage=Leakage(database),
-        auditor=Auditor(audited(database, client), Seals(AuditSeals(database), sealing)),
+        auditor=Auditor(
+            audited(database, client, vouching), Seals(AuditSeals(database), sealing_key(secret))
+        ),
         audit_walks=AuditWalks(database),
         duties=Duties(database),
         energy=EnergyPrices(database),
@@ -214,16 +219,16 @@ def build(database: Database, client: Client, wanted: asyncio.Event, settings: S
     )
 
 
-def audited(database: Database, client: Client) -> Books:
+def audited(database: Database, client: Client, vouching: bytes) -> Books:
     """What is audited, with prices of its own: what posting remembers is not what is kept."""
     prices = Prices(database)
     return Books(
         AuditedPrices(database, prices),
-        AuditedJournal(database, prices),
+        AuditedJournal(database, prices, vouching),
         AuditedStanding(database),
         Answers(DeliveredAnswers(client), AuditedInbox(database, prices)),
         AuditedWork(database),
-        AuditedStatements(database, prices),
+        AuditedStatements(database, prices, vouching),
     )
 
 
@@ -266,10 +271,10 @@ def payment_provider(settings: Settings) -> PaymentProvider:
     )
 
 
-def measured_consumers(settings: Settings, client: Client, database: Database) -> list[Consumer]:
+def measured_consumers(settings: Settings, client: Client, parts: Parts) -> list[Consumer]:
     """The measured work of every site."""
-    able = database.wait_until_reachable
-    writer = MeasuredWriter(MeasuredWork(database, Journal(database)), new_id)
+    able = parts.database.wait_until_reachable
+    writer = MeasuredWriter(MeasuredWork(parts.database, parts.journal), new_id)
     measured = [billing_measured_consumer(*site) for site in settings.site_pairs]
     return [Consumer(client, spec, writer.handle, able) for spec in measured]
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
+from busbar_billing.adapters.postgres.warrants import Warrants
+from busbar_billing.domain.warrants import warrant_key
 from busbar_contracts.gateway.v1 import usage_pb2
 from busbar_messaging import topology
 from busbar_runtime.ports import LOOPBACK, PortPool
@@ -24,6 +26,9 @@ from usage_records import answered
 TOKEN = "operator-token-of-the-tests"
 STRIPE_SECRET = "whsec_of-the-tests"
 HMAC_SECRET = "hmac-secret-of-the-tests"
+WARRANT_KEY = warrant_key(HMAC_SECRET)
+WARRANTS = Warrants(WARRANT_KEY)
+"""As the running service vouches for what it posts."""
 READY_S = 60
 POSTED_S = 30
 PUBLISHED_S = 30

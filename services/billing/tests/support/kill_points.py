@@ -25,6 +25,7 @@ from busbar_billing.adapters.postgres.database import open_database
 from busbar_billing.adapters.postgres.journal import Journal
 from busbar_billing.adapters.postgres.posting import Ledger
 from busbar_billing.adapters.postgres.prices import Prices
+from busbar_billing.adapters.postgres.warrants import Warrants
 from busbar_billing.usecases.post_usage import RatedRecord, Uncovered
 from busbar_contracts.gateway.v1 import usage_pb2
 from busbar_messaging.connection import BusSettings, close, connect
@@ -92,7 +93,9 @@ async def consume_until_killed(client: Client, dsn: str, point: int) -> None:
     async with open_database(dsn) as database:
         await database.ping()
         tracer = configure_tracing("billing", None)
-        ledger = Ledger(database, Journal(database), Prices(database))
+        ledger = Ledger(
+            database, Journal(database, Warrants(b"a key of its own")), Prices(database)
+        )
         poster = UsagePoster(ledger, Nobody(), tracer, uuid7)
 
         async def handle(messages: Sequence[Msg]) -> Sequence[Refusal]:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from uuid import UUID, uuid4
 
 import asyncpg
+from billing_parts import WARRANTS
 from busbar_billing.adapters.postgres.database import Database as Pool
 from busbar_billing.adapters.postgres.journal import Journal
 from busbar_billing.adapters.postgres.prices import Prices
@@ -107,7 +108,7 @@ async def past_books(pool: Pool, admin: asyncpg.Connection) -> Books:
         " ON CONFLICT DO NOTHING",
         tenant_id,
     )
-    return Books(tenant_id, admin, pool, Statements(pool, Journal(pool), Prices(pool)))
+    return Books(tenant_id, admin, pool, Statements(pool, Journal(pool, WARRANTS), Prices(pool)))
 
 
 def at(month: int, day: int, hour: int = 12) -> datetime:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import asyncpg
+from billing_parts import WARRANT_KEY, WARRANTS
 from busbar_billing.adapters.auditor import id_at
 from busbar_billing.adapters.postgres.adjustments import Adjustments
 from busbar_billing.adapters.postgres.audit_inbox import AuditedInbox
@@ -128,18 +129,18 @@ class Parts:
 
     @property
     def posting(self) -> Ledger:
-        return Ledger(self.pool, Journal(self.pool), self.prices)
+        return Ledger(self.pool, Journal(self.pool, WARRANTS), self.prices)
 
     @property
     def books(self) -> Books:
         prices = self.prices
         return Books(
             AuditedPrices(self.pool, prices),
-            AuditedJournal(self.pool, prices),
+            AuditedJournal(self.pool, prices, WARRANT_KEY),
             AuditedStanding(self.pool),
             Answers(self.stream, AuditedInbox(self.pool, prices)),
             AuditedWork(self.pool),
-            AuditedStatements(self.pool, prices),
+            AuditedStatements(self.pool, prices, WARRANT_KEY),
         )
 
     async def post(self, *records: UsageRecord, voids: Sequence[UsageVoid] = ()) -> None:
@@ -180,7 +181,7 @@ class Parts:
 
 async def make_busy(parts: Parts) -> None:
     """Let everything happen once: tiers, own prices, leases, credit, voids, refunds, debts."""
-    pool, journal = parts.pool, Journal(parts.pool)
+    pool, journal = parts.pool, Journal(parts.pool, WARRANTS)
     tenants = Tenants(pool, parts.prices)
     adjustments = Adjustments(pool, journal)
     for name in (TENANT, OTHER):
@@ -253,7 +254,7 @@ async def _measure(pool: Pool, worked: Sequence[UsageRecord], *, run: str) -> No
             for one in worked
         ],
     )
-    await MeasuredWork(pool, Journal(pool)).add([batch], uuid7)
+    await MeasuredWork(pool, Journal(pool, WARRANTS)).add([batch], uuid7)
 
 
 def _tiered() -> PriceBook:

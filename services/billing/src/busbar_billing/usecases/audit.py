@@ -199,7 +199,11 @@ async def replay_piece(
     piece = await books.journal(after, upto, PIECE)
     report.looked(len(piece.transfers), Check.TRANSFERS_BALANCED)
     report.looked(len(piece.related.records), Check.CHARGES_RATED_AGAIN)
+    report.looked(
+        sum(one.vouched is not None for one in piece.transfers), Check.TRANSFERS_ASKED_FOR
+    )
     report.add(journal.check_transfers(piece.transfers))
+    report.add(journal.check_vouched(piece.transfers))
     report.add(journal.check_charges(piece.transfers, piece.related, piece.books))
     for transfer in piece.transfers:
         for line in transfer.postings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from uuid import UUID
 
 import asyncpg
@@ -12,6 +13,7 @@ from busbar_billing.adapters.postgres.database import Connection, Database
 from busbar_billing.adapters.postgres.metering import read_before
 from busbar_billing.adapters.postgres.prices import Prices, to_unix_ns
 from busbar_billing.adapters.postgres.reading import read_record
+from busbar_billing.adapters.postgres.warrants import SINCE
 from busbar_billing.domain.audit.journal import (
     InboxRow,
     PostingRow,
@@ -21,12 +23,25 @@ from busbar_billing.domain.audit.journal import (
 )
 from busbar_billing.domain.ledger import TransferKind
 from busbar_billing.domain.prices import PriceBooks
+from busbar_billing.domain.warrants import (
+    VOUCHED_KINDS,
+    is_vouched,
+    transfer_says,
+    transfer_subject,
+)
 from busbar_billing.usecases.audit import InboxPiece, JournalPiece
 
-_TRANSFERS = """
-    SELECT transfer_id, kind, idempotency_key, tenant_id, request_id
-    FROM transfers WHERE transfer_id > $1 AND transfer_id <= $2 ORDER BY transfer_id LIMIT $3
-"""
+_TRANSFERS = f"""
+    SELECT
+        t.transfer_id, t.kind, t.idempotency_key, t.tenant_id, t.request_id, t.reason,
+        w.digest AS warrant, t.posted_at >= {SINCE} AS to_be_vouched
+    FROM transfers AS t
+    LEFT JOIN warrants AS w
+    ON t.kind = ANY($4::text[]) AND w.subject = 'transfer ' || t.transfer_id
+    WHERE t.transfer_id > $1 AND t.transfer_id <= $2
+    ORDER BY t.transfer_id LIMIT $3
+"""  # noqa: S608
+_KINDS = sorted(VOUCHED_KINDS)
 _POSTING_COLUMNS = """
     SELECT
         p.transfer_id, p.account_id, p.currency, p.amount_nanos,
@@ -68,9 +83,10 @@ _ROWS = """
 class AuditedJournal:
     """Reads pieces in the order of their ids."""
 
-    def __init__(self, database: Database, prices: Prices) -> None:
+    def __init__(self, database: Database, prices: Prices, warrant_key: bytes) -> None:
         self._database = database
         self._prices = prices
+        self._warrant_key = warrant_key
 
     async def rows(self) -> int:
         """About how many transfers and records there are."""
@@ -80,14 +96,45 @@ class AuditedJournal:
     async def journal(self, after: UUID, upto: UUID, limit: int) -> JournalPiece:
         """The next `limit` transfers with their postings, and what they are about."""
         async with self._database.as_auditor() as connection:
-            heads = await connection.fetch(_TRANSFERS, after, upto, limit)
+            heads = await connection.fetch(_TRANSFERS, after, upto, limit, _KINDS)
             whole = len(heads) < limit
             last = upto if whole else heads[-1]["transfer_id"]
             lines = await connection.fetch(_POSTINGS, after, last)
-            transfers = _join(heads, lines)
+            transfers = self._vouched(heads, _join(heads, lines))
             related = await _related(connection, transfers)
             books = await self._prices.current(connection) if related.records else PriceBooks([])
         return JournalPiece(transfers, related, books, None if whole else last)
+
+    def _vouched(
+        self, heads: Sequence[asyncpg.Record], transfers: list[TransferRow]
+    ) -> list[TransferRow]:
+        """The transfers, and whether billing posted those that it vouches for."""
+        wanted = {
+            head["transfer_id"]: head
+            for head in heads
+            if head["to_be_vouched"] and head["kind"] in VOUCHED_KINDS
+        }
+        return [
+            replace(one, vouched=self._is_vouched(one, wanted[one.transfer_id]))
+            if one.transfer_id in wanted
+            else one
+            for one in transfers
+        ]
+
+    def _is_vouched(self, transfer: TransferRow, head: asyncpg.Record) -> bool:
+        says = transfer_says(
+            kind=head["kind"],
+            idempotency_key=transfer.idempotency_key,
+            tenant_id=transfer.tenant_id,
+            request_id=transfer.request_id,
+            reason=head["reason"],
+            lines=(
+                (line.account_kind, line.account_tenant, line.currency, line.amount_nanos)
+                for line in transfer.postings
+            ),
+        )
+        subject = transfer_subject(transfer.transfer_id)
+        return is_vouched(self._warrant_key, subject, says, head["warrant"])
 
     async def inbox(self, after: UUID, limit: int) -> InboxPiece:
         """The next `limit` records, and whether they are charged."""

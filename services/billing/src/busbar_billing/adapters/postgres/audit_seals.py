@@ -10,6 +10,7 @@ from uuid import UUID
 from busbar_billing.adapters.auditor import moment_of
 from busbar_billing.adapters.postgres.database import AUDIT_TIMEOUT_MS, Connection, Database
 from busbar_billing.domain.audit.seals import Content, Part, Seal
+from busbar_billing.domain.warrants import VOUCHED_KINDS
 from busbar_billing.usecases.audit_seals import Piece
 
 _TIMEOUT_S = AUDIT_TIMEOUT_MS / 1000 + 5
@@ -29,6 +30,7 @@ def _digest(table: str, row: str, key: str, order: str) -> str:
 
 _ACCOUNT = "LEFT JOIN accounts AS a ON a.account_id = p.account_id"
 _LINE = "p.*, a.kind, a.tenant_id, a.currency"
+_VOUCHED = ", ".join(f"'{kind}'" for kind in sorted(VOUCHED_KINDS))
 # What the checks of a part read is digested with it, wherever it is kept.
 _DIGESTS = {
     # By when they were published: a price that says it is older than a seal does not fit it.
@@ -43,6 +45,13 @@ _DIGESTS = {
         _digest("transfers AS t", "t", "t.transfer_id", "t.transfer_id"),
         _digest(
             f"postings AS p {_ACCOUNT}", f"ROW({_LINE})", "p.transfer_id", "p.transfer_id, p.line"
+        ),
+        _digest(
+            f"transfers AS t INNER JOIN warrants AS w ON t.kind IN ({_VOUCHED})"
+            " AND w.subject = 'transfer ' || t.transfer_id",
+            "w",
+            "t.transfer_id",
+            "t.transfer_id",
         ),
         _digest(
             "transfers AS t INNER JOIN usage_records AS u"

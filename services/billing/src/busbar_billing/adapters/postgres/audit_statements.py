@@ -10,10 +10,11 @@ from busbar_errors import NotFound
 from busbar_billing.adapters.postgres import statement_queries as sql
 from busbar_billing.adapters.postgres.database import Connection, Database
 from busbar_billing.adapters.postgres.prices import Prices
-from busbar_billing.adapters.postgres.statements import Cut, read_facts
+from busbar_billing.adapters.postgres.statements import Cut, read_facts, said_by_row
 from busbar_billing.domain.audit.statements import KeptStatement
 from busbar_billing.domain.prices import PriceBooks
 from busbar_billing.domain.statements import Facts, Month
+from busbar_billing.domain.warrants import is_vouched, statement_subject
 from busbar_billing.usecases.audit_statements import StatementsPiece
 from busbar_billing.usecases.audit_work import TenantMonth
 from busbar_billing.usecases.statements import Closed
@@ -22,19 +23,33 @@ from busbar_billing.usecases.statements import Closed
 class AuditedStatements:
     """Reads statements by tenant and month, and the journal between the moments that they name."""
 
-    def __init__(self, database: Database, prices: Prices) -> None:
+    def __init__(self, database: Database, prices: Prices, warrant_key: bytes) -> None:
         self._database = database
         self._prices = prices
+        self._warrant_key = warrant_key
 
     async def statements(self, after: TenantMonth, limit: int) -> StatementsPiece:
         """The next `limit` statements."""
         async with self._database.as_auditor() as connection:
             books = await self._prices.current(connection)
             rows = await connection.fetch(sql.AUDITED, after.tenant_id, after.month, limit)
-            found = [(_kept(row), await _facts(connection, books, row)) for row in rows]
+            found = [(self._kept(row), await _facts(connection, books, row)) for row in rows]
         last = rows[-1] if len(rows) == limit else None
         return StatementsPiece(
             found, None if last is None else TenantMonth(last["tenant_id"], last["period_start"])
+        )
+
+    def _kept(self, row: asyncpg.Record) -> KeptStatement:
+        number = row["number"]
+        vouched = not row["to_be_vouched"] or is_vouched(
+            self._warrant_key, statement_subject(number), said_by_row(row), row["warrant"]
+        )
+        return KeptStatement(
+            number=number,
+            month=Month(row["period_start"]),
+            closing_nanos=int(row["closing_nanos"]),
+            content=json.loads(row["content"]),
+            vouched=vouched,
         )
 
 
@@ -43,15 +58,6 @@ async def _facts(connection: Connection, books: PriceBooks, row: asyncpg.Record)
         return await read_facts(connection, books, row["tenant_id"], _cut(row))
     except (NotFound, KeyError):  # a price that something was charged by is not in the book
         return None
-
-
-def _kept(row: asyncpg.Record) -> KeptStatement:
-    return KeptStatement(
-        number=row["number"],
-        month=Month(row["period_start"]),
-        closing_nanos=int(row["closing_nanos"]),
-        content=json.loads(row["content"]),
-    )
 
 
 def _cut(row: asyncpg.Record) -> Cut:

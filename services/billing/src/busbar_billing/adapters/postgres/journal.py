@@ -11,7 +11,9 @@ import asyncpg
 
 from busbar_billing.adapters.postgres.database import Connection, Database
 from busbar_billing.adapters.postgres.outbox import put_notices
+from busbar_billing.adapters.postgres.warrants import Warrants
 from busbar_billing.domain.ledger import Account, AccountKind, Posting, Transfer, TransferKind
+from busbar_billing.domain.warrants import VOUCHED_KINDS, said_by, transfer_subject
 from busbar_billing.domain.webhooks import notices_of
 from busbar_billing.usecases.tenants import PostedTransfer
 
@@ -55,8 +57,9 @@ _ACCOUNTS_KNOWN_MAX = 100_000
 class Journal:
     """Appends to the journal; remembers the ids of accounts, which never change."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, warrants: Warrants) -> None:
         self._database = database
+        self.warrants = warrants
         self._known: dict[Account, int] = {}
 
     async def post_once(self, transfer: Transfer) -> PostedTransfer:
@@ -99,6 +102,9 @@ class Journal:
         await connection.execute(
             _ADD_POSTINGS, *[list(column) for column in zip(*lines, strict=True)]
         )
+        vouched = [one for one in transfers if one.kind in VOUCHED_KINDS]
+        says = {transfer_subject(one.transfer_id): said_by(one) for one in vouched}
+        await self.warrants.add(connection, says)
 
     async def _account_ids(
         self, connection: Connection, accounts: Collection[Account]

@@ -11,6 +11,8 @@ put together from constants.
 
 from __future__ import annotations
 
+from busbar_billing.adapters.postgres.warrants import SINCE
+
 _FROM = ">= $2"
 _BETWEEN = ">= $2 AND {0}.transfer_id < $7"
 _MOVED = """
@@ -138,11 +140,13 @@ OF_MONTH = """
     SELECT * FROM statements WHERE kind = 'statement' AND tenant_id = $1 AND period_start = $2
 """
 # Each with the one before it, in the order of tenants and months.
-AUDITED = """
+AUDITED = f"""
     SELECT
         s.number, s.tenant_id, s.period_start, s.cut_at, s.closing_nanos, s.content,
-        b.period_start AS before_start, b.cut_at AS before_cut, b.closing_nanos AS before_closing
+        b.period_start AS before_start, b.cut_at AS before_cut, b.closing_nanos AS before_closing,
+        w.digest AS warrant, s.issued_at >= {SINCE} AS to_be_vouched
     FROM statements AS s
+    LEFT JOIN warrants AS w ON w.subject = 'statement ' || s.number
     LEFT JOIN LATERAL (
         SELECT p.period_start, p.cut_at, p.closing_nanos FROM statements AS p
         WHERE p.kind = 'statement' AND p.tenant_id = s.tenant_id
@@ -152,7 +156,7 @@ AUDITED = """
     WHERE s.kind = 'statement' AND (s.tenant_id, s.period_start) > ($1, $2)
     ORDER BY s.tenant_id, s.period_start
     LIMIT $3
-"""
+"""  # noqa: S608
 BY_NUMBER = "SELECT * FROM statements WHERE number = $1"
 PAGE = """
     SELECT * FROM statements

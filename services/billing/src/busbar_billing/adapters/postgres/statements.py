@@ -47,6 +47,7 @@ from busbar_billing.domain.statements import (
     Used,
     checked_credit,
 )
+from busbar_billing.domain.warrants import statement_says, statement_subject
 from busbar_billing.domain.webhooks import EventType, JsonValue, Notice
 from busbar_billing.usecases.statements import Addressing, Closed, Due, Issued
 
@@ -169,9 +170,7 @@ class Statements:
                     json.dumps(content),
                 )
                 assert row is not None
-                issued = _read_issued(row)
-                await put_notices(connection, [_notice(issued)])
-                return issued
+                return await self._told(connection, row)
         except asyncpg.UniqueViolationError:
             issued = await self.find(tenant_id, statement.month)
             if issued is None:
@@ -210,9 +209,15 @@ class Statements:
                 sql.NOTE, number, amount_nanos, reference, transfer_id, note
             )
             assert row is not None
-            issued = _read_issued(row)
-            await put_notices(connection, [_notice(issued)])
-            return issued
+            return await self._told(connection, row)
+
+    async def _told(self, connection: Connection, row: asyncpg.Record) -> Issued:
+        """A document that was numbered: vouched for, and its tenant told."""
+        says = {statement_subject(row["number"]): said_by_row(row)}
+        await self._journal.warrants.add(connection, says)
+        issued = _read_issued(row)
+        await put_notices(connection, [_notice(issued)])
+        return issued
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,6 +275,12 @@ async def read_facts(connection: Connection, books: PriceBooks, tenant_id: str, 
         ],
         journal_closing_nanos=opening + change,
     )
+
+
+def said_by_row(row: asyncpg.Record) -> object:
+    """All that a document says, as it is kept."""
+    closing, content = int(row["closing_nanos"]), json.loads(row["content"])
+    return statement_says(row["tenant_id"], row["period_start"], closing, content)
 
 
 def _since(before: Closed | None) -> UUID:

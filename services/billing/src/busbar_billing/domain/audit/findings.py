@@ -14,6 +14,7 @@ class Check(StrEnum):
     """What is checked, in the order in which it is shown."""
 
     TRANSFERS_BALANCED = "transfers_balanced"
+    TRANSFERS_ASKED_FOR = "transfers_asked_for"
     BALANCES_REPLAYED = "balances_replayed"
     RECORDS_CHARGED_ONCE = "records_charged_once"
     CHARGES_RATED_AGAIN = "charges_rated_again"
@@ -37,6 +38,7 @@ class Check(StrEnum):
 
 _SAYS = {
     Check.TRANSFERS_BALANCED: "every transfer, and all of them, sum to zero per currency",
+    Check.TRANSFERS_ASKED_FOR: "what people and payments move was asked of billing, as it stands",
     Check.BALANCES_REPLAYED: "balances equal the journal replayed from zero",
     Check.RECORDS_CHARGED_ONCE: "every usage record has one charge, every charge one record",
     Check.CHARGES_RATED_AGAIN: "every record rated again comes to what was posted",

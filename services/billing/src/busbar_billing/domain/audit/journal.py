@@ -48,6 +48,8 @@ class TransferRow:
     tenant_id: str | None
     request_id: UUID | None
     postings: Sequence[PostingRow]
+    vouched: bool | None = None
+    """Whether billing posted it as it stands; None where it need not say so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,20 @@ def _unbalanced(transfer: TransferRow) -> Iterable[str]:
     expected = _OF_REQUESTS.get(transfer.kind)
     if expected and transfer.idempotency_key != f"{expected}:{transfer.request_id}":
         yield f"is a {transfer.kind} under the key {transfer.idempotency_key!r}"
+
+
+def check_vouched(transfers: Iterable[TransferRow]) -> list[Breach]:
+    """What people or payments move was posted by billing, as it stands."""
+    return [
+        Breach(
+            Check.TRANSFERS_ASKED_FOR,
+            f"transfer {one.transfer_id}",
+            f"is a {one.kind} that nobody asked billing for, or not as it was asked for: its "
+            "warrant is missing or of something else",
+        )
+        for one in transfers
+        if one.vouched is False
+    ]
 
 
 def sums(postings: Iterable[PostingRow]) -> dict[str, int]:

@@ -24,6 +24,8 @@ class KeptStatement:
     month: Month
     closing_nanos: int
     content: dict[str, Any]
+    vouched: bool = True
+    """Whether billing issued it as it stands, or before it vouched for what it issues."""
 
 
 def check_statement(kept: KeptStatement, facts: Facts | None) -> list[Breach]:
@@ -48,6 +50,8 @@ def _differences(kept: KeptStatement, said: Statement, again: Statement) -> Iter
         yield f"closes with {said.closing_nanos} nanos and is kept with {kept.closing_nanos}"
     if kept.month != said.month:
         yield f"is of {said.month} and kept as of {kept.month}"
+    if not kept.vouched:
+        yield "is not as billing issued it: its warrant is of something else, or missing"
     for name in _SAID:
         one, other = getattr(said, name), getattr(again, name)
         if one != other:
