@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +33,10 @@ async def another_gateway(
     clock_off_s: int = 0,
     settings: Mapping[str, str] | None = None,
 ) -> AsyncIterator[AnotherGateway]:
-    """Run it until the end of the block, with its own clock if that is to be off."""
+    """Run it until the end of the block, with its own clock if that is to be off.
+
+    It then leaves: slots, limits and credit that it shares are the platform's own gateway's again.
+    """
 
     def make(ports: PortPool) -> AnotherGateway:
         http, grpc, ops = ports.take(), ports.take(), ports.take()
@@ -54,7 +56,7 @@ async def another_gateway(
             grpc=f"{LOOPBACK}:{grpc}",
         )
 
-    async with running(make, ended_by=signal.SIGKILL) as made:
+    async with running(make) as made:
         yield made
 
 

@@ -78,9 +78,7 @@ S = TypeVar("S", bound=AnotherService)
 
 
 @contextlib.asynccontextmanager
-async def running(
-    make: Callable[[PortPool], S], *, ended_by: int = signal.SIGTERM, ready: bool = True
-) -> AsyncIterator[S]:
+async def running(make: Callable[[PortPool], S], *, ready: bool = True) -> AsyncIterator[S]:
     """Make it with ports that nobody else has, and run it until the end of the block.
 
     From when it is ready, if it is to be.
@@ -91,5 +89,8 @@ async def running(
         await (made.start() if ready else made.spawn())
         yield made
     finally:
-        await made.end(ended_by)
-        pool.close()
+        try:
+            await made.end(signal.SIGTERM)
+        finally:
+            await made.end()  # if it could not leave
+            pool.close()
