@@ -14,7 +14,8 @@ from busbar_gateway.adapters.http.generation import Generation, Sampling
 from busbar_gateway.domain.failures import DeadlineExceeded
 from busbar_gateway.domain.routes import Caller, Canary, Route, Target
 from busbar_gateway.usecases.calls import Chunk, InferenceCall
-from busbar_gateway.usecases.dispatch import Dispatch, Dispatcher
+from busbar_gateway.usecases.dispatch import Dispatch
+from busbar_gateway.usecases.dispatcher import Dispatcher
 from gateway_harness import OTHER_REGION, REGION, eventually
 from http_harness import generation_route
 
@@ -73,7 +74,7 @@ class World:
         request_id, payload = request.to_bytes(16), generation.begin()
         call = InferenceCall(request_id, caller, self.route, payload, "chat", 0, deadline)
         call.resumable = generation
-        dispatch = self.dispatcher.open(call, streamed=True)
+        dispatch = Dispatch(self.dispatcher, call, streamed=True)
         dispatch.send(None, "")
         return dispatch
 

@@ -11,7 +11,8 @@ from busbar_gateway.domain.attempts import UNTAKEN_S
 from busbar_gateway.domain.failures import Unavailable
 from busbar_gateway.domain.routes import Caller, Manifest, Route, Target
 from busbar_gateway.usecases.calls import InferenceCall
-from busbar_gateway.usecases.dispatch import Dispatcher
+from busbar_gateway.usecases.dispatch import Dispatch
+from busbar_gateway.usecases.dispatcher import Dispatcher
 from gateway_harness import (
     OTHER_REGION,
     REGION,
@@ -152,7 +153,7 @@ async def test_what_a_regions_stream_refuses_and_what_follows_go_elsewhere() -> 
     for at in (1, 2):
         caller, deadline = Caller("tenant-1", "key-1"), time.monotonic() + 60
         call = InferenceCall(bytes((at,)), caller, route, b"", "kserve", 0, deadline)
-        dispatch = dispatcher.open(call, streamed=False)
+        dispatch = Dispatch(dispatcher, call, streamed=False)
         dispatch.send(None, "")
         answer = asyncio.create_task(dispatch.finished())
         await eventually(lambda: bus.published_to[-1] == OTHER_REGION)

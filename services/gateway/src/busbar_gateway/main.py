@@ -50,7 +50,7 @@ from busbar_gateway.domain.routes import Caller
 from busbar_gateway.settings import GatewaySettings
 from busbar_gateway.usecases.admitting import Admissions
 from busbar_gateway.usecases.crediting import Credit
-from busbar_gateway.usecases.dispatch import Dispatcher
+from busbar_gateway.usecases.dispatcher import Dispatcher
 from busbar_gateway.usecases.limiting import Limiting
 from busbar_gateway.usecases.request_trace import RequestTracing
 from busbar_gateway.usecases.served import Collaborators

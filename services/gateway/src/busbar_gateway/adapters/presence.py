@@ -28,7 +28,7 @@ from busbar_gateway.adapters.bus_clock import BusClock
 from busbar_gateway.domain.limits import Demand
 from busbar_gateway.domain.sharing import Peer
 from busbar_gateway.usecases.admitting import Admissions
-from busbar_gateway.usecases.dispatch import Dispatcher
+from busbar_gateway.usecases.dispatcher import Dispatcher
 from busbar_gateway.usecases.limiting import Limiting
 from busbar_gateway.usecases.loads import Load
 

@@ -21,7 +21,8 @@ from busbar_gateway.usecases.admitting import Admissions
 from busbar_gateway.usecases.calls import InferenceCall
 from busbar_gateway.usecases.charging import Delivered, UsageLog, commit_in_time, usage_record
 from busbar_gateway.usecases.crediting import Credit
-from busbar_gateway.usecases.dispatch import Dispatch, Dispatcher
+from busbar_gateway.usecases.dispatch import Dispatch
+from busbar_gateway.usecases.dispatcher import Dispatcher
 from busbar_gateway.usecases.limiting import Limiting
 from busbar_gateway.usecases.request_trace import RequestTracing, traceparent_of
 
@@ -94,7 +95,7 @@ class Served:
         self._queued_s = ticket.started - ticket.arrived
         with_.observer.admitted(ticket.band, self._queued_s)
         self._admitted_unix_ns = with_.unix_ns()
-        self._dispatch = with_.dispatcher.open(self.call, streamed=streamed)
+        self._dispatch = Dispatch(with_.dispatcher, self.call, streamed=streamed)
         if self._trace is None:
             self._dispatch.send(None, "")
         else:
