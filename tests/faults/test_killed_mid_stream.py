@@ -30,7 +30,7 @@ TOKENS = 1_000
 ANSWERS = 100
 STREAMS = 2
 LEASE_TTL_S = 30
-SETTLED_S = 20
+SETTLED_S = 60
 PROMPT = "Where does the money live?"
 LEFT_BEHIND = """
     SELECT lease_id, closed_at IS NULL AS open, granted_nanos, returned_nanos, posted_nanos
