@@ -44,6 +44,18 @@ async def test_no_two_tenants_are_called_alike(billing: Service, same: str) -> N
     assert alike.strip() in again.json()["error"]["message"]
 
 
+async def test_no_tenant_is_called_as_another_ones_id(billing: Service) -> None:
+    first, second = f"t-{uuid4().hex[:8]}", f"t-{uuid4().hex[:8]}"
+    await billing.json("POST", "/tenants", json={"name": f"B {first}", "tenant_id": first})
+    named = await billing.call("POST", "/tenants", json={"name": first})
+    await billing.json("POST", "/tenants", json={"name": second})
+    having = {"name": f"C {second}", "tenant_id": second}
+    same_id = await billing.call("POST", "/tenants", json=having)
+
+    assert named.status_code == same_id.status_code == 409
+    assert first in named.json()["error"]["message"]
+
+
 async def every(billing: Service, path: str, **params: Any) -> list[Json]:
     """All items, page by page."""
     items: list[Json] = []

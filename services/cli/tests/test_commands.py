@@ -169,8 +169,15 @@ def test_projects_keys_and_plans(busbar: Busbar) -> None:
     suspended = busbar("tenant", "suspend", "plans", "--reason", "unpaid", "--json").json
     shown = busbar("tenant", "show", "plans").out
     resumed = busbar("tenant", "resume", "plans", "--json").json
-    busbar("tenant", "plan", "plans")
+    both = busbar("tenant", "plan", "plans", "small", "--none")
+    looked = busbar("tenant", "plan", "plans")
+    raised = busbar("plan", "set", "small", "--budget", "13")
+    taken = busbar("tenant", "plan", "plans", "--none")
 
+    assert (both.status, "give no plan" in both.err) == (2, True)
+    assert ["in", "flight", "4"] in [line.split() for line in looked.out.splitlines()]
+    assert ["requests/min", "none", "60"] in [line.split() for line in raised.out.splitlines()]
+    assert ["in", "flight", "none", "4"] in [line.split() for line in taken.out.splitlines()]
     assert rotated["key_id"] == key["key_id"]
     assert rotated["key"] != key["key"]
     assert [one["key_id"] for one in found] == [key["key_id"]]

@@ -9,6 +9,7 @@ from cyclopts import App, Parameter
 
 from busbar_cli.amounts import read_amount, show_amount
 from busbar_cli.api import Api, Json, segment
+from busbar_cli.failures import CommandError, Exit
 from busbar_cli.output import DEFAULT, HowMany, Output, err, table
 
 app = App(name="plan", help="Plans: set, list, show, delete.")
@@ -62,7 +63,7 @@ def set_(
     limits: LimitOptions = NO_OPTIONS,
     output: Output = DEFAULT,
 ) -> None:
-    """Make a plan, or replace it: a limit that is not given is none.
+    """Make a plan, or replace it: a limit that is not given is none. Shows what was before.
 
     Parameters
     ----------
@@ -71,8 +72,16 @@ def set_(
     name
         What people call it. Default: its id.
     """
-    made = Api("billing").put(f"{PLANS}/{segment(plan)}", {"name": name or plan, **limits.body()})
-    output.print(made, f"{made['plan_id']}  {made['name']}")
+    api, path = Api("billing"), f"{PLANS}/{segment(plan)}"
+    try:
+        before = api.get(path)
+    except CommandError as error:
+        if error.exit_status is not Exit.NOT_FOUND:
+            raise
+        before = None
+    made = api.put(path, {"name": name or plan, **limits.body()})
+    rows = _rows(made) if before is None else beside(_rows(made), _rows(before))
+    output.print(made, table(["", "NOW", "BEFORE"] if before else ["", ""], rows))
     if not made["propagated"]:
         err().print(AWAY, style="yellow")
 
@@ -94,8 +103,7 @@ def list_(*, limit: HowMany = 1000, output: Output = DEFAULT) -> None:
 def show(plan: str, *, output: Output = DEFAULT) -> None:
     """Show a plan."""
     found = Api("billing").get(f"{PLANS}/{segment(plan)}")
-    rows = [["id", found["plan_id"]], ["name", found["name"]], *limit_rows(found["limits"], None)]
-    output.print(found, table(["", ""], rows))
+    output.print(found, table(["", ""], _rows(found)))
 
 
 @app.command
@@ -103,6 +111,18 @@ def delete(plan: str, *, output: Output = DEFAULT) -> None:
     """Delete a plan that no tenant has."""
     Api("billing").delete(f"{PLANS}/{segment(plan)}")
     output.print({"deleted": plan}, f"{plan} deleted")
+
+
+def beside(now: list[list[str]], before: list[list[str]]) -> list[list[str]]:
+    """Rows of a name, what it is now and, where that was something else, what it was."""
+    return [
+        [name, value, "" if was == value else was]
+        for (name, value), (_, was) in zip(now, before, strict=True)
+    ]
+
+
+def _rows(plan: Json) -> list[list[str]]:
+    return [["id", plan["plan_id"]], ["name", plan["name"]], *limit_rows(plan["limits"], None)]
 
 
 def limit_rows(limits: Json, currency: str | None) -> list[list[str]]:

@@ -9,7 +9,7 @@ from cyclopts import App
 
 from busbar_cli.amounts import read_amount, show_amount
 from busbar_cli.api import Api, Json
-from busbar_cli.commands.plans import AWAY, NO_OPTIONS, LimitOptions, limit_rows
+from busbar_cli.commands.plans import AWAY, NO_OPTIONS, LimitOptions, beside, limit_rows
 from busbar_cli.failures import CommandError, Exit
 from busbar_cli.output import DEFAULT, HowMany, Output, err, show_moment, table
 
@@ -119,21 +119,34 @@ def plan(
     tenant: str,
     plan_id: str | None = None,
     *,
+    none: bool = False,
     limits: LimitOptions = NO_OPTIONS,
     output: Output = DEFAULT,
 ) -> None:
     """Give a tenant a plan, and what differs from it for this tenant alone.
+
+    Without options: show what it has. A change replaces all of it, and what was before is shown.
 
     Parameters
     ----------
     tenant
         Id or name.
     plan_id
-        Id of the plan. Default: none, so that only the limits given here hold.
+        Id of the plan. Without it only the limits given here hold.
+    none
+        Take the plan and all limits away.
     """
     path = f"{TENANTS}/{find_tenant(tenant)['tenant_id']}/terms"
-    terms = Api("billing").put(path, {"plan_id": plan_id, "overrides": limits.body()})
-    output.print(terms, table(["", ""], _terms_rows(terms)))
+    overrides, api = limits.body(), Api("billing")
+    if none and (plan_id or overrides):
+        raise CommandError("--none takes everything away: give no plan and no limit", Exit.USAGE)
+    before = api.get(path)
+    if not (plan_id or overrides or none):
+        output.print(before, table(["", ""], _terms_rows(before)))
+        return
+    terms = api.put(path, {"plan_id": plan_id, "overrides": overrides})
+    rows = beside(_terms_rows(terms), _terms_rows(before))
+    output.print(terms, table(["", "NOW", "BEFORE"], rows))
     _say_when_not_propagated(terms)
 
 

@@ -38,6 +38,13 @@ _NAME_INDEX = "tenants_called"
 _CALLED = """
     SELECT * FROM tenants WHERE lower(name COLLATE pg_c_utf8) = lower($1 COLLATE pg_c_utf8)
 """
+_MISTAKEN_FOR = """
+    SELECT tenant_id, name FROM tenants
+    WHERE tenant_id <> $1 AND (
+        tenant_id = $2 OR lower(name COLLATE pg_c_utf8) = lower($1 COLLATE pg_c_utf8)
+    )
+"""
+"""Whoever is called as the new one's id, or has its name for an id: people type either."""
 _BALANCE = """
     SELECT
         t.currency,
@@ -75,6 +82,11 @@ class Tenants:
                 if error.constraint_name == _NAME_INDEX:
                     taken = f"called {name!r}"
                 raise Conflict(f"there is a tenant {taken} already") from error
+            if other := await connection.fetchrow(_MISTAKEN_FOR, tenant_id, name):
+                raise Conflict(
+                    f"{tenant_id}, {name!r}, could be taken for the tenant "
+                    f"{other['tenant_id']}, {other['name']!r}: choose another id or name"
+                )
             account = Account(AccountKind.TENANT_AVAILABLE, tenant_id, currency)
             await open_accounts(connection, [account])
             assert row is not None
