@@ -167,7 +167,6 @@ def _spec(
 def _for_all(service: str, wiring: Wiring) -> dict[str, str]:
     return {
         **{name: os.environ[name] for name in PASSED_ON if name in os.environ},
-        "BUSBAR_OPERATOR_TOKEN": wiring.secrets.operator_token,
         "BUSBAR_HTTP_HOST": LOOPBACK,
         "BUSBAR_OPS_PORT": str(wiring.ports[f"{service}-ops"]),
         "BUSBAR_STATE_DIR": str(_state(service, wiring.home)),
@@ -188,6 +187,7 @@ def _of(service: str, wiring: Wiring) -> dict[str, str]:
         case "billing":
             return {
                 **{name: os.environ[name] for name in PASSED_ON_TO_BILLING if name in os.environ},
+                **_administered(secrets),
                 "BUSBAR_HTTP_PORT": str(ports["billing"]),
                 "BUSBAR_ACCOUNT_PORT": str(ports["account"]),
                 "BUSBAR_POSTGRES_DSN": wiring.postgres.billing_dsn,
@@ -195,9 +195,14 @@ def _of(service: str, wiring: Wiring) -> dict[str, str]:
                 "BUSBAR_SITES": json.dumps(wiring.fleet.sites),
             }
         case "scheduler":
-            return {"BUSBAR_HTTP_PORT": str(ports["scheduler"]), **_trusting(secrets)}
+            return {
+                **_administered(secrets),
+                "BUSBAR_HTTP_PORT": str(ports["scheduler"]),
+                **_trusting(secrets),
+            }
         case _:  # telemetry
             return {
+                **_administered(secrets),
                 "BUSBAR_HTTP_PORT": str(ports["telemetry"]),
                 "BUSBAR_OTLP_GRPC_PORT": str(ports["otlp-grpc"]),
                 "BUSBAR_OTLP_HTTP_PORT": str(ports["otlp-http"]),
@@ -206,6 +211,11 @@ def _of(service: str, wiring: Wiring) -> dict[str, str]:
                 "BUSBAR_SCHEDULER_URL": ports.url("scheduler"),
                 "BUSBAR_NATS_MONITOR_URL": wiring.nats.monitor_url,
             }
+
+
+def _administered(secrets: Secrets) -> dict[str, str]:
+    """For those with an admin API, and for no other: whoever has the token is the operator."""
+    return {"BUSBAR_OPERATOR_TOKEN": secrets.operator_token}
 
 
 def _trusting(secrets: Secrets) -> dict[str, str]:
