@@ -49,6 +49,40 @@ def test_wrong_usage_says_what_would_be_right(
     assert err.startswith("busbar: ")
 
 
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf", "1e300", "-1"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["site", "set", "r1/s1", "--power-cap-kw"],
+        ["site", "drain", "r1/s1", "--grace"],
+        ["node", "drain", "r1/s1/n1", "--grace"],
+        ["deploy", "models.yaml", "--wait", "--timeout"],
+    ],
+    ids=" ".join,
+)
+def test_a_number_that_measures_nothing_is_wrong_usage(
+    capsys: pytest.CaptureFixture[str], command: list[str], number: str
+) -> None:
+    status = run([*command[:-1], f"{command[-1]}={number}"])
+    out, err = capsys.readouterr()
+
+    assert (status, out) == (2, "")
+    assert f"for {command[-1]}. Must be" in err
+
+
+@pytest.mark.parametrize("said", [".nan", ".inf", "2026-01-01"])
+def test_a_price_that_is_no_number_is_wrong_usage(
+    unreachable: None, capsys: pytest.CaptureFixture[str], tmp_path: Path, said: str
+) -> None:
+    file = tmp_path / "prices.yaml"
+    file.write_text(f"classes: {{default: {{request: {{amount_nanos: {said}}}}}}}")
+    status = run(["price", "publish", str(file)])
+    _, err = capsys.readouterr()
+
+    assert status == 2
+    assert err.startswith(f"busbar: {file} is not a price book")
+
+
 NAMED = [
     ["deploy", "status"],
     ["deploy", "rm"],

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Parameter
+from cyclopts.validators import Number
 
 from busbar_cli.amounts import NANOS, show_amount
 from busbar_cli.api import Api, Json, segment
@@ -22,6 +23,7 @@ app = App(
 )
 
 _DEPLOYMENTS = "/admin/v1/deployments"
+_WAIT_S_MAX = 604_800
 
 
 @app.default
@@ -29,7 +31,7 @@ def deploy(
     file: Path,
     *,
     wait: Annotated[bool, Parameter(negative="")] = False,
-    timeout: float = 300.0,
+    timeout: Annotated[float, Parameter(validator=Number(gte=0, lte=_WAIT_S_MAX))] = 300.0,
     approve: Annotated[bool, Parameter(negative="")] = False,
     output: Output = DEFAULT,
 ) -> None:
@@ -44,7 +46,7 @@ def deploy(
         Wait until every replica is ready and every new version has taken over, showing progress on
         standard error; fails when one is rolled back.
     timeout
-        Longest wait, seconds.
+        Longest wait, seconds; a week at most.
     approve
         Vouch for the code in what is pushed, too, as busbar model push --approve does.
     """

@@ -7,6 +7,7 @@ import time
 from typing import Annotated
 
 from cyclopts import App, Parameter
+from cyclopts.validators import Number
 
 from busbar_cli.amounts import read_amount, show_amount
 from busbar_cli.api import Api, Json
@@ -19,6 +20,9 @@ node_app = App(name="node", help="Nodes: list, show, cordon, drain, resume.")
 _SITES, _NODES = "/admin/v1/sites", "/admin/v1/nodes"
 _NAME = r"[a-z0-9][a-z0-9_-]{0,62}"
 _POLL_S = 0.5
+_CAP_KW = Parameter(validator=Number(gte=0, lte=1_000_000))
+_GRACE_S = Parameter(validator=Number(gte=1, lte=3_600))
+"""As the scheduler has them; neither takes nan or inf."""
 _CLAIMED = """
 Another agent was given this name, too: run {run_id} on host {host}. It waits and takes no work,
 for run {holder_run_id} holds the name. Give it a name of its own."""
@@ -50,7 +54,7 @@ def show_site(site: str, *, output: Output = DEFAULT) -> None:
 def set_site(
     site: str,
     *,
-    power_cap_kw: float | None = None,
+    power_cap_kw: Annotated[float | None, _CAP_KW] = None,
     energy_per_kwh: str | None = None,
     feeder: str | None = None,
     output: Output = DEFAULT,
@@ -101,7 +105,7 @@ def cordon_site(site: str, *, reason: str = "", output: Output = DEFAULT) -> Non
 def drain_site(
     site: str,
     *,
-    grace: float = 120.0,
+    grace: Annotated[float, _GRACE_S] = 120.0,
     reason: str = "",
     wait: Annotated[bool, Parameter(negative="")] = False,
     output: Output = DEFAULT,
@@ -200,7 +204,7 @@ def cordon_node(node: str, *, reason: str = "", output: Output = DEFAULT) -> Non
 def drain_node(
     node: str,
     *,
-    grace: float = 120.0,
+    grace: Annotated[float, _GRACE_S] = 120.0,
     reason: str = "",
     wait: Annotated[bool, Parameter(negative="")] = False,
     output: Output = DEFAULT,

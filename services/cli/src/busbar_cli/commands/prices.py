@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -218,4 +219,8 @@ def _read(file: Path) -> dict[str, Any]:
         raise CommandError(f"{file} cannot be read: {error}", Exit.USAGE) from error
     if not isinstance(content, dict) or "classes" not in content:
         raise CommandError(f"{file} is not a price book: it has no `classes`", Exit.USAGE)
+    try:
+        json.dumps(content, allow_nan=False)
+    except (TypeError, ValueError) as error:  # YAML knows more: dates, .nan, .inf
+        raise CommandError(f"{file} is not a price book: {error}", Exit.USAGE) from error
     return content
