@@ -44,6 +44,7 @@ def test_defaults(tmp_path: Path) -> None:
         ("- {name: M, bundle: b}", "0.name"),
         ("- {name: m, bundle: b, replicas: -1}", "0.replicas"),
         ("- {name: m, bundle: b, replicas: two}", "0.replicas"),
+        ("- {name: m, bundle: b, replicas: 5, max_replicas: 2}", "max_replicas allows 2"),
         ("- {name: m, bundle: b, colour: red}", "0.colour"),
         ("- {name: m, bundle: b}\n- {name: m, bundle: c}", "more than once"),
     ],

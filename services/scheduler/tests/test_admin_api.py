@@ -341,6 +341,7 @@ async def test_a_declaration_that_contradicts_itself_changes_nothing(bus: Bus) -
             ({"regions": ["r1"], "pins": ["r2/s1"]}, "allowed in r1 only"),
             ({"replicas": 2, "pins": ["r1/s1/n1"]}, "pinned to 1 nodes"),
             ({"survives_site_loss": True, "pins": ["r1/s1"]}, "cannot survive the loss"),
+            ({"replicas": 5, "max_replicas": 2}, "max_replicas allows 2"),
             ({"pins": ["r1"]}, "pins.0"),
             ({"per_site_max": -1}, "per_site_max"),
         ):
@@ -382,10 +383,12 @@ async def test_a_deployment_is_scaled_and_rolled_back(bus: Bus) -> None:
         second = await running.push(bundle(memory_mb=65))
         await running.put("simple", {"bundle": second["digest"], "survives_site_loss": True})
         scaled = await running.api.post(f"{path}/scale", json={"replicas": 3, "max_replicas": 5})
+        beyond = await running.api.post(f"{path}/scale", json={"replicas": 6})
         back = await running.api.post(f"{path}/rollback", json={})
         missing = await running.api.post("/admin/v1/deployments/x/scale", json={"replicas": 1})
 
     assert refusal(nowhere, "no other bundle") == 422
+    assert refusal(beyond, "6 replicas are wanted, but max_replicas allows 5") == 422
     assert refusal(missing) == 404
     assert (scaled.json()["replicas"], scaled.json()["max_replicas"]) == (3, 5)
     assert scaled.json()["survives_site_loss"] is True

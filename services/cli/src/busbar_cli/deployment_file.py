@@ -85,6 +85,14 @@ class Declared(BaseModel):
             raise ValueError("give either bundle or path")
         return self
 
+    @model_validator(mode="after")
+    def _bounds_in_order(self) -> Declared:
+        if 0 < self.max_replicas < self.replicas:
+            raise ValueError(
+                f"{self.replicas} replicas are wanted, but max_replicas allows {self.max_replicas}"
+            )
+        return self
+
 
 _FILE = TypeAdapter(Annotated[list[Declared], Field(min_length=1, max_length=1000)])
 

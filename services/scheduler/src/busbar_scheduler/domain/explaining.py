@@ -187,6 +187,16 @@ def _too_many(packing: Packing, deployment: Deployment) -> str:
     return f"{wanted}, but a node holds one at most and only {could} could hold it{limit}"
 
 
+def bounds_crossed(deployment: Deployment) -> str:
+    """Why its bounds leave no number of replicas; empty when they do."""
+    if 0 < deployment.max_replicas < deployment.replicas:
+        return (
+            f"{deployment.replicas} replicas are wanted, but max_replicas allows "
+            f"{deployment.max_replicas}; raise it, or 0 for no scaling with demand"
+        )
+    return ""
+
+
 def contradictory(deployment: Deployment) -> str:
     """What a declaration asks for that no fleet could give; empty when nothing."""
     pinned = {pin.split(".")[0] for pin in deployment.pins}

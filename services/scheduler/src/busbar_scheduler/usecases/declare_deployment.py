@@ -15,7 +15,7 @@ from busbar_scheduler.domain.advancing import (
     settling,
     take_back,
 )
-from busbar_scheduler.domain.explaining import contradictory
+from busbar_scheduler.domain.explaining import bounds_crossed, contradictory
 from busbar_scheduler.domain.fleet import SCALE_DOWN_AFTER_S, Bundle, Deployment
 from busbar_scheduler.domain.rollout_news import news_of
 from busbar_scheduler.domain.rollouts import TRACK_SUFFIX, Phase, Rollout, is_track
@@ -98,9 +98,13 @@ async def declare(
 
     if is_track(wish.name):
         raise Rejected(f"{wish.name}: names that end in {TRACK_SUFFIX} are taken by rollouts")
-    if contradiction := contradictory(wished(None)):
-        raise Rejected(f"{wish.name}: {contradiction}")
+    _refuse_contradictions(wished(None))
     return await _roll(declarations, announcements, wish.name, wished)
+
+
+def _refuse_contradictions(wanted: Deployment) -> None:
+    if contradiction := bounds_crossed(wanted) or contradictory(wanted):
+        raise Rejected(f"{wanted.name}: {contradiction}")
 
 
 def _previous(before: Deployment | None, digest: str) -> str:
@@ -117,8 +121,7 @@ async def scale(
     def scaled(before: Deployment | None) -> Deployment:
         most = _there(before, name).max_replicas if max_replicas is None else max_replicas
         wanted = replace(_there(before, name), replicas=replicas, max_replicas=most)
-        if contradiction := contradictory(wanted):
-            raise Rejected(f"{name}: {contradiction}")
+        _refuse_contradictions(wanted)
         return wanted
 
     _, after = await _change(declarations, name, scaled)
