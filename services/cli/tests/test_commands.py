@@ -16,23 +16,6 @@ from busbar_runtime.platform import Platform
 from busbar_runtime.postgres import binary
 from harness.polling import says
 
-MANIFEST = """\
-name: small
-version: "1"
-task: tensor
-slots: 2
-memory_mb: 64
-price_class: tensor-small
-warmup:
-  inputs: {A: {datatype: INT32, shape: [1], data: [1]}}
-  expect: {B: {datatype: INT32, shape: [1], data: [1]}}
-"""
-CONFIG = """\
-backend: "python"
-input [{ name: "A", data_type: TYPE_INT32, dims: [1] }]
-output [{ name: "B", data_type: TYPE_INT32, dims: [1] }]
-"""
-
 
 @dataclass(frozen=True)
 class Said:
@@ -81,16 +64,6 @@ def busbar(nobody: Busbar, platform: Platform, monkeypatch: pytest.MonkeyPatch) 
     """The command on the running platform."""
     monkeypatch.setenv("BUSBAR_ENDPOINTS", str(platform.home.endpoints_file))
     return nobody
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    made = tmp_path / "small"
-    (made / "1").mkdir(parents=True)
-    (made / "busbar.yaml").write_text(MANIFEST)
-    (made / "config.pbtxt").write_text(CONFIG)
-    (made / "1" / "model.py").write_text("pass\n")
-    return made
 
 
 def test_a_tenant_from_creation_to_its_revoked_key(busbar: Busbar) -> None:
@@ -425,7 +398,8 @@ def test_a_failure_is_said_on_standard_error_by_its_status(
 
 
 def test_a_bundle_that_is_refused_says_why(busbar: Busbar, model: Path) -> None:
-    (model / "busbar.yaml").write_text(MANIFEST + "colour: red\n")
+    manifest = model / "busbar.yaml"
+    manifest.write_text(manifest.read_text() + "colour: red\n")
     refused = busbar("model", "push", str(model))
 
     assert refused.status == 2
