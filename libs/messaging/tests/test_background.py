@@ -7,7 +7,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 import pytest
-from busbar_messaging.background import end, to_its_end, together
+from busbar_messaging.background import end, to_its_end, together, within
 from structlog.testing import capture_logs
 
 DEADLINE_S = 5
@@ -54,6 +54,20 @@ async def test_work_that_swallows_cancellations_is_ended_all_the_same() -> None:
         await end([task])
 
     assert task.cancelled()
+
+
+async def test_who_waits_for_so_long_is_told_although_the_first_cancellation_is_swallowed() -> None:
+    deaf = Deaf(swallows=1)
+
+    async def at_once() -> int:
+        return 7
+
+    waiting = asyncio.create_task(within(0.01, deaf.work()))
+    await asyncio.wait([waiting], timeout=DEADLINE_S)
+
+    assert isinstance(waiting.exception(), TimeoutError)
+    assert deaf.ended
+    assert await within(DEADLINE_S, at_once()) == 7
 
 
 async def test_what_is_cleaned_up_behind_a_task_is_not_cut_short_by_ending_it_again() -> None:

@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Coroutine, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
 log = structlog.get_logger()
+
+T = TypeVar("T")
 
 _AGAIN_S = 0.2
 _GIVE_UP_S = 10.0
@@ -49,6 +51,21 @@ async def end(tasks: Iterable[asyncio.Task[Any]], give_up_s: float = _GIVE_UP_S)
         log.error("background work does not end", tasks=sorted(map(_what, running)))
     if hurried:
         raise asyncio.CancelledError
+
+
+async def within(seconds: float, work: Coroutine[Any, Any, T]) -> T:
+    """Await it for so long; raises TimeoutError, and has ended it, when it takes longer.
+
+    asyncio.timeout cancels once, and so may wait for ever.
+    """
+    task = asyncio.create_task(work)
+    try:
+        await asyncio.wait([task], timeout=seconds)
+    finally:
+        await end([task])
+    if task.cancelled():
+        raise TimeoutError
+    return task.result()
 
 
 async def to_its_end(work: Coroutine[Any, Any, None]) -> None:

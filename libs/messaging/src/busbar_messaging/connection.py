@@ -21,6 +21,7 @@ from nats.js.errors import APIError
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from busbar_messaging.background import within
 from busbar_messaging.nkey import is_credentials, read_credentials
 
 log = structlog.get_logger()
@@ -141,8 +142,8 @@ async def connect(settings: BusSettings, client_name: str) -> Client:
         "error_cb": reports.error,
     }
     try:
-        async with asyncio.timeout(settings.bus_connect_timeout.total_seconds()):
-            return await nats.connect(**options)
+        timeout_s = settings.bus_connect_timeout.total_seconds()
+        return await within(timeout_s, nats.connect(**options))
     except (TimeoutError, OSError, NatsError) as error:
         if reports.refused:
             refusal = (
