@@ -18,6 +18,7 @@ from busbar_gateway.domain.estimates import (
     WorkHistory,
     least_nanos,
     likely_nanos,
+    most_nanos,
 )
 from busbar_gateway.domain.prices import FREE, SCALE, Rates
 from busbar_gateway.domain.routes import Manifest
@@ -130,6 +131,58 @@ def test_what_was_claimed_before_there_was_work_in_vain_shows_nothing_of_it_when
 
     assert beside == 1_000_000
     assert past.at_least(100.0 + VAIN_HALVES_S) == 250_000
+
+
+def test_what_was_worked_in_vain_raises_a_claim_to_what_the_request_can_cost() -> None:
+    past = WorkHistory()
+    past.worked_in_vain(8_000, 100.0, 9_000)
+
+    assert [past.at_least(100.0, most) for most in (None, 9_000, 300)] == [8_000, 8_000, 300]
+
+
+def test_what_came_to_more_than_it_could_is_believed_the_next_time() -> None:
+    past = WorkHistory()
+    past.worked_in_vain(8_000, 100.0)
+    past.worked_in_vain(700, 100.0, 300)
+    at_once, later = (past.at_least(at, 300) for at in (100.0, 100.0 + 2 * VAIN_HALVES_S))
+
+    assert (at_once, later) == (1_200, 300)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 10**6), st.integers(1, 10**9)), max_size=40),
+    st.integers(1, 10**6),
+)
+def test_a_few_requests_are_worked_for_nothing_whatever_they_were_to_cost(
+    requests: list[tuple[int, int]], balance: int
+) -> None:
+    past, free = WorkHistory(), 0
+    for most, came_to in requests:
+        if past.at_least(0.0, most) <= balance < came_to:
+            past.worked_in_vain(came_to, 0.0, most)
+            free += 1
+
+    assert free <= 1 + (10**9).bit_length()
+
+
+@pytest.mark.parametrize(
+    ("manifest", "rates", "longest", "most"),
+    [
+        (CHAT, TOKENS, 0, 50 + 10 * 10 + 1024 * 40),
+        (CHAT, TOKENS, 16, 50 + 10 * 10 + 16 * 40),
+        (replace(CHAT, max_output_tokens=0), TOKENS, 0, None),
+        (replace(CHAT, task="embed"), TOKENS, 0, 50 + 10 * 10),
+        (CHAT, replace(TOKENS, compute_us=SCALE), 16, None),
+        (TENSOR, TOKENS, 0, None),
+        (TENSOR, BYTES, 0, None),
+        (TENSOR, Rates(request=50 * SCALE), 0, 50),
+    ],
+    ids=["model", "asked", "endless", "embed", "compute", "counting", "bytes", "flat"],
+)
+def test_what_a_request_costs_at_most_is_known_where_its_answer_is_bounded(
+    manifest: Manifest, rates: Rates, longest: int, most: int | None
+) -> None:
+    assert most_nanos(manifest, 40, longest, rates, None) == most
 
 
 def test_the_least_is_what_the_request_and_its_input_cost_and_never_nothing() -> None:

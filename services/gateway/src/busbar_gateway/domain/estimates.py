@@ -31,6 +31,7 @@ class WorkHistory:
     """
 
     __slots__ = (
+        "_beyond",
         "_input_bytes",
         "_input_tokens",
         "_likely_rest",
@@ -50,6 +51,8 @@ class WorkHistory:
         self._likely_rest = 0
         self._input_tokens = self._input_bytes = 0.0
         self._vain_at = 0.0
+        self._beyond = 0
+        """How often to double what a request costs at most to have what one in vain came to."""
         self.vain_nanos = 0
         """What was worked and could not be paid for, when it was; 0 when all of it was."""
         self.tokens_per_byte = 0.0
@@ -78,10 +81,14 @@ class WorkHistory:
         insort(ordered, rest)
         self._likely_rest = ordered[_rank(len(ordered))]
 
-    def worked_in_vain(self, nanos: int, now: float) -> None:
-        """A request was worked that came to `nanos`, for which the money was not there."""
-        self.vain_nanos = max(nanos, self.at_least(now))
-        self._vain_at = now
+    def worked_in_vain(self, nanos: int, now: float, most: int | None = None) -> None:
+        """A request was worked that came to `nanos`, for which the money was not there; it was to
+        cost `most` at most."""
+        vain_nanos = max(nanos, self.at_least(now))
+        beyond = max(0, self._beyond - self._halvings(now))
+        while most and most << beyond < nanos:
+            beyond += 1
+        self.vain_nanos, self._beyond, self._vain_at = vain_nanos, beyond, now
 
     def paid(self, claimed_nanos: int, now: float) -> None:
         """A request was paid for. One that claimed less, before there was one in vain, shows
@@ -89,11 +96,17 @@ class WorkHistory:
         if self.vain_nanos and claimed_nanos >= self.at_least(now):
             self.vain_nanos //= 2
 
-    def at_least(self, now: float) -> int:
-        """What the next request must claim, so that the same is not worked for nothing again."""
+    def at_least(self, now: float, most: int | None = None) -> int:
+        """What the next request must claim, so that the same is not worked for nothing again. Of
+        one that costs `most` at most no more than that, unless such a one came to more."""
         if not self.vain_nanos:
             return 0
-        return self.vain_nanos >> int((now - self._vain_at) / VAIN_HALVES_S)
+        halvings = self._halvings(now)
+        raised = self.vain_nanos >> halvings
+        return raised if most is None else min(raised, most << max(0, self._beyond - halvings))
+
+    def _halvings(self, now: float) -> int:
+        return int((now - self._vain_at) / VAIN_HALVES_S)
 
     def likely_rest(self, rates: Rates) -> int:
         """The 95th percentile of what cannot be known before a request runs, exact."""
@@ -142,9 +155,35 @@ def least_nanos(
 ) -> int:
     """What a request costs even if it makes nothing, and never nothing: who has that and less than
     is likely can spend it all the same."""
+    return max(1, rates.charged_nanos(_least_exact(manifest, request_bytes, rates, past)))
+
+
+def most_nanos(
+    manifest: Manifest,
+    request_bytes: int,
+    output_tokens_max: int,
+    rates: Rates,
+    past: WorkHistory | None,
+) -> int | None:
+    """What a request costs at most, as far as its input can be told; None where nothing that is
+    known bounds it."""
+    counted = rates.input_token or rates.output_token
+    if rates.by_size or (manifest.task == "tensor" and counted):
+        return None
+    output_tokens = 0
+    if manifest.task == "chat":
+        output_tokens = output_tokens_max or manifest.max_output_tokens
+        if not output_tokens and rates.output_token:
+            return None
+    least = _least_exact(manifest, request_bytes, rates, past)
+    return max(1, rates.charged_nanos(least + output_tokens * rates.output_token))
+
+
+def _least_exact(
+    manifest: Manifest, request_bytes: int, rates: Rates, past: WorkHistory | None
+) -> int:
     input_tokens = _input_tokens(manifest, request_bytes, past)
-    exact = rates.request + input_tokens * rates.input_token + request_bytes * rates.byte
-    return max(1, rates.charged_nanos(exact))
+    return rates.request + input_tokens * rates.input_token + request_bytes * rates.byte
 
 
 def _input_tokens(manifest: Manifest, request_bytes: int, past: WorkHistory | None) -> int:

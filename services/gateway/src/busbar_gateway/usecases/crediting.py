@@ -29,7 +29,7 @@ from busbar_gateway.domain.credit import (
     judge,
     plan_ask,
 )
-from busbar_gateway.domain.estimates import WorkHistory, least_nanos, likely_nanos
+from busbar_gateway.domain.estimates import WorkHistory, least_nanos, likely_nanos, most_nanos
 from busbar_gateway.domain.failures import InsufficientQuota, RateLimited, Unavailable
 from busbar_gateway.domain.prices import PriceList, Rates
 from busbar_gateway.usecases.calls import InferenceCall
@@ -68,6 +68,8 @@ class _Waiter:
     reservation: Reservation | None
     """What it has already, when it needs more."""
     done: asyncio.Future[Reservation]
+    raised: bool = False
+    """Whether work in vain keeps it from settling for less."""
 
 
 class Credit:
@@ -120,9 +122,10 @@ class Credit:
         Unavailable while billing is away.
         """
         wallet = self._wallets.setdefault(call.caller.tenant_id, Wallet(call.caller.tenant_id))
-        likely = self._likely_nanos(call, wallet, monotonic())
-        least = min(likely, self._least_nanos(call, wallet))
-        return await self._wait(wallet, likely, least, call.deadline)
+        now = monotonic()
+        likely, plain = self._likely_nanos(call, wallet, now), self._least_nanos(call, wallet)
+        least = min(likely, max(plain, self._raised_nanos(call, wallet, now)))
+        return await self._wait(wallet, likely, least, call.deadline, raised=least > plain)
 
     async def cover(self, reservation: Reservation, call: InferenceCall, nanos: int) -> None:
         """Raise a claim to `nanos`; raises as `wait` does, and then the claim is as before."""
@@ -133,7 +136,9 @@ class Credit:
     def worked_in_vain(self, call: InferenceCall, nanos: int) -> None:
         """A request was worked, came to `nanos`, and ends uncharged for lack of them: the next one
         is not let in with less."""
-        self._history(call).worked_in_vain(nanos, monotonic())
+        history = self._history(call)
+        most = self._most_nanos(call, self._wallets.get(call.caller.tenant_id), history)
+        history.worked_in_vain(nanos, monotonic(), most)
 
     def covers(self, reservation: Reservation, nanos: int) -> bool:
         """Whether a claim is `nanos` or can be raised to it without asking."""
@@ -278,9 +283,11 @@ class Credit:
         least: int,
         deadline: float,
         reservation: Reservation | None = None,
+        *,
+        raised: bool = False,
     ) -> Reservation:
         loop = asyncio.get_running_loop()
-        waiter = _Waiter(nanos, nanos, least, reservation, loop.create_future())
+        waiter = _Waiter(nanos, nanos, least, reservation, loop.create_future(), raised)
         waiting = self._waiting.setdefault(wallet.tenant_id, deque())
         if reservation is None:
             waiting.append(waiter)
@@ -366,7 +373,9 @@ class Credit:
             return Unavailable(
                 "this tenant's credit cannot be checked at the moment", _RETRY_AFTER_AWAY_S
             )
-        return InsufficientQuota(_REASONS[wallet.refused or Refused.BALANCE])
+        refused = wallet.refused or Refused.BALANCE
+        reasons = _RAISED_REASONS if waiter.raised and refused in _RAISED_REASONS else _REASONS
+        return InsufficientQuota(reasons[refused])
 
     def _likely_nanos(self, call: InferenceCall, wallet: Wallet, now: float) -> int:
         tenant_id, route = wallet.tenant_id, call.route
@@ -377,15 +386,28 @@ class Credit:
         past = self._histories.get((tenant_id, route.deployment))
         likely = likely_nanos(manifest, request_bytes, call.output_tokens_max, rates, past)
         if past is not None and past.vain_nanos:
-            return max(likely, past.at_least(now))
+            return max(likely, self._raised_nanos(call, wallet, now))
         return likely
+
+    def _raised_nanos(self, call: InferenceCall, wallet: Wallet, now: float) -> int:
+        """What it must claim because work in vain came to that; never more than it can cost."""
+        past = self._histories.get((wallet.tenant_id, call.route.deployment))
+        if past is None or not past.vain_nanos:
+            return 0
+        return past.at_least(now, self._most_nanos(call, wallet, past))
 
     def _least_nanos(self, call: InferenceCall, wallet: Wallet) -> int:
         past = self._histories.get((wallet.tenant_id, call.route.deployment))
         rates = self._rates(call, wallet, self._unix_ns())
         request_bytes = call.request_bytes or len(call.payload)
-        least = least_nanos(call.route.manifest, request_bytes, rates, past)
-        return least if past is None else max(least, past.at_least(monotonic()))
+        return least_nanos(call.route.manifest, request_bytes, rates, past)
+
+    def _most_nanos(
+        self, call: InferenceCall, wallet: Wallet | None, past: WorkHistory
+    ) -> int | None:
+        rates = self._rates(call, wallet, self._unix_ns())
+        request_bytes = call.request_bytes or len(call.payload)
+        return most_nanos(call.route.manifest, request_bytes, call.output_tokens_max, rates, past)
 
     def _rates(self, call: InferenceCall, wallet: Wallet | None, at_unix_ns: int) -> Rates:
         currency = wallet.currency if wallet is not None else "USD"
@@ -411,6 +433,18 @@ _REASONS = {
     Refused.SUSPENDED: "this tenant is suspended: ask the operator",
     Refused.UNKNOWN: "this tenant is unknown to billing: ask the operator",
 }
+
+_RAISED_REASONS = {
+    Refused.BALANCE: (
+        "an earlier answer of this model came to more than the balance, and so may this one:"
+        " add credit, ask for a shorter answer, or wait some minutes"
+    ),
+    Refused.BUDGET: (
+        "an earlier answer of this model came to more than is left of the month's budget, and so"
+        " may this one: raise it, ask for a shorter answer, or wait some minutes"
+    ),
+}
+"""Where only what was worked in vain is in the way of a request."""
 
 
 def _lacking(waiter: _Waiter) -> int:
