@@ -27,10 +27,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulation.memory_ledger import CURRENCY, MemoryLedger
-from simulation.money_world import TICK_S, World
+from simulation.money_world import TICK_S, Gateway, World
 
 TENANTS = 2
 STEPS, STEPS_ON_POSTGRES = 250, 120
+CROWD = 12
+POSTED_PROBABILITY = 0.3
 BOOK = PriceBook(
     version=1,
     currency=CURRENCY,
@@ -199,16 +201,20 @@ async def test_the_real_ledger_keeps_the_same_promises(books: PostgresStore, see
         assert paid_in - available + owed == delivered_nanos(world, tenant_id)
 
 
-async def test_what_the_ledger_charges_less_than_was_claimed_is_not_lost_to_the_tenant() -> None:
-    """Tiers and allowances: gateways reserve the dearest price, the ledger charges half of it."""
+async def one_gateway(paid_in: int, seed: int) -> tuple[MemoryLedger, World, Gateway]:
+    """A tenant, and a gateway of which nothing is lost."""
     world: World
     books = MemoryLedger(BOOK, lambda: world.now_ms())  # noqa: PLW0108 - as above
-    world = World(random.Random(1), books, ["tenant"], faults=False)
+    world = World(random.Random(seed), books, ["tenant"], faults=False)
     books.tenants.add("tenant")
-    paid_in = 2_000
     await books.add_transfers([ledger.top_up(world.new_id(), "tenant", paid_in, CURRENCY, "first")])
     world.start_gateway("g1")
-    [gateway] = world.gateways
+    return books, world, world.gateways[0]
+
+
+async def test_what_the_ledger_charges_less_than_was_claimed_is_not_lost_to_the_tenant() -> None:
+    """Tiers and allowances: gateways reserve the dearest price, the ledger charges half of it."""
+    books, world, gateway = await one_gateway(paid_in=2_000, seed=1)
     for _ in range(200):
         if not gateway.waiting:
             world.send_request(gateway, cost=40, charged=20)
@@ -240,13 +246,7 @@ def test_what_covers_a_request_is_spent_although_most_cost_more(
 
 async def spent_to_the_end(paid_in: int, cost: int, likely: int, seed: int) -> tuple[int, int]:
     """What is left, and owed, of a balance that is asked for requests one after another."""
-    world: World
-    books = MemoryLedger(BOOK, lambda: world.now_ms())  # noqa: PLW0108 - as above
-    world = World(random.Random(seed), books, ["tenant"], faults=False)
-    books.tenants.add("tenant")
-    await books.add_transfers([ledger.top_up(world.new_id(), "tenant", paid_in, CURRENCY, "first")])
-    world.start_gateway("g1")
-    [gateway] = world.gateways
+    books, world, gateway = await one_gateway(paid_in, seed)
     for _ in range(2 * paid_in // cost + 20):
         if not gateway.waiting:
             world.send_request(gateway, cost, cost, likely, least=cost)
@@ -257,3 +257,41 @@ async def spent_to_the_end(paid_in: int, cost: int, likely: int, seed: int) -> t
         check(*standing(books, "tenant"))
     available, held, owed, _ = standing(books, "tenant")
     return available + held, owed
+
+
+@settings(max_examples=8)
+@given(
+    paid_in=st.integers(100, 1_000),
+    claim=st.integers(5, 60),
+    less=st.integers(0, 30),
+    seed=st.integers(0, 2**32),
+)
+def test_of_a_crowd_nobody_is_refused_whom_the_balance_covers(
+    paid_in: int, claim: int, less: int, seed: int
+) -> None:
+    left, refused_with = asyncio.run(a_crowd(paid_in, claim, max(1, claim - less), seed))
+
+    assert max(refused_with, default=0) < claim
+    assert left < claim
+
+
+async def a_crowd(paid_in: int, claim: int, cost: int, seed: int) -> tuple[int, list[int]]:
+    """What is left when many ask at once, and what each of them that was refused could have had:
+    charges are posted late, and claims are more than they come to."""
+    books, world, gateway = await one_gateway(paid_in, seed)
+    spent, refused_with = 0, list[int]()
+    for _ in range(2 * paid_in // cost + 20):
+        while len(gateway.waiting) + len(gateway.served) < CROWD:
+            world.send_request(gateway, cost, cost, claim, least=claim)
+        before = list(gateway.waiting)
+        await world.pass_time(TICK_S)
+        kept = {*map(id, gateway.waiting), *map(id, gateway.served)}
+        refused = [one for one in before if id(one) not in kept and world.now < one.waits_until]
+        refused_with += [paid_in - spent] * bool(refused)
+        while gateway.served:
+            spent += cost
+            world.finish_request(gateway)
+        if world.draws.random() < POSTED_PROBABILITY:
+            await world.post(all_of_it=True)
+        check(*standing(books, "tenant"))
+    return paid_in - spent, refused_with

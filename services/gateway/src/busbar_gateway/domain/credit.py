@@ -113,7 +113,8 @@ class Wallet:
     refused: Refused | None = None
     refused_at: float = field(default=float("-inf"))
     elsewhere_nanos: int = 0
-    """Not in our lease when billing refused: in other leases, or too little to be lent."""
+    """Not in our lease: in other leases or too little to be lent when billing refused, and what we
+    gave back since."""
     retry_unix_ms: int = 0
     recalled: bool = False
     asked_at: float = field(default=float("-inf"))
@@ -171,6 +172,17 @@ class Wallet:
         lease.free_nanos += claimed - nanos
         reservation.nanos, reservation.spent_nanos = 0, nanos
         self._spent_since += nanos
+
+    def give_back(self, lease: Lease, nanos: int) -> None:
+        """Billing has this again of a lease, and may lend it again."""
+        lease.give_back(nanos)
+        self.elsewhere_nanos += nanos
+
+    @property
+    def unposted_nanos(self) -> int:
+        """As in Lease; of one that is leaving, too: it comes back when all of it is posted."""
+        leases = (self.lease, self.leaving)
+        return sum(one.unposted_nanos for one in leases if one is not None)
 
     def take_back(self, reservation: Reservation) -> None:
         """What was spent is not charged after all.
@@ -264,12 +276,12 @@ def plan_ask(wallet: Wallet, wanted: list[int], now: float, heard_at: float) -> 
 def _renewal(wallet: Wallet, lease: Lease, now: float, *, there: bool) -> Ask | None:
     due = now >= lease.renew_at
     if wallet.recalled:
-        lease.give_back(max(0, lease.free_nanos))
+        wallet.give_back(lease, max(0, lease.free_nanos))
         wallet.recalled = False
         return _ask(wallet, lease)
     spare = lease.free_nanos > SPARE_FACTOR * wallet.target_nanos
     if spare and there and (due or lease.spare_held):
-        lease.give_back(lease.free_nanos - wallet.target_nanos)
+        wallet.give_back(lease, lease.free_nanos - wallet.target_nanos)
         lease.spare_held = False
         return _ask(wallet, lease)
     lease.spare_held |= due and not there
@@ -311,7 +323,7 @@ def close_lease(wallet: Wallet) -> Ask | None:
 
 
 def _close(wallet: Wallet, lease: Lease) -> Ask:
-    lease.give_back(max(0, lease.free_nanos))
+    wallet.give_back(lease, max(0, lease.free_nanos))
     wallet.lease, wallet.leaving = None, lease
     return _ask(wallet, lease, closing=True)
 
@@ -342,6 +354,8 @@ def apply_grant(wallet: Wallet, ask: Ask, grant: Granted, asked_at: float, now: 
     """Take what billing said to `ask`, which was sent at `asked_at`."""
     wallet.asked_at = asked_at
     if ask.closing:
+        if wallet.leaving is not None:
+            wallet.elsewhere_nanos += wallet.leaving.unposted_nanos
         wallet.leaving = None
         return
     if grant.closed:
@@ -395,8 +409,7 @@ def judge(
         return Verdict.AWAY
     if wallet.refused is None or now - wallet.refused_at > REFUSAL_HOLDS_S:
         return Verdict.WAIT
-    unposted = lease.unposted_nanos if lease is not None else 0
-    coming = ours + unposted + wallet.elsewhere_nanos
+    coming = ours + wallet.unposted_nanos + wallet.elsewhere_nanos
     if wallet.refused in _SCARCE and coming >= lacking_nanos:
         return Verdict.WAIT
     return Verdict.REFUSE
