@@ -303,6 +303,24 @@ def test_a_deployment_is_open_to_tenants_by_name_or_id_and_to_no_unknown_one(
     assert "no tenant is called 'nobody'" in refused.err.replace("\n", " ")
 
 
+def test_of_a_file_of_which_some_is_refused_nothing_is_declared(
+    busbar: Busbar, model: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "d.yaml"
+    file.write_text(
+        "- {name: good, path: small}\n- {name: unknown, bundle: never-pushed}\n"
+        "- {name: contra, path: small, regions: [r1], pins: [r2/s1]}\n"
+    )
+    refused = busbar("deploy", str(file), "--approve")
+
+    assert refused.status == 1
+    assert refused.err == (
+        "busbar: unknown: no bundle 'never-pushed' has been pushed; push it first: busbar model "
+        "push DIR\ncontra: pinned to r2, but allowed in r1 only\nNothing was declared.\n"
+    )
+    assert busbar("deploy", "list", "--json").json == {"items": []}
+
+
 def test_a_key_for_what_is_not_declared_is_made_with_a_warning(busbar: Busbar) -> None:
     busbar("tenant", "create", "Early", "--tenant-id", "early")
     made = busbar("key", "create", "early", "--deployment", "to-come", "--json")

@@ -52,9 +52,13 @@ def deploy(
     """
     declared = read_deployments(file)
     tenant_ids = _tenant_ids(file, declared)
-    for one in declared:
-        _declare(one, tenant_ids, approve=approve, show_progress=not output.json)
+    bundles = {
+        one.name: _bundle(one, approve=approve, show_progress=not output.json) for one in declared
+    }
     names = [one.name for one in declared]
+    bodies = {one.name: _body(one, bundles[one.name], tenant_ids) for one in declared}
+    _check(bodies)
+    _declare(bodies)
     if wait:
         patience = Patience(started_at=time.monotonic(), timeout_s=timeout)
         views = wait_until_ready(lambda: _views(names), patience)
@@ -203,15 +207,16 @@ def _tenant_ids(file: Path, declared: list[Declared]) -> dict[str, str]:
         raise CommandError(f"{file}: {error.message}", status) from error
 
 
-def _declare(
-    one: Declared, tenant_ids: dict[str, str], *, approve: bool, show_progress: bool
-) -> None:
-    bundle = one.bundle
-    if one.path is not None:
-        from busbar_cli.commands.models import push_directory  # noqa: PLC0415  # as in main
+def _bundle(one: Declared, *, approve: bool, show_progress: bool) -> str | None:
+    if one.path is None:
+        return one.bundle
+    from busbar_cli.commands.models import push_directory  # noqa: PLC0415  # as in main
 
-        bundle = push_directory(one.path, approve=approve, show_progress=show_progress)["digest"]
-    body = {
+    return push_directory(one.path, approve=approve, show_progress=show_progress)["digest"]
+
+
+def _body(one: Declared, bundle: str | None, tenant_ids: dict[str, str]) -> Json:
+    body: Json = {
         "bundle": bundle,
         "replicas": one.replicas,
         "regions": one.regions,
@@ -226,12 +231,44 @@ def _declare(
     }
     if one.rollout is not None:
         body["rollout"] = one.rollout.model_dump(exclude_none=True)
-    try:
-        Api("scheduler").put(f"{_DEPLOYMENTS}/{one.name}", body)
-    except CommandError as error:
-        # A bundle that is not there is the file's mistake, not a thing that was looked for.
-        status = Exit.FAILED if error.exit_status is Exit.NOT_FOUND else error.exit_status
-        raise CommandError(f"{one.name}: {error.message}", status) from error
+    return body
+
+
+def _check(bodies: dict[str, Json]) -> None:
+    """Raise CommandError with everything that would be refused, before anything is declared."""
+    refused = list[CommandError]()
+    for name, body in bodies.items():
+        try:
+            Api("scheduler").post(f"{_DEPLOYMENTS}/{name}/check", body)
+        except CommandError as error:
+            if error.exit_status is Exit.UNAVAILABLE:
+                raise
+            refused.append(_refusal(name, error))
+    if refused:
+        said = "\n".join(one.message for one in refused)
+        raise CommandError(f"{said}\nNothing was declared.", refused[0].exit_status)
+
+
+def _declare(bodies: dict[str, Json]) -> None:
+    """Declare all; who fails on the way says what stands already."""
+    names = list(bodies)
+    for at, name in enumerate(names):
+        try:
+            Api("scheduler").put(f"{_DEPLOYMENTS}/{name}", bodies[name])
+        except CommandError as error:
+            refused = _refusal(name, error)
+            done, left = ", ".join(names[:at]) or "none", ", ".join(names[at + 1 :]) or "none"
+            raise CommandError(
+                f"{refused.message}\nDeclared before it: {done}. Not tried: {left}.",
+                refused.exit_status,
+            ) from error
+
+
+def _refusal(name: str, error: CommandError) -> CommandError:
+    # A bundle that is not there is the file's mistake, not a thing that was looked for.
+    status = Exit.FAILED if error.exit_status is Exit.NOT_FOUND else error.exit_status
+    said = error.message.removeprefix(f"{name}: ")
+    return CommandError(f"{name}: {said}", status)
 
 
 def _views(names: list[str]) -> list[Json]:

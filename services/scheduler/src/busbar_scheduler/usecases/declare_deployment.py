@@ -58,6 +58,12 @@ def find_bundle(bundles: tuple[Bundle, ...], wanted: str) -> Bundle:
     return max(named, key=lambda one: (one.pushed_unix_ms, one.digest))
 
 
+def check(declarations: Declarations, wish: Wish, now_unix_ms: int) -> None:
+    """Refuse what `declare` would refuse now, as it does; changes nothing."""
+    change = _wished(declarations, wish, now_unix_ms)
+    change(declarations.deployment(wish.name))
+
+
 async def declare(
     declarations: Declarations, announcements: Announcements, wish: Wish, now_unix_ms: int
 ) -> Deployment:
@@ -66,6 +72,13 @@ async def declare(
     Raises NotFound for its bundle, Rejected when it asks for what no fleet could give, and
     Conflict while versions change in a way that has to end first.
     """
+    change = _wished(declarations, wish, now_unix_ms)
+    return await _roll(declarations, announcements, wish.name, change)
+
+
+def _wished(
+    declarations: Declarations, wish: Wish, now_unix_ms: int
+) -> Callable[[Deployment | None], Deployment]:
     bundle = find_bundle(declarations.bundles(), wish.bundle)
 
     def wished(before: Deployment | None) -> Deployment:
@@ -99,7 +112,7 @@ async def declare(
     if is_track(wish.name):
         raise Rejected(f"{wish.name}: names that end in {TRACK_SUFFIX} are taken by rollouts")
     _refuse_contradictions(wished(None))
-    return await _roll(declarations, announcements, wish.name, wished)
+    return wished
 
 
 def _refuse_contradictions(wanted: Deployment) -> None:

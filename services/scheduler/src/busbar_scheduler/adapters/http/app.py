@@ -30,6 +30,7 @@ from busbar_scheduler.domain.progress import progress_of
 from busbar_scheduler.domain.rollouts import is_track
 from busbar_scheduler.usecases.declare_deployment import (
     Wish,
+    check,
     declare,
     roll_back,
     scale,
@@ -117,6 +118,11 @@ class AdminApi:
             scaling, rollout = self.view.autoscaler.reason(name), self.rollouts.reason(name)
             return ExplanationView.of(found[0], account, scaling, rollout)
 
+        @router.post("/admin/v1/deployments/{name}/check", status_code=204, responses=_FAILURES)
+        async def check_deployment(name: DeploymentName, body: schemas.DeploymentBody) -> None:
+            """Say what declaring it would be refused for now; nothing is declared."""
+            check(self.declarations, _wish(name, body), _now_unix_ms())
+
         @router.post("/admin/v1/deployments/{name}/scale", responses=_FAILURES)
         async def scale_deployment(
             name: DeploymentName, body: schemas.ScaleBody
@@ -131,7 +137,7 @@ class AdminApi:
             await roll_back(self.declarations, self.announcements, name, _now_unix_ms())
             return self._view_of(name)
 
-        del explain_deployment, scale_deployment, roll_back_deployment
+        del explain_deployment, check_deployment, scale_deployment, roll_back_deployment
         return router
 
     def _views(self) -> list[schemas.DeploymentView]:
