@@ -8,11 +8,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from busbar_cli.failures import CommandError
+from busbar_cli.failures import CommandError, Exit
 from busbar_cli.packing import pack
 from busbar_messaging.bundles.contents import CHUNK_BYTES_MAX, read_contents
 
 MIB = 1024 * 1024
+MANY = 1024 * MIB
 
 
 @pytest.fixture
@@ -39,11 +40,11 @@ def test_times_owners_modes_and_order_do_not_shape_the_digest(model: Path, tmp_p
     (other / "1" / "model.py").chmod(0o755)
     os.utime(other / "1" / "model.py", (1, 1))
 
-    assert pack(other).contents == pack(model).contents
+    assert pack(other, MANY).contents == pack(model, MANY).contents
 
 
 def test_a_bundle_is_what_services_take_for_one(model: Path) -> None:
-    packed = pack(model)
+    packed = pack(model, MANY)
     contents = read_contents(packed.contents, 100)
 
     assert (contents.name, contents.version) == ("m", "3")
@@ -57,18 +58,18 @@ def test_a_bundle_is_what_services_take_for_one(model: Path) -> None:
 
 
 def test_a_changed_byte_changes_the_digest(model: Path) -> None:
-    before = pack(model)
+    before = pack(model, MANY)
     (model / "1" / "model.py").write_text("pasS")
 
-    assert pack(model).digest != before.digest
+    assert pack(model, MANY).digest != before.digest
 
 
 def test_a_large_file_is_cut_where_its_content_says(model: Path) -> None:
     weights = random.Random("weights").randbytes(12 * MIB)
     (model / "1" / "weights.bin").write_bytes(weights)
-    before = pack(model)
+    before = pack(model, MANY)
     (model / "1" / "weights.bin").write_bytes(b"a header that grew" + weights)
-    after = pack(model)
+    after = pack(model, MANY)
     cut = next(one for one in read_contents(after.contents, 2**30).files if "weights" in one.path)
     new = [place.size_bytes for one, place in after.chunks.items() if one not in before.chunks]
 
@@ -80,7 +81,7 @@ def test_a_large_file_is_cut_where_its_content_says(model: Path) -> None:
 
 
 def test_a_file_that_changes_while_it_is_pushed_is_noticed(model: Path) -> None:
-    packed = pack(model)
+    packed = pack(model, MANY)
     (model / "1" / "model.py").write_text("pasS")
     sha256, place = next(
         (one, place) for one, place in packed.chunks.items() if place.path.name == "model.py"
@@ -90,25 +91,40 @@ def test_a_file_that_changes_while_it_is_pushed_is_noticed(model: Path) -> None:
         place.read(sha256)
 
 
+def test_what_is_too_large_is_refused_before_it_is_read(model: Path) -> None:
+    weights = model / "1" / "weights.bin"
+    weights.touch()
+    os.truncate(weights, 2 * MANY)
+
+    with pytest.raises(CommandError) as caught:
+        pack(model, MANY)
+
+    assert caught.value.exit_status is Exit.USAGE
+    assert caught.value.message == (
+        f"{2 * MANY + 25} bytes are more than the {MANY} that a bundle may have; "
+        f"{weights} has {2 * MANY}"
+    )
+
+
 def test_what_tools_leave_behind_is_not_packed(model: Path) -> None:
-    before = pack(model)
+    before = pack(model, MANY)
     for left in ("1/__pycache__/model.pyc", ".git/HEAD", "1/.DS_Store"):
         path = model / left
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("x")
 
-    assert pack(model).contents == before.contents
+    assert pack(model, MANY).contents == before.contents
 
 
 def test_links_and_special_files_are_refused(model: Path) -> None:
     (model / "1" / "passwd").symlink_to("/etc/passwd")
     with pytest.raises(CommandError, match="is a link"):
-        pack(model)
+        pack(model, MANY)
     (model / "1" / "passwd").unlink()
     os.mkfifo(model / "1" / "pipe")
 
     with pytest.raises(CommandError, match="is no plain file"):
-        pack(model)
+        pack(model, MANY)
 
 
 @pytest.mark.parametrize(
@@ -127,11 +143,11 @@ def test_a_manifest_that_does_not_say_what_it_is_is_refused(
     (model / "busbar.yaml").write_text(manifest)
 
     with pytest.raises(CommandError, match=reason):
-        pack(model)
+        pack(model, MANY)
 
 
 def test_what_is_not_a_model_directory_is_refused(model: Path, tmp_path: Path) -> None:
     (model / "busbar.yaml").unlink()
     for directory, reason in ((model, "no busbar.yaml"), (tmp_path / "no", "not a directory")):
         with pytest.raises(CommandError, match=reason):
-            pack(directory)
+            pack(directory, MANY)

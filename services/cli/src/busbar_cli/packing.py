@@ -64,11 +64,11 @@ def must_be_directory(directory: Path) -> None:
         raise CommandError(f"{directory} is not a directory", Exit.USAGE)
 
 
-def pack(directory: Path) -> Packed:
+def pack(directory: Path, bytes_max: int) -> Packed:
     """Look through the files of `directory`, in order of their names.
 
-    Owners, modes and times do not shape the digest. Hidden files and __pycache__ are skipped;
-    links are refused.
+    More than `bytes_max` together are refused before anything is read. Owners, modes and times do
+    not shape the digest. Hidden files and __pycache__ are skipped; links are refused.
     """
     must_be_directory(directory)
     if not (directory / MANIFEST_FILE).is_file():
@@ -77,8 +77,10 @@ def pack(directory: Path) -> Packed:
         )
     files, chunks = list[BundledFile](), dict[bytes, Place]()
     try:
+        found = _files(directory)
+        _must_fit(found, bytes_max)
         name, version = _name_and_version(directory / MANIFEST_FILE)
-        for path in _files(directory):
+        for path in found:
             pieces = list(_pieces(path))
             listed = [BundleChunk(sha256=one, size_bytes=at.size_bytes) for one, at in pieces]
             files.append(
@@ -93,6 +95,17 @@ def pack(directory: Path) -> Packed:
         raise CommandError(f"{directory} cannot be packed: {error}") from error
     contents = BundleContents(name=name, version=version, files=files)
     return Packed(contents.SerializeToString(deterministic=True), chunks)
+
+
+def _must_fit(files: list[Path], bytes_max: int) -> None:
+    sizes = {path: path.stat().st_size for path in files}
+    if (size_bytes := sum(sizes.values())) > bytes_max:
+        largest = max(files, key=lambda path: sizes[path])
+        raise CommandError(
+            f"{size_bytes} bytes are more than the {bytes_max} that a bundle may have; "
+            f"{largest} has {sizes[largest]}",
+            Exit.USAGE,
+        )
 
 
 def _name_and_version(path: Path) -> tuple[str, str]:

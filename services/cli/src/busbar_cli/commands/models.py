@@ -6,6 +6,7 @@ import base64
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -156,7 +157,9 @@ def push_directory(
     api = Api("scheduler")
     must_be_directory(directory)
     signing_key = _read_key(api.endpoints.signing_key)
-    packed = pack(directory)
+    bytes_max = api.get(_BUNDLES)["bundle_bytes_max"]
+    with _reading(directory, shown=show_progress):
+        packed = pack(directory, bytes_max)
     missing = list(packed.chunks) if again else _missing(api, packed)
     _send(api, packed, missing, directory.name, show_progress=show_progress)
     seal = signing_key.seal(packed.contents, approves_code=approve)
@@ -169,6 +172,13 @@ def push_directory(
         },
     }
     return api.put(f"{_BUNDLES}/{packed.digest}", body)
+
+
+def _reading(directory: Path, *, shown: bool) -> AbstractContextManager[object]:
+    console = err()
+    if not shown or not console.is_terminal:
+        return nullcontext()
+    return console.status(f"reading {directory.name}")
 
 
 def _send(

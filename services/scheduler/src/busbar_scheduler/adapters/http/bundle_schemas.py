@@ -46,6 +46,7 @@ class BundleList(BaseModel):
     """Every pushed bundle, newest first."""
 
     items: list[BundleView]
+    bundle_bytes_max: int = Field(description="how large one may be that is pushed")
 
 
 class SweepBody(BaseModel):

@@ -144,7 +144,8 @@ class BundlesApi:
             )
             used = uses(self.in_use)
             return schemas.BundleList(
-                items=[schemas.BundleView.of(one, used.get(one.digest, [])) for one in newest]
+                items=[schemas.BundleView.of(one, used.get(one.digest, [])) for one in newest],
+                bundle_bytes_max=self.bundle_bytes_max,
             )
 
         @router.delete(f"{BUNDLES_PATH}/{{digest}}", status_code=204, responses=_FAILURES)
