@@ -37,7 +37,7 @@ EXAMPLE = """\
     observe_s: 120          # how long it is watched, with that share and with half of them
     max_error_ratio: 0.01   # how much larger its share of failed requests may be
     max_latency_ratio: 1.5  # how many times as long its typical answer may take
-    min_samples: 50         # requests that each version has to have had
+    min_samples: 50         # requests that each has to have had, but to go back for failures
     ready_within_s: 600     # how long its replicas may take to be ready
 """
 

@@ -32,7 +32,9 @@ class RolloutBody(BaseModel):
         description="how many times as long its typical answer may take",
     )
     min_samples: Annotated[int, Field(ge=5, le=1_000_000, strict=True)] = Field(
-        default=_DEFAULTS.min_samples, description="requests that each version has to have had"
+        default=_DEFAULTS.min_samples,
+        description="requests that each version has to have had before it is taken over or found "
+        "slow; that it fails more may be sure after fewer",
     )
     ready_within_s: Annotated[int, Field(ge=1, le=86_400, strict=True)] = Field(
         default=_DEFAULTS.ready_within_s, description="how long its replicas may take to be ready"
