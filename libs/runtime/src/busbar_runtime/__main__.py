@@ -181,12 +181,16 @@ def run(args: argparse.Namespace, home: Home) -> int:
 def start_by_hand(how: Mapping[str, Any]) -> subprocess.Popen[bytes]:
     """Start a service as the platform said; Ctrl-C and SIGTERM reach it as SIGTERM from here on.
 
-    It starts deaf to Ctrl-C: Python would answer that with a traceback until the service has
-    come so far as to listen to signals, while SIGTERM ends it at any time.
+    The terminal's own Ctrl-C does not reach it, in a group of its own: Python would answer that
+    with a traceback until the service has come so far as to listen to signals, and again when it
+    is about to end, while SIGTERM ends it at any time.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     process = subprocess.Popen(
-        tethered(how["argv"]), cwd=how["cwd"], env={**inherited_environment(), **how["env"]}
+        tethered(how["argv"]),
+        cwd=how["cwd"],
+        env={**inherited_environment(), **how["env"]},
+        process_group=0,
     )
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda _number, _frame: process.terminate())
