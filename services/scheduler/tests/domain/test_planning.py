@@ -185,6 +185,14 @@ def test_what_can_never_fit_is_known_before_anything_is_full() -> None:
     assert impossible(deployment(), emptied(Snapshot(1))) == "no node in the fleet"
 
 
+def test_nodes_that_are_gone_are_named_where_nothing_else_is_left() -> None:
+    gone = node("r2.s2.n1", health=Health.LOST)
+    snapshot = Snapshot(1, (deployment(regions=("r2",)),), (node("r1.s1.n1"), gone))
+
+    [decision] = plan(snapshot).decisions
+    assert decision.reason == "no node is left in region r2: r2/s2/n1 is lost"
+
+
 # --- routes --------------------------------------------------------------------------------------
 
 

@@ -105,7 +105,7 @@ def why_nowhere(packing: Packing, deployment: Deployment) -> str:
     where = _where(deployment)
     allowed = np.flatnonzero(packing.allowed(deployment) & packing.fleet.keeps)
     if not len(allowed):
-        return f"no node in {where}"
+        return _nobody(packing, deployment, where)
     reasons = [
         f"{packing.fleet.nodes[at].label}: {_hindrance(packing, at, deployment)}"
         for at in allowed[:_NODES_NAMED_MAX].tolist()
@@ -113,6 +113,15 @@ def why_nowhere(packing: Packing, deployment: Deployment) -> str:
     more = len(allowed) - _NODES_NAMED_MAX
     shown = "; ".join(reasons) + (f"; and {more} more" if more > 0 else "")
     return f"no room on any node in {where} ({shown})"
+
+
+def _nobody(packing: Packing, deployment: Deployment, where: str) -> str:
+    gone = [packing.fleet.nodes[at] for at in np.flatnonzero(packing.allowed(deployment)).tolist()]
+    if not gone:
+        return f"no node in {where}"
+    named = "; ".join(f"{one.label} is {one.health}" for one in gone[:_NODES_NAMED_MAX])
+    more = len(gone) - _NODES_NAMED_MAX
+    return f"no node is left in {where}: {named}" + (f"; and {more} more" if more > 0 else "")
 
 
 def _where(deployment: Deployment) -> str:
