@@ -296,12 +296,13 @@ class Leases:
     async def stalled(self, begin: datetime, end: datetime) -> timedelta:
         """For how long no part of this process could act, nor hear, between two moments: its
         pulse was late, and after a pause that is long nobody's silence counts for a while."""
-        pulses = self.written_at[topology.PULSE]
 
-        async def beaten() -> datetime:
-            return pulses[-1]
+        async def beaten() -> list[datetime]:
+            return self.written_at.get(topology.PULSE, [])
 
-        await eventually(beaten, within_s=30, what="a pulse", until=lambda last: last > end)
+        pulses = await eventually(
+            beaten, within_s=30, what="a pulse", until=lambda them: bool(them) and them[-1] > end
+        )
         gaps = [
             later - earlier
             for earlier, later in itertools.pairwise(pulses)
