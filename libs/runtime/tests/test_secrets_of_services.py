@@ -7,13 +7,10 @@ from pathlib import Path
 
 import pytest
 from busbar_runtime.composition import platform_nodes
-from busbar_runtime.fleet import Fleet
-from busbar_runtime.home import Home, Secrets
-from busbar_runtime.nats import NatsAddress
+from busbar_runtime.daemon import LaunchSettings, wire
+from busbar_runtime.home import Home
 from busbar_runtime.ports import PortPool
-from busbar_runtime.postgres import PostgresAddress
-from busbar_runtime.services import Ports, Wiring
-from busbar_runtime.site_buses import identities_of
+from busbar_runtime.services import Wiring
 
 SERVICES = {
     "telemetry": {"bus telemetry", "operator token"},
@@ -35,7 +32,9 @@ SERVICES = {
 def test_nobody_is_given_a_secret_that_is_not_its_own(
     tmp_path: Path, sites: int, agents: Mapping[str, set[str]]
 ) -> None:
-    wiring = wired(Home(tmp_path / "home", Home.of().cache), Fleet.of(sites))
+    home = Home(tmp_path / "home", Home.of().cache)
+    home.make()
+    wiring = wire(home, PortPool(), LaunchSettings(sites=sites))
     known = secrets_of(wiring)
     held = {
         name: {secret for secret, text in known.items() if any(text in value for value in given)}
@@ -44,21 +43,6 @@ def test_nobody_is_given_a_secret_that_is_not_its_own(
     }
 
     assert held == {**SERVICES, **agents}
-
-
-def wired(home: Home, fleet: Fleet) -> Wiring:
-    home.make()
-    secrets = Secrets.of(home)
-    ports = Ports.take(PortPool(), {}, fleet)
-    return Wiring(
-        home,
-        secrets,
-        ports,
-        NatsAddress(ports["nats"], ports["nats-monitor"]),
-        PostgresAddress(ports["postgres"], secrets.postgres_admin, secrets.postgres_billing),
-        fleet,
-        identities_of(home, fleet) if fleet.leaf_nodes else None,
-    )
 
 
 def secrets_of(wiring: Wiring) -> Mapping[str, str]:

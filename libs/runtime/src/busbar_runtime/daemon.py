@@ -64,7 +64,7 @@ class Daemon:
     def __init__(self, home: Home, settings: LaunchSettings) -> None:
         self._home = home
         self._pool = PortPool()
-        self._wiring = _wiring(home, self._pool, settings)
+        self._wiring = wire(home, self._pool, settings)
         nodes = platform_nodes(self._wiring, settings.environments, settings.links)
         if settings.parts:
             nodes = with_predecessors(nodes, settings.parts)
@@ -237,7 +237,8 @@ class Daemon:
         endpoints.update(self._home, {"pids": self._supervisor.pids()})
 
 
-def _wiring(home: Home, pool: PortPool, settings: LaunchSettings) -> Wiring:
+def wire(home: Home, pool: PortPool, settings: LaunchSettings) -> Wiring:
+    """Give each part of a platform its ports, secrets and neighbours."""
     secrets = Secrets.of(home)
     fleet = Fleet.of(settings.sites, settings.hub_servers)
     ports = Ports.take(pool, settings.ports, fleet)
