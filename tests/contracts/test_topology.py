@@ -85,7 +85,7 @@ def test_each_bucket_is_bounded(bucket: topology.BucketSpec) -> None:
 
 
 def test_no_other_source_file_spells_a_subject() -> None:
-    literal = re.compile(r"""["'f]busbar\.(work|usage|measured|evt|dlq|reply|cancel)\.""")
+    literal = re.compile(r"""["'f]busbar\.(work|usage|measured|evt|dlq|reply|cancel|ack)\.""")
     offenders = [
         str(path.relative_to(REPO))
         for root in ("libs", "services")
@@ -115,3 +115,22 @@ def test_a_node_id_reads_back_from_both_of_its_forms() -> None:
 
     assert NodeId.parse(node.key) == node
     assert NodeId.parse(str(node)) == node
+
+
+@pytest.mark.parametrize("deployment", ["m", "some-model", "a_b--canary", "m-" + "0" * 32])
+def test_a_queues_name_says_whose_work_it_hands_out(deployment: str) -> None:
+    plain = topology.queue_name(deployment)
+    sealed = topology.sealed_queue(deployment, "0123456789abcdef" * 2)
+
+    assert {topology.deployment_of_queue(name) for name in (plain, sealed)} == {deployment}
+    assert (topology.is_sealed(plain), topology.is_sealed(sealed)) == (False, True)
+    assert topology.work_consumer("r1", deployment, sealed).durable == sealed
+
+
+@pytest.mark.parametrize(
+    "told",
+    ["work-other", "work-m~", "work-m~short", "work-m.>", "*", "m", "work-m~" + "0" * 32 + "\n"],
+)
+def test_a_queue_that_is_none_of_the_deployments_is_refused(told: str) -> None:
+    with pytest.raises(ValueError, match="is not the name of a work queue of 'm'"):
+        topology.queue_name("m", told)

@@ -33,6 +33,7 @@ from busbar_contracts.scheduler.v1.demand_pb2 import DemandHistory, DemandSeason
 from busbar_contracts.scheduler.v1.deployment_pb2 import (
     Canary,
     Deployment,
+    ModelManifest,
     RolledBack,
     Rollout,
     RolloutPhase,
@@ -104,6 +105,9 @@ GOLDEN: list[tuple[Message, str]] = [
         "0a10000102030405060708090a0b0c0d0e0f10013a050803120178",
     ),
     (WorkFailed(reason="x", told_to_leave=True), "1201781801"),
+    (WorkUsage(input_tokens=3, cached_tokens=2), "08031802"),
+    (ReplicaAssignment(cached_tokens_output="c"), "320163"),
+    (ModelManifest(cached_tokens_output="c"), "7a0163"),
     (
         InferenceWork(request_id=REQUEST_ID, engine_losses=1),
         "0a10000102030405060708090a0b0c0d0e0f5001",
@@ -229,6 +233,13 @@ GOLDEN: list[tuple[Message, str]] = [
             replicas=[ReplicaAssignment(deployment="d", bundle_digest="sha256:00", slots=2)],
         ),
         "0a0872312e73312e6e31100922100a016412097368613235363a30301802",
+    ),
+    (
+        NodePlacement(
+            node="r1.s1.n1",
+            replicas=[ReplicaAssignment(deployment="d", slots=2, queue="work-d~00")],
+        ),
+        "0a0872312e73312e6e3122100a016418023a09776f726b2d647e3030",
     ),
     (
         BalanceLow(tenant_id="t1", currency="USD", balance_nanos=-5, threshold_nanos=6),

@@ -111,6 +111,7 @@ class NodeStatus(_message.Message):
     PLACEMENT_REVISION_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
     REFUSAL_FIELD_NUMBER: _builtins.int
+    READS_QUEUE_NAMES_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     """"region.site.node"."""
     agent_run_id: _builtins.str
@@ -131,6 +132,10 @@ class NodeStatus(_message.Message):
     """True while the node takes no new work because it is stopping or was told to drain."""
     refusal: _builtins.str
     """Why the node takes no new work although its Triton is ready; empty when it takes some."""
+    reads_queue_names: _builtins.bool
+    """True: the agent pulls from the queue that its placement names. False: it is of a release that
+    knows only queues called by their deployment.
+    """
     @_builtins.property
     def capacity(self) -> Global___NodeCapacity:
         """What the node has."""
@@ -154,10 +159,11 @@ class NodeStatus(_message.Message):
         placement_revision: _builtins.int = ...,
         draining: _builtins.bool = ...,
         refusal: _builtins.str = ...,
+        reads_queue_names: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_run_id", b"agent_run_id", "agent_version", b"agent_version", "capacity", b"capacity", "draining", b"draining", "node", b"node", "placement_revision", b"placement_revision", "refusal", b"refusal", "replicas", b"replicas", "reported_unix_ms", b"reported_unix_ms", "triton_reason", b"triton_reason", "triton_restarts", b"triton_restarts", "triton_state", b"triton_state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_run_id", b"agent_run_id", "agent_version", b"agent_version", "capacity", b"capacity", "draining", b"draining", "node", b"node", "placement_revision", b"placement_revision", "reads_queue_names", b"reads_queue_names", "refusal", b"refusal", "replicas", b"replicas", "reported_unix_ms", b"reported_unix_ms", "triton_reason", b"triton_reason", "triton_restarts", b"triton_restarts", "triton_state", b"triton_state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -24,27 +24,27 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$busbar/scheduler/v1/deployment.proto\x12\x13\x62usbar.scheduler.v1\"\xd5\x02\n\rModelManifest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12,\n\x04task\x18\x03 \x01(\x0e\x32\x1e.busbar.scheduler.v1.ModelTask\x12\r\n\x05slots\x18\x04 \x01(\r\x12\x12\n\nmemory_mib\x18\x05 \x01(\x04\x12\x18\n\x10max_input_tokens\x18\x06 \x01(\r\x12\x19\n\x11max_output_tokens\x18\x07 \x01(\r\x12\x19\n\x11max_payload_bytes\x18\x08 \x01(\x04\x12\x13\n\x0bprice_class\x18\t \x01(\t\x12\x15\n\rchat_template\x18\n \x01(\t\x12\x1b\n\x13input_tokens_output\x18\x0b \x01(\t\x12\x1c\n\x14output_tokens_output\x18\x0c \x01(\t\x12\x0c\n\x04stop\x18\r \x03(\t\x12\x0f\n\x07power_w\x18\x0e \x01(\r\"\x91\x04\n\nDeployment\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rbundle_digest\x18\x02 \x01(\t\x12\x34\n\x08manifest\x18\x03 \x01(\x0b\x32\".busbar.scheduler.v1.ModelManifest\x12\x10\n\x08replicas\x18\x04 \x01(\r\x12\x0f\n\x07regions\x18\x05 \x03(\t\x12\x0f\n\x07tenants\x18\x06 \x03(\t\x12\x17\n\x0f\x63reated_unix_ms\x18\x07 \x01(\x03\x12\x14\n\x0cmax_replicas\x18\x08 \x01(\r\x12\x0c\n\x04pins\x18\t \x03(\t\x12\x14\n\x0cper_site_max\x18\n \x01(\r\x12\x16\n\x0eper_feeder_max\x18\x0b \x01(\r\x12\x1a\n\x12survives_site_loss\x18\x0c \x01(\x08\x12\x1f\n\x17value_nanos_per_request\x18\r \x01(\x03\x12\x1e\n\x16previous_bundle_digest\x18\x0e \x01(\t\x12\x1a\n\x12scale_down_after_s\x18\x0f \x01(\r\x12-\n\x07rollout\x18\x10 \x01(\x0b\x32\x1c.busbar.scheduler.v1.Rollout\x12+\n\x06\x63\x61nary\x18\x11 \x01(\x0b\x32\x1b.busbar.scheduler.v1.Canary\x12\x34\n\x0brolled_back\x18\x12 \x01(\x0b\x32\x1f.busbar.scheduler.v1.RolledBack\"\x95\x01\n\x07Rollout\x12\x16\n\x0e\x63\x61nary_percent\x18\x01 \x01(\r\x12\x11\n\tobserve_s\x18\x02 \x01(\r\x12\x17\n\x0fmax_error_ratio\x18\x03 \x01(\x01\x12\x19\n\x11max_latency_ratio\x18\x04 \x01(\x01\x12\x13\n\x0bmin_samples\x18\x05 \x01(\r\x12\x16\n\x0eready_within_s\x18\x06 \x01(\r\"\xaf\x01\n\x06\x43\x61nary\x12\x15\n\rbundle_digest\x18\x01 \x01(\t\x12\x34\n\x08manifest\x18\x02 \x01(\x0b\x32\".busbar.scheduler.v1.ModelManifest\x12\x30\n\x05phase\x18\x03 \x01(\x0e\x32!.busbar.scheduler.v1.RolloutPhase\x12\x0f\n\x07percent\x18\x04 \x01(\r\x12\x15\n\rsince_unix_ms\x18\x05 \x01(\x03\"G\n\nRolledBack\x12\x15\n\rbundle_digest\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x12\n\nat_unix_ms\x18\x03 \x01(\x03\"\x7f\n\x0bModelBundle\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x34\n\x08manifest\x18\x03 \x01(\x0b\x32\".busbar.scheduler.v1.ModelManifest\x12\x16\n\x0epushed_unix_ms\x18\x04 \x01(\x03*i\n\tModelTask\x12\x1a\n\x16MODEL_TASK_UNSPECIFIED\x10\x00\x12\x15\n\x11MODEL_TASK_TENSOR\x10\x01\x12\x14\n\x10MODEL_TASK_EMBED\x10\x02\x12\x13\n\x0fMODEL_TASK_CHAT\x10\x03*\xa0\x01\n\x0cRolloutPhase\x12\x1d\n\x19ROLLOUT_PHASE_UNSPECIFIED\x10\x00\x12\x1b\n\x17ROLLOUT_PHASE_OBSERVING\x10\x01\x12\x1d\n\x19ROLLOUT_PHASE_TAKING_OVER\x10\x02\x12\x1a\n\x16ROLLOUT_PHASE_SETTLING\x10\x03\x12\x19\n\x15ROLLOUT_PHASE_LEAVING\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$busbar/scheduler/v1/deployment.proto\x12\x13\x62usbar.scheduler.v1\"\xf3\x02\n\rModelManifest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12,\n\x04task\x18\x03 \x01(\x0e\x32\x1e.busbar.scheduler.v1.ModelTask\x12\r\n\x05slots\x18\x04 \x01(\r\x12\x12\n\nmemory_mib\x18\x05 \x01(\x04\x12\x18\n\x10max_input_tokens\x18\x06 \x01(\r\x12\x19\n\x11max_output_tokens\x18\x07 \x01(\r\x12\x19\n\x11max_payload_bytes\x18\x08 \x01(\x04\x12\x13\n\x0bprice_class\x18\t \x01(\t\x12\x15\n\rchat_template\x18\n \x01(\t\x12\x1b\n\x13input_tokens_output\x18\x0b \x01(\t\x12\x1c\n\x14output_tokens_output\x18\x0c \x01(\t\x12\x0c\n\x04stop\x18\r \x03(\t\x12\x0f\n\x07power_w\x18\x0e \x01(\r\x12\x1c\n\x14\x63\x61\x63hed_tokens_output\x18\x0f \x01(\t\"\x91\x04\n\nDeployment\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rbundle_digest\x18\x02 \x01(\t\x12\x34\n\x08manifest\x18\x03 \x01(\x0b\x32\".busbar.scheduler.v1.ModelManifest\x12\x10\n\x08replicas\x18\x04 \x01(\r\x12\x0f\n\x07regions\x18\x05 \x03(\t\x12\x0f\n\x07tenants\x18\x06 \x03(\t\x12\x17\n\x0f\x63reated_unix_ms\x18\x07 \x01(\x03\x12\x14\n\x0cmax_replicas\x18\x08 \x01(\r\x12\x0c\n\x04pins\x18\t \x03(\t\x12\x14\n\x0cper_site_max\x18\n \x01(\r\x12\x16\n\x0eper_feeder_max\x18\x0b \x01(\r\x12\x1a\n\x12survives_site_loss\x18\x0c \x01(\x08\x12\x1f\n\x17value_nanos_per_request\x18\r \x01(\x03\x12\x1e\n\x16previous_bundle_digest\x18\x0e \x01(\t\x12\x1a\n\x12scale_down_after_s\x18\x0f \x01(\r\x12-\n\x07rollout\x18\x10 \x01(\x0b\x32\x1c.busbar.scheduler.v1.Rollout\x12+\n\x06\x63\x61nary\x18\x11 \x01(\x0b\x32\x1b.busbar.scheduler.v1.Canary\x12\x34\n\x0brolled_back\x18\x12 \x01(\x0b\x32\x1f.busbar.scheduler.v1.RolledBack\"\x95\x01\n\x07Rollout\x12\x16\n\x0e\x63\x61nary_percent\x18\x01 \x01(\r\x12\x11\n\tobserve_s\x18\x02 \x01(\r\x12\x17\n\x0fmax_error_ratio\x18\x03 \x01(\x01\x12\x19\n\x11max_latency_ratio\x18\x04 \x01(\x01\x12\x13\n\x0bmin_samples\x18\x05 \x01(\r\x12\x16\n\x0eready_within_s\x18\x06 \x01(\r\"\xaf\x01\n\x06\x43\x61nary\x12\x15\n\rbundle_digest\x18\x01 \x01(\t\x12\x34\n\x08manifest\x18\x02 \x01(\x0b\x32\".busbar.scheduler.v1.ModelManifest\x12\x30\n\x05phase\x18\x03 \x01(\x0e\x32!.busbar.scheduler.v1.RolloutPhase\x12\x0f\n\x07percent\x18\x04 \x01(\r\x12\x15\n\rsince_unix_ms\x18\x05 \x01(\x03\"G\n\nRolledBack\x12\x15\n\rbundle_digest\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x12\n\nat_unix_ms\x18\x03 \x01(\x03\"\x7f\n\x0bModelBundle\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x34\n\x08manifest\x18\x03 \x01(\x0b\x32\".busbar.scheduler.v1.ModelManifest\x12\x16\n\x0epushed_unix_ms\x18\x04 \x01(\x03*i\n\tModelTask\x12\x1a\n\x16MODEL_TASK_UNSPECIFIED\x10\x00\x12\x15\n\x11MODEL_TASK_TENSOR\x10\x01\x12\x14\n\x10MODEL_TASK_EMBED\x10\x02\x12\x13\n\x0fMODEL_TASK_CHAT\x10\x03*\xa0\x01\n\x0cRolloutPhase\x12\x1d\n\x19ROLLOUT_PHASE_UNSPECIFIED\x10\x00\x12\x1b\n\x17ROLLOUT_PHASE_OBSERVING\x10\x01\x12\x1d\n\x19ROLLOUT_PHASE_TAKING_OVER\x10\x02\x12\x1a\n\x16ROLLOUT_PHASE_SETTLING\x10\x03\x12\x19\n\x15ROLLOUT_PHASE_LEAVING\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'busbar.scheduler.v1.deployment_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MODELTASK']._serialized_start=1469
-  _globals['_MODELTASK']._serialized_end=1574
-  _globals['_ROLLOUTPHASE']._serialized_start=1577
-  _globals['_ROLLOUTPHASE']._serialized_end=1737
+  _globals['_MODELTASK']._serialized_start=1499
+  _globals['_MODELTASK']._serialized_end=1604
+  _globals['_ROLLOUTPHASE']._serialized_start=1607
+  _globals['_ROLLOUTPHASE']._serialized_end=1767
   _globals['_MODELMANIFEST']._serialized_start=62
-  _globals['_MODELMANIFEST']._serialized_end=403
-  _globals['_DEPLOYMENT']._serialized_start=406
-  _globals['_DEPLOYMENT']._serialized_end=935
-  _globals['_ROLLOUT']._serialized_start=938
-  _globals['_ROLLOUT']._serialized_end=1087
-  _globals['_CANARY']._serialized_start=1090
-  _globals['_CANARY']._serialized_end=1265
-  _globals['_ROLLEDBACK']._serialized_start=1267
-  _globals['_ROLLEDBACK']._serialized_end=1338
-  _globals['_MODELBUNDLE']._serialized_start=1340
-  _globals['_MODELBUNDLE']._serialized_end=1467
+  _globals['_MODELMANIFEST']._serialized_end=433
+  _globals['_DEPLOYMENT']._serialized_start=436
+  _globals['_DEPLOYMENT']._serialized_end=965
+  _globals['_ROLLOUT']._serialized_start=968
+  _globals['_ROLLOUT']._serialized_end=1117
+  _globals['_CANARY']._serialized_start=1120
+  _globals['_CANARY']._serialized_end=1295
+  _globals['_ROLLEDBACK']._serialized_start=1297
+  _globals['_ROLLEDBACK']._serialized_end=1368
+  _globals['_MODELBUNDLE']._serialized_start=1370
+  _globals['_MODELBUNDLE']._serialized_end=1497
 # @@protoc_insertion_point(module_scope)

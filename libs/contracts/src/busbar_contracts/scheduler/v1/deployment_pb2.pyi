@@ -99,6 +99,7 @@ class ModelManifest(_message.Message):
     OUTPUT_TOKENS_OUTPUT_FIELD_NUMBER: _builtins.int
     STOP_FIELD_NUMBER: _builtins.int
     POWER_W_FIELD_NUMBER: _builtins.int
+    CACHED_TOKENS_OUTPUT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Bundle name, ^[a-z0-9][a-z0-9_-]{0,62}$."""
     version: _builtins.str
@@ -125,6 +126,8 @@ class ModelManifest(_message.Message):
     """Output tensor that counts generated tokens; empty when the model counts none."""
     power_w: _builtins.int
     """Power that one busy replica draws, W; 0 means that its author did not say, and it counts for nothing."""
+    cached_tokens_output: _builtins.str
+    """Output tensor that counts the prompt tokens found in a cache; empty when the model counts none."""
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Strings that end a chat turn, added to the caller's own; empty when the task is not chat."""
@@ -146,10 +149,11 @@ class ModelManifest(_message.Message):
         output_tokens_output: _builtins.str = ...,
         stop: _abc.Iterable[_builtins.str] | None = ...,
         power_w: _builtins.int = ...,
+        cached_tokens_output: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat_template", b"chat_template", "input_tokens_output", b"input_tokens_output", "max_input_tokens", b"max_input_tokens", "max_output_tokens", b"max_output_tokens", "max_payload_bytes", b"max_payload_bytes", "memory_mib", b"memory_mib", "name", b"name", "output_tokens_output", b"output_tokens_output", "power_w", b"power_w", "price_class", b"price_class", "slots", b"slots", "stop", b"stop", "task", b"task", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens_output", b"cached_tokens_output", "chat_template", b"chat_template", "input_tokens_output", b"input_tokens_output", "max_input_tokens", b"max_input_tokens", "max_output_tokens", b"max_output_tokens", "max_payload_bytes", b"max_payload_bytes", "memory_mib", b"memory_mib", "name", b"name", "output_tokens_output", b"output_tokens_output", "power_w", b"power_w", "price_class", b"price_class", "slots", b"slots", "stop", b"stop", "task", b"task", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

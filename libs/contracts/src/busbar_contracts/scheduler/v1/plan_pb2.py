@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from busbar_contracts.scheduler.v1 import deployment_pb2 as busbar_dot_scheduler_dot_v1_dot_deployment__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x62usbar/scheduler/v1/plan.proto\x12\x13\x62usbar.scheduler.v1\x1a$busbar/scheduler/v1/deployment.proto\"\xa2\x01\n\rNodePlacement\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x15\n\rfencing_token\x18\x02 \x01(\x04\x12\x19\n\x11snapshot_revision\x18\x03 \x01(\x04\x12\x38\n\x08replicas\x18\x04 \x03(\x0b\x32&.busbar.scheduler.v1.ReplicaAssignment\x12\x17\n\x0f\x64rain_within_ms\x18\x05 \x01(\x04\"\x88\x01\n\x11ReplicaAssignment\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x15\n\rbundle_digest\x18\x02 \x01(\t\x12\r\n\x05slots\x18\x03 \x01(\r\x12\x1b\n\x13input_tokens_output\x18\x04 \x01(\t\x12\x1c\n\x14output_tokens_output\x18\x05 \x01(\t\"\xfc\x02\n\x05Route\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x15\n\rfencing_token\x18\x02 \x01(\x04\x12\x15\n\rbundle_digest\x18\x03 \x01(\t\x12\x34\n\x08manifest\x18\x04 \x01(\x0b\x32\".busbar.scheduler.v1.ModelManifest\x12\x31\n\x07targets\x18\x05 \x03(\x0b\x32 .busbar.scheduler.v1.RouteTarget\x12\x0f\n\x07tenants\x18\x06 \x03(\t\x12\x16\n\x0emodel_metadata\x18\x07 \x01(\x0c\x12\x14\n\x0cmodel_config\x18\x08 \x01(\x0c\x12\x17\n\x0f\x63reated_unix_ms\x18\t \x01(\x03\x12\x16\n\x0eunready_reason\x18\n \x01(\t\x12\r\n\x05wakes\x18\x0b \x01(\x08\x12\x17\n\x0fwakes_within_ms\x18\x0c \x01(\x04\x12\x30\n\x06\x63\x61nary\x18\r \x01(\x0b\x32 .busbar.scheduler.v1.CanaryRoute\"w\n\x0b\x43\x61naryRoute\x12\r\n\x05track\x18\x01 \x01(\t\x12\x15\n\rbundle_digest\x18\x02 \x01(\t\x12\x0f\n\x07percent\x18\x03 \x01(\r\x12\x31\n\x07targets\x18\x04 \x03(\x0b\x32 .busbar.scheduler.v1.RouteTarget\"J\n\x0bRouteTarget\x12\x0e\n\x06region\x18\x01 \x01(\t\x12\x13\n\x0bready_slots\x18\x02 \x01(\r\x12\x16\n\x0eready_replicas\x18\x03 \x01(\rb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x62usbar/scheduler/v1/plan.proto\x12\x13\x62usbar.scheduler.v1\x1a$busbar/scheduler/v1/deployment.proto\"\xa2\x01\n\rNodePlacement\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x15\n\rfencing_token\x18\x02 \x01(\x04\x12\x19\n\x11snapshot_revision\x18\x03 \x01(\x04\x12\x38\n\x08replicas\x18\x04 \x03(\x0b\x32&.busbar.scheduler.v1.ReplicaAssignment\x12\x17\n\x0f\x64rain_within_ms\x18\x05 \x01(\x04\"\xb5\x01\n\x11ReplicaAssignment\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x15\n\rbundle_digest\x18\x02 \x01(\t\x12\r\n\x05slots\x18\x03 \x01(\r\x12\x1b\n\x13input_tokens_output\x18\x04 \x01(\t\x12\x1c\n\x14output_tokens_output\x18\x05 \x01(\t\x12\x1c\n\x14\x63\x61\x63hed_tokens_output\x18\x06 \x01(\t\x12\r\n\x05queue\x18\x07 \x01(\t\"\xfc\x02\n\x05Route\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x15\n\rfencing_token\x18\x02 \x01(\x04\x12\x15\n\rbundle_digest\x18\x03 \x01(\t\x12\x34\n\x08manifest\x18\x04 \x01(\x0b\x32\".busbar.scheduler.v1.ModelManifest\x12\x31\n\x07targets\x18\x05 \x03(\x0b\x32 .busbar.scheduler.v1.RouteTarget\x12\x0f\n\x07tenants\x18\x06 \x03(\t\x12\x16\n\x0emodel_metadata\x18\x07 \x01(\x0c\x12\x14\n\x0cmodel_config\x18\x08 \x01(\x0c\x12\x17\n\x0f\x63reated_unix_ms\x18\t \x01(\x03\x12\x16\n\x0eunready_reason\x18\n \x01(\t\x12\r\n\x05wakes\x18\x0b \x01(\x08\x12\x17\n\x0fwakes_within_ms\x18\x0c \x01(\x04\x12\x30\n\x06\x63\x61nary\x18\r \x01(\x0b\x32 .busbar.scheduler.v1.CanaryRoute\"w\n\x0b\x43\x61naryRoute\x12\r\n\x05track\x18\x01 \x01(\t\x12\x15\n\rbundle_digest\x18\x02 \x01(\t\x12\x0f\n\x07percent\x18\x03 \x01(\r\x12\x31\n\x07targets\x18\x04 \x03(\x0b\x32 .busbar.scheduler.v1.RouteTarget\"J\n\x0bRouteTarget\x12\x0e\n\x06region\x18\x01 \x01(\t\x12\x13\n\x0bready_slots\x18\x02 \x01(\r\x12\x16\n\x0eready_replicas\x18\x03 \x01(\rb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,11 +35,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_NODEPLACEMENT']._serialized_start=94
   _globals['_NODEPLACEMENT']._serialized_end=256
   _globals['_REPLICAASSIGNMENT']._serialized_start=259
-  _globals['_REPLICAASSIGNMENT']._serialized_end=395
-  _globals['_ROUTE']._serialized_start=398
-  _globals['_ROUTE']._serialized_end=778
-  _globals['_CANARYROUTE']._serialized_start=780
-  _globals['_CANARYROUTE']._serialized_end=899
-  _globals['_ROUTETARGET']._serialized_start=901
-  _globals['_ROUTETARGET']._serialized_end=975
+  _globals['_REPLICAASSIGNMENT']._serialized_end=440
+  _globals['_ROUTE']._serialized_start=443
+  _globals['_ROUTE']._serialized_end=823
+  _globals['_CANARYROUTE']._serialized_start=825
+  _globals['_CANARYROUTE']._serialized_end=944
+  _globals['_ROUTETARGET']._serialized_start=946
+  _globals['_ROUTETARGET']._serialized_end=1020
 # @@protoc_insertion_point(module_scope)

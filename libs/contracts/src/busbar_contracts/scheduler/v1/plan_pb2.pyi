@@ -74,6 +74,8 @@ class ReplicaAssignment(_message.Message):
     SLOTS_FIELD_NUMBER: _builtins.int
     INPUT_TOKENS_OUTPUT_FIELD_NUMBER: _builtins.int
     OUTPUT_TOKENS_OUTPUT_FIELD_NUMBER: _builtins.int
+    CACHED_TOKENS_OUTPUT_FIELD_NUMBER: _builtins.int
+    QUEUE_FIELD_NUMBER: _builtins.int
     deployment: _builtins.str
     """Deployment, which is the model's name at the node's Triton."""
     bundle_digest: _builtins.str
@@ -84,6 +86,12 @@ class ReplicaAssignment(_message.Message):
     """Output tensor that counts prompt tokens; empty for none."""
     output_tokens_output: _builtins.str
     """Output tensor that counts generated tokens; empty for none."""
+    cached_tokens_output: _builtins.str
+    """Output tensor that counts the prompt tokens found in a cache; empty for none."""
+    queue: _builtins.str
+    """Name of the consumer that hands out its work in the node's region. Whoever knows it can pull
+    from it: nodes that hold no replica are not told. Empty: "work-" and the deployment's name.
+    """
     def __init__(
         self,
         *,
@@ -92,10 +100,12 @@ class ReplicaAssignment(_message.Message):
         slots: _builtins.int = ...,
         input_tokens_output: _builtins.str = ...,
         output_tokens_output: _builtins.str = ...,
+        cached_tokens_output: _builtins.str = ...,
+        queue: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_digest", b"bundle_digest", "deployment", b"deployment", "input_tokens_output", b"input_tokens_output", "output_tokens_output", b"output_tokens_output", "slots", b"slots"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_digest", b"bundle_digest", "cached_tokens_output", b"cached_tokens_output", "deployment", b"deployment", "input_tokens_output", b"input_tokens_output", "output_tokens_output", b"output_tokens_output", "queue", b"queue", "slots", b"slots"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
