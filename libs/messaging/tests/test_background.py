@@ -70,6 +70,18 @@ async def test_who_waits_for_so_long_is_told_although_the_first_cancellation_is_
     assert await within(DEADLINE_S, at_once()) == 7
 
 
+async def test_who_waits_for_what_never_ends_is_told_so_all_the_same() -> None:
+    deaf = Deaf(swallows=FOR_EVER)
+
+    try:
+        with pytest.raises(TimeoutError), capture_logs() as said:
+            await within(0.01, deaf.work(), give_up_s=0.5)
+    finally:
+        deaf._left = 0  # pyright: ignore[reportPrivateUsage]  # for the loop's own end
+
+    assert [one["event"] for one in said] == ["background work does not end"]
+
+
 async def test_what_is_cleaned_up_behind_a_task_is_not_cut_short_by_ending_it_again() -> None:
     cleaned, slow = asyncio.Event(), asyncio.Event()
     begun = asyncio.Event()

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager, suppress
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from busbar_errors import Unavailable
@@ -263,6 +264,28 @@ async def test_an_answer_counts_that_comes_when_it_was_sent_again(client: Client
     await subscription.unsubscribe()
 
     assert stored.seq == 7
+
+
+async def test_who_is_cancelled_while_it_connects_leaves_no_connection_open(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, connect_plainly = asyncio.Queue[Client](), Client.connect
+
+    async def connect_deafly(self: Client, *servers: Any, **options: Any) -> None:
+        """Swallows a cancellation that comes together with the answer."""
+        await connect_plainly(self, *servers, **options)
+        made.put_nowait(self)
+        with suppress(asyncio.CancelledError):
+            await asyncio.get_running_loop().create_future()
+
+    monkeypatch.setattr(Client, "connect", connect_deafly)
+    connecting = asyncio.create_task(connect(user_settings(nats_server, "provisioner"), "test"))
+    client = await asyncio.wait_for(made.get(), DEADLINE_S)
+    connecting.cancel()
+    await asyncio.wait([connecting], timeout=20)
+
+    assert connecting.cancelled()
+    assert client.is_closed
 
 
 async def test_closing_a_connection_is_no_news(nats_server: NatsServer) -> None:

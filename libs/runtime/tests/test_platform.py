@@ -53,6 +53,21 @@ async def test_a_killed_part_is_announced_restarted_and_its_new_pid_written(
     assert "nats exited (-9), restarting in 0.5 s" in platform.log("console")
 
 
+def test_the_log_of_a_part_is_shown_as_far_back_as_wanted(
+    platform: Platform, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = ["--home", str(platform.home.root)]
+    shown = command_line(["logs", "nats", "--lines", "3", *home])
+    lines = capsys.readouterr().out.splitlines()
+    unknown = command_line(["logs", "nast", *home])
+    said = capsys.readouterr()
+
+    assert (shown, len(lines)) == (0, 3)
+    assert all(line in platform.log("nats") for line in lines)
+    assert (unknown, said.out) == (1, "")
+    assert "no log of 'nast'; there are: console, nats, postgres" in said.err
+
+
 async def test_postgres_recovers_from_a_kill_with_what_it_had_committed(platform: Platform) -> None:
     dsn = platform.endpoints["postgres"]
     query(dsn, "CREATE TABLE kept AS SELECT 42 AS answer")

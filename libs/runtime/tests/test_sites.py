@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -18,30 +17,33 @@ from typing import Any
 import pytest
 from busbar_messaging import provision, topology
 from busbar_messaging.connection import BusSettings, close, connect
-from busbar_messaging.identities import Keyring, identify
-from busbar_messaging.provision import ProvisionSettings
-from busbar_messaging.server_config import Permissions
-from busbar_messaging.topology import HUB_DOMAIN, NodeId, api_prefix, entry_subject
+from busbar_messaging.topology import HUB_DOMAIN, NodeId, entry_subject
 from busbar_messaging.watching import Current, Put, follow
 from busbar_runtime.fleet import Fleet
 from busbar_runtime.platform import Platform
 from busbar_runtime.probes import until
+from harness.at_sites import (
+    DEADLINE_S,
+    ELSEWHERE,
+    HERE,
+    HUB_API,
+    NEIGHBOUR,
+    REFUSED,
+    SETTLE_S,
+    Bus,
+    asked,
+    place,
+    pulled,
+    put,
+    queue,
+    read_placement,
+)
 from nats.aio.client import Client
-from nats.errors import NoRespondersError
 from nats.errors import TimeoutError as NatsTimeoutError
 from nats.js.api import AckPolicy, ConsumerConfig, StreamConfig
 from nats.js.client import JetStreamContext
 from nats.js.errors import Error as JetStreamError
 from pydantic import SecretStr
-
-DEADLINE_S = 20.0
-"""For what is allowed."""
-SETTLE_S = 1.0
-"""For what is refused: mostly nobody says so."""
-FLEET = Fleet.of(3)
-HERE, ELSEWHERE, NEIGHBOUR = FLEET.nodes  # r1/s1, r2/s2, and r1/s3 in the same region
-HUB_API = api_prefix(HUB_DOMAIN)
-REFUSED = (NatsTimeoutError, NoRespondersError, JetStreamError)
 
 
 @pytest.fixture(scope="module")
@@ -50,60 +52,6 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     running.launch()
     yield running
     running.shutdown()
-
-
-class Bus:
-    """Connections to the platform's servers, closed together."""
-
-    def __init__(self, platform: Platform) -> None:
-        self._platform = platform
-        self._found = platform.endpoints
-        self._clients: list[Client] = []
-        self.settings = ProvisionSettings(
-            nats_url=self._found["nats"],
-            nats_user="provisioner",
-            nats_password=SecretStr(self._found["nats_credentials"]["provisioner"]),
-            regions=FLEET.regions,
-            sites=FLEET.sites,
-            leaf_nodes=True,
-        )
-
-    async def service(self, user: str) -> Client:
-        secret = self._found["nats_credentials"][user]
-        return await self._connect(self._found["nats"], user, secret, "_INBOX")
-
-    async def node(self, node: NodeId) -> Client:
-        """A node agent's connection, with what the launcher gives to node agents."""
-        identities = identify(self._keyring(), {}, FLEET.nodes)
-        secret = identities.sites[node.region, node.site].nodes[node.node]
-        return await self._connect(self._at(node), str(node), secret, topology.node_inbox(node))
-
-    async def intruder(self, node: NodeId) -> Client:
-        """Somebody who may do everything at the site of `node`."""
-        keyring = self._keyring()
-        site = f"account {node.region}/{node.site}"
-        keyring.seeds["account BUSBAR"] = keyring.seeds[site]  # so that its users are the site's
-        secret = identify(keyring, {"intruder": Permissions()}, []).services["intruder"]
-        inbox = topology.site_inbox(node.region, node.site) + ".intruder"
-        return await self._connect(self._at(node), "intruder", secret, inbox)
-
-    async def close(self) -> None:
-        for client in self._clients:
-            await close(client)
-
-    def _keyring(self) -> Keyring:
-        seeds = json.loads((self._platform.home.run / "keyring.json").read_text())
-        return Keyring(int(time.time()), seeds)
-
-    def _at(self, node: NodeId) -> str:
-        return self._found["sites"][f"{node.region}/{node.site}"]["nats"]
-
-    async def _connect(self, url: str, user: str, secret: str, inbox: str) -> Client:
-        settings = BusSettings(
-            nats_url=url, nats_user=user, nats_password=SecretStr(secret), nats_inbox=inbox
-        )
-        self._clients.append(await connect(settings, f"test {user}"))
-        return self._clients[-1]
 
 
 @pytest.fixture
@@ -118,27 +66,6 @@ async def eventually(probe: Callable[[], Awaitable[bool]]) -> None:
         await until(probe)
 
 
-async def put(
-    client: Client, bucket: topology.BucketSpec, key: str, within_s: float = DEADLINE_S
-) -> None:
-    """Write an entry as node agents do; raises one of REFUSED where that may not be."""
-    subject = entry_subject(bucket, key, HUB_DOMAIN)
-    await client.jetstream().publish(subject, b"alive", timeout=within_s)
-
-
-async def pulled(client: Client, region: str, deployment: str, within_s: float) -> bytes:
-    """The next work of a queue; raises one of REFUSED."""
-    consumer = topology.work_consumer(region, deployment)
-    subject = f"{HUB_API}.CONSUMER.MSG.NEXT.{consumer.stream}.{consumer.durable}"
-    # Work comes under its own subject: only a subscription of its own can take it.
-    answers = await client.subscribe(client.new_inbox())
-    await client.publish(subject, b'{"batch":1,"expires":5000000000}', reply=answers.subject)
-    answer = await answers.next_msg(within_s)
-    if not answer.data:
-        raise NoRespondersError
-    return answer.data
-
-
 async def entries(services: Client, bucket: topology.BucketSpec) -> set[str]:
     store = await services.jetstream().key_value(bucket.name)
     try:
@@ -147,20 +74,78 @@ async def entries(services: Client, bucket: topology.BucketSpec) -> set[str]:
         return set()
 
 
-async def test_a_site_pulls_its_regions_work_and_no_others(bus: Bus) -> None:
+async def test_a_site_pulls_the_work_of_its_own_placements_and_no_other(bus: Bus) -> None:
+    """Not of another region, not of the neighbour; asked for by whatever name it could know."""
     services, intruder = await bus.service("provisioner"), await bus.intruder(HERE)
-    jetstream = services.jetstream()
-    for region in FLEET.regions:
-        await jetstream.add_consumer(
-            topology.work_stream(region).name, topology.work_consumer(region, "chat").config()
-        )
-        await jetstream.publish(topology.work_subject(region, "chat"), region.encode())
+    own = await queue(services, HERE.region, "own")
+    theirs = await queue(services, NEIGHBOUR.region, "theirs")
+    far = await queue(services, ELSEWHERE.region, "far")
+    await place(services, HERE, own=own)
+    await place(services, NEIGHBOUR, theirs=theirs)
+    work = topology.work_stream(HERE.region).name
+    told = (await read_placement(intruder, HERE, DEADLINE_S)).replicas[0].queue
+    question = b'{"batch":1,"expires":5000000000}'
+    guessed = topology.sealed_queue("theirs", "0" * 32)
+    ends = await asyncio.gather(
+        pulled(intruder, ELSEWHERE.region, far, SETTLE_S),
+        pulled(intruder, HERE.region, topology.queue_name("theirs"), SETTLE_S),
+        pulled(intruder, HERE.region, guessed, SETTLE_S),
+        pulled(intruder, HERE.region, "*", SETTLE_S),
+        asked(intruder, f"{HUB_API}.CONSUMER.NAMES.{work}", b"{}", SETTLE_S),
+        asked(intruder, f"{HUB_API}.CONSUMER.LIST.{work}", b"{}", SETTLE_S),
+        asked(intruder, f"{HUB_API}.CONSUMER.INFO.{work}.{theirs}", b"", SETTLE_S),
+        asked(intruder, f"{HUB_API}.STREAM.INFO.{work}", b"", SETTLE_S),
+        asked(intruder, f"{HUB_API}.STREAM.MSG.GET.{work}", b'{"seq":2}', SETTLE_S),
+        asked(intruder, f"{HUB_API}.DIRECT.GET.{work}", b'{"seq":2}', SETTLE_S),
+        # an acknowledgement may ask for the next work in the same breath
+        asked(
+            intruder,
+            f"{topology.LEAF_ACKS}.{work}.{guessed}.1.1.1.1.0",
+            b"+NXT" + question,
+            SETTLE_S,
+        ),
+        asked(intruder, f"{topology.ACKS}.{work}.{theirs}.1.1.1.1.0", b"+NXT" + question, SETTLE_S),
+        read_placement(intruder, NEIGHBOUR, SETTLE_S),
+        return_exceptions=True,
+    )
 
-    with pytest.raises(REFUSED):
-        await pulled(intruder, ELSEWHERE.region, "chat", SETTLE_S)
-    assert await pulled(intruder, HERE.region, "chat", DEADLINE_S) == HERE.region.encode()
+    assert [one for one in ends if not isinstance(one, (*REFUSED, TimeoutError))] == []
+    assert told == own
+    served = await pulled(intruder, HERE.region, told, DEADLINE_S)
+    assert served.data == HERE.region.encode()
+    await intruder.publish(served.reply.replace(topology.ACKS, topology.LEAF_ACKS), b"+ACK")
+    jetstream = services.jetstream()
+
+    async def taken() -> bool:
+        return (await jetstream.consumer_info(work, own)).num_ack_pending == 0
+
+    await eventually(taken)
+    waiting = await jetstream.consumer_info(work, theirs)
+    assert waiting.num_pending == 1
+    assert waiting.delivered is not None
+    assert waiting.delivered.consumer_seq == 0
     left = await jetstream.stream_info(topology.work_stream(ELSEWHERE.region).name)
     assert left.state.messages == 1
+
+
+async def test_a_sites_server_is_told_the_name_of_no_queue(bus: Bus) -> None:
+    """A hub tells it what is listened to there, so that it knows what to pass on."""
+    services, watcher = await bus.service("provisioner"), await bus.of_the_system(NEIGHBOUR)
+    name = await queue(services, NEIGHBOUR.region, "whispered")
+    marker = f"{topology.sourced_subject(NEIGHBOUR.region, NEIGHBOUR.site)}.marker"
+    await services.subscribe(marker)  # after the queue, and on the same way
+    await services.flush()
+    heard: set[str] = set()
+
+    async def told() -> bool:
+        answer = await watcher.request("$SYS.REQ.SERVER.PING.LEAFZ", b'{"subscriptions":true}')
+        for leaf in json.loads(answer.data)["data"]["leafs"]:
+            heard.update(leaf["subscriptions_list"])
+        return marker in heard
+
+    await eventually(told)
+    assert [subject for subject in heard if name in subject] == []
+    assert f"{topology.LEAF_ACKS}.>" in heard
 
 
 @pytest.mark.parametrize(
@@ -184,13 +169,14 @@ async def test_a_site_shapes_no_stream_and_no_consumer_of_the_hub(bus: Bus) -> N
     services, intruder = await bus.service("provisioner"), await bus.intruder(HERE)
     hub = intruder.jetstream(domain=HUB_DOMAIN, timeout=SETTLE_S)
     work = topology.work_stream(HERE.region).name
+    own = await queue(services, HERE.region, "shaped")
     attempts: list[Awaitable[Any]] = [
         hub.add_stream(StreamConfig(name="MINE", subjects=["mine.>"])),
         hub.update_stream(topology.work_stream(HERE.region).config(1)),
         hub.purge_stream("USAGE"),
         hub.delete_stream("USAGE"),
         hub.delete_msg("USAGE", 1),
-        hub.delete_consumer(work, "work-chat"),
+        hub.delete_consumer(work, own),
         hub.add_consumer(work, ConsumerConfig(durable_name="mine", ack_policy=AckPolicy.EXPLICIT)),
         hub.stream_info("USAGE"),
     ]
@@ -431,7 +417,7 @@ async def test_records_under_numbers_that_were_read_before_are_not_lost(
         "disk",
     )
     site = client.jetstream(domain=topology.site_domain(node.region, node.site))
-    config = (await site.stream_info(topology.site_measured_stream(*place(node), 1).name)).config
+    config = (await site.stream_info(topology.site_measured_stream(*site_of(node), 1).name)).config
     await site.delete_stream(config.name or "")  # as a disk that comes back empty
     await site.add_stream(config)
     await close(client)
@@ -455,7 +441,7 @@ async def test_records_under_numbers_that_were_read_before_are_not_lost(
     assert again.assets[f"site {node.region}/{node.site}"] == "ok"
 
 
-def place(node: NodeId) -> tuple[str, str]:
+def site_of(node: NodeId) -> tuple[str, str]:
     return node.region, node.site
 
 

@@ -53,8 +53,8 @@ async def end(tasks: Iterable[asyncio.Task[Any]], give_up_s: float = _GIVE_UP_S)
         raise asyncio.CancelledError
 
 
-async def within(seconds: float, work: Coroutine[Any, Any, T]) -> T:
-    """Await it for so long; raises TimeoutError, and has ended it, when it takes longer.
+async def within(seconds: float, work: Coroutine[Any, Any, T], give_up_s: float = _GIVE_UP_S) -> T:
+    """Await it for so long; raises TimeoutError, and has ended it as `end` does, when that is over.
 
     asyncio.timeout cancels once, and so may wait for ever.
     """
@@ -62,8 +62,8 @@ async def within(seconds: float, work: Coroutine[Any, Any, T]) -> T:
     try:
         await asyncio.wait([task], timeout=seconds)
     finally:
-        await end([task])
-    if task.cancelled():
+        await end([task], give_up_s)
+    if not task.done() or task.cancelled():
         raise TimeoutError
     return task.result()
 

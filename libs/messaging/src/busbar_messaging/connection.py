@@ -10,7 +10,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
 
-import nats
 import structlog
 from busbar_errors import Unavailable
 from nats.aio.client import Client
@@ -141,9 +140,13 @@ async def connect(settings: BusSettings, client_name: str) -> Client:
         "reconnected_cb": reports.reconnected,
         "error_cb": reports.error,
     }
+    client = Client()
     try:
-        timeout_s = settings.bus_connect_timeout.total_seconds()
-        return await within(timeout_s, nats.connect(**options))
+        await within(settings.bus_connect_timeout.total_seconds(), client.connect(**options))
+    except asyncio.CancelledError:
+        if client.is_connected:  # just then, and nobody is there to have it
+            await client.close()
+        raise
     except (TimeoutError, OSError, NatsError) as error:
         if reports.refused:
             refusal = (
@@ -156,6 +159,7 @@ async def connect(settings: BusSettings, client_name: str) -> Client:
             f"no NATS server at {settings.nats_url} within {waited_s:g} s; "
             f"is it running, and is BUSBAR_NATS_URL right? ({reports.last or repr(error)})"
         ) from error
+    return client
 
 
 def _who(settings: BusSettings) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing import Any
 from busbar_messaging.nkey import Kind, NKey, write_credentials
 from busbar_messaging.server_config import Permissions
 from busbar_messaging.site_permissions import node_permissions, site_permissions
-from busbar_messaging.topology import NodeId, site_domain
+from busbar_messaging.topology import ACKS, LEAF_ACKS, NodeId, site_domain
 
 _SECRET_BYTES = 32
 _UNLIMITED: Mapping[str, Any] = {
@@ -38,6 +38,7 @@ _JETSTREAM: Mapping[str, int] = {
     "streams": -1,
     "consumer": -1,
 }
+_MAPPINGS: Mapping[str, Any] = {f"{LEAF_ACKS}.>": [{"subject": f"{ACKS}.>"}]}
 _NS_PER_S = 1_000_000_000
 
 
@@ -115,7 +116,7 @@ def identify(
         system_account=system.public,
         accounts={
             system.public: system_jwt,
-            bus.public: _account(keyring, operator, bus, "BUSBAR", _JETSTREAM),
+            bus.public: _account(keyring, operator, bus, "BUSBAR", _JETSTREAM, mappings=_MAPPINGS),
         },
         services={name: _user(keyring, bus, name, may) for name, may in services.items()},
         sites={at: site_identity(*at) for at in sites},
@@ -123,13 +124,20 @@ def identify(
 
 
 def _account(
-    keyring: Keyring, operator: NKey, account: NKey, name: str, jetstream: Mapping[str, int]
+    keyring: Keyring,
+    operator: NKey,
+    account: NKey,
+    name: str,
+    jetstream: Mapping[str, int],
+    *,
+    mappings: Mapping[str, Any] | None = None,
 ) -> str:
     claims = {
         "type": "account",
         "version": 2,
         "limits": {**_UNLIMITED, **jetstream},
         "default_permissions": {"pub": {}, "sub": {}},
+        **({"mappings": mappings} if mappings else {}),
     }
     return _jwt(keyring, operator, account.public, name, claims)
 

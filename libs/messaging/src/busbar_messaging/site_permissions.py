@@ -61,9 +61,9 @@ def _of_nodes(region: str, nodes: str) -> tuple[str, ...]:
         f"{leases}.{nodes}",
         f"{leases}.{topology.PULSE}",
         topology.entry_subject(topology.CLAIMS, nodes, HUB_DOMAIN),
-        # work of this region
+        # work of this region, out of the queues whose names it is told with its placements
         f"{_API}.CONSUMER.MSG.NEXT.{work}.*",
-        f"$JS.ACK.{work}.>",
+        f"{topology.LEAF_ACKS}.{work}.>",
         # what it shall hold
         f"{_API}.CONSUMER.CREATE.KV_{placements}.*.$KV.{placements}.{nodes}",
         # models

@@ -167,6 +167,15 @@ def api_prefix(domain: str) -> str:
     return f"$JS.{domain}.API" if domain else "$JS.API"
 
 
+ACKS = "$JS.ACK"
+"""What the subjects begin with on which JetStream takes acknowledgements."""
+LEAF_ACKS = "busbar.ack"
+"""What they begin with instead for who is behind a leaf node; a hub's account maps them.
+
+A hub tells its leaf nodes of each subject that it takes and they may publish. Of `ACKS` that would
+be one for each consumer, by name, and a work queue's name is all that it takes to pull from it."""
+
+
 def entry_subject(bucket: BucketSpec, key: str, domain: str) -> str:
     """Where an entry of a bucket is written."""
     entry = f"$KV.{bucket.name}.{key}"
@@ -289,8 +298,42 @@ SUSPECT_AFTER = timedelta(seconds=4)
 # --- consumers -----------------------------------------------------------------------------------
 
 
-def work_consumer(region: str, deployment: str) -> ConsumerSpec:
+_SEAL = "~"
+"""Stands before the part of a queue's name that cannot be guessed; no deployment's name has it."""
+_QUEUE_NAME = re.compile(r"work-([a-z0-9][a-z0-9_-]{0,62})(?:~[0-9a-f]{32})?")
+
+
+def sealed_queue(deployment: str, secret: str) -> str:
+    """The name of a work queue that only who is told can pull from; `secret`: 32 hex digits."""
+    return queue_name(deployment, f"work-{deployment}{_SEAL}{secret}")
+
+
+def queue_name(deployment: str, told: str = "") -> str:
+    """What a deployment's work queue is called: as told, else by the deployment alone.
+
+    Raises ValueError where that is no name, or another deployment's.
+    """
+    name = told or f"work-{deployment}"
+    if not deployment or deployment_of_queue(name) != deployment:
+        raise ValueError(f"{name!r} is not the name of a work queue of {deployment!r}")
+    return name
+
+
+def deployment_of_queue(name: str) -> str:
+    """Whose work a queue hands out; "" where that is no work queue's name."""
+    found = _QUEUE_NAME.fullmatch(name)
+    return found[1] if found else ""
+
+
+def is_sealed(queue: str) -> bool:
+    """Whether a work queue's name cannot be guessed."""
+    return _SEAL in queue
+
+
+def work_consumer(region: str, deployment: str, queue: str = "") -> ConsumerSpec:
     """The queue that all agents holding `deployment` in `region` pull from.
+
+    `queue` is its name as nodes are told it; without one it is called by the deployment alone.
 
     Agents acknowledge when they take work, so redelivery only covers an agent
     that dies between the two; see docs/decisions/0005. A site that goes dark leaves
@@ -299,7 +342,7 @@ def work_consumer(region: str, deployment: str) -> ConsumerSpec:
     """
     return ConsumerSpec(
         stream=work_stream(region).name,
-        durable=f"work-{checked_name(deployment)}",
+        durable=queue_name(deployment, queue),
         filter_subject=work_subject(region, deployment),
         ack_wait=timedelta(seconds=1),
         max_deliver=60,
