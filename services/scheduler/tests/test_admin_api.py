@@ -282,7 +282,9 @@ async def test_broken_json_and_enormous_bodies_are_refused(bus: Bus) -> None:
         missing = await running.api.get(path)
         gone = await running.api.delete(path)
         method = await running.api.patch(path)
+        filtered = await running.api.get("/admin/v1/nodes", params={"site": "r1/s1"})
 
+    assert refusal(filtered, "no query parameter 'site' here; there are: none") == 422
     assert refusal(broken) == 422
     assert refusal(huge) == 413
     assert refusal(missing, "no deployment is called 'm'") == 404

@@ -18,7 +18,7 @@ task: tensor
 slots: 8
 memory_mb: 64
 price_class: tensor
-usage: {output_tokens: COUNT}
+usage: {output_tokens: COUNT, input_tokens: COUNT, cached_tokens: COUNT}
 warmup:
   inputs: {INPUT0: {datatype: INT32, shape: [1, 2], data: [1, 2]}}
   expect: {OUTPUT0: {datatype: FP32, shape: [1, 2], data: [1.0, 2], tolerance: 0.1}}
@@ -63,7 +63,7 @@ async def test_a_good_bundle_gives_its_manifest() -> None:
 
     assert (manifest.name, manifest.version, manifest.task) == ("simple", "1", Task.TENSOR)
     assert (manifest.slots, manifest.memory_mib) == (8, 64)
-    assert manifest.output_tokens_output == "COUNT"
+    assert manifest.output_tokens_output == manifest.cached_tokens_output == "COUNT"
     assert "backend 'python'" in inspected.code
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from busbar_contracts.node.v1.status_pb2 import NodeCapacity, NodeLease, NodeStatus
+from busbar_contracts.node.v1.status_pb2 import NodeCapacity, NodeLease, NodeStatus, ReplicaStatus
 from busbar_contracts.scheduler.v1.plan_pb2 import NodePlacement, ReplicaAssignment
 from busbar_messaging.topology import PULSE, PULSE_INTERVAL
+from busbar_scheduler.adapters.codec import replicas_of
 from busbar_scheduler.adapters.fleet_table import FleetTable
 from busbar_scheduler.domain.fleet import Health
 from busbar_scheduler.domain.planning import plan
+from tritonclient.grpc import service_pb2
 
 NODE, OTHER = "r1.s1.n1", "r1.s1.n2"
 
@@ -275,3 +277,23 @@ def test_a_dark_site_that_is_back_takes_new_replicas_by_and_by() -> None:
 
     assert sorted(at_first) == [False, False, False, True]
     assert in_the_end == [True] * 4
+
+
+def test_a_version_on_trial_describes_its_model_by_the_deployments_name() -> None:
+    metadata = service_pb2.ModelMetadataResponse(name="m--canary", versions=["1"], platform="p")
+    config = service_pb2.ModelConfigResponse()
+    config.config.name, config.config.max_batch_size = "m--canary", 8
+    said = (metadata.SerializeToString(), config.SerializeToString())
+    reported = NodeStatus(
+        replicas=[
+            ReplicaStatus(deployment=name, model_metadata=said[0], model_config=said[1])
+            for name in ("m--canary", "other")
+        ]
+    )
+
+    tried, plain = replicas_of(reported)
+
+    metadata.name = config.config.name = "m"
+    assert service_pb2.ModelMetadataResponse.FromString(tried.model_metadata) == metadata
+    assert service_pb2.ModelConfigResponse.FromString(tried.model_config) == config
+    assert (plain.model_metadata, plain.model_config) == said

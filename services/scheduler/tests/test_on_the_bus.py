@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
 from datetime import datetime, timedelta
 
+from busbar_contracts.scheduler.v1.plan_pb2 import NodePlacement
 from busbar_messaging import topology
+from busbar_scheduler.adapters.work_queues import WorkQueues
+from busbar_scheduler.domain.queues import WantedQueues
 from harness.polling import eventually
 from scheduler_harness import (
     Bus,
@@ -20,7 +24,7 @@ from scheduler_harness import (
     scheduling,
 )
 
-NODE = "r1.s1.n1"
+NODE, ELSEWHERE = "r1.s1.n1", "r1.s2.n1"
 WITHIN_S = 30
 """Where nothing is promised."""
 
@@ -72,7 +76,8 @@ async def test_a_deployment_is_placed_within_a_second_and_routed_when_ready(bus:
     assert answer["status"] == "progressing"
     assert placement.replicas[0].bundle_digest == pushed["digest"]
     assert placement.fencing_token > 0
-    assert topology.work_consumer("r1", "simple").durable in queues
+    assert queues == {placement.replicas[0].queue}
+    assert topology.is_sealed(placement.replicas[0].queue)
     assert route is not None
     assert (route.targets[0].region, route.targets[0].ready_slots) == ("r1", 8)
     assert (route.model_metadata, route.model_config) == (b"metadata", b"config")
@@ -156,6 +161,97 @@ async def test_a_withdrawn_deployment_leaves_nothing_behind(bus: Bus) -> None:
     assert response.status_code == 204
     assert placement is not None
     assert not placement.replicas
+
+
+def told(placement: NodePlacement | None) -> str:
+    """What a node is told that the queue of its one replica is called; "-" where it has none."""
+    return placement.replicas[0].queue if placement and placement.replicas else "-"
+
+
+async def test_a_site_that_gives_a_deployment_up_knows_its_queue_no_longer(bus: Bus) -> None:
+    """Two sites hold it, then one: what waits stays, and who stays is told the other name."""
+    async with scheduling(bus) as running, living(bus, NODE), living(bus, ELSEWHERE):
+        await led(running)
+        await running.push(bundle())
+        await running.put("simple", {"bundle": "simple", "replicas": 2, "per_site_max": 1})
+        jetstream = running.client.jetstream()
+
+        async def names() -> list[str]:
+            return [told(await placement_of(running.client, key)) for key in (NODE, ELSEWHERE)]
+
+        first, same = await eventually(
+            names, within_s=WITHIN_S, what="both", until=lambda found: "-" not in found
+        )
+        await jetstream.publish(topology.work_subject("r1", "simple"), b"waiting")
+        await running.put("simple", {"bundle": "simple"})
+        after = await eventually(  # one placement is written after the other
+            names,
+            within_s=WITHIN_S,
+            what="one, told another name",
+            until=lambda found: found.count("-") == 1 and first not in found,
+        )
+        [second] = [name for name in after if name != "-"]
+        queues = await queues_of(running.client, "r1")
+        puller = await jetstream.pull_subscribe_bind(second, topology.work_stream("r1").name)
+        [waited] = await puller.fetch(1, timeout=WITHIN_S)
+        await waited.ack_sync()
+
+    assert first == same
+    assert queues == {second}
+    assert second != first
+    assert waited.data == b"waiting"
+
+
+async def test_a_name_that_a_site_should_have_forgotten_is_not_given_out_again(bus: Bus) -> None:
+    """Also where the region was dark when the site lost the deployment."""
+    queue = "r1", "m"
+    async with bus.connected("scheduler") as client, bus.connected("provisioner") as observer:
+        queues = WorkQueues(client)
+        wanted = WantedQueues(frozenset({"r1"}), frozenset({queue}), declared=frozenset({"m"}))
+        first = (await queues.ensure(wanted))[queue]
+        wanted = replace(wanted, told=frozenset({("r1", first)}))
+        same = (await queues.ensure(wanted))[queue]
+        dark = replace(wanted, regions=frozenset(), outlived=frozenset({("r1", first)}))
+        meanwhile = (await queues.ensure(dark))[queue]
+        second = (await queues.ensure(wanted))[queue]
+        third = (await queues.ensure(wanted))[queue]  # nobody has been told the second
+        left = await queues_of(observer, "r1")
+
+    assert first == same == meanwhile
+    assert len({first, second, third}) == 3
+    assert left == {third}
+
+
+async def test_agents_that_know_queues_by_their_deployment_alone_are_served(bus: Bus) -> None:
+    """Of the previous release, until the last of them that holds the deployment is upgraded."""
+    async with scheduling(bus) as running, living(bus, NODE, reads_queue_names=False) as node:
+        await led(running)
+        await running.push(bundle())
+        await running.put("simple", {"bundle": "simple"})
+
+        async def name() -> str:
+            return told(await placement_of(running.client, NODE))
+
+        before = await eventually(
+            name, within_s=WITHIN_S, what="its placement", until=lambda found: found != "-"
+        )
+        plain = await queues_of(running.client, "r1")
+        node.status.reads_queue_names = True
+        await node.report()
+        after = await eventually(name, within_s=WITHIN_S, what="its queue's name", until=bool)
+        sealed = await queues_of(running.client, "r1")
+        node.status.reads_queue_names = False
+        await node.report()
+        await eventually(
+            lambda: queues_of(running.client, "r1"),
+            within_s=WITHIN_S,
+            what="the plain name again",
+            until=lambda found: found == plain,
+        )
+
+    assert (before, plain) == ("", {topology.work_consumer("r1", "simple").durable})
+    assert sealed == {after}
+    assert topology.is_sealed(after)
 
 
 async def test_queues_are_back_soon_after_nats_lost_them(bus: Bus) -> None:

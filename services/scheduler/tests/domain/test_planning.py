@@ -56,6 +56,22 @@ def after(snapshot: Snapshot, made: Plan) -> Snapshot:
     return replace(snapshot, placements=made.placements, routes=made.routes)
 
 
+@pytest.mark.parametrize("survives", [False, True])
+def test_fewer_replicas_stay_spread_over_regions_and_sites(survives: bool) -> None:
+    keys = ("r1.s1.n1", "r1.s1.n2", "r1.s2.n1", "r2.s1.n1")
+    nodes = tuple(
+        node(key, replicas=(Replica("m", DIGEST, ReplicaState.READY, 4),)) for key in keys
+    )
+    placements = {key: (holding(),) for key in keys}
+
+    def fewer(replicas: int) -> set[str]:
+        wanted = deployment(replicas=replicas - survives, survives_site_loss=survives)
+        return where(plan(Snapshot(1, (wanted,), nodes, placements=placements)))
+
+    assert fewer(2) == {"r1.s1.n1", "r2.s1.n1"}
+    assert fewer(3) == {"r1.s1.n1", "r1.s2.n1", "r2.s1.n1"}
+
+
 def test_replicas_are_spread_over_regions_then_sites_then_nodes() -> None:
     nodes = tuple(node(key) for key in ("r1.s1.n1", "r1.s1.n2", "r1.s2.n1", "r2.s1.n1"))
 

@@ -250,6 +250,35 @@ def test_one_that_has_taken_over_is_taken_back_and_serves_until_the_old_one_does
         assert (route.canary.percent, bool(route.targets)) == (percent, old_is_ready)
 
 
+@pytest.mark.parametrize(("phase", "serves"), [(Phase.SETTLING, NEW), (Phase.LEAVING, OLD)])
+def test_gateways_know_a_model_by_its_track_while_that_alone_serves(
+    phase: Phase, serves: str
+) -> None:
+    deployment = replace(tried(phase, 50), digest=serves)
+    other = OLD if serves == NEW else NEW
+    nodes = tuple(_telling(n, ("m", other), ("m--canary", NEW)) for n in range(2))
+    snapshot = expanded(Snapshot(1, (deployment,), nodes))
+    alone = joined(plan(snapshot).routes, snapshot)
+    whole = tuple(_telling(n, ("m", serves), ("m--canary", NEW)) for n in range(2))
+    later = expanded(Snapshot(2, (deployment,), whole, routes=alone))
+    together = joined(plan(later).routes, later)
+
+    assert alone["m"].targets == ()
+    assert (alone["m"].model_metadata, alone["m"].model_config) == (b"m--canary", b"m--canary")
+    assert together["m"].targets != ()
+    assert (together["m"].model_metadata, together["m"].model_config) == (b"m", b"m")
+
+
+def _telling(number: int, *held: tuple[str, str]) -> Node:
+    """A node whose replicas describe their models."""
+    plain = node(number, *((name, digest, 4) for name, digest in held))
+    told = tuple(
+        replace(one, model_metadata=one.deployment.encode(), model_config=one.deployment.encode())
+        for one in plain.replicas
+    )
+    return replace(plain, replicas=told)
+
+
 def test_a_third_version_does_not_take_the_place_of_the_only_one_that_serves() -> None:
     taken_over = replace(tried(Phase.SETTLING, 50), digest=NEW, manifest=MODEL_2)
     back = take_back(taken_over, Bundle(OLD, 1, MODEL, 0), "wrong", 1_000)

@@ -103,6 +103,7 @@ class FakeNode:
     client: Client
     key: str
     run_id: str = "run1"
+    reads_queue_names: bool = True
     status: NodeStatus = field(default_factory=NodeStatus)
     _silent: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -114,6 +115,7 @@ class FakeNode:
             agent_run_id=self.run_id,
             capacity=capacity,
             triton_state=TritonState.TRITON_STATE_READY,
+            reads_queue_names=self.reads_queue_names,
         )
         await self.report()
         lease = NodeLease(node=self.key, agent_run_id=self.run_id, ready=True)
@@ -151,10 +153,10 @@ class FakeNode:
 
 
 @contextlib.asynccontextmanager
-async def living(bus: Bus, key: str) -> AsyncIterator[FakeNode]:
+async def living(bus: Bus, key: str, *, reads_queue_names: bool = True) -> AsyncIterator[FakeNode]:
     """A node that lives as long as the context, unless it dies before."""
     async with bus.connected("agent") as client:
-        node = FakeNode(client, key)
+        node = FakeNode(client, key, reads_queue_names=reads_queue_names)
         task = asyncio.create_task(node.live())
         try:
             yield node

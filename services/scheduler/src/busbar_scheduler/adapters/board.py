@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from busbar_contracts.scheduler.v1.plan_pb2 import NodePlacement
@@ -33,11 +34,22 @@ class Board:
     leadership: Leadership
 
     async def put_placement(
-        self, node: str, held: tuple[Assignment, ...], fencing_token: int, revision: int
+        self,
+        node: str,
+        held: tuple[Assignment, ...],
+        fencing_token: int,
+        revision: int,
+        queues: Mapping[str, str] | None = None,
     ) -> None:
-        """Tell a node what it must hold."""
-        within_ms = self.view.table.drain_within_ms(node)
-        message = codec.placement_message(node, held, fencing_token, revision, within_ms)
+        """Tell a node what it must hold, and out of which queues it gets the work."""
+        message = codec.placement_message(
+            node,
+            held,
+            fencing_token,
+            revision,
+            drain_within_ms=self.view.table.drain_within_ms(node),
+            queues=queues,
+        )
         await self._put(_PLACEMENTS, node, message.SerializeToString(), fencing_token)
 
     async def delete_placement(self, node: str, fencing_token: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from busbar_contracts.node.v1.status_pb2 import NodeStatus
 from busbar_contracts.node.v1.status_pb2 import ReplicaState as ReplicaStateMessage
 from busbar_contracts.scheduler.v1.deployment_pb2 import Canary as CanaryMessage
@@ -64,6 +66,7 @@ def manifest_message(manifest: Manifest) -> ModelManifest:
         chat_template=manifest.chat_template,
         input_tokens_output=manifest.input_tokens_output,
         output_tokens_output=manifest.output_tokens_output,
+        cached_tokens_output=manifest.cached_tokens_output,
         stop=manifest.stop,
         power_w=manifest.power_w,
     )
@@ -87,6 +90,7 @@ def manifest_of(message: ModelManifest) -> Manifest:
         chat_template=message.chat_template,
         input_tokens_output=message.input_tokens_output,
         output_tokens_output=message.output_tokens_output,
+        cached_tokens_output=message.cached_tokens_output,
         stop=tuple(message.stop),
         power_w=message.power_w,
     )
@@ -244,9 +248,12 @@ def placement_message(
     held: tuple[Assignment, ...],
     fencing_token: int,
     snapshot_revision: int,
+    *,
     drain_within_ms: int = 0,
+    queues: Mapping[str, str] | None = None,
 ) -> NodePlacement:
-    """What a node must hold, as the bus carries it."""
+    """What a node must hold, as the bus carries it; `queues` maps deployments to queues' names."""
+    named = queues or {}
     return NodePlacement(
         node=node,
         fencing_token=fencing_token,
@@ -259,10 +266,17 @@ def placement_message(
                 slots=one.slots,
                 input_tokens_output=one.input_tokens_output,
                 output_tokens_output=one.output_tokens_output,
+                cached_tokens_output=one.cached_tokens_output,
+                queue=named.get(one.deployment, ""),
             )
             for one in held
         ],
     )
+
+
+def queues_of(message: NodePlacement) -> dict[str, str]:
+    """What a message says that the queues of deployments are called, where it does."""
+    return {one.deployment: one.queue for one in message.replicas if one.queue}
 
 
 def placement_of(message: NodePlacement) -> tuple[Assignment, ...]:
@@ -274,6 +288,7 @@ def placement_of(message: NodePlacement) -> tuple[Assignment, ...]:
             slots=one.slots,
             input_tokens_output=one.input_tokens_output,
             output_tokens_output=one.output_tokens_output,
+            cached_tokens_output=one.cached_tokens_output,
         )
         for one in message.replicas
     )
@@ -324,8 +339,8 @@ def replicas_of(message: NodeStatus) -> tuple[Replica, ...]:
             state=_STATES.get(one.state, ReplicaState.UNKNOWN),
             slots=one.slots,
             reason=one.reason,
-            model_metadata=one.model_metadata,
-            model_config=one.model_config,
+            model_metadata=rollouts.metadata_of(one.deployment, one.model_metadata),
+            model_config=rollouts.config_of(one.deployment, one.model_config),
             failed_count=one.failed_count,
             crashed_count=one.crashed_count,
         )

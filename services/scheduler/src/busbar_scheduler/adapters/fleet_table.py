@@ -115,6 +115,7 @@ class FleetTable:
         self._sites: dict[str, tuple[Described, int]] = {}
         self._placements: dict[str, tuple[Assignment, ...]] = {}
         self._placement_stamps: dict[str, Stamped] = {}
+        self._queues: dict[str, Mapping[str, str]] = {}
         self._routes: dict[str, Route] = {}
         self._route_stamps: dict[str, Stamped] = {}
         self._reports: dict[str, _Report] = {}
@@ -162,6 +163,7 @@ class FleetTable:
                 placement = decode(NodePlacement, value)
                 self._placement_stamps[key] = Stamped(placement.fencing_token, revision)
                 self._placements[key] = codec.placement_of(placement)
+                self._queues[key] = codec.queues_of(placement)
             case topology.ROUTES.name:
                 self._route_stamps[key] = Stamped(0, revision)
                 route = decode(RouteMessage, value)
@@ -219,6 +221,7 @@ class FleetTable:
                 return self._sites.pop(key, None) is not None
             case topology.PLACEMENTS.name:
                 self._placements.pop(key, None)
+                self._queues.pop(key, None)
                 return self._placement_stamps.pop(key, None) is not None
             case topology.ROUTES.name:
                 self._routes.pop(key, None)
@@ -335,6 +338,7 @@ class FleetTable:
             routes=dict(self._routes),
             placement_stamps=dict(self._placement_stamps),
             route_stamps=dict(self._route_stamps),
+            queues=dict(self._queues),
         )
 
     def until_next_change_s(self, now: float) -> float:
@@ -367,6 +371,7 @@ class FleetTable:
             order=told.at(now_unix_ms) if told else Order.SERVE,
             avoids=avoids,
             returning=key in self._returning,
+            reads_queue_names=report.status.reads_queue_names if report else True,
         )
 
     def _signs(self, key: str, now: float) -> Signs:

@@ -12,7 +12,13 @@ from busbar_contracts.scheduler.v1.plan_pb2 import RouteTarget
 from busbar_errors import Rejected
 
 from busbar_scheduler.domain.fleet import CanaryRoute, Target
-from busbar_scheduler.domain.rollouts import Phase, RolledBack, Rollout
+from busbar_scheduler.domain.rollouts import (
+    TRACK_SUFFIX,
+    Phase,
+    RolledBack,
+    Rollout,
+    is_track,
+)
 
 PHASES = {
     Phase.OBSERVING: RolloutPhase.ROLLOUT_PHASE_OBSERVING,
@@ -21,6 +27,29 @@ PHASES = {
     Phase.LEAVING: RolloutPhase.ROLLOUT_PHASE_LEAVING,
 }
 _PHASES_BACK = {message: phase for phase, message in PHASES.items()}
+
+
+def metadata_of(deployment: str, metadata: bytes) -> bytes:
+    """A serialized ModelMetadataResponse, that of a version on trial under its deployment's name.
+
+    Of serialized messages that follow one another the last value of a field counts, and messages in
+    them are merged: protobuf.dev, "Last One Wins".
+    """
+    if not metadata or not is_track(deployment):
+        return metadata
+    return metadata + _first_field(deployment.removesuffix(TRACK_SUFFIX).encode())
+
+
+def config_of(deployment: str, config: bytes) -> bytes:
+    """The same for a ModelConfigResponse, whose first field is a message with a name first."""
+    if not config or not is_track(deployment):
+        return config
+    return config + _first_field(_first_field(deployment.removesuffix(TRACK_SUFFIX).encode()))
+
+
+def _first_field(value: bytes) -> bytes:
+    """Field 1 with a length; deployments' names are short enough for a length of one byte."""
+    return bytes([0x0A, len(value)]) + value
 
 
 def phase_of(message: RolloutPhase.ValueType) -> Phase:

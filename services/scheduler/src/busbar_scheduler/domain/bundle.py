@@ -88,6 +88,13 @@ class Usage(_Section):
 
     input_tokens: TensorName | None = None
     output_tokens: TensorName | None = None
+    cached_tokens: TensorName | None = None
+
+    @model_validator(mode="after")
+    def _cached_are_input_tokens(self) -> Usage:
+        if self.cached_tokens and not self.input_tokens:
+            raise ValueError("cached_tokens needs input_tokens, of which they are a part")
+        return self
 
 
 class BundleFile(_Section):
@@ -100,6 +107,7 @@ class BundleFile(_Section):
     memory_mb: Positive
     instances: Positive = 1
     decoupled: bool = False
+    answers_within_s: Annotated[float, Field(ge=1, le=3_600)] | None = None
     price_class: Name
     power_w: Annotated[int, Field(ge=0, le=100_000, strict=True)] = 0
     limits: Limits = Limits()
@@ -134,6 +142,7 @@ class BundleFile(_Section):
             chat_template=self.chat_template,
             input_tokens_output=self.usage.input_tokens or "",
             output_tokens_output=self.usage.output_tokens or "",
+            cached_tokens_output=self.usage.cached_tokens or "",
             stop=tuple(self.stop),
             power_w=self.power_w,
         )

@@ -79,6 +79,11 @@ class Health(StrEnum):
         return self not in {Health.EVICTED, Health.LOST}
 
     @property
+    def heard(self) -> bool:
+        """Whether it was heard of just now, so that its region's bus is there, too."""
+        return self not in {Health.UNREPORTED, Health.SUSPECT, Health.LOST}
+
+    @property
     def takes_new(self) -> bool:
         """Whether more may be placed there."""
         return self in {Health.OK, Health.NOT_READY}
@@ -147,6 +152,8 @@ class Node:
     """What is kept off it at present."""
     returning: bool = False
     """Whether it was given up, is back, and takes nothing new yet."""
+    reads_queue_names: bool = True
+    """Whether its agent pulls from the queue that it is told; those before it know one only."""
 
     @property
     def label(self) -> str:
@@ -257,6 +264,7 @@ class Assignment:
     slots: int
     input_tokens_output: str = ""
     output_tokens_output: str = ""
+    cached_tokens_output: str = ""
 
 
 @dataclass(frozen=True, slots=True)

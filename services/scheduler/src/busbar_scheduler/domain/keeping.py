@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
+from busbar_scheduler.domain.arrays import Indices
 from busbar_scheduler.domain.choosing import candidates
 from busbar_scheduler.domain.filling import missing
-from busbar_scheduler.domain.fleet import Deployment, Health, Node, Order, ReplicaState
+from busbar_scheduler.domain.fleet import Deployment, Health, Order, ReplicaState
 from busbar_scheduler.domain.packing import NO_LIMIT, Packing
 from busbar_scheduler.domain.surviving import survivors
 
@@ -18,6 +20,8 @@ def keep(packing: Packing, deployment: Deployment, wanted: int) -> dict[int, str
         packing.fleet.before.get(deployment.name, ()),
         key=lambda node: _usefulness(packing, node, deployment),
     )
+    if len(holders) > wanted:
+        holders = _spread(packing, holders, deployment)
     # A spare can be told from the others only when all of them are known.
     most = NO_LIMIT if deployment.survives_site_loss else wanted
     for node in holders:
@@ -36,6 +40,26 @@ def _usefulness(packing: Packing, node: int, deployment: Deployment) -> tuple[bo
     return (not there.health.serves, cost, not is_ready(packing, node, deployment), node)
 
 
+def _spread(packing: Packing, holders: list[int], deployment: Deployment) -> list[int]:
+    """Among equals one of each region and site before a second: so those stay that stand apart."""
+    fleet = packing.fleet
+    useful = {node: _usefulness(packing, node, deployment)[:-1] for node in holders}
+    at_site = _rank(holders, fleet.site)
+    apart = sorted(holders, key=lambda node: (useful[node], at_site[node], node))
+    in_region = _rank(apart, fleet.region)
+    return sorted(apart, key=lambda node: (useful[node], in_region[node], at_site[node], node))
+
+
+def _rank(nodes: Iterable[int], group_of: Indices) -> dict[int, int]:
+    """How many of its group come before each."""
+    seen, rank = Counter[int](), dict[int, int]()
+    for node in nodes:
+        group = int(group_of[node])
+        rank[node] = seen[group]
+        seen[group] += 1
+    return rank
+
+
 def is_ready(packing: Packing, node: int, deployment: Deployment) -> bool:
     """Whether the replica there serves, as its node says."""
     replica = packing.fleet.nodes[node].replica_of(deployment.name)
@@ -47,25 +71,30 @@ def is_ready(packing: Packing, node: int, deployment: Deployment) -> bool:
 
 
 def _why_not_kept(packing: Packing, node: int, deployment: Deployment, most: int) -> str:
-    fleet, there = packing.fleet, packing.fleet.nodes[node]
-    obstacles = (
-        (not there.health.keeps, f"the node is {there.health}"),
-        (not deployment.may_run_in(there.region), f"not allowed in region {there.region}"),
-        (not deployment.may_run_on(there), "not pinned there"),
-        (there.order is Order.QUARANTINE, "the node is quarantined"),
-        (fleet.empties(node), "the node is drained"),
-        (packing.count(deployment.name) >= most, f"{most} replicas are wanted"),
-        (there.avoided(deployment.digest) is not None, _failing(there, deployment)),
-    )
-    reason = next((reason for applies, reason in obstacles if applies), "")
-    if reason or there.health is Health.UNREPORTED:
+    reason = _barred(packing, node, deployment, most)
+    if reason or packing.fleet.nodes[node].health is Health.UNREPORTED:
         return reason  # what an unreported node has is not known yet, and it held this before
     return _crowded(packing, node, deployment) or packing.shortage(node, deployment)
 
 
-def _failing(there: Node, deployment: Deployment) -> str:
-    avoided = there.avoided(deployment.digest)
-    return avoided.reason if avoided else ""
+def _barred(packing: Packing, node: int, deployment: Deployment, most: int) -> str:
+    """What keeps it from staying, however much room there is; asked of thousands in a moment."""
+    there, reason = packing.fleet.nodes[node], ""
+    if not there.health.keeps:
+        reason = f"the node is {there.health}"
+    elif not deployment.may_run_in(there.region):
+        reason = f"not allowed in region {there.region}"
+    elif not deployment.may_run_on(there):
+        reason = "not pinned there"
+    elif there.order is Order.QUARANTINE:
+        reason = "the node is quarantined"
+    elif packing.fleet.empties(node):
+        reason = "the node is drained"
+    elif packing.count(deployment.name) >= most:
+        reason = f"{most} replicas are wanted"
+    elif avoided := there.avoided(deployment.digest):
+        reason = avoided.reason
+    return reason
 
 
 def put_back(
@@ -94,13 +123,15 @@ def _has_choice(packing: Packing, deployment: Deployment) -> bool:
 
 
 def _crowded(packing: Packing, node: int, deployment: Deployment) -> str:
-    fleet, held = packing.fleet, packing.held(deployment.name)
-    at_site = sum(fleet.site[one] == fleet.site[node] for one in held)
-    if deployment.per_site_max and at_site >= deployment.per_site_max:
-        return f"{deployment.per_site_max} at its site already"
-    on_feeder = sum(fleet.feeder[one] == fleet.feeder[node] for one in held)
-    if deployment.per_feeder_max and on_feeder >= deployment.per_feeder_max:
-        return f"{deployment.per_feeder_max} on its feeder already"
+    fleet, name = packing.fleet, deployment.name
+    if most := deployment.per_site_max:
+        at_site = sum(fleet.site[one] == fleet.site[node] for one in packing.held(name))
+        if at_site >= most:
+            return f"{most} at its site already"
+    if most := deployment.per_feeder_max:
+        on_feeder = sum(fleet.feeder[one] == fleet.feeder[node] for one in packing.held(name))
+        if on_feeder >= most:
+            return f"{most} on its feeder already"
     return ""
 
 

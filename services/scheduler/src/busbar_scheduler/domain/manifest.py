@@ -33,3 +33,4 @@ class Manifest:
     stop: tuple[str, ...] = ()
     power_w: int = 0
     """What one busy replica draws; 0 when its author did not say."""
+    cached_tokens_output: str = ""

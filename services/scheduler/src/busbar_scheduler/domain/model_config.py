@@ -102,7 +102,8 @@ def _execution(manifest: BundleFile, config: ModelConfig) -> Iterator[str]:
 
 
 def _usage(manifest: BundleFile, config: ModelConfig) -> Iterator[str]:
-    for name in (manifest.usage.input_tokens, manifest.usage.output_tokens):
+    usage = manifest.usage
+    for name in (usage.input_tokens, usage.output_tokens, usage.cached_tokens):
         if name is None:
             continue
         output = config.outputs.get(name)

@@ -169,17 +169,15 @@ class Packing:
 
     def _take(self, node: int, deployment: Deployment) -> None:
         self._put(node, deployment, -1)
-        self.worth_nanos -= self._worth(deployment)
+        self.worth_nanos += self._gain(node, deployment)
         self.on_node[node][deployment.name] = deployment
         self._held.setdefault(deployment.name, {})[node] = None
-        self.worth_nanos += self._worth(deployment) - int(self.costs(deployment)[node])
 
     def _release(self, node: int, deployment: Deployment) -> None:
         self._put(node, deployment, 1)
-        self.worth_nanos -= self._worth(deployment) - int(self.costs(deployment)[node])
         del self.on_node[node][deployment.name]
         del self._held[deployment.name][node]
-        self.worth_nanos += self._worth(deployment)
+        self.worth_nanos -= self._gain(node, deployment)
 
     def _put(self, node: int, deployment: Deployment, sign: int) -> None:
         need = deployment.manifest
@@ -304,6 +302,14 @@ class Packing:
         costs[before] = energy[before] - economy.staying_nanos(energy[before])
         return costs
 
-    def _worth(self, deployment: Deployment) -> int:
+    def _gain(self, node: int, deployment: Deployment) -> int:
+        """What one more replica there brings in beyond its costs."""
+        cost_nanos = int(self.costs(deployment)[node])
         demand = self.fleet.demands.get(deployment.name)
-        return economy.revenue_nanos_per_h(deployment, demand, self.count(deployment.name))
+        if demand is None or not deployment.value_nanos_per_request:
+            return -cost_nanos
+        there = self.count(deployment.name)
+        before, after = (
+            economy.revenue_nanos_per_h(deployment, demand, count) for count in (there, there + 1)
+        )
+        return after - before - cost_nanos

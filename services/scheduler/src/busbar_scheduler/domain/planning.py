@@ -191,6 +191,7 @@ def assignment_of(deployment: Deployment) -> Assignment:
         slots=manifest.slots,
         input_tokens_output=manifest.input_tokens_output,
         output_tokens_output=manifest.output_tokens_output,
+        cached_tokens_output=manifest.cached_tokens_output,
     )
 
 

@@ -26,6 +26,8 @@ class Published:
     routes: Routes = field(default_factory=dict[str, Route])
     placement_stamps: Mapping[str, Stamped] = field(default_factory=dict[str, Stamped])
     route_stamps: Mapping[str, Stamped] = field(default_factory=dict[str, Stamped])
+    queues: Mapping[str, Mapping[str, str]] = field(default_factory=dict[str, Mapping[str, str]])
+    """What each node was told that the queues of its deployments are called, where it was."""
 
     @property
     def highest_token(self) -> int:
@@ -47,8 +49,22 @@ class Changes:
         return bool(self.placements or self.placements_gone or self.routes or self.routes_gone)
 
 
-def diff(published: Published, plan: Plan, fencing_token: int) -> Changes:
-    """The smallest set of writes that makes `published` equal `plan`.
+def queues_told(
+    node: str, held: tuple[Assignment, ...], queues: Mapping[tuple[str, str], str]
+) -> dict[str, str]:
+    """What a node is told of the queues' names, by deployment; `queues` is by region, too."""
+    region = node.partition(".")[0]
+    names = {one.deployment: queues.get((region, one.deployment), "") for one in held}
+    return {deployment: name for deployment, name in names.items() if name}
+
+
+def diff(
+    published: Published,
+    plan: Plan,
+    fencing_token: int,
+    queues: Mapping[tuple[str, str], str] | None = None,
+) -> Changes:
+    """The smallest set of writes that makes `published` equal `plan`, with queues called so.
 
     A new leader rewrites every entry under its own token. That moves their
     revisions, so that whatever an older leader still has on the way is refused.
@@ -60,6 +76,7 @@ def diff(published: Published, plan: Plan, fencing_token: int) -> Changes:
             for key, held in plan.placements.items()
             if published.placements.get(key) != held
             or published.placement_stamps[key].fencing_token != fencing_token
+            or published.queues.get(key, {}) != queues_told(key, held, queues or {})
         },
         placements_gone=tuple(sorted(set(published.placement_stamps) - set(plan.placements))),
         routes={

@@ -29,10 +29,13 @@ def _move(packing: Packing, deployment: Deployment, dearest: int) -> bool:
     costs, short = packing.costs(deployment), missing(packing, deployment)
     mark = packing.mark()
     packing.release(dearest, deployment)
-    best = candidates(packing, deployment, 1).first(packing, deployment, 1, unlimited(deployment))
-    if len(best) and costs[best[0]] < costs[dearest]:
-        packing.take(int(best[0]), deployment)
-        if missing(packing, deployment) <= short:
-            return True
+    fitting = packing.fitting(deployment)
+    if int(np.min(costs[fitting], initial=costs[dearest])) < costs[dearest]:
+        found = candidates(packing, deployment, 1)
+        best = found.first(packing, deployment, 1, unlimited(deployment))
+        if len(best) and costs[best[0]] < costs[dearest]:
+            packing.take(int(best[0]), deployment)
+            if missing(packing, deployment) <= short:
+                return True
     packing.undo(mark)
     return False

@@ -79,11 +79,15 @@ def _targets(ready: Iterable[tuple[Node, Replica]]) -> tuple[Target, ...]:
 def _model_files(
     deployment: Deployment, ready: Sequence[Replica], previous: Routes
 ) -> tuple[bytes, bytes]:
-    """Triton's description of the model, kept while the bundle is the same."""
+    """Triton's description of the model, kept while the bundle is the same.
+
+    What a route without a replica of its own had may be that of a version on trial.
+    """
     before = previous.get(deployment.name)
-    if before and before.digest == deployment.digest and before.model_metadata:
-        return before.model_metadata, before.model_config
     described = next((one for one in ready if one.model_metadata), None)
+    known = before and before.digest == deployment.digest and before.model_metadata
+    if before and known and (before.targets or described is None):
+        return before.model_metadata, before.model_config
     return (described.model_metadata, described.model_config) if described else (b"", b"")
 
 

@@ -100,9 +100,20 @@ def joined(routes: Routes, snapshot: Snapshot) -> Routes:
             needed = max(1, replicas[track] * canary.manifest.slots)
             alone = replicas[track] > 0 and not found[name].targets
             found[name] = replace(
-                found[name], canary=_canary_route(canary, track, routes[track], needed, alone=alone)
+                _described(found[name], routes[track]),
+                canary=_canary_route(canary, track, routes[track], needed, alone=alone),
             )
     return found
+
+
+def _described(route: Route, track: Route) -> Route:
+    """What gateways know a model by comes from its track while that alone serves.
+
+    Without it a gateway takes no model for decoupled, and checks no request.
+    """
+    if route.model_metadata:
+        return route
+    return replace(route, model_metadata=track.model_metadata, model_config=track.model_config)
 
 
 def _canary_route(

@@ -12,7 +12,8 @@ from busbar_errors import Conflict
 from busbar_scheduler.domain.fleet import Snapshot
 from busbar_scheduler.domain.leading import Deposed
 from busbar_scheduler.domain.planning import Plan, plan, replan
-from busbar_scheduler.domain.publishing import Changes, diff
+from busbar_scheduler.domain.publishing import Changes, diff, queues_told
+from busbar_scheduler.domain.queues import QueueNames, wanted_queues
 from busbar_scheduler.usecases.ports import Announcements, Board, Fleet, Leadership, WorkQueues
 
 log = structlog.get_logger()
@@ -77,14 +78,14 @@ class Cycle:
         # 3. Plan: pure; only what changed is planned again, and everything every few minutes.
         decided = self.planner.plan(snapshot)
         # 4. Queues come first, so that a node finds the queue of what it is told to serve.
-        regions = frozenset(node.region for node in snapshot.nodes)
-        await self.queues.ensure(regions, _queues_of(snapshot, decided), _names(snapshot))
+        wanted = wanted_queues(snapshot, decided.placements, self.fleet.published())
+        queues = await self.queues.ensure(wanted)
         # 5. Publish the difference, placements before routes.
-        changes = diff(self.fleet.published(), decided, token)
+        changes = diff(self.fleet.published(), decided, token, queues)
         if not changes:
             return Outcome.UNCHANGED
         try:
-            await self._publish(decided, changes, token)
+            await self._publish(decided, changes, token, queues)
         except Deposed as deposed:
             log.warning("deposed", reason=deposed.reason)
             self.leadership.step_down()
@@ -97,26 +98,18 @@ class Cycle:
         await self.announcements.plan_published(decided, changes)
         return Outcome.PUBLISHED
 
-    async def _publish(self, decided: Plan, changes: Changes, token: int) -> None:
+    async def _publish(
+        self, decided: Plan, changes: Changes, token: int, queues: QueueNames
+    ) -> None:
         for node, held in changes.placements.items():
-            await self.board.put_placement(node, held, token, decided.revision)
+            told = queues_told(node, held, queues)
+            await self.board.put_placement(node, held, token, decided.revision, told)
         for node in changes.placements_gone:
             await self.board.delete_placement(node, token)
         for route in changes.routes.values():
             await self.board.put_route(route, token)
         for name in changes.routes_gone:
             await self.board.delete_route(name, token)
-
-
-def _names(snapshot: Snapshot) -> frozenset[str]:
-    return frozenset(one.name for one in snapshot.deployments)
-
-
-def _queues_of(snapshot: Snapshot, decided: Plan) -> frozenset[tuple[str, str]]:
-    regions = {node.key: node.region for node in snapshot.nodes}
-    return frozenset(
-        (regions[node], one.deployment) for node, held in decided.placements.items() for one in held
-    )
 
 
 def _tell(decided: Plan, changes: Changes) -> None:

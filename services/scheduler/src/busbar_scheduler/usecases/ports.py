@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from busbar_contracts.scheduler.v1.bundle_pb2 import SealedBundle
@@ -10,6 +11,7 @@ from busbar_scheduler.domain.fleet import Assignment, Bundle, Deployment, Route,
 from busbar_scheduler.domain.orders import Described
 from busbar_scheduler.domain.planning import Plan
 from busbar_scheduler.domain.publishing import Changes, Published
+from busbar_scheduler.domain.queues import QueueNames, WantedQueues
 from busbar_scheduler.domain.rollout_news import Moved
 
 
@@ -45,9 +47,14 @@ class Board(Protocol):
     """
 
     async def put_placement(
-        self, node: str, held: tuple[Assignment, ...], fencing_token: int, revision: int
+        self,
+        node: str,
+        held: tuple[Assignment, ...],
+        fencing_token: int,
+        revision: int,
+        queues: Mapping[str, str] | None = None,
     ) -> None:
-        """Tell a node what it must hold."""
+        """Tell a node what it must hold, and out of which queues it gets the work."""
         ...
 
     async def delete_placement(self, node: str, fencing_token: int) -> None:
@@ -66,13 +73,8 @@ class Board(Protocol):
 class WorkQueues(Protocol):
     """The queues that agents pull work from."""
 
-    async def ensure(
-        self,
-        regions: frozenset[str],
-        wanted: frozenset[tuple[str, str]],
-        declared: frozenset[str],
-    ) -> None:
-        """Make the queues of (region, deployment) pairs exist, drop those of no deployment."""
+    async def ensure(self, wanted: WantedQueues) -> QueueNames:
+        """Make the queues exist that are wanted, and no others; returns their sealed names."""
         ...
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from busbar_errors import NotFound
 from busbar_messaging.topology import NAME_PATTERN
+from busbar_observability.known_queries import refuse_unknown_queries
 from busbar_observability.operation_summaries import summarised
 from busbar_observability.operator_gate import OperatorGate, OperatorToken
 from fastapi import APIRouter, Depends, FastAPI, Path
@@ -58,7 +59,13 @@ class AdminApi:
 
     def application(self, operator_token: str) -> ASGIApp:
         """The whole admin API behind its gate."""
-        app = FastAPI(title="Busbar scheduler", version="1", docs_url=None, redoc_url=None)
+        app = FastAPI(
+            title="Busbar scheduler",
+            version="1",
+            docs_url=None,
+            redoc_url=None,
+            dependencies=[Depends(refuse_unknown_queries)],
+        )
         app.include_router(self.bundles.chunks())
         app.include_router(self.bundles.bundles())
         app.include_router(self._deployments())
@@ -73,7 +80,10 @@ class AdminApi:
     def _deployments(self) -> APIRouter:
         router = _router("deployments")
 
-        @router.get("/admin/v1/deployments", responses={401: {"model": ErrorBody}})
+        @router.get(
+            "/admin/v1/deployments",
+            responses={status: {"model": ErrorBody} for status in (401, 422)},
+        )
         async def list_deployments() -> schemas.DeploymentList:
             """Every deployment with the state of its replicas."""
             return schemas.DeploymentList(items=self._views())
@@ -96,7 +106,9 @@ class AdminApi:
             """Withdraw a deployment; its replicas drain."""
             await withdraw(self.declarations, name)
 
-        @router.get("/admin/v1/plan", responses={401: {"model": ErrorBody}})
+        @router.get(
+            "/admin/v1/plan", responses={status: {"model": ErrorBody} for status in (401, 422)}
+        )
         async def get_plan() -> schemas.PlanView:
             """What every node must hold, and why."""
             return self._plan_view()

@@ -136,7 +136,7 @@ class BundlesApi:
             response.status_code = 201 if new else 200
             return schemas.BundleView.of(bundle, uses(self.in_use).get(bundle.digest, []))
 
-        @router.get(BUNDLES_PATH, responses={401: {"model": ErrorBody}})
+        @router.get(BUNDLES_PATH, responses={status: {"model": ErrorBody} for status in (401, 422)})
         async def list_bundles() -> schemas.BundleList:
             """Every pushed bundle, newest first."""
             newest = sorted(

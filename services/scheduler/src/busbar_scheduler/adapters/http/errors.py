@@ -12,7 +12,13 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
-_CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 415: "unsupported_type"}
+_CODES = {
+    400: "bad_request",
+    404: "not_found",
+    405: "method_not_allowed",
+    415: "unsupported_type",
+    422: "invalid",
+}
 _TYPE_OF_STATUS = {401: "authentication_error", 404: "not_found_error", 409: "conflict_error"}
 _SERVER_ERRORS_FROM = 500
 _ERRORS_SHOWN_MAX = 10

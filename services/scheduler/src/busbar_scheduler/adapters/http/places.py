@@ -38,7 +38,7 @@ class PlacesApi:
         """Looking at sites and changing them."""
         router = _router("sites")
 
-        @router.get(_SITES, responses={401: {"model": ErrorBody}})
+        @router.get(_SITES, responses={status: {"model": ErrorBody} for status in (401, 422)})
         async def list_sites() -> schemas.SiteList:
             """Every site with a node or a description."""
             snapshot, decided = self._look()
@@ -89,7 +89,7 @@ class PlacesApi:
         router = _router("nodes")
         one = _NODES + "/{region}/{site}/{node}"
 
-        @router.get(_NODES, responses={401: {"model": ErrorBody}})
+        @router.get(_NODES, responses={status: {"model": ErrorBody} for status in (401, 422)})
         async def list_nodes() -> schemas.NodeDetailList:
             """Every node."""
             snapshot, decided = self._look()

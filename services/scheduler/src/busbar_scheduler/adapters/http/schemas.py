@@ -36,7 +36,13 @@ class DeploymentBody(BaseModel):
     bundle: BundleReference = Field(description="digest, or a bundle's name for its newest")
     replicas: Annotated[int, Field(ge=0, le=REPLICAS_MAX, strict=True)] = 1
     regions: list[Name] = Field(default=[], max_length=REGIONS_MAX, description="none: all")
-    tenants: list[TenantId] = Field(default=[], max_length=TENANTS_MAX, description="none: all")
+    tenants: list[TenantId] = Field(
+        default=[],
+        max_length=TENANTS_MAX,
+        description="ids, as billing gave them; none: all. They are not looked up, since only "
+        "billing knows tenants: an id that it never gave opens the deployment to nobody. "
+        "`busbar deploy` asks billing first.",
+    )
     max_replicas: Annotated[int, Field(ge=0, le=REPLICAS_MAX, strict=True)] = Field(
         default=0,
         description="how far demand may scale it; 0: not at all; with 0 replicas it sleeps while "
