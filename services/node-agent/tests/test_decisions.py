@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from busbar_node_agent.domain.backoff import backoff_s
 from busbar_node_agent.domain.caching import Cached, bytes_of, evictions
@@ -14,6 +16,7 @@ from busbar_node_agent.domain.naming import named_config
 from busbar_node_agent.domain.tensors import Tensor, TensorMalformed, difference, pack, unpack
 from busbar_node_agent.domain.usage import TokenCount
 from busbar_node_agent.domain.verdicts import FailureKind, judge, refusal_code
+from busbar_node_agent.usecases.lane import CHECKED_FOR_S, Lane
 from busbar_node_agent.usecases.supervise import PROBE_INTERVAL_S, PROBE_TIMEOUT_S
 from hypothesis import given
 from hypothesis import strategies as st
@@ -292,15 +295,31 @@ def test_an_answer_is_compared_with_its_expectation(
     assert bool(found) == bool(differs)
 
 
+async def test_a_model_that_has_passed_its_check_is_not_doubted_again_for_a_while() -> None:
+    triton: Any = None  # nothing is asked of it
+    lane = Lane("m", Credits(1), triton, None, lambda: None)
+    lane.doubt()
+    first = lane.doubted, lane.suspected.is_set()
+    lane.trust()
+    lane.doubt()
+    at_once = lane.doubted, lane.suspected.is_set()
+    lane.passed_s -= CHECKED_FOR_S
+    lane.doubt()
+
+    assert first == (True, True)
+    assert at_once == (False, False)
+    assert lane.doubted
+
+
 # --- accounting
 
 
 def test_prompt_tokens_are_told_by_every_response_and_generated_ones_add_up() -> None:
     count = TokenCount()
     for _ in range(3):
-        count.add([7], [2])
+        count.add([7], [2], [4])
 
-    assert (count.input_tokens, count.output_tokens) == (7, 6)
+    assert (count.input_tokens, count.output_tokens, count.cached_tokens) == (7, 6, 4)
 
 
 @given(st.lists(st.sampled_from(["add", "store"]), max_size=60))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -12,7 +13,7 @@ import pytest
 from busbar_contracts.node.v1 import events_pb2, status_pb2, work_pb2
 from busbar_messaging import topology
 
-from .node_bench import NodeBench, poll, slow_echo
+from .node_bench import NodeBench, poll, repeat, slow_echo
 
 SLOTS = 4
 
@@ -21,8 +22,14 @@ SLOTS = 4
 async def placed(node: NodeBench) -> None:
     if node.process is None or node.process.poll() is not None:
         node.start_agent()
-    await node.place({"slow-echo": (await node.push("slow-echo"), SLOTS)})
-    await node.ready("slow-echo")
+    await _placed(node)
+
+
+async def _placed(node: NodeBench, edit: Callable[[dict[str, bytes]], None] | None = None) -> None:
+    """Have slow-echo there, `edit`ed, and nothing else."""
+    digest = await node.push("slow-echo", edit)
+    await node.place({"slow-echo": (digest, SLOTS)})
+    await node.replica("slow-echo", status_pb2.REPLICA_STATE_READY, digest=digest)
 
 
 async def _restarted(node: NodeBench, before: int, within_s: float = 30.0) -> None:
@@ -129,6 +136,55 @@ async def test_a_model_whose_process_alone_stands_still_is_a_hang(node: NodeBenc
     assert noticed_s < 5.0
     assert f"process {models[-1].pid} has stood still" in failed.reason
     assert (await after.last()).WhichOneof("frame") == "finished"
+
+
+def _promising(files: dict[str, bytes]) -> None:
+    """Its bundle says that it answers within a second."""
+    files["busbar.yaml"] += b"answers_within_s: 1\n"
+
+
+def _one_at_a_time(files: dict[str, bytes]) -> None:
+    _promising(files)
+    begun = b"threading.Thread(target=_serve, args=(request,), daemon=True).start()"
+    assert begun in files["1/model.py"]
+    files["1/model.py"] = files["1/model.py"].replace(begun, b"_serve(request)")
+
+
+async def test_a_model_that_hangs_within_its_process_is_found_by_its_promise(
+    node: NodeBench,
+) -> None:
+    await _placed(node, _one_at_a_time)
+    hung, restarts = node.triton_pid, (await node.status()).triton_restarts
+    began_s = time.monotonic()
+
+    sent = await node.send("slow-echo", slow_echo(fault="hang"), deadline_s=60.0)
+    failed = (await sent.last()).failed
+    noticed_s = time.monotonic() - began_s
+    await _restarted(node, restarts)
+    after = await node.send("slow-echo", slow_echo())
+
+    assert failed.kind == work_pb2.FAILURE_KIND_ENGINE_LOST
+    assert "slow-echo hangs: silent for" in failed.reason
+    assert noticed_s < 5.0
+    assert node.triton_pid != hung
+    assert (await after.last()).WhichOneof("frame") == "finished"
+
+
+async def test_a_model_that_takes_longer_than_promised_and_answers_others_is_left_alone(
+    node: NodeBench,
+) -> None:
+    digests = {name: await node.push(name, _promising) for name in ("slow-echo", "repeat")}
+    await node.place({name: (digest, SLOTS) for name, digest in digests.items()})
+    for name, digest in digests.items():
+        await node.replica(name, status_pb2.REPLICA_STATE_READY, digest=digest)
+    restarts = (await node.status()).triton_restarts
+
+    long = await node.send("slow-echo", slow_echo(delay_ms=4_000))
+    stream = await node.send("repeat", repeat(range(6), delay_ms=600), stream=True)
+
+    assert (await long.last()).WhichOneof("frame") == "finished"
+    assert (await stream.until("finished"))[0].finished.chunk_count == 6
+    assert (await node.status()).triton_restarts == restarts
 
 
 async def test_a_model_whose_process_dies_fails_its_requests_only(node: NodeBench) -> None:

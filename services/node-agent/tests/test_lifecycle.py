@@ -145,6 +145,8 @@ async def test_a_config_that_triton_refuses_is_said_and_disturbs_no_other(node: 
     await node.ready("slow-echo")
 
     assert "failed to load" in replica.reason
+    assert "Triton says: " in replica.reason
+    assert "preferred size must be <= max batch size for simple" in replica.reason
 
 
 async def test_a_drained_model_hands_back_what_its_grace_does_not_suffice_for(

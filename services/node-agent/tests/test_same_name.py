@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import signal
 import time
 from collections.abc import AsyncIterator
@@ -23,8 +24,14 @@ REFUSED = "another agent holds this node's name"
 
 @pytest.fixture
 async def rival(node: NodeBench, bus: Client, tmp_path: Path) -> AsyncIterator[NodeBench]:
-    """Another machine that was given the same name; not started yet."""
-    ports = PortPool()
+    """Another machine, a copy of the first one while that runs; not started yet."""
+    ports, noted = PortPool(), Path(node.environment["BUSBAR_STATE_DIR"]) / "agent.run"
+
+    async def runs() -> bool:
+        return bool((await node.lease()).agent_run_id)
+
+    await poll(runs, TAKEN_OVER_WITHIN_S)
+    shutil.copy(noted, tmp_path)
     places = {"BUSBAR_STATE_DIR": str(tmp_path), "BUSBAR_OPS_PORT": str(ports.take())}
     made = NodeBench(bus, node.node, {**node.environment, **places}, tmp_path)
     yield made

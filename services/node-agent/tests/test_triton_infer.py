@@ -6,7 +6,6 @@ import asyncio
 import os
 import shutil
 import struct
-import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from busbar_node_agent.usecases.lane import TritonRefused
 from busbar_runtime.home import Home
 from busbar_runtime.triton import ensure_triton
 from busbar_runtime.triton_probe import TritonServer, started
+from harness.model_threads import model_threads
 from tritonclient.grpc import service_pb2
 
 from .node_bench import Tensor, payload, poll, slow_echo
@@ -105,28 +105,20 @@ async def test_a_refusal_is_the_one_that_grpc_reports(
     assert refused.value.reason == await call.details()
 
 
-async def _ended(triton: TritonServer) -> float:
-    """How many requests slow-echo has done with; a cancelled one counts as a success."""
-    text = (await asyncio.to_thread(_fetched, triton.metrics_url)).decode()
-    counter = 'nv_inference_request_success{model="slow-echo"'
-    return sum(float(each.rpartition(" ")[2]) for each in text.splitlines() if counter in each)
-
-
-def _fetched(url: str) -> bytes:
-    with urllib.request.urlopen(url, timeout=5.0) as answer:
-        return answer.read()
-
-
 async def test_giving_up_reaches_the_model(rpc: TritonRpc, triton: TritonServer) -> None:
-    before = await _ended(triton)
+    idle = model_threads(triton.pid, "slow-echo")
     abandoned = asyncio.create_task(rpc.infer(slow_echo(delay_ms=60_000), 90.0, ""))
 
+    async def at_it() -> int:
+        return model_threads(triton.pid, "slow-echo") - idle
+
+    await poll(at_it, 10.0)
     with pytest.raises(TritonRefused) as refused:
         await rpc.infer(slow_echo(delay_ms=60_000), 0.3, "")
     abandoned.cancel()
 
     async def both_ended() -> bool:
-        return await _ended(triton) == before + 2
+        return await at_it() == 0
 
     await poll(both_ended, 10.0)  # of the 60 s that they were to take
     assert refused.value.code == "DEADLINE_EXCEEDED"

@@ -155,8 +155,8 @@ def build(settings: Settings, client: Client, tracer: Tracer, tenure: Tenure) ->
         WorkPuller, client, hot, domain=domain, bus_time=bus_time, refusal=measured.refusal
     )
 
-    def open_puller(lane: Lane) -> WorkPuller:
-        return pulling(work_consumer(node.region, lane.deployment), lane, work.take)
+    def open_puller(lane: Lane, queue: str) -> WorkPuller:
+        return pulling(work_consumer(node.region, lane.deployment, queue), lane, work.take)
 
     supervisor = TritonSupervisor(_launcher(settings), on_lost, on_change)
     tools = Tools(

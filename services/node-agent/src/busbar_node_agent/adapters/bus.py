@@ -44,11 +44,9 @@ async def follow_placement(
         match change:
             case Put(key, value) if key == node.key:
                 try:
-                    placement = decode(plan_pb2.NodePlacement, value)
+                    reconciler.desire(decode(plan_pb2.NodePlacement, value))
                 except Rejected as error:
                     log.warning("placement ignored", reason=error.reason)
-                    continue
-                reconciler.desire(placement)
             case Deleted(key) if key == node.key:
                 # No command: it carries no fencing token. An empty placement empties the node.
                 log.warning("placement deleted; keeping what is held")

@@ -51,6 +51,8 @@ class Manifest(_Part):
 
     name: str
     decoupled: bool = False
+    answers_within_s: float | None = Field(default=None, ge=1.0, le=3_600.0)
+    """Longest that it says nothing while it has work; None: nobody can say."""
     warmup: WarmUp
 
 

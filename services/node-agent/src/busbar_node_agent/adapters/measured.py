@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from datetime import timedelta
 
 import structlog
@@ -10,6 +11,7 @@ from busbar_contracts.node.v1 import status_pb2
 from busbar_errors import Unavailable
 from busbar_messaging.connection import publish_durably
 from busbar_messaging.topology import NodeId, measured_subject
+from google.protobuf.message import DecodeError
 from nats.js.client import JetStreamContext
 from prometheus_client import Counter
 
@@ -27,12 +29,16 @@ _ROOM_INTERVAL_S = 5.0
 _DROPPED = Counter(
     "busbar_agent_measured_dropped", "Cost records dropped because the buffer was full"
 )
+_IN_MEMORY = Counter(
+    "busbar_agent_measured_in_memory", "Cost records that the journal had no room for"
+)
 
 
 class MeasuredPublisher:
     """Takes WorkMeasured records at any time and stores them in the background.
 
     What `add` has taken outlives the agent: the next run stores it under the name of this one.
+    What the journal has no room for does not; it is counted.
     """
 
     def __init__(
@@ -48,6 +54,7 @@ class MeasuredPublisher:
         self._some = asyncio.Event()
         self._storing = asyncio.Lock()
         self._reason = ""
+        self._kept = True
 
     def refusal(self) -> str:
         """Why no new work may be taken, since what it costs could be lost; empty when it may."""
@@ -57,8 +64,13 @@ class MeasuredPublisher:
         return self._journal.trouble or (f"{waiting}: {self._reason}" if self._reason else waiting)
 
     def add(self, record: status_pb2.WorkMeasured) -> None:
-        """Keep a record, on disk too, for the next batch."""
-        self._journal.write(self._buffer.next_sequence, record.SerializeToString())
+        """Keep a record, on disk too while there is room, for the next batch."""
+        kept = self._journal.write(self._buffer.next_sequence, record.SerializeToString())
+        if not kept:
+            _IN_MEMORY.inc()
+            if self._kept:
+                log.warning("cost records in memory only", reason=self.refusal())
+        self._kept = kept
         if not self._buffer.add(record):
             _DROPPED.inc()
             if self._buffer.dropped_count == 1:
@@ -68,13 +80,20 @@ class MeasuredPublisher:
     async def keep_room(self) -> None:
         """See to it that the journal has its room, for ever."""
         while True:
-            if not await asyncio.to_thread(self._journal.open):
+            await asyncio.to_thread(self._journal.open)
+            if self._journal.trouble:
+                self._journal.try_again()
+            if self._journal.trouble:
                 log.warning("no room for cost records", reason=self._journal.trouble)
             await asyncio.sleep(_ROOM_INTERVAL_S)
 
     async def publish_for_ever(self) -> None:
-        """Store what earlier runs left behind, then batch after batch."""
-        await self._store_left_behind()
+        """Store batch after batch, and beside them what earlier runs left behind."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._store_left_behind())
+            tasks.create_task(self._store_own())
+
+    async def _store_own(self) -> None:
         while True:
             await self._some.wait()
             self._some.clear()
@@ -96,9 +115,8 @@ class MeasuredPublisher:
         left = await asyncio.to_thread(self._journal.left_behind)
         for run_id, records in left.items():
             log.info("cost records of an earlier run", agent_run_id=run_id, count=len(records))
-            for batch in runs_of(records, BATCH_RECORDS_MAX):
-                found = [status_pb2.WorkMeasured.FromString(content) for _, content in batch]
-                while not await self._store(run_id, batch[0][0], found):
+            for first, batch in _batches(run_id, records):
+                while not await self._store(run_id, first, batch):
                     pass
             await asyncio.to_thread(self._journal.settled, run_id)
 
@@ -132,3 +150,17 @@ class MeasuredPublisher:
             return False
         self._reason = ""
         return True
+
+
+def _batches(
+    run_id: str, records: list[tuple[int, bytes]]
+) -> Iterator[tuple[int, list[status_pb2.WorkMeasured]]]:
+    """What an earlier run left, by the first number; what is no record counts as lost."""
+    readable: list[tuple[int, status_pb2.WorkMeasured]] = []
+    for number, content in records:
+        try:
+            readable.append((number, status_pb2.WorkMeasured.FromString(content)))
+        except DecodeError:
+            log.warning("cost record cannot be read", agent_run_id=run_id, number=number)
+    for batch in runs_of(readable, BATCH_RECORDS_MAX):
+        yield batch[0][0], [record for _, record in batch]

@@ -16,22 +16,26 @@ log = structlog.get_logger()
 Output = service_pb2.ModelInferResponse.InferOutputTensor
 
 
-def token_counter(prompt_output: str, generated_output: str) -> TokenCounter | None:
-    """A counter that reads these outputs; None when there is none to read.
+def token_counter(
+    prompt_output: str, generated_output: str, cached_output: str
+) -> TokenCounter | None:
+    """A counter that reads these outputs, in this order; None when there is none to read.
 
     An output that is absent or unreadable counts nothing: the model was not
     asked for it, or it is broken, and neither may cost the answer.
     """
-    if not (prompt_output or generated_output):
+    outputs = (prompt_output, generated_output, cached_output)
+    if not any(outputs):
         return None
 
-    def count(response: bytes) -> tuple[Sequence[int], Sequence[int]]:
+    def count(response: bytes) -> tuple[Sequence[int], Sequence[int], Sequence[int]]:
         try:
-            found = _selected(response, {prompt_output, generated_output})
+            found = _selected(response, {*outputs})
         except (DecodeError, TensorMalformed) as error:
             log.warning("token counts unreadable", error=str(error))
-            return (), ()
-        return _integers(found.get(prompt_output)), _integers(found.get(generated_output))
+            return (), (), ()
+        prompt, generated, cached = (_integers(found.get(output)) for output in outputs)
+        return prompt, generated, cached
 
     return count
 

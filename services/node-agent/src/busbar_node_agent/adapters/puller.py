@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import structlog
 from busbar_messaging.hot_connection import Deliveries, HotConnection
-from busbar_messaging.topology import ConsumerSpec, api_prefix
+from busbar_messaging.topology import ACKS, LEAF_ACKS, ConsumerSpec, api_prefix, queue_name
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
@@ -62,8 +62,10 @@ class WorkPuller:
     ) -> None:
         self._client = client
         self._hot = hot
-        asking = f"{api_prefix(domain)}.CONSUMER.MSG.NEXT"
-        self._subject = f"{asking}.{consumer.stream}.{consumer.durable}".encode()
+        self._asking = f"{api_prefix(domain)}.CONSUMER.MSG.NEXT.{consumer.stream}"
+        self._queue = consumer.durable
+        self._subject = f"{self._asking}.{self._queue}".encode()
+        self._acks = LEAF_ACKS.encode() if domain else b""
         self._lane = lane
         self._on_work = on_work
         self._bus_time = bus_time or BusTime()
@@ -72,6 +74,7 @@ class WorkPuller:
         self._inbox = b""
         self._broken = ""
         self._broke = asyncio.Event()
+        self._renamed = asyncio.Event()
         self._heard_s = 0.0
         self._reconnects = 0
         self._waiting_logged = False
@@ -97,9 +100,15 @@ class WorkPuller:
         await self._leave_inbox()
         self._lane.credits.forget()
 
-    def adjust(self, slots: int) -> None:
-        """Use this many slots from now on."""
+    def adjust(self, slots: int, queue: str) -> None:
+        """Use this many slots from now on, and pull from the queue of that name."""
         self._lane.credits.slots = slots
+        name = queue_name(self._lane.deployment, queue)
+        if name != self._queue:  # the one that was asked is gone
+            self._queue = name
+            self._subject = f"{self._asking}.{name}".encode()
+            self._renamed.set()
+            self._break("the queue has another name")
         self._ask()
 
     async def _pull_for_ever(self) -> None:
@@ -111,10 +120,12 @@ class WorkPuller:
             except (NatsError, OSError) as error:
                 self._break(repr(error))
             if not self._waiting_logged:
-                log.info("pull interrupted", subject=self._subject.decode(), reason=self._broken)
+                log.info("pull interrupted", deployment=self._lane.deployment, reason=self._broken)
                 self._waiting_logged = True
             await self._leave_inbox()
-            await asyncio.sleep(_RETRY_AFTER_S)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._renamed.wait(), _RETRY_AFTER_S)
+            self._renamed.clear()
 
     def _break(self, reason: str) -> None:
         """What was asked for may never come: ask no more on this inbox."""
@@ -169,7 +180,7 @@ class WorkPuller:
             return
         self._waiting_logged = False
         try:
-            self._hot.publish(reply, _ACK)
+            self._hot.publish(self._acks + reply[len(ACKS) :] if self._acks else reply, _ACK)
         except NatsError as error:  # unacknowledged, it is delivered again
             self._break(repr(error))
             return

@@ -9,6 +9,8 @@ import os
 import signal
 import socket
 import sys
+import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -27,6 +29,9 @@ _SHM_OPTION = "shm-region-prefix-name="
 _LINE_BYTES_MAX = 4096
 _SETTLE_TIMEOUT_S = 10.0
 _POLL_S = 0.1
+_COMPLAINTS_MAX = 50
+_COMPLAINT_WITHIN_S = 1.0
+"""It answers before what it says of it has come through the pipe."""
 _LEVELS = {"W": "warning", "E": "error", "F": "critical"}
 
 
@@ -94,11 +99,27 @@ class TritonChild:
         self.pid = process.pid
         self._process = process
         self._shm_prefix = shm
-        self._logger = asyncio.create_task(_log_lines(process.stdout), name="triton-log")
+        self._complaints = deque[tuple[float, str]](maxlen=_COMPLAINTS_MAX)
+        listening = _log_lines(process.stdout, self._complaints)
+        self._logger = asyncio.create_task(listening, name="triton-log")
 
     def stopped(self) -> list[int]:
         """Processes of its models that somebody has stopped, as SIGSTOP does."""
         return [pid for pid in _in_session(self.pid) if pid != self.pid and _is_stopped(pid)]
+
+    async def complaint(self, model: str, since_s: float) -> str:
+        """What it last said is wrong with a model since time.monotonic(); "" for nothing.
+
+        It names the reason in its log alone where it cannot read a model's configuration.
+        """
+        until_s = time.monotonic() + _COMPLAINT_WITHIN_S
+        while True:
+            for said_s, text in reversed(self._complaints):
+                if said_s >= since_s and f"'{model}'" in text:
+                    return text
+            if time.monotonic() >= until_s:
+                return ""
+            await asyncio.sleep(_POLL_S)
 
     async def settle(self) -> None:
         """Nothing: it begins empty."""
@@ -147,6 +168,11 @@ class TritonAttachment:
         """None that could be seen from here."""
         return []
 
+    async def complaint(self, model: str, since_s: float) -> str:
+        """Nothing that could be heard from here."""
+        del model, since_s
+        return ""
+
     async def settle(self) -> None:
         """Unload what it still holds from before: what is wanted is loaded again, verified."""
         for model, state in (await self.rpc.states(_SETTLE_TIMEOUT_S)).items():
@@ -166,8 +192,13 @@ class TritonAttachment:
         await self.rpc.close()
 
 
-async def _log_lines(stream: asyncio.StreamReader | None) -> None:
-    """Turn the server's output into our log lines; the tables it draws are left out."""
+async def _log_lines(
+    stream: asyncio.StreamReader | None, complaints: deque[tuple[float, str]]
+) -> None:
+    """Turn the server's output into our log lines, and keep its newest errors.
+
+    The tables it draws are left out.
+    """
     rest = b""
     while stream is not None and (data := await stream.read(65_536)):
         *lines, rest = (rest + data).split(b"\n")
@@ -178,6 +209,17 @@ async def _log_lines(stream: asyncio.StreamReader | None) -> None:
                 words = text.split(" ", 2)
                 level = _LEVELS.get(words[1], "info") if len(words) > 1 else "info"
                 getattr(log, level)("triton says", line=text)
+                if level in {"error", "critical"}:
+                    complaints.append((time.monotonic(), _said(text)))
+
+
+def _said(line: str) -> str:
+    """What stands behind time, process and place in the source: a JSON string, as a rule."""
+    text = line.partition("] ")[2] or line
+    try:
+        return str(json.loads(text))
+    except ValueError:
+        return text
 
 
 def _filled(part: str, values: dict[str, int | Path | str]) -> str:

@@ -15,6 +15,9 @@ class Assignment:
     slots: int
     input_tokens_output: str = ""
     output_tokens_output: str = ""
+    cached_tokens_output: str = ""
+    queue: str = ""
+    """Where its work is pulled from; "" for the queue called by the deployment."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """How records stand in a journal: numbered, each with a checksum, in two halves that take turns.
 
 A half is used again once everything in it is stored elsewhere. What stands behind the newest record
-of a half is of an earlier turn and carries lower numbers, so reading stops there.
+of a half is of an earlier turn and carries lower numbers, so reading stops there. Numbers may be
+missing: those of records that found no room.
 """
 
 from __future__ import annotations
@@ -40,16 +41,16 @@ def read(journal: bytes) -> list[tuple[int, bytes]]:
 
 
 def _read(half: bytes) -> Iterator[tuple[int, bytes]]:
-    at, expected = 0, 0
+    at, newest = 0, 0
     while at + _FRAME.size <= len(half):
         length, checksum, number = _FRAME.unpack_from(half, at)
         end = at + _FRAME.size + length
-        if number == 0 or (expected and number != expected) or end > len(half):
+        if number <= newest or end > len(half):
             return
         if zlib.crc32(half[at + 8 : end]) != checksum:
             return
         yield number, half[at + _FRAME.size : end]
-        at, expected = end, number + 1
+        at, newest = end, number
 
 
 @dataclass(slots=True)
@@ -68,16 +69,18 @@ class Halves:
         full = self._used[self._active] >= _CLOSED_FROM * self.half_bytes
         return full and self._used[1 - self._active] > 0
 
-    def place(self, number: int, size_bytes: int) -> int | None:
-        """The place of a frame in the file; None when there is no room."""
+    def place(self, size_bytes: int) -> int | None:
+        """The place of the next frame in the file; None when there is no room."""
         if self._used[self._active] + size_bytes > self.half_bytes:
             if self._used[1 - self._active] or size_bytes > self.half_bytes:
                 return None
             self._active = 1 - self._active
-        at = MARK_BYTES + self._active * self.half_bytes + self._used[self._active]
+        return MARK_BYTES + self._active * self.half_bytes + self._used[self._active]
+
+    def written(self, number: int, size_bytes: int) -> None:
+        """The frame of this record stands in its place; what does not, leaves that to the next."""
         self._used[self._active] += size_bytes
         self._last[self._active] = number
-        return at
 
     def stored(self, until: int) -> None:
         """Everything before this number is stored elsewhere."""

@@ -55,9 +55,9 @@ class MeasuredBuffer(Generic[R]):
             self._first_held += 1
 
 
-def runs_of(records: Sequence[tuple[int, bytes]], most: int) -> Iterator[list[tuple[int, bytes]]]:
+def runs_of(records: Sequence[tuple[int, R]], most: int) -> Iterator[list[tuple[int, R]]]:
     """Numbered records, in order, in pieces without gaps of at most so many."""
-    piece: list[tuple[int, bytes]] = []
+    piece: list[tuple[int, R]] = []
     for number, record in records:
         if piece and (number != piece[-1][0] + 1 or len(piece) == most):
             yield piece

@@ -10,17 +10,21 @@ from dataclasses import dataclass
 class TokenCount:
     """Running count over the responses of one attempt.
 
-    Every response names all prompt tokens but only its own generated tokens, as
-    the vLLM backend does it.
+    Every response names all prompt tokens, and all of them that were in a cache, but
+    only its own generated tokens, as the vLLM backend does it.
     """
 
     input_tokens: int = 0
     output_tokens: int = 0
+    cached_tokens: int = 0
 
-    def add(self, prompt: Sequence[int], generated: Sequence[int]) -> None:
+    def add(
+        self, prompt: Sequence[int], generated: Sequence[int], cached: Sequence[int] = ()
+    ) -> None:
         """Count one response; a model that reports a negative number reports nothing."""
         self.input_tokens = max(self.input_tokens, _sum(prompt))
         self.output_tokens += _sum(generated)
+        self.cached_tokens = max(self.cached_tokens, _sum(cached))
 
 
 def _sum(counts: Sequence[int]) -> int:

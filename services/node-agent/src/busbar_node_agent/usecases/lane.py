@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,12 @@ from busbar_errors import BusbarError
 
 from busbar_node_agent.domain.credits import Credits
 
-TokenCounter = Callable[[bytes], tuple[Sequence[int], Sequence[int]]]
+CHECKED_FOR_S = 10.0
+"""A model that has passed its check is not doubted again for so long: some input may well have it
+answer what nobody can read, and who sends that again and again would have it checked all the time
+instead of working for others."""
+
+TokenCounter = Callable[[bytes], tuple[Sequence[int], Sequence[int], Sequence[int]]]
 """Reads prompt and generated token counts from a serialized inference.ModelInferResponse."""
 
 
@@ -54,8 +60,14 @@ class Lane:
     suspect_since_s: float = 0.0
     """When the model first failed by its own fault since it last answered; 0 for never."""
     suspected: asyncio.Event = field(default_factory=asyncio.Event)
+    answers_within_s: float | None = None
+    """Longest that the model says nothing while it has work, as its bundle promises."""
+    heard_s: float = 0.0
+    """When it last said anything, or got work while it had none; by time.monotonic()."""
     doubted: bool = False
     """Whether an answer could not be read: then another one that came proves nothing."""
+    passed_s: float = -math.inf
+    """When it last passed a check."""
     _empty: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
@@ -63,24 +75,29 @@ class Lane:
 
     def occupied(self) -> None:
         """Work arrived for one of the slots asked for."""
+        if not self.credits.in_hand:
+            self.heard_s = time.monotonic()
         self.credits.arrived()
         self._empty.clear()
 
     def answered(self) -> None:
         """The model works, as far as can be told from here."""
+        self.heard_s = time.monotonic()
         if not self.doubted:
             self.suspect_since_s = 0.0
             self.suspected.clear()
 
     def doubt(self) -> None:
         """What the model answers cannot be read: it takes nothing until it was checked."""
+        if time.monotonic() - self.passed_s < CHECKED_FOR_S:
+            return
         self.doubted = True
         self.failed()
         self.on_freed()  # so that whoever pulls for it takes back what it asked for
 
     def trust(self) -> None:
         """It was checked, and works."""
-        self.doubted = False
+        self.passed_s, self.doubted = time.monotonic(), False
         self.answered()
         self.on_freed()
 
@@ -88,6 +105,13 @@ class Lane:
         """The model did not answer, or broke down answering: it may need a check."""
         self.suspect_since_s = self.suspect_since_s or time.monotonic()
         self.suspected.set()
+
+    @property
+    def silent(self) -> bool:
+        """Whether it has said nothing for longer than it ever should."""
+        if self.answers_within_s is None or not self.credits.in_hand:
+            return False
+        return time.monotonic() - self.heard_s > self.answers_within_s
 
     def freed(self) -> None:
         """A slot is free again."""

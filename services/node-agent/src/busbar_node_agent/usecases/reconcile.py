@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 import structlog
 from busbar_contracts.scheduler.v1 import plan_pb2
+from busbar_errors import Rejected
+from busbar_messaging.topology import queue_name
 
 from busbar_node_agent.domain.desired import Assignment, Present, next_steps
 from busbar_node_agent.usecases.replica import DRAIN_TIMEOUT_S, Replica, Tools
@@ -30,7 +32,10 @@ class Reconciler:
     _leaving: set[asyncio.Task[None]] = field(default_factory=set[asyncio.Task[None]])
 
     def desire(self, placement: plan_pb2.NodePlacement) -> None:
-        """Take over a placement, unless a newer leader has already spoken."""
+        """Take over a placement, unless a newer leader has already spoken.
+
+        Raises Rejected, and stays as it is, where a queue's name is none.
+        """
         if placement.fencing_token < self._fencing_token:
             log.warning(
                 "placement of a deposed leader ignored",
@@ -38,11 +43,12 @@ class Reconciler:
                 newest=self._fencing_token,
             )
             return
+        desired = {each.deployment: _assignment(each) for each in placement.replicas}
         self._fencing_token = placement.fencing_token
         self.revision = placement.snapshot_revision
         within_s = placement.drain_within_ms / 1000
         self._drain_s = min(within_s, DRAIN_TIMEOUT_S) if within_s else DRAIN_TIMEOUT_S
-        self._desired = {each.deployment: _assignment(each) for each in placement.replicas}
+        self._desired = desired
         self._wake.set()
 
     def doubt(self, deployment: str) -> None:
@@ -104,10 +110,17 @@ class Reconciler:
 
 
 def _assignment(wanted: plan_pb2.ReplicaAssignment) -> Assignment:
+    if wanted.queue:
+        try:
+            queue_name(wanted.deployment, wanted.queue)
+        except ValueError as error:
+            raise Rejected(str(error)) from error
     return Assignment(
         deployment=wanted.deployment,
         bundle_digest=wanted.bundle_digest,
         slots=max(1, wanted.slots),
         input_tokens_output=wanted.input_tokens_output,
         output_tokens_output=wanted.output_tokens_output,
+        cached_tokens_output=wanted.cached_tokens_output,
+        queue=wanted.queue,
     )

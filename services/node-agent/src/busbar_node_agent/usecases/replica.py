@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,8 @@ _GUARD_SOONEST_S = 1.7
 _POLL_S = 0.1
 _RETRY_FIRST_S, _RETRY_CAP_S = 1.0, 60.0
 _CRASH_RETRY_FIRST_S, _CRASH_RETRY_CAP_S = 5.0, 900.0
+_COMPLAINT_CHARS_MAX = 1_000
+_LAG_S = 0.5
 _LASTING_S = 60.0
 """What was ready for so long has not failed before, as far as anybody cares."""
 
@@ -70,7 +73,7 @@ class Puller(Protocol):
 
     def start(self) -> None: ...
     async def stop(self) -> None: ...
-    def adjust(self, slots: int) -> None: ...
+    def adjust(self, slots: int, queue: str) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +85,8 @@ class Bundle:
     """Where each of its files lies, by its path in the bundle."""
     warm_up: Callable[[Any, str], Awaitable[None]]
     """Runs the warm-up of the model called so at that Triton; raises WarmUpFailed."""
+    answers_within_s: float | None = None
+    """Longest that the model says nothing while it has work; None: nobody can say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +101,9 @@ class Tools:
     unstage: Callable[[str], Awaitable[None]]
     pin: Callable[[set[str]], None]
     """Only bundles with other digests than these may leave the cache."""
-    open_puller: Callable[[Lane], Puller]
-    token_counter: Callable[[str, str], TokenCounter | None]
+    open_puller: Callable[[Lane, str], Puller]
+    """For a lane, from the queue of that name; "" for the one called by the deployment."""
+    token_counter: Callable[[str, str, str], TokenCounter | None]
     on_change: Callable[[], None]
     on_event: Callable[[str, Message], None]
     loading: asyncio.Semaphore
@@ -138,11 +144,11 @@ class Replica:
         return self.assignment.deployment
 
     def adjust(self, assignment: Assignment) -> None:
-        """Take over slots and outputs; both count from the next work on."""
+        """Take over slots, outputs and queue; all count from the next work on."""
         self.assignment = assignment
         if self._lane is not None and self._puller is not None:
             self._lane.count_tokens = self._token_counter()
-            self._puller.adjust(assignment.slots)
+            self._puller.adjust(assignment.slots, assignment.queue)
         self._tools.on_change()
 
     def doubt(self) -> None:
@@ -245,14 +251,25 @@ class Replica:
     async def _bring_up(self, session: Session, bundle: Bundle) -> None:
         self._staged = True
         await self._tools.stage(self.deployment, bundle)
-        self._load = asyncio.create_task(session.rpc.load(self.deployment, LOAD_TIMEOUT_S))
-        await _under(session, asyncio.shield(self._load))
+        await self._loaded(session)
         self._set(WARMING)
         await _under(session, bundle.warm_up(session.rpc, self.deployment))
         metadata = session.rpc.metadata(self.deployment, CONTROL_TIMEOUT_S)
         self.model_metadata = await _under(session, metadata)
         config = session.rpc.config(self.deployment, CONTROL_TIMEOUT_S)
         self.model_config = await _under(session, config)
+
+    async def _loaded(self, session: Session) -> None:
+        began_s = time.monotonic()
+        self._load = asyncio.create_task(session.rpc.load(self.deployment, LOAD_TIMEOUT_S))
+        try:
+            await _under(session, asyncio.shield(self._load))
+        except TritonRefused as error:
+            complaint = await _under(session, session.run.complaint(self.deployment, began_s))
+            if not complaint or complaint in error.reason:
+                raise
+            said = complaint[:_COMPLAINT_CHARS_MAX]
+            raise TritonRefused(error.code, f"{error.reason}; Triton says: {said}") from error
 
     async def _pull(self, session: Session, bundle: Bundle) -> str:
         lane = self._lane = Lane(
@@ -261,8 +278,9 @@ class Replica:
             triton=session.rpc,
             count_tokens=self._token_counter(),
             on_freed=_nothing,
+            answers_within_s=bundle.answers_within_s,
         )
-        puller = self._puller = self._tools.open_puller(lane)
+        puller = self._puller = self._tools.open_puller(lane, self.assignment.queue)
         puller.start()
         self._became_ready()
         reason = "the replica is being stopped"
@@ -299,16 +317,14 @@ class Replica:
                 if not await session.rpc.model_ready(self.deployment, CONTROL_TIMEOUT_S):
                     return "Triton no longer has the model"
                 if lane.suspected.is_set():
-                    await _under(session, bundle.warm_up(session.rpc, self.deployment))
+                    await _under(session, self._asked(session, bundle, lane))
                     lane.trust()
             except WarmUpFailed as error:
                 if not (error.hung or error.busy):
                     return error.reason
-                if (
-                    error.hung
-                    and self._tools.work.longest_in_hand(lane) > lane.suspect_since_s > 0.0
-                ):
-                    # Nothing older is in hand that the check might have had to wait for.
+                # Nothing older is in hand that the check might have had to wait for.
+                alone = self._tools.work.longest_in_hand(lane) > lane.suspect_since_s > 0.0
+                if error.hung and (alone or lane.silent):
                     reason = f"{self.deployment} hangs: {error.reason}"
                     self._tools.supervisor.accuse(session, reason)
             except TritonRefused as error:
@@ -317,6 +333,18 @@ class Replica:
                 break
             await _look_again(session.lost, lane.suspected)
         return "Triton was lost"
+
+    async def _asked(self, session: Session, bundle: Bundle, lane: Lane) -> None:
+        """Ask the warm-up question; who broke its promise to answer gets no longer for it."""
+        within_s, began_s = bundle.answers_within_s if lane.silent else None, time.monotonic()
+        try:
+            async with asyncio.timeout(within_s):
+                await bundle.warm_up(session.rpc, self.deployment)
+        except TimeoutError:
+            now_s = time.monotonic()
+            reason = f"silent for {now_s - lane.heard_s:.1f} s, and to its warm-up question, too"
+            stalled = within_s is None or now_s - began_s > within_s + _LAG_S  # ourselves, then
+            raise WarmUpFailed(reason, hung=not stalled, busy=stalled) from None
 
     async def _unload(self) -> None:
         """Take the model out of Triton, as far as there is a Triton to take it out of."""
@@ -335,7 +363,9 @@ class Replica:
 
     def _token_counter(self) -> TokenCounter | None:
         wanted = self.assignment
-        return self._tools.token_counter(wanted.input_tokens_output, wanted.output_tokens_output)
+        return self._tools.token_counter(
+            wanted.input_tokens_output, wanted.output_tokens_output, wanted.cached_tokens_output
+        )
 
     def _fail(self, reason: str) -> None:
         self._set(FAILED, reason)

@@ -109,6 +109,7 @@ class Reporter:
             placement_revision=self.reconciler.revision,
             draining=self.draining,
             refusal=self._refused,
+            reads_queue_names=True,
         )
         return await self._put("status", self.put_status, status.SerializeToString())
 

@@ -184,6 +184,8 @@ class WorkInHand:
             await asyncio.sleep(_TICK_S)
             now_s = time.monotonic()
             for attempt in list(self._attempts.values()):
+                if attempt.lane.silent:
+                    attempt.lane.failed()
                 if _due(attempt, now_s):
                     attempt.last_sign_s = now_s
                     self._say(attempt.work, frames.started(attempt.work, self.node))
@@ -380,7 +382,11 @@ def _too_large(size_bytes: int) -> Failure:
 
 
 def _usage(tokens: TokenCount) -> work_pb2.WorkUsage:
-    return work_pb2.WorkUsage(input_tokens=tokens.input_tokens, output_tokens=tokens.output_tokens)
+    return work_pb2.WorkUsage(
+        input_tokens=tokens.input_tokens,
+        output_tokens=tokens.output_tokens,
+        cached_tokens=tokens.cached_tokens,
+    )
 
 
 def _microseconds(seconds: float) -> int:
