@@ -129,6 +129,23 @@ def test_a_model_that_counts_no_prompt_is_charged_once_for_what_it_made() -> Non
     assert answer.count(0, 3) == (0, 8)
 
 
+def test_cached_tokens_are_those_of_the_prompt_that_the_first_attempt_found() -> None:
+    answer = Continuation()
+    answer.count(8, 2, 6)
+    answer.take(b"he", "")
+    answer.resume()
+    answer.count(10, 2, 10)
+
+    assert (answer.input_tokens, answer.cached_tokens) == (8, 6)
+
+
+def test_no_more_tokens_are_cached_than_there_are() -> None:
+    answer = Continuation()
+    answer.count(8, 2, 9)
+
+    assert answer.cached_tokens == 8
+
+
 def test_a_character_that_was_cut_is_made_anew() -> None:
     answer = Continuation()
     answer.count(3, 2)

@@ -300,6 +300,20 @@ async def test_bad_input_is_told_apart_and_never_dispatched(
     assert bool(agent.works) == (code is Code.OK)
 
 
+async def test_an_idempotency_key_that_would_be_ignored_is_refused(platform: Platform) -> None:
+    name, _ = await platform.deploy()
+    keyed = (*AUTH, ("idempotency-key", "foo"))
+    infer = platform.channel.unary_unary(SERVICE + "ModelInfer")
+    with pytest.raises(grpc.aio.AioRpcError, match="charged again") as refused:
+        await infer(request(name), timeout=5, metadata=keyed)
+    stream = platform.channel.stream_stream(SERVICE + "ModelStreamInfer")
+    with pytest.raises(grpc.aio.AioRpcError, match="charged again") as refused_stream:
+        async for _ in stream(iter([request(name)]), timeout=5, metadata=keyed):
+            pass
+
+    assert refused.value.code() is refused_stream.value.code() is Code.INVALID_ARGUMENT
+
+
 async def test_a_decoupled_model_is_not_answered_by_model_infer(platform: Platform) -> None:
     name, _ = await platform.deploy(decoupled=True)
 

@@ -183,16 +183,21 @@ def share_of_meter(limits: Limits) -> float:
     gateways=st.integers(1, 4),
     per_minute=st.sampled_from([30, 600, 1200]),
     moves=st.booleans(),
+    tokens=st.sampled_from([0, 100]),
 )
 def test_several_gateways_together_let_through_the_limit_and_no_more(
-    seed: int, gateways: int, per_minute: int, moves: bool
+    seed: int, gateways: int, per_minute: int, moves: bool, tokens: int
 ) -> None:
-    """They are asked for ten times the limit for two minutes; where, may change every 7 s.
+    """With `tokens` of each request the limit is one of tokens a minute, for as many requests.
+
+    They are asked for ten times the limit for two minutes; where, may change every 7 s.
 
     What the full buckets of the start may lose is a burst in the wrong place, so what must
     not be lost is counted in the second minute.
     """
     draws, policy = random.Random(seed), Policy(requests_per_minute=per_minute)
+    if tokens:
+        policy = Policy(tokens_per_minute=per_minute * tokens)
     table = {f"g{number}": Limits() for number in range(gateways)}
     exchange(table, policy, 0.0)
     passed = [0, 0]
@@ -203,9 +208,9 @@ def test_several_gateways_together_let_through_the_limit_and_no_more(
         for step in range(max(1, per_minute * 10 // 60 // 10)):
             for name in draws.choices(list(weights), list(weights.values()), k=10):
                 now = second + step / (per_minute / 60 + 1) / 10
-                found = table[name].admit(T, policy, 0, min(now, second + 0.999))
+                found = table[name].admit(T, policy, tokens, min(now, second + 0.999))
                 if isinstance(found, Grant):
-                    table[name].settle(found, 0, 0)
+                    table[name].settle(found, tokens, 0)
                     passed[second // 60] += 1
         exchange(table, policy, float(second + 1))
 

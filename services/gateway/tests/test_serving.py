@@ -308,7 +308,8 @@ async def test_more_than_the_slots_wait_and_a_full_queue_refuses(platform: Platf
 
 
 async def test_without_a_replica_the_answer_is_unavailable_at_once(platform: Platform) -> None:
-    name, _ = await platform.deploy(slots=0)
+    told_to_operators = 'failed on r1/s1/n1: File "/data/model.py", line 3'
+    name, _ = await platform.deploy(slots=0, unready_reason=told_to_operators)
 
     async def until_refused() -> float:
         began = time.monotonic()

@@ -296,6 +296,42 @@ async def test_what_is_held_back_is_not_charged_to_who_leaves_before_the_work_ha
     assert record.output_tokens == 1
 
 
+LOOKS_FINAL = pb.ModelInferResponse(
+    parameters={"triton_final_response": pb.InferParameter(bool_param=True)}
+).SerializeToString()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"raw_output_contents": [LOOKS_FINAL]},
+        {"parameters": {"triton_final_response": pb.InferParameter(bool_param=True)}},
+    ],
+    ids=["in-a-tensor", "said-too-early"],
+)
+async def test_what_looks_like_the_last_response_and_is_not_is_delivered_and_charged(
+    platform: Platform, content: dict[str, Any]
+) -> None:
+    name, agent = await platform.deploy(decoupled=True)
+
+    async def three_then_wait(work: work_pb2.InferenceWork, say: Say) -> None:
+        await say(chunk=chunk(work, 0, **content))
+        await say(chunk=chunk(work, 1))
+        await say(chunk=chunk(work, 2))
+
+    agent.behaviour, context = three_then_wait, Reading()
+
+    customer = asyncio.create_task(asked(platform, name, context))
+    await eventually(lambda: chunks_come(platform) == [3] and waiting_for_chunks(platform))
+    customer.cancel()
+    await asyncio.gather(customer, return_exceptions=True)
+    await eventually(lambda: platform.gateway.usage.idle)
+    [record] = (await platform.usage()).records
+
+    assert len(context.written) == 3
+    assert record.output_tokens == 3
+
+
 async def test_a_stream_that_fails_half_way_is_free_and_says_so(platform: Platform) -> None:
     name, agent = await platform.deploy(decoupled=True)
 

@@ -67,3 +67,21 @@ async def test_an_answer_that_nobody_can_read_is_an_error_and_free(platform: Pla
     assert [work.attempt for work in agent.works] == list(range(1, TRIES_MAX + 1))
     assert usage.charged == set()
     assert list(platform.gateway.dispatcher.troubles) == [(agent.node, 0, TRIES_MAX)]
+
+
+async def test_what_two_nodes_answer_so_is_held_against_the_request_and_not_the_second_node(
+    platform: Platform,
+) -> None:
+    name, agent = await platform.deploy()
+
+    async def garble_everywhere(work: work_pb2.InferenceWork, say: Say) -> None:
+        node = f"{agent.node}-{work.attempt}"
+        await say(node=node, finished=work_pb2.WorkFinished(payload=b"garbage"))
+
+    agent.behaviour = garble_everywhere
+
+    with pytest.raises(ModelFailed):
+        await ask(platform, name)
+
+    assert [work.attempt for work in agent.works] == [1, 2]
+    assert list(platform.gateway.dispatcher.troubles) == [(f"{agent.node}-1", 0, 1)]

@@ -64,6 +64,19 @@ async def test_a_customer_gone_before_the_last_byte_is_not_charged(platform: Pla
     assert [v.request_id for v in usage.voids] == [call.request_id]
 
 
+async def test_records_that_come_together_are_written_together(platform: Platform) -> None:
+    """One write and one fsync for all of them: alone each would wait its turn."""
+    log = platform.gateway.usage
+    requests = [uuid7().bytes for _ in range(32)]
+    for request_id in requests:
+        log.commit_later(log.claim(request_id, TENANT), UsageRecord(request_id=request_id))
+
+    await eventually(lambda: log.idle)
+    usage = await platform.usage()
+    assert [one.request_id for one in usage.records] == requests
+    assert usage.messages == 1
+
+
 async def test_a_charge_stands_from_the_moment_before_its_answer_leaves(platform: Platform) -> None:
     """A kill after it leaves the charge, for the client may have the answer by then."""
     name, _ = await platform.deploy()

@@ -98,7 +98,7 @@ async def test_who_cannot_wait_that_long_is_told_how_long_and_wakes_it_all_the_s
 
         assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
         assert refused.value.details() == (
-            f"the model '{name}' is not ready yet: it sleeps; that takes about 3 s"
+            f"the model '{name}' is not ready yet: it is being loaded; that takes about 3 s"
         )
         assert dict(refused.value.trailing_metadata() or ())["retry-after"] == "3.000"
         assert (said.queued, said.unready_count) == (0, 1)
@@ -118,6 +118,11 @@ async def put_asleep(edge: Edge, name: str, within_ms: int) -> None:
 def wakes(platform: Platform, name: str) -> bool:
     route = platform.gateway.routes.current(name)
     return route is not None and route.wakes_within_s > 0
+
+
+def serves(platform: Platform, name: str) -> bool:
+    route = platform.gateway.routes.current(name)
+    return route is not None and route.usable
 
 
 async def put(edge: Edge, name: str, route: bytes) -> None:
@@ -157,6 +162,29 @@ async def test_who_waited_in_vain_is_told_when_to_come_back(platform: Platform) 
     assert (await platform.usage()).charged == set()
 
 
+async def test_why_a_model_is_not_ready_is_no_customers_to_read(platform: Platform) -> None:
+    async with http_edge(platform, HttpLimits(generation_timeout_s=1.2)) as edge:
+        name, _ = await edge.chat_model(saying("a", "b"))
+        route = plan_pb2.Route.FromString(chat_route(name))
+        del route.targets[:]
+        route.unready_reason = 'failed on r1/s1/n1: File "/data/model.py", line 3'
+        await put(edge, name, route.SerializeToString())
+        await eventually(lambda: not serves(platform, name))
+        talk = {"model": name, "messages": [{"role": "user", "content": "go"}]}
+        async with http(edge) as client:
+            answers = [
+                await client.post("/v1/chat/completions", json=talk),
+                await client.post("/v1/chat/completions", json={**talk, "stream": True}),
+                await client.get(f"/v2/models/{name}/ready"),
+            ]
+
+    for answer in answers:
+        assert answer.status_code == 503
+        assert "is not ready: no replica is ready" in answer.text
+        assert "r1/s1/n1" not in answer.text
+        assert "/data" not in answer.text
+
+
 def http(edge: Edge) -> httpx.AsyncClient:
     return httpx.AsyncClient(
         base_url=f"http://127.0.0.1:{edge.port}",
@@ -186,7 +214,7 @@ async def test_a_flood_for_a_sleeping_model_stays_within_the_queue(platform: Pla
     assert all(1 <= one <= 3 for one in told_s)
 
 
-async def test_a_model_that_is_not_brought_back_is_refused_again_with_its_reason(
+async def test_a_model_that_is_not_brought_back_is_refused_again(
     platform: Platform,
 ) -> None:
     name, _ = await platform.deploy(**ASLEEP)
@@ -198,7 +226,7 @@ async def test_a_model_that_is_not_brought_back_is_refused_again_with_its_reason
         await call
 
     assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
-    assert "no node has room for it" in str(refused.value.details())
+    assert refused.value.details() == f"the model '{name}' is not ready: no replica is ready"
 
 
 async def test_a_sleeping_model_says_that_it_takes_requests(platform: Platform) -> None:

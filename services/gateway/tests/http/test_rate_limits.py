@@ -156,14 +156,14 @@ async def test_more_than_the_slots_of_the_account_at_once_are_refused(edge: Edge
 
 async def test_a_suspended_account_is_told_why_and_served_again_afterwards(edge: Edge) -> None:
     name, _ = await edge.platform.deploy()
-    await put_policy(edge.platform, TenantPolicy(suspended_reason="the account is closed"))
+    await put_policy(edge.platform, TenantPolicy(suspended_reason="late payer"))
 
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await edge.platform.infer(request(name), auth=AUTH)
     await put_policy(edge.platform, TenantPolicy())
 
     assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
-    assert refused.value.details() == "the account is closed"
+    assert refused.value.details() == "this account is suspended: late payer"
     await edge.platform.infer(request(name))
 
 

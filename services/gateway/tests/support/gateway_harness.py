@@ -259,6 +259,8 @@ class Usage:
 
     records: list[UsageRecord] = field(default_factory=list)
     voids: list[UsageVoid] = field(default_factory=list)
+    messages: int = 0
+    """How often it wrote them."""
 
     @property
     def charged(self) -> set[bytes]:
@@ -332,6 +334,7 @@ class Platform:
             batch = UsageRecorded.FromString(message.data or b"")
             found.records.extend(batch.records)
             found.voids.extend(batch.voids)
+            found.messages += 1
 
 
 def gateway_settings(server: NatsServer, state_dir: Path, **more: Any) -> GatewaySettings:

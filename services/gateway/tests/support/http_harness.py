@@ -116,7 +116,6 @@ def make_route(
         signature=signature if ready else None,
         metadata=metadata.SerializeToString() if ready else b"",
         config=config.SerializeToString() if ready else b"",
-        unready_reason="" if ready else "no replica is placed",
     )
 
 

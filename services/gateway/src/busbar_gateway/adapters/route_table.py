@@ -130,9 +130,14 @@ def read_route(stored: plan_pb2.Route) -> Route:
             stop=tuple(manifest.stop),
             token_outputs=tuple(
                 output
-                for output in (manifest.input_tokens_output, manifest.output_tokens_output)
+                for output in (
+                    manifest.input_tokens_output,
+                    manifest.output_tokens_output,
+                    manifest.cached_tokens_output,
+                )
                 if output
             ),
+            cached_tokens_output=manifest.cached_tokens_output,
         ),
         created_unix_s=stored.created_unix_ms // 1000,
         targets=_targets(stored.targets),
@@ -140,7 +145,6 @@ def read_route(stored: plan_pb2.Route) -> Route:
         signature=_signature(stored.model_metadata, stored.model_config),
         metadata=stored.model_metadata,
         config=stored.model_config,
-        unready_reason=stored.unready_reason,
         wakes_within_s=max(1, stored.wakes_within_ms) / 1000 if stored.wakes else 0.0,
         digest=stored.bundle_digest,
         canary=_canary(stored.canary) if stored.HasField("canary") else None,

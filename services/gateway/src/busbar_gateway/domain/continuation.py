@@ -29,6 +29,9 @@ class Continuation:
     input_tokens: int = 0
     """Of the prompt as the customer sent it."""
     output_tokens: int = 0
+    cached_tokens: int = 0
+    """Those of the prompt that the first attempt found in a cache: what a later one finds there
+    may be our own doing."""
     finish_reason: str | None = None
     _parts: list[str] = field(default_factory=list[str])
     _resumed: bool = False
@@ -44,13 +47,16 @@ class Continuation:
     """What such an attempt may yet complete to a stop string."""
     _bytes: codecs.IncrementalDecoder = field(default_factory=_decoder)
 
-    def count(self, input_tokens: int, output_tokens: int) -> tuple[int, int]:
+    def count(
+        self, input_tokens: int, output_tokens: int, cached_tokens: int = 0
+    ) -> tuple[int, int]:
         """The whole answer's tokens, from what the present attempt has counted."""
         if self._rest and self.finish_reason == "stop":
             return self.input_tokens, self.output_tokens
         self._made = output_tokens
         if not self._resumed:
             self.input_tokens, self.output_tokens = input_tokens, output_tokens
+            self.cached_tokens = min(cached_tokens, input_tokens)
             return input_tokens, output_tokens
         total = self._before + output_tokens
         if self.input_tokens and input_tokens:

@@ -41,6 +41,8 @@ class Manifest:
     stop: tuple[str, ...] = ()
     token_outputs: tuple[str, ...] = ()
     """Outputs that count tokens, which decide the price; empty when the model counts none."""
+    cached_tokens_output: str = ""
+    """That of `token_outputs` which counts prompt tokens found in a cache; empty for none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +131,6 @@ class Route:
     """Serialized inference.ModelMetadataResponse; empty until a replica was ready once."""
     config: bytes = b""
     """Serialized inference.ModelConfigResponse; empty until a replica was ready once."""
-    unready_reason: str = ""
     wakes_within_s: float = 0.0
     """How long it takes to be ready once it is asked for; 0 when asking does not bring it back."""
     digest: str = ""
@@ -165,9 +166,11 @@ class Route:
 
     @property
     def unready(self) -> str:
-        """What somebody is told who asks a deployment that takes no work now."""
-        reason = self.unready_reason or "no replica is ready"
-        return f"the model '{self.deployment}' is not ready: {reason}"
+        """What somebody is told who asks a deployment that takes no work now.
+
+        Why is the operators' to read: it names nodes, and paths and code of other tenants' models.
+        """
+        return f"the model '{self.deployment}' is not ready: no replica is ready"
 
     def open_to(self, caller: Caller) -> bool:
         """Whether this caller may know of the deployment at all."""

@@ -288,9 +288,8 @@ def _unready(route: Route | None) -> ModelUnready:
 
 def _asleep(admission: _Admission, route: Route, now: float) -> Unavailable:
     ready_in_s = admission.waking.ready_in_s(now, route.wakes_within_s)
-    reason = route.unready_reason or "it is being loaded"
     return Unavailable(
-        f"the model '{route.deployment}' is not ready yet: {reason}; "
+        f"the model '{route.deployment}' is not ready yet: it is being loaded; "
         f"that takes about {math.ceil(ready_in_s)} s",
         ready_in_s,
     )

@@ -33,7 +33,14 @@ class Resumable(Protocol):
         """Whether the attempt ended well and yet something is left to be made."""
         ...
 
-    def count(self, input_tokens: int, output_tokens: int) -> tuple[int, int]:
+    @property
+    def cached_tokens(self) -> int:
+        """Those of `input_tokens` that were in a cache, as `count` last said."""
+        ...
+
+    def count(
+        self, input_tokens: int, output_tokens: int, cached_tokens: int = 0
+    ) -> tuple[int, int]:
         """The whole answer's tokens, from what the present attempt has counted."""
         ...
 
@@ -116,6 +123,7 @@ class Chunk:
     input_tokens: int
     output_tokens: int
     compute_us: int = 0
+    cached_tokens: int = 0
 
 
 class AnswerStream(Protocol):
@@ -136,6 +144,7 @@ class AnswerStream(Protocol):
         """Say that the last chunk is part of the last bytes: it is not delivered before those.
 
         Who leaves before that pays nothing for it, and nothing at all once the charge is under way.
+        If another one comes all the same, it is to be handed over before that.
         """
         ...
 

@@ -59,6 +59,7 @@ class Delivered:
     node: str = ""
     attempt: int = 0
     compute_us: int = 0
+    cached_tokens: int = 0
 
     @classmethod
     def of(cls, finished: WorkFinished, response_bytes: int, node: str, attempt: int) -> Delivered:
@@ -71,6 +72,7 @@ class Delivered:
             node,
             attempt,
             finished.timings.compute_us,
+            usage.cached_tokens,
         )
 
 
@@ -98,6 +100,7 @@ def usage_record(
         finished_unix_ns=finished_unix_ns,
         input_tokens=delivered.input_tokens,
         output_tokens=delivered.output_tokens,
+        cached_tokens=min(delivered.cached_tokens, delivered.input_tokens),
         request_bytes=call.request_bytes or len(call.payload),
         response_bytes=delivered.response_bytes,
         compute_us=delivered.compute_us,

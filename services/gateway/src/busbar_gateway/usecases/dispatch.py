@@ -40,6 +40,7 @@ class Dispatch:
         self._pending = dispatcher.open(call, streamed=streamed)
         self._traceparent = ""
         self._publishes_failed = 0
+        self._garbled_by = ""
 
     @property
     def node(self) -> str:
@@ -95,14 +96,14 @@ class Dispatch:
 
     def _counted(self, chunk: WorkChunk) -> Chunk:
         usage, resumable = chunk.usage, self._pending.call.resumable
-        if resumable is None:
-            counted = usage.input_tokens, usage.output_tokens
-        else:
-            counted = resumable.count(usage.input_tokens, usage.output_tokens)
+        counted, cached = (usage.input_tokens, usage.output_tokens), usage.cached_tokens
+        if resumable is not None:
+            counted = resumable.count(*counted, cached)
+            cached = resumable.cached_tokens
         payload, trial = chunk.payload, self._pending.trial
         if trial is not None and trial.canary is not None:
             payload = named(payload, self._pending.call.route.deployment)
-        return Chunk(payload, *counted, chunk.compute_us)
+        return Chunk(payload, *counted, chunk.compute_us, cached)
 
     def _deliverable(self) -> bool:
         """Chunks before a good end, or of an attempt that goes on, may be handed out.
@@ -136,7 +137,9 @@ class Dispatch:
         if (resumable := pending.call.resumable) is not None and resumable.complete:
             return WorkFinished(
                 usage=WorkUsage(
-                    input_tokens=resumable.input_tokens, output_tokens=resumable.output_tokens
+                    input_tokens=resumable.input_tokens,
+                    output_tokens=resumable.output_tokens,
+                    cached_tokens=resumable.cached_tokens,
                 )
             )
         await self._try_again(outcome)
@@ -149,11 +152,13 @@ class Dispatch:
         resumable = self._pending.call.resumable
         if resumable is None:
             return finished
-        counted = resumable.count(finished.usage.input_tokens, finished.usage.output_tokens)
+        usage = finished.usage
+        counted = resumable.count(usage.input_tokens, usage.output_tokens, usage.cached_tokens)
         if resumable.falls_short and self._pending.attempts.delivering:
             await self._again(0.0, "unfinished")
             return None
-        finished.usage.input_tokens, finished.usage.output_tokens = counted
+        usage.input_tokens, usage.output_tokens = counted
+        usage.cached_tokens = resumable.cached_tokens
         return finished
 
     async def _publish_again(self, outcome: NotPublished | NotTaken) -> None:
@@ -188,6 +193,9 @@ class Dispatch:
             if self.node:
                 self._dispatcher.troubles.lost(self.node)
                 self._dispatcher.cancel(self.node, pending.call.request_id, self.attempt)
+            elif outcome.unheard and not outcome.stranded:
+                published = pending.attempts.published
+                self._dispatcher.troubles.swallowed(pending.track, pending.region, published)
         if spared:
             await self._go_to_the_other_version(reason)
             return
@@ -211,6 +219,9 @@ class Dispatch:
         try:
             pending.call.read(finished.payload)
         except ModelFailed:
+            if self._garbled_by not in {"", self.node}:
+                raise  # two nodes answer so: it is the request, and nothing is wrong with them
+            self._garbled_by = self.node
             self._dispatcher.doubt(self.node, pending)
             if not pending.attempts.may_retry(resumable=False):
                 raise

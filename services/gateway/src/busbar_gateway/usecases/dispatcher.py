@@ -97,6 +97,7 @@ class Dispatcher:
             return
         now = monotonic()
         pending = self.pending.get(frame.request_id)
+        self.troubles.heard(frame.node, "" if pending is None else pending.track, now)
         goes_on = pending is not None and pending.outcome is None
         if pending is not None and pending.take(frame, kind, now) is not Frame.OBSOLETE:
             if goes_on and kind != "chunk":  # else it may have been moved to another region

@@ -27,8 +27,7 @@ class Limiting:
         """
         tenant_id = call.caller.tenant_id
         policy = self._policy(tenant_id)
-        if policy.suspended_reason:
-            raise Forbidden(policy.suspended_reason)
+        _check_served(policy)
         if not policy.limited:
             return None
         tokens = self._estimate(tenant_id, call) if policy.tokens_per_minute else 0
@@ -39,9 +38,7 @@ class Limiting:
 
     def check_served(self, tenant_id: str) -> None:
         """Raise Forbidden for a suspended tenant."""
-        reason = self._policy(tenant_id).suspended_reason
-        if reason:
-            raise Forbidden(reason)
+        _check_served(self._policy(tenant_id))
 
     def leave(self, grant: Grant, input_tokens: int, output_tokens: int) -> None:
         """The request has ended, having used that."""
@@ -75,6 +72,11 @@ class Limiting:
             return guessed
         most = call.output_tokens_max or manifest.max_output_tokens
         return self._limits.estimate(tenant_id, guessed, most)
+
+
+def _check_served(policy: Policy) -> None:
+    if policy.suspended_reason:
+        raise Forbidden(f"this account is suspended: {policy.suspended_reason}")
 
 
 def _refusal(refused: Refused) -> RateLimited:

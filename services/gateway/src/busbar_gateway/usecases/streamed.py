@@ -70,7 +70,7 @@ class Streamed:
         self._served.used(step.input_tokens, step.output_tokens, step.compute_us)
         if not self._served.covers(handed):
             await self._cover(handed)
-        self._handed = handed
+        self._handed, self._served.held_back = handed, False
         return step
 
     def handed_over(self) -> None:
@@ -165,6 +165,7 @@ class Streamed:
             dispatch.node,
             dispatch.attempt,
             chunk.compute_us,
+            chunk.cached_tokens,
         )
 
     def _end_of_work(self, finished: WorkFinished, dispatch: Dispatch) -> None:

@@ -44,6 +44,8 @@ from busbar_gateway.usecases.serving import Serving
 
 log = structlog.get_logger()
 
+_IDEMPOTENCY_KEY = "idempotency-key"
+
 pb: Any = service_pb2  # the generated module has no types
 
 PIPELINED_MAX = 16
@@ -51,7 +53,8 @@ PIPELINED_MAX = 16
 _INFER_RESPONSE_TAG = b"\x12"
 """Field 2, length-delimited: ModelStreamInferResponse.infer_response."""
 _FINAL_RESPONSE = b"triton_final_response\x12\x02\x08\x01"
-"""Parameter of the last response: key and value (bool_param true) as they are serialized."""
+"""Parameter of the last response: key and value (bool_param true) as they are serialized. Most
+messages are without, and need not be parsed."""
 _NO_DEADLINE_S = 10 * 365 * 86_400
 """Servers say some huge number, or nothing, when the client set no deadline."""
 
@@ -84,6 +87,7 @@ class Inference:
         trailing = ((REQUEST_ID, f"req_{request_id.hex()}"),)
         try:
             caller = self.authenticate(call.metadata)
+            _refuse_idempotency_key(call.metadata)
             inference = self._call(
                 payload,
                 caller,
@@ -111,6 +115,7 @@ class Inference:
         """ModelStreamInfer, on bytes, for the grpcio server."""
         try:
             caller = self.authenticate(metadata_of(context))
+            _refuse_idempotency_key(metadata_of(context))
         except (Unauthenticated, Forbidden, InvalidInput) as error:
             await abort(context, error)
         under_way = asyncio.Semaphore(PIPELINED_MAX)
@@ -154,12 +159,20 @@ class Inference:
             if left is not None:
                 raise left
             return
+        await self._all_of_it(call, writer)
+
+    async def _all_of_it(self, call: InferenceCall, writer: _Writer) -> None:
+        """Pass on what a decoupled model says; what it ends with leaves when it is charged."""
         async with self._serving.stream(call) as stream:
             last = b""
             async for chunk in stream:
-                if _FINAL_RESPONSE in chunk.payload:
+                if last:  # it says that it was the last one, and was not
+                    await writer.write(_stream_response(last))
+                    last = b""
+                final = _as_final(chunk.payload)
+                if final is not None:
                     last = chunk.payload
-                    if read_response(last).outputs:
+                    if final.outputs:
                         stream.holds_back()
                     continue
                 left = await writer.hand_over(_stream_response(chunk.payload))
@@ -227,6 +240,15 @@ class Inference:
         return min(remaining_s, self._timeout_max_s)
 
 
+def _refuse_idempotency_key(metadata: Metadata) -> None:
+    """Decision 18 promises nothing over gRPC: who believes it does would be charged twice."""
+    if text_of(metadata, _IDEMPOTENCY_KEY) is not None:
+        raise InvalidInput(
+            f"{_IDEMPOTENCY_KEY} is not supported over gRPC, where a repeat is charged again: "
+            "leave it out, or send the request over HTTP"
+        )
+
+
 class _Writer:
     """Writes to the one stream that several requests share."""
 
@@ -259,6 +281,17 @@ class _Writer:
 def _deliver(call: Call, payload: bytes, trailing: Metadata) -> None:
     if not call.respond(payload, trailing):
         raise ClientGone
+
+
+def _as_final(payload: bytes) -> Any:
+    """Return the response that says that it is the last one; None for any other.
+
+    The bytes alone say nothing: a customer may well have them in a tensor.
+    """
+    if _FINAL_RESPONSE not in payload:
+        return None
+    response = read_response(payload)
+    return response if response.parameters["triton_final_response"].bool_param else None
 
 
 def _refuse_decoupled(route: Route) -> None:

@@ -257,7 +257,13 @@ def _nullable(kind: str) -> Json:
     return {"type": [kind, "null"]}
 
 
-_USAGE = _object({"prompt_tokens": _INTEGER, "total_tokens": _INTEGER})
+_USAGE = _object(
+    {"prompt_tokens": _INTEGER, "total_tokens": _INTEGER},
+    {
+        "completion_tokens": _INTEGER,
+        "prompt_tokens_details": _object({"cached_tokens": _INTEGER}),
+    },
+)
 _ANSWER_HEAD: Json = {
     "id": _STRING,
     "object": _STRING,

@@ -7,7 +7,7 @@ finish_reason, num_*_tokens out, over a decoupled model).
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -85,9 +85,16 @@ class Generation:
         """As in Resumable."""
         return self._so_far.falls_short
 
-    def count(self, input_tokens: int, output_tokens: int) -> tuple[int, int]:
+    @property
+    def cached_tokens(self) -> int:
         """As in Resumable."""
-        return self._so_far.count(input_tokens, output_tokens)
+        return self._so_far.cached_tokens
+
+    def count(
+        self, input_tokens: int, output_tokens: int, cached_tokens: int = 0
+    ) -> tuple[int, int]:
+        """As in Resumable."""
+        return self._so_far.count(input_tokens, output_tokens, cached_tokens)
 
     def begin(self) -> bytes:
         """The serialized ModelInferRequest for the prompt."""
@@ -117,13 +124,16 @@ class Generation:
         """Why it ended; None while it goes on."""
         return self._so_far.finish_reason
 
-    def usage(self) -> dict[str, int]:
-        """OpenAI's usage object."""
-        return {
+    def usage(self) -> dict[str, Any]:
+        """OpenAI's usage object; it tells cached tokens only where the model counts them."""
+        usage: dict[str, Any] = {
             "prompt_tokens": self.input_tokens,
             "completion_tokens": self.output_tokens,
             "total_tokens": self.input_tokens + self.output_tokens,
         }
+        if self._route.manifest.cached_tokens_output:
+            usage["prompt_tokens_details"] = {"cached_tokens": self.cached_tokens}
+        return usage
 
 
 def require_chat(route: Route) -> None:
@@ -155,9 +165,16 @@ def _payload(route: Route, prompt: str, sampling: Sampling, *, stream: bool) -> 
     _add(message, "text_input", "BYTES", join_bytes_elements([prompt.encode()]))
     _add(message, "stream", "BOOL", bytes([stream]))
     _add(message, "sampling_parameters", "BYTES", join_bytes_elements([sampling.as_json()]))
-    for option in _OPTIONS:
+    for option in (*_OPTIONS, *_cached_option(route)):
         _add(message, option, "BOOL", b"\x01")
     return message.SerializeToString()
+
+
+def _cached_option(route: Route) -> Iterator[str]:
+    """Cached tokens are not in the vLLM backend's contract: asked for where the model has them."""
+    option = f"return_{route.manifest.cached_tokens_output}"
+    if route.signature is not None and option in route.signature.inputs:
+        yield option
 
 
 def _add(message: Any, name: str, datatype: str, raw: bytes) -> None:
