@@ -63,16 +63,19 @@ async def test_no_route_reads_but_as_the_tenant(
 ) -> None:
     """Without the database role that sees one tenant's rows, none of them has an answer."""
     reads = [one.template for one in every_operation(document) if one.method == "GET"]
+
+    async def read(path: str) -> httpx.Response:
+        params = HTML if path.endswith("/document") else {}
+        return await mine.call("GET", path.format(**mine.known), params=params)
+
     reading = "busbar_billing_tenant FROM busbar_billing_service"
     await admin.execute(f"REVOKE {reading}")
     try:
-        without = {
-            path: await mine.call("GET", path.format(**mine.known), params=HTML) for path in reads
-        }
+        without = {path: await read(path) for path in reads}
     finally:
         given_back = reading.replace("FROM", "TO")
         await admin.execute(f"GRANT {given_back} WITH INHERIT FALSE, SET TRUE")
-    again = {path: await mine.call("GET", path.format(**mine.known), params=HTML) for path in reads}
+    again = {path: await read(path) for path in reads}
 
     assert len(reads) >= 15
     assert {path: answer.status_code for path, answer in without.items()} == dict.fromkeys(

@@ -323,6 +323,16 @@ async def test_broken_bodies_are_refused(billing: Service) -> None:
     assert refusal(await billing.call("PUT", "/tenants")) == 405
 
 
+async def test_json_that_was_sent_as_a_form_is_told_its_content_type(billing: Service) -> None:
+    form = {"content-type": "application/x-www-form-urlencoded"}
+    answer = await billing.call("POST", "/tenants", content=b'{"name": "Acme"}', headers=form)
+
+    assert refusal(answer) == 422
+    said = answer.json()["error"]["message"]
+    assert "'application/x-www-form-urlencoded'" in said
+    assert "content-type: application/json" in said
+
+
 @pytest.mark.parametrize(
     "authorization",
     [None, "", "Bearer", "Bearer wrong", "Basic b3A6b3A=", "Bearer ' OR 1=1 --", "\xff"],

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
@@ -11,14 +14,23 @@ import planted
 import pytest
 from billing_parts import WARRANTS
 from busbar_billing.adapters.auditor import id_at
+from busbar_billing.adapters.bus.events import Events
 from busbar_billing.adapters.continuous_audit import ContinuousAudit
 from busbar_billing.adapters.on_duty import OnDuty
 from busbar_billing.adapters.postgres.audit_walks import AuditWalks
 from busbar_billing.adapters.postgres.duties import Duties, Duty
 from busbar_billing.domain.audit.findings import Breach, Check, Report
+from busbar_billing.settings import Settings
 from busbar_billing.usecases.audit_walk import Walk, follow, sweep
-from busbar_runtime.pytest_plugin import Database
+from busbar_contracts.billing.v1.events_pb2 import AuditBreached
+from busbar_messaging.connection import BusSettings, close, connect
+from busbar_messaging.topology import event_subject
+from busbar_runtime.pytest_plugin import Database, NatsServer
+from harness.polling import eventually
+from nats.aio.client import Client
+from nats.aio.msg import Msg
 from planted import Parts, record
+from pydantic import ValidationError
 from uuid_utils.compat import uuid7
 
 DAY = timedelta(days=1)
@@ -41,7 +53,12 @@ def told() -> Told:
     return Told()
 
 
-def auditor(busy: Parts, told: Told, sweep_every: timedelta = DAY) -> ContinuousAudit:
+def test_an_audit_without_any_pause_is_refused() -> None:
+    with pytest.raises(ValidationError, match=r"audit_interval\n +Input should be greater than 0"):
+        Settings(audit_interval=timedelta(0))  # pyright: ignore[reportCallIssue]
+
+
+def auditor(busy: Parts, told: Told | Events, sweep_every: timedelta = DAY) -> ContinuousAudit:
     every = timedelta(minutes=5)  # so that a look has the time that it needs
     walks = AuditWalks(busy.pool)
     duty = OnDuty(Duties(busy.pool), Duty.AUDIT)
@@ -111,6 +128,52 @@ async def test_a_breach_is_told_once_and_again_after_it_was_gone(
     await harm(ledger_copy, BALANCE_OFF.format("+"))
     await audit.look(datetime.now(UTC))
     assert told.breaches == 2 * told.breaches[:2]
+
+
+async def test_a_planted_breach_is_heard_on_the_bus(
+    ledger_copy: Database, busy: Parts, bus: Client, nats_server: NatsServer
+) -> None:
+    heard: list[AuditBreached] = []
+
+    async def note(message: Msg) -> None:
+        heard.append(AuditBreached.FromString(message.data))
+
+    async def so_far() -> list[AuditBreached]:
+        return heard
+
+    await bus.subscribe(event_subject("billing", "audit_breached"), cb=note)
+    await bus.flush()
+    async with billings_events(nats_server) as events:
+        audit = auditor(busy, events, sweep_every=timedelta(0))
+        await harm(ledger_copy, BALANCE_OFF.format("+"))
+        await audit.look(datetime.now(UTC))
+        told = await eventually(
+            so_far, within_s=30, what="both are heard", until=lambda them: len(them) == 2
+        )
+
+    assert [(one.check, one.subject) for one in told] == [
+        ("transfers_balanced", "currency USD"),
+        ("balances_replayed", "account 1"),
+    ]
+    assert all(one.detail and one.found_unix_ms for one in told)
+
+
+@asynccontextmanager
+async def billings_events(nats_server: NatsServer) -> AsyncIterator[Events]:
+    """What billing tells the bus, with no more rights there than it has."""
+    settings = BusSettings(
+        nats_url=nats_server.url,
+        nats_user="billing",
+        nats_password=nats_server.credentials["billing"],  # pyright: ignore[reportArgumentType]
+    )
+    client = await connect(settings, "billing-events")
+    events = Events(client)
+    publishing = asyncio.create_task(events.run())
+    try:
+        yield events
+    finally:
+        publishing.cancel()
+        await close(client)
 
 
 async def test_old_rows_are_found_by_the_next_audit_from_zero(

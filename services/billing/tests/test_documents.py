@@ -104,6 +104,10 @@ def test_the_spreadsheet_adds_up_and_holds_no_formula() -> None:
         assert not row["text"].startswith(("=", "+", "-", "@"))
 
 
+def test_focus_bills_nothing_of_a_statement_again_with_its_credit_note() -> None:
+    assert rows_of(render_focus(NOTE)) == []
+
+
 def test_focus_bills_what_the_statement_charged() -> None:
     rows = rows_of(render_focus(ISSUED))
     charged = -sum(line.amount_nanos for line in ISSUED.statement.lines if line.section in CHARGING)

@@ -211,22 +211,25 @@ async def with_credit(billing: Service, books: Books, request_id: UUID, spent: i
 
 
 @pytest.mark.parametrize(
-    ("noted", "refunded", "returned"),
+    ("noted", "refunded", "returned", "promotional"),
     [
-        (0, 0, 60_000),
-        (30_000, 0, 90_000),
-        (60_000, 0, 100_000),
-        (100_000, 0, 100_000),
-        (80_000, 20_000, 100_000),
+        (0, 0, 60_000, 60_000),
+        (30_000, 0, 90_000, 60_000),
+        (60_000, 0, 100_000, 60_000),
+        (60_000, 0, 100_000, 20_000),
+        (100_000, 0, 100_000, 60_000),
+        (80_000, 20_000, 100_000, 60_000),
+        (80_000, 20_000, 100_000, 20_000),
     ],
 )
 async def test_a_charge_taken_back_after_a_credit_note_gives_back_what_that_did_not(
-    billing: Service, books: Books, noted: int, refunded: int, returned: int
+    billing: Service, books: Books, *, noted: int, refunded: int, returned: int, promotional: int
 ) -> None:
-    """60,000 and 40,000 were charged in August; the 60,000 were never delivered."""
+    """60,000 and 40,000 were charged in August; the 60,000, some of them paid by promotional
+    credit, were never delivered."""
     await books.move("top_up", 10**6, at(8, 15))
     undelivered = await books.charge(at(8, 20), at(8, 20), tokens=600)
-    credit_id = await with_credit(billing, books, undelivered, 60_000)
+    credit_id = await with_credit(billing, books, undelivered, promotional)
     await books.charge(at(8, 20), at(8, 20), tokens=400)
     closed = await books.close("2026-08")
     wanted = {"reason": "slow", "reference": uuid4().hex}
@@ -254,7 +257,7 @@ async def test_a_charge_taken_back_after_a_credit_note_gives_back_what_that_did_
     kept = 60_000 + noted - returned
     [credit] = (await billing.json("GET", f"/tenants/{books.tenant_id}/credits"))["items"]
     assert credit["credit_id"] == credit_id
-    assert credit["unspent_nanos"] == CREDIT - 60_000 + refunded + max(0, 60_000 - refunded - kept)
+    assert credit["unspent_nanos"] == CREDIT - promotional + min(promotional, 60_000 - kept)
     assert balance == 10**6 + CREDIT - 100_000 + returned
     assert one_more.status_code == (201 if returned < 100_000 else 409)
     transfers = await billing.transfers(tenant_id=books.tenant_id)

@@ -13,6 +13,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 from billing_parts import Gateway, Json, Service
+from busbar_billing.domain.audit.price_rows import check_versions
 from busbar_billing.domain.metering import Meter, meters_of
 from busbar_billing.domain.prices import (
     FALLBACK_CLASS,
@@ -197,7 +198,7 @@ def test_a_tenants_own_prices_take_the_place_of_everybodys_while_they_last() -> 
 
 @pytest.mark.parametrize(
     ("begins", "until"),
-    [(100, None), (150, None), (150, 160), (50, 101), (50, 350), (299, 301), (300, None)],
+    [(100, None), (50, 101), (50, 350), (150, 301), (299, 301), (300, None)],
 )
 def test_prices_that_overlap_are_refused(begins: int, until: int | None) -> None:
     listed = PriceBooks([book(), own(2, 100, 200), own(3, 300)])
@@ -206,7 +207,10 @@ def test_prices_that_overlap_are_refused(begins: int, until: int | None) -> None
         listed.check_no_overlap(own(0, begins, until))
 
 
-@pytest.mark.parametrize(("begins", "until"), [(50, 100), (50, None), (200, 300), (400, 500)])
+@pytest.mark.parametrize(
+    ("begins", "until"),
+    [(50, 100), (50, None), (200, 300), (400, 500), (150, None), (150, 160), (150, 300)],
+)
 def test_prices_that_follow_each_other_are_not_refused(begins: int, until: int | None) -> None:
     known = [book(), own(2, 100, 200), own(3, 300)]
     following, anothers = own(4, begins, until), own(5, 150, None, tenant="bolt")
@@ -216,6 +220,24 @@ def test_prices_that_follow_each_other_are_not_refused(begins: int, until: int |
 
     assert listed.in_force("USD", begins, "acme") is following
     assert listed.in_force("USD", 160, "bolt") is anothers
+    assert not check_versions(listed)
+
+
+def test_what_begins_while_another_holds_ends_it_for_good() -> None:
+    everybodys, freebie, instead, after = book(), own(2, 100, 200), own(3, 150, 160), own(4, 300)
+    listed = PriceBooks([everybodys, freebie, instead, after])
+    in_force = {at: listed.in_force("USD", at, "acme") for at in (149, 150, 160, 199, 300)}
+
+    assert [one.version for one in in_force.values()] == [2, 3, 1, 1, 4]
+    assert [listed.ended_by(one) for one in (freebie, instead, after)] == [None, freebie, None]
+    assert [listed.following(one) for one in (freebie, instead)] == [instead, everybodys]
+    assert [listed.following(one) for one in (everybodys, after)] == [None, None]
+
+
+def test_the_audit_finds_an_end_that_reaches_into_what_was_published_before_it() -> None:
+    found = check_versions(PriceBooks([book(), own(2, 150), own(3, 100, 200)]))
+
+    assert [one.subject for one in found] == ["price book 2"]
 
 
 def test_the_end_of_a_tenants_prices_does_not_hide_an_earlier_version_behind_it() -> None:
@@ -295,6 +317,20 @@ async def test_an_allowance_is_given_once_a_month_and_given_back_by_a_void(
     assert await admin.fetchval(query, tenant) == 1_121
 
 
+async def test_who_leaves_out_a_class_is_told_that_the_fallback_charges_it(
+    billing: Service, tenant: str
+) -> None:
+    own = {"default": {"request": {"amount_nanos": 1}}}
+    wanted = wanted_prices(tenant_id=tenant, effective_from="2090-01-01T00:00:00Z")
+    first = await billing.json("POST", "/prices", json=wanted)
+    wanted |= {"effective_from": "2091-01-01T00:00:00Z", "classes": own}
+    second = await billing.json("POST", "/prices", json=wanted)
+
+    assert {"embed-small", "tensor-small"} <= {*first["left_to_default"]}
+    assert {"chat-small", "default"} & {*first["left_to_default"]} == set()
+    assert {*second["left_to_default"]} == {*first["left_to_default"], "chat-small"}
+
+
 async def test_prices_of_one_tenant_are_shown_and_refused_where_they_overlap(
     billing: Service, tenant: str
 ) -> None:
@@ -303,10 +339,6 @@ async def test_prices_of_one_tenant_are_shown_and_refused_where_they_overlap(
     body = wanted_prices(tenant_id=tenant, effective_from=begins.isoformat(), effective_until=until)
     answers = await asyncio.gather(*(billing.call("POST", "/prices", json=body) for _ in range(3)))
     listed = (await billing.json("GET", "/prices"))["items"]
-    within = (begins + timedelta(hours=1)).isoformat()
-    inside = await billing.call(
-        "POST", "/prices", json=wanted_prices(tenant_id=tenant, effective_from=within)
-    )
 
     assert sorted(answer.status_code for answer in answers) == [201, 409, 409]
     [shown] = [one for one in listed if one["tenant_id"] == tenant]
@@ -315,8 +347,30 @@ async def test_prices_of_one_tenant_are_shown_and_refused_where_they_overlap(
     assert shown["classes"]["chat-small"]["input_token"]["tiers"] == [
         {"above_units": 1_100, "amount_nanos": 10, "per_units": 1}
     ]
-    assert inside.status_code == 409
-    assert "is in force until" in inside.json()["error"]["message"]
+
+
+async def test_who_publishes_prices_with_an_end_is_told_what_they_end_and_what_follows(
+    billing: Service, tenant: str
+) -> None:
+    async def publish(**changes: Any) -> Json:
+        return await billing.json("POST", "/prices", json=wanted_prices(**changes))
+
+    forever = await publish(tenant_id=tenant)
+    since, until = "2090-01-01T00:00:00Z", "2091-01-01T00:00:00Z"
+    dated = await publish(tenant_id=tenant, effective_from=since, effective_until=until)
+    sooner = "2090-06-01T00:00:00Z"
+    instead = await publish(tenant_id=tenant, effective_from=sooner)
+
+    assert (forever["ends"], forever["followed_by"]) == (None, None)
+    assert dated["ends"]["version"] == forever["version"]
+    assert dated["ends"]["effective_until"] is None
+    assert dated["followed_by"]["tenant_id"] is None  # everybody's
+    assert instead["ends"] == {
+        "version": dated["version"],
+        "tenant_id": tenant,
+        "effective_until": until,
+    }
+    assert instead["followed_by"] is None
 
 
 @pytest.mark.parametrize(

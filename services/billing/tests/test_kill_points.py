@@ -11,7 +11,8 @@ from collections.abc import AsyncIterator
 import asyncpg
 import kill_points
 import pytest
-from billing_parts import Json, running
+from audits import assert_audit_clean
+from billing_parts import WARRANT_KEY, Json, running
 from busbar_contracts.billing.v1 import leases_pb2
 from busbar_messaging import topology
 from busbar_messaging.connection import BusSettings, close, connect
@@ -69,7 +70,7 @@ async def test_killed_at_every_await_of_a_posting_it_charges_each_record_once(
         }
         await billing.json("POST", f"/tenants/{tenant}/credits", json=gift)
         lease_id = await a_lease(around, tenant)
-    said = {"tenant_id": tenant, "lease_id": lease_id}
+    said = {"tenant_id": tenant, "lease_id": lease_id, "warrant_key": WARRANT_KEY.hex()}
     provisioner = {
         "BUSBAR_NATS_USER": "provisioner",
         "BUSBAR_NATS_PASSWORD": around.platform.endpoints["nats_credentials"]["provisioner"],
@@ -86,10 +87,11 @@ async def test_killed_at_every_await_of_a_posting_it_charges_each_record_once(
 
     assert program.returncode == 0, "the last one did not pass unharmed"
     assert len(batches) > POINTS_MIN
-    async with running(around.environment, ports):
+    async with running(around.environment, ports) as billing:
         database = await around.database()
         await eventually(lambda: nothing_waits(around), within_s=CAUGHT_UP_S, what="all is posted")
         await assert_charged_once(database, tenant, batches)
+        await assert_audit_clean(billing)
         await database.close()
     poison = {one["poison"] for one in batches}
     held = [one async for one in letters(around.bus.jetstream(timeout=5))]

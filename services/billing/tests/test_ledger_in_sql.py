@@ -83,6 +83,23 @@ async def test_the_service_cannot_change_what_is_written(
         await as_service.execute(change)
 
 
+@pytest.mark.parametrize(
+    ("table", "column"),
+    [
+        ("transfers", "posted_at"),
+        ("usage_records", "posted_at"),
+        ("usage_voids", "received_at"),
+        ("statements", "issued_at"),
+        ("warrants", "made_at"),
+    ],
+)
+async def test_when_a_row_was_written_is_not_the_services_to_say(
+    as_service: asyncpg.Connection, table: str, column: str
+) -> None:
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await as_service.execute(f"INSERT INTO {table} ({column}) VALUES ('2020-01-01')")
+
+
 @pytest.mark.parametrize("table", APPEND_ONLY)
 async def test_not_even_the_owner_changes_the_journal_by_accident(
     admin: asyncpg.Connection, table: str

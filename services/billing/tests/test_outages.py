@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import signal
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import pytest
+from audits import assert_audit_clean
 from billing_parts import Gateway, Service, running
 from busbar_messaging import topology
 from busbar_runtime.platform import Platform
@@ -84,6 +86,7 @@ async def charged(parts: Parts, tenant: str, published: list[str]) -> list[str]:
     )
     rows = await database.fetch("SELECT request_id FROM usage_records WHERE tenant_id = $1", tenant)
     await assert_ledger_holds(database)
+    await assert_audit_clean(parts.billing)
     await database.close()
     letters = (await parts.bus.jetstream(timeout=5).stream_info(topology.DLQ.name)).state.messages
     assert letters == 0
@@ -193,3 +196,19 @@ async def test_a_bus_that_is_restarted_is_used_again_and_revocations_catch_up(
     )
     await parts.gateway.publish(parts.gateway.record(tenant))
     await parts.billing.posted(tenant, 1)
+
+
+async def test_records_delivered_five_times_and_out_of_order_are_charged_once(parts: Parts) -> None:
+    tenant = await parts.billing.tenant()
+    records = [parts.gateway.record(tenant) for _ in range(20)]
+    deliveries = records * 5
+    random.Random(7).shuffle(deliveries)
+    for start in range(0, len(deliveries), 3):
+        await parts.gateway.publish(*deliveries[start : start + 3])
+    last = parts.gateway.record(tenant)
+    await parts.gateway.publish(last)
+
+    published = [f"req_{one.request_id.hex()}" for one in (*records, last)]
+    assert await charged(parts, tenant, published) == sorted(published)
+    assert len(await parts.billing.transfers(tenant_id=tenant)) == 21
+    assert await parts.billing.balance(tenant) == -21 * COST_NANOS

@@ -40,10 +40,14 @@ class Settings(BusSettings):
         default=[], description="to send webhooks to besides public addresses, as JSON"
     )
     audit_interval: timedelta = Field(
-        default=timedelta(seconds=30), description="how often what is new is audited"
+        default=timedelta(seconds=30),
+        gt=timedelta(0),
+        description="how often what is new is audited",
     )
     audit_sweep_interval: timedelta = Field(
-        default=timedelta(days=1), description="how long after an audit from zero the next begins"
+        default=timedelta(days=1),
+        ge=timedelta(0),
+        description="how long after an audit from zero the next begins",
     )
     close_automatically: bool = Field(
         default=True, description="issue every month's statements; otherwise by hand only"

@@ -88,14 +88,12 @@ class Nobody:
         """Charges came that no lease covered."""
 
 
-async def consume_until_killed(client: Client, dsn: str, point: int) -> None:
+async def consume_until_killed(client: Client, dsn: str, warrant_key: bytes, point: int) -> None:
     """Post what is in the stream, to die at `point`; returns when it was passed unharmed."""
     async with open_database(dsn) as database:
         await database.ping()
         tracer = configure_tracing("billing", None)
-        ledger = Ledger(
-            database, Journal(database, Warrants(b"a key of its own")), Prices(database)
-        )
+        ledger = Ledger(database, Journal(database, Warrants(warrant_key)), Prices(database))
         poster = UsagePoster(ledger, Nobody(), tracer, uuid7)
 
         async def handle(messages: Sequence[Msg]) -> Sequence[Refusal]:
@@ -144,7 +142,7 @@ def main() -> int:
     async def once(point: int) -> None:
         client = await connect(settings, "kill-points")
         await publish(client, said)
-        await consume_until_killed(client, dsn, point)
+        await consume_until_killed(client, dsn, bytes.fromhex(said["warrant_key"]), point)
         await close(client)
 
     for point in range(POINTS_MAX):

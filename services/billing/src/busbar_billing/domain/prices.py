@@ -96,7 +96,7 @@ class PriceBook:
     """One version. Charges are rounded to multiples of `quantum_nanos`.
 
     In force until the next one of its line begins, or until `effective_until_unix_ns` where it has
-    that: then everybody's prices hold again.
+    that and no other began before: then everybody's prices hold again.
     """
 
     version: int
@@ -177,18 +177,42 @@ class PriceBooks:
             raise Rejected(f"there are no prices in {currency[:20]!r}")
         return _begun(books, at_unix_ns) or books[-1]
 
+    def left_to_fallback(self, wanted: PriceBook) -> list[str]:
+        """Classes that have a price of their own as `wanted` begins, and none in it."""
+        if wanted.currency not in self.currencies:
+            return []
+        begins = wanted.effective_from_unix_ns
+        before = [
+            self.in_force(wanted.currency, begins, whose) for whose in {None, wanted.tenant_id}
+        ]
+        return sorted({name for book in before for name in book.classes} - wanted.classes.keys())
+
+    def ended_by(self, book: PriceBook) -> PriceBook | None:
+        """The version of its line that would still hold where `book` begins."""
+        begins = book.effective_from_unix_ns
+        before = _begun(self._lines.get(book.line, []), begins - 1)
+        return before if before is not None and before.covers(begins) else None
+
+    def following(self, book: PriceBook) -> PriceBook | None:
+        """What holds once `book` has ended, by itself or by the next of its line, as far as that
+        is known: where it has an end of its own, never what it ended, but everybody's."""
+        begins = book.effective_from_unix_ns
+        line = self._lines.get(book.line, [])
+        ends = [one.effective_from_unix_ns for one in line if one.effective_from_unix_ns > begins]
+        if book.effective_until_unix_ns is not None:
+            ends.append(book.effective_until_unix_ns)
+        return self.in_force(book.currency, min(ends), book.tenant_id) if ends else None
+
     def check_no_overlap(self, wanted: PriceBook) -> None:
-        """Raise Conflict when it would be unclear which of `wanted` and another one holds."""
+        """Raise Conflict when it would be unclear which of `wanted` and another one holds.
+
+        One that begins while another holds ends that one, also before the end that it has.
+        """
         begins, ends = wanted.effective_from_unix_ns, wanted.effective_until_unix_ns
         for other in self._lines.get(wanted.line, []):
-            start, until = other.effective_from_unix_ns, other.effective_until_unix_ns
+            start = other.effective_from_unix_ns
             if start == begins:
                 raise Conflict(f"price book {other.version} begins at the same moment")
-            if start < begins and until is not None and begins < until:
-                raise Conflict(
-                    f"price book {other.version} is in force until {_written(until)}: "
-                    "prices that end cannot be replaced before they do"
-                )
             if begins < start and ends is not None and start < ends:
                 raise Conflict(
                     f"price book {other.version} begins at {_written(start)}, "

@@ -22,7 +22,8 @@ VOUCHED_KINDS = frozenset(
         TransferKind.CORRECTION,
     }
 )
-"""Any other follows from a usage record, a lease or measured work, and is compared with that."""
+"""Any other follows from a usage record, a lease or measured work, and is compared with that; a
+void from what a gateway took back, which is vouched for itself."""
 
 
 def warrant_key(secret: str) -> bytes:
@@ -74,6 +75,16 @@ def said_by(transfer: Transfer) -> object:
             for nanos in (line.amount_nanos,)
         ),
     )
+
+
+def void_subject(request_id: object) -> str:
+    """What the warrant for taking the charge of a request back is kept under."""
+    return f"void {request_id}"
+
+
+def void_says(tenant_id: str, reason: str) -> object:
+    """All that is kept of what a gateway took back."""
+    return [tenant_id, reason]
 
 
 def statement_subject(number: str) -> str:

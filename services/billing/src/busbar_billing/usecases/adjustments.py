@@ -56,7 +56,7 @@ class AdjustmentTransaction(Protocol):
         ...
 
     async def posted(self, key: str) -> PostedTransfer | None:
-        """What was posted under an idempotency key."""
+        """What was posted under an idempotency key, and whether it was undone since."""
         ...
 
     async def transfer(self, transfer_id: UUID) -> Transfer | None:
@@ -141,7 +141,7 @@ async def grant_credit(
 ) -> PostedTransfer:
     """Give a tenant money to spend until it expires; the same `reference` again changes nothing.
 
-    Raises Conflict when the reference was used for another amount.
+    Raises Conflict when the reference was used for another amount, or for one withdrawn since.
     """
     tenant = await tenants.get(wanted.tenant_id)
     if checked_currency(wanted.currency) != tenant.currency:
@@ -192,11 +192,11 @@ async def refund_charge(
         wanted = promotions.refund(
             transfer_id, state.charge, amount, state.currency, reference=reference, reason=reason
         )
+        if state.voided:
+            raise Conflict(f"the charge of {name} was taken back: nothing is left to refund")
         before = await _posted_before(transaction, wanted, any_amount=amount_nanos is None)
         if before is not None:
             return before
-        if state.voided:
-            raise Conflict(f"the charge of {name} was taken back: nothing is left to refund")
         if not left:
             raise Rejected(f"the charge of {name} was given back in full already{_NOTED}")
         if not 0 < amount <= left:
@@ -264,6 +264,8 @@ async def _posted_before(
             "the reference was already used for another amount: "
             "use a new reference, or repeat the amount"
         )
+    if before is not None:
+        before.refuse_undone()
     return before
 
 

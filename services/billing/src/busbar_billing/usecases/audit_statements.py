@@ -7,11 +7,17 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from busbar_billing.domain.audit.findings import Check, Report
-from busbar_billing.domain.audit.statements import KeptStatement, check_statement
+from busbar_billing.domain.audit.statements import (
+    KeptNote,
+    KeptStatement,
+    check_notes,
+    check_statement,
+)
 from busbar_billing.domain.statements import Facts
 from busbar_billing.usecases.audit_work import FIRST_MONTH, TenantMonth
 
 STATEMENTS_PIECE = 10
+NOTES_PIECE = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +36,17 @@ class Recount(Protocol):
         """The next `limit` statements."""
         ...
 
+    async def notes(self, after: str, limit: int) -> list[KeptNote]:
+        """The next `limit` credit notes, by their numbers."""
+        ...
+
 
 async def recount_statements(books: Recount, report: Report) -> None:
-    """Every statement is what the journal comes to."""
+    """Every statement is what the journal comes to, every credit note what was issued."""
     last: TenantMonth | None = FIRST_MONTH
     while last is not None:
         last = await recount_piece(books, last, report)
+    await recount_notes(books, report)
 
 
 async def recount_piece(books: Recount, after: TenantMonth, report: Report) -> TenantMonth | None:
@@ -45,3 +56,12 @@ async def recount_piece(books: Recount, after: TenantMonth, report: Report) -> T
     for kept, facts in piece.rows:
         report.add(check_statement(kept, facts))
     return piece.last
+
+
+async def recount_notes(books: Recount, report: Report) -> None:
+    """Every credit note is what was issued."""
+    after = ""
+    while notes := await books.notes(after, NOTES_PIECE):
+        report.looked(len(notes), Check.STATEMENTS_RECOUNTED)
+        report.add(check_notes(notes))
+        after = notes[-1].number

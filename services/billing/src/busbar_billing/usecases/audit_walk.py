@@ -26,7 +26,7 @@ from busbar_billing.usecases.audit import (
 )
 from busbar_billing.usecases.audit_answers import Extent, check_origins, check_piece
 from busbar_billing.usecases.audit_seals import FIRST_ID
-from busbar_billing.usecases.audit_statements import recount_piece
+from busbar_billing.usecases.audit_statements import recount_notes, recount_piece
 from busbar_billing.usecases.audit_work import (
     FIRST_MONTH,
     TenantMonth,
@@ -94,6 +94,7 @@ async def sweep(books: Books, walk: Walk, settled: UUID, report: Report, go_on: 
     await check_leases(books.standing, report)
     await check_credits(books.standing, report)
     await check_statements(books.standing, report)
+    await recount_notes(books.recount, report)
     return True
 
 

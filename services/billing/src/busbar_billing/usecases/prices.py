@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from busbar_errors import Rejected
@@ -42,6 +43,16 @@ class Tenants(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A new version; the rest as in PriceBooks."""
+
+    book: PriceBook
+    left_to_fallback: list[str]
+    ends: PriceBook | None
+    followed_by: PriceBook | None
+
+
 async def publish_prices(
     prices: PriceList,
     tenants: Tenants,
@@ -54,7 +65,7 @@ async def publish_prices(
     now_unix_ns: int,
     tenant_id: str | None = None,
     effective_until_unix_ns: int | None = None,
-) -> PriceBook:
+) -> Published:
     """Add a version that is in force from `effective_from_unix_ns`, which must not have passed:
     what was rated stays rated as it was. With `tenant_id` they are that tenant's alone, and may end
     by themselves at `effective_until_unix_ns`."""
@@ -78,7 +89,9 @@ async def publish_prices(
         tenant_id=tenant_id,
         effective_until_unix_ns=effective_until_unix_ns,
     )
-    return await prices.add(wanted)
+    left_to_fallback = (await prices.all()).left_to_fallback(wanted)
+    book, books = await prices.add(wanted), await prices.all()
+    return Published(book, left_to_fallback, books.ended_by(book), books.following(book))
 
 
 def _check_end(begins_unix_ns: int, ends_unix_ns: int, tenant_id: str | None) -> None:

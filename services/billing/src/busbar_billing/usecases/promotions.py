@@ -40,6 +40,10 @@ class CreditTransaction(Protocol):
         """What the charges of these requests still have from credits, in the order of spending."""
         ...
 
+    async def credit_returned(self, request_ids: Collection[UUID]) -> Mapping[UUID, int]:
+        """What came back already of the credit that the charges of these requests spent."""
+        ...
+
     async def add_spending(self, spending: Sequence[Spending]) -> None:
         """What was spent of credits, or came back."""
         ...
@@ -62,19 +66,28 @@ async def settle_credit(
     if unspent:
         await transaction.add_spending(spend(unspent, charged))
     if voids:
-        spent = await transaction.credit_spent(voids)
-        given = [
-            one
-            for request_id, parts in spent.items()
-            for one in give_back(
-                voids[request_id].transfer_id,
-                request_id,
-                parts,
-                # The tenant's own money comes back first, and a credit note gave that.
-                max(0, sum(amount for _, amount in parts) - kept.get(request_id, 0)),
-            )
-        ]
-        await transaction.add_spending(given)
+        await _give_credit_back(transaction, voids, kept)
+
+
+async def _give_credit_back(
+    transaction: CreditTransaction, voids: Mapping[UUID, Transfer], kept: Mapping[UUID, int]
+) -> None:
+    """All of it, but no more than is left of a void of which a credit note gave a part: the
+    tenant's own money comes back first, and the note gave that."""
+    spent = await transaction.credit_spent(voids)
+    returned = await transaction.credit_returned(kept) if kept else {}
+    given: list[Spending] = []
+    for request_id, parts in spent.items():
+        void, amount = voids[request_id], sum(nanos for _, nanos in parts)
+        if request_id in kept:
+            left = _given_by(void) - kept[request_id]
+            amount = max(0, min(amount, left - returned.get(request_id, 0)))
+        given += give_back(void.transfer_id, request_id, parts, amount)
+    await transaction.add_spending(given)
+
+
+def _given_by(void: Transfer) -> int:
+    return sum(line.amount_nanos for line in void.postings if line.account.tenant_id)
 
 
 async def _keep_noted(
@@ -84,8 +97,7 @@ async def _keep_noted(
     kept: dict[UUID, int] = {}
     for request_id, number in (await transaction.noted(voids)).items() if voids else ():
         void = voids[request_id]
-        given = sum(line.amount_nanos for line in void.postings if line.account.tenant_id)
-        amount = min(given, (await transaction.given_back(number)).beyond_nanos)
+        amount = min(_given_by(void), (await transaction.given_back(number)).beyond_nanos)
         if amount:
             await transaction.add_transfers([already_noted(new_id(), void, amount, number)])
             kept[request_id] = amount

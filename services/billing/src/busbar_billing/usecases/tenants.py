@@ -33,6 +33,17 @@ class PostedTransfer:
     transfer: Transfer
     posted_at: datetime
     repeated: bool
+    undone_at: datetime | None = None
+    """When it was corrected or withdrawn; looked for in repeats only."""
+
+    def refuse_undone(self) -> None:
+        """Raise Conflict where what is wanted again was undone: a repeat would give nothing."""
+        if self.undone_at is not None:
+            raise Conflict(
+                f"the reference names transfer {self.transfer.transfer_id}, which was undone at "
+                f"{self.undone_at:%Y-%m-%d %H:%M:%S} UTC, so this would move nothing: "
+                "use a new reference"
+            )
 
 
 class Tenants(Protocol):
@@ -110,7 +121,7 @@ async def top_up(
 ) -> PostedTransfer:
     """Add paid-in money to a tenant's balance; the same `reference` again changes nothing.
 
-    Raises Conflict when the reference was used for another amount.
+    Raises Conflict when the reference was used for another amount, or for one that was undone.
     """
     tenant = await tenants.get(tenant_id)
     if checked_currency(currency) != tenant.currency:
@@ -124,4 +135,5 @@ async def top_up(
             f"reference {wanted.reason!r} was already used for another amount: "
             "use a new reference, or repeat the amount"
         )
+    posted.refuse_undone()
     return posted

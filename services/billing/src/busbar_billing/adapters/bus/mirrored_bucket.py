@@ -16,6 +16,7 @@ from busbar_messaging.watching import Current, Deleted, Put, follow
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 from nats.js.errors import Error as JetStreamError
+from nats.js.errors import KeyNotFoundError
 from nats.js.kv import KeyValue
 
 from busbar_billing.adapters import metrics
@@ -27,6 +28,8 @@ MARKER_KEPT = timedelta(hours=1)
 """How long the mark of a deletion stays: whoever watches has seen it by then, or reads the whole
 bucket anew. For ever, a tenant that makes and revokes keys would fill the bucket."""
 _WIPE_LOOK_INTERVAL_S = 3.0
+_ASKED_FOR = 16
+"""Names of which a look asks whether they are there: one may just have been deleted."""
 _REFRESH_TIMEOUT_S = 2.0
 _WRITE_TIMEOUT_S = 2.0
 _RETRY_PAUSE_S = 0.5
@@ -96,21 +99,28 @@ class MirroredBucket:
                     self._wanted.set()
 
     async def notice_wipes(self) -> None:
-        """A purge is not reported to watchers, but then the bucket begins behind what was heard
-        of: look every few seconds, for ever."""
+        """Look every few seconds, for ever."""
         while True:
             await asyncio.sleep(rest_s(_WIPE_LOOK_INTERVAL_S))
-            try:
-                async with self._writing:
-                    begins = await self._begins_at()
-                    wiped = any(held.revision < begins for held in self._mirror.values())
-                    if wiped:
-                        self._mirror.clear()
-            except _BUS_AWAY:
-                continue  # a bucket that went with the bus is read anew when it is back
-            if wiped:
-                log.warning("bucket was wiped", bucket=self._name)
-                self._wanted.set()
+            # A bucket that went with the bus is read anew when it is back.
+            with contextlib.suppress(*_BUS_AWAY):
+                await self.look_for_wipe()
+
+    async def look_for_wipe(self) -> bool:
+        """A purge is not reported to watchers, but then the bucket begins behind what was heard of,
+        and that is not there. Where it is there, another instance is writing it anew, and what it
+        wrote is on its way: to call that a wipe, both would do so in turns."""
+        async with self._writing:
+            bucket = await self._bucket()
+            begins = (await bucket.status()).stream_info.state.first_seq
+            behind = (name for name, held in self._mirror.items() if held.revision < begins)
+            asked = list(islice(behind, _ASKED_FOR))
+            if not asked or any(await asyncio.gather(*(_is_in(bucket, name) for name in asked))):
+                return False
+            self._mirror.clear()
+        log.warning("bucket was wiped", bucket=self._name)
+        self._wanted.set()
+        return True
 
     async def reconcile(self) -> int:
         """Put right whatever differs from the database; returns how much did. Raises Unavailable
@@ -147,10 +157,6 @@ class MirroredBucket:
         held = self._mirror.get(name)
         return held.value if held else None
 
-    async def _begins_at(self) -> int:
-        status = await (await self._bucket()).status()
-        return status.stream_info.state.first_seq
-
     async def _bucket(self) -> KeyValue:
         return await self._client.jetstream(timeout=_WRITE_TIMEOUT_S).key_value(self._name)
 
@@ -183,6 +189,14 @@ async def _reconcile_when_wanted(buckets: Sequence[MirroredBucket], wanted: asyn
             continue
         # What another instance of billing wrote meanwhile is seen by looking once more.
         second_look = changed > 0 and not second_look
+
+
+async def _is_in(bucket: KeyValue, name: str) -> bool:
+    try:
+        await bucket.get(name)
+    except KeyNotFoundError:
+        return False
+    return True
 
 
 def _parts(names: Iterable[str], size: int) -> Iterator[list[str]]:

@@ -2,6 +2,8 @@
 
 One row for each line of usage, rounding or correction; the sum of BilledCost is
 what the statement charged. Payments and credits are not charges and are left out.
+A credit note has no rows: what it gives back is a correction on the statement of the
+month in which it was issued, and who adds up all documents must find it once.
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ def render_focus(issued: Issued) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(COLUMNS)
-    for line in issued.statement.lines:
+    lines = () if issued.corrects else issued.statement.lines
+    for line in lines:
         if line.section in CHARGING:
             fields = {**_about(issued), **_charge(line), **_measured(line)}
             writer.writerow([fields.get(column, "") for column in COLUMNS])

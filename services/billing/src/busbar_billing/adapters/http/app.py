@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from busbar_observability.known_queries import refuse_unknown_queries
 from busbar_observability.operation_summaries import summarised
 from busbar_observability.operator_gate import BoundedBodies, OperatorGate, OperatorToken
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from busbar_billing.adapters.auditor import Auditor
@@ -174,7 +175,7 @@ def include_webhooks(
 
 def webhook_application(parts: Parts) -> ASGIApp:
     """Where the payment provider tells of payments: what it signs needs no key."""
-    app = _application("Busbar webhooks", "Events of the payment provider.")
+    app = _application("Busbar webhooks", "Events of the payment provider.", any_query=True)
     if parts.provider.read_event is not None:
         app.include_router(provider_routes(parts.payments, parts.provider.read_event))
     return BoundedBodies(app)
@@ -193,13 +194,14 @@ class WebhooksBeside:
         await (self._webhooks if is_webhook else self._account)(scope, receive, send)
 
 
-def _application(title: str, description: str) -> FastAPI:
+def _application(title: str, description: str, *, any_query: bool = False) -> FastAPI:
     app = FastAPI(
         title=title,
         version="1",
         description=description,
         docs_url=None,
         redoc_url=None,
+        dependencies=None if any_query else [Depends(refuse_unknown_queries)],
         responses=errors.DOCUMENTED,
         # It would trace every call once a tracer is configured; what is not sampled has no span.
         telemetry={"tracing": False, "metrics": False, "logs": False, "operation_spans": False},

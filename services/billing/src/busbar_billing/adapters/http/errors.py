@@ -36,7 +36,7 @@ DOCUMENTED: dict[int | str, dict[str, Any]] = {
         405: "Not with this method.",
         409: "In conflict with what is there.",
         413: "The body is too large.",
-        422: "A value is not acceptable; the message says which and why.",
+        422: "A value is not acceptable, or a query parameter unknown; the message says which.",
         503: "The database is away; Retry-After says when to ask again.",
     }.items()
 }
@@ -67,11 +67,16 @@ async def _expected(_: Request, error: Exception) -> JSONResponse:
     return answer(500, error.reason, "internal_error", "internal")
 
 
-async def _invalid(_: Request, error: Exception) -> JSONResponse:
+async def _invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     problems = error.errors()
     if any(problem["type"] == "json_invalid" for problem in problems):
         return answer(400, "the body is not JSON", "invalid_request_error", "invalid_json")
+    sent_as = request.headers.get("content-type", "")
+    whole_body = any(problem["loc"] == ("body",) for problem in problems)
+    if whole_body and sent_as and "json" not in sent_as.lower():
+        said = f"the body was sent as {sent_as[:80]!r}: send JSON as content-type: application/json"
+        return answer(422, said, "invalid_request_error", "invalid_value")
     named = [
         f"{'.'.join(str(part) for part in problem['loc'][1:]) or 'body'}: {problem['msg']}"
         for problem in problems[:_FIELDS_NAMED_MAX]
@@ -81,7 +86,7 @@ async def _invalid(_: Request, error: Exception) -> JSONResponse:
 
 async def _http(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    codes = {404: "not_found", 405: "method_not_allowed"}
+    codes = {404: "not_found", 405: "method_not_allowed", 422: "invalid_value"}
     code = codes.get(error.status_code, "refused")
     headers = dict(error.headers) if error.headers else None
     return answer(error.status_code, str(error.detail), "invalid_request_error", code, headers)

@@ -9,10 +9,10 @@ from fastapi import APIRouter
 
 from busbar_billing.adapters.bus.price_directory import PriceDirectoryBucket
 from busbar_billing.adapters.http import schemas
-from busbar_billing.adapters.http.showing import show_book
+from busbar_billing.adapters.http.showing import moment, show_book
 from busbar_billing.adapters.postgres.prices import Prices
 from busbar_billing.adapters.postgres.tenants import Tenants
-from busbar_billing.domain.prices import Price, Tier
+from busbar_billing.domain.prices import Price, PriceBook, Tier
 from busbar_billing.usecases.prices import publish_prices
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -33,11 +33,11 @@ def price_routes(prices: Prices, tenants: Tenants, directory: PriceDirectoryBuck
         return schemas.Page(items=shown, next_cursor=None)
 
     @router.post("", status_code=201)
-    async def publish(wanted: schemas.WantedPrices) -> schemas.PricesAnswer:
+    async def publish(wanted: schemas.WantedPrices) -> schemas.PublishedPricesAnswer:
         """Publish a version of the price book."""
         now_ns = time.time_ns()
         until = wanted.effective_until
-        book = await publish_prices(
+        published = await publish_prices(
             prices,
             tenants,
             currency=wanted.currency,
@@ -53,13 +53,34 @@ def price_routes(prices: Prices, tenants: Tenants, directory: PriceDirectoryBuck
             effective_until_unix_ns=None if until is None else unix_ns(until, now_ns),
         )
         directory.changed()
-        return show_book(book, in_force=book.covers(time.time_ns()))
+        book = published.book
+        shown = show_book(book, in_force=book.covers(time.time_ns())).model_dump()
+        return schemas.PublishedPricesAnswer(
+            **shown,
+            left_to_default=published.left_to_fallback,
+            ends=_named(published.ends),
+            followed_by=_named(published.followed_by),
+        )
 
     return router
 
 
+def _named(book: PriceBook | None) -> schemas.PricesNamed | None:
+    if book is None:
+        return None
+    until = book.effective_until_unix_ns
+    return schemas.PricesNamed(
+        version=book.version,
+        tenant_id=book.tenant_id,
+        effective_until=None if until is None else moment(until),
+    )
+
+
 def _price(entry: schemas.PriceEntry) -> Price:
-    tiers = tuple(Tier(tier.above_units, tier.amount_nanos, tier.per_units) for tier in entry.tiers)
+    tiers = tuple(
+        Tier(tier.above_units, tier.amount_nanos, tier.per_units or entry.per_units)
+        for tier in entry.tiers
+    )
     return Price(entry.amount_nanos, entry.per_units, entry.free_units, tiers)
 
 

@@ -227,11 +227,12 @@ class ExplainedUsageAnswer(UsageAnswer):
 
 
 class TierEntry(Wanted):
-    """What units cost once the month's quantity is above `above_units`."""
+    """What units cost once the month's quantity is above `above_units`. Without `per_units` the
+    amount buys as many as the component's."""
 
     above_units: Annotated[StrictInt, Field(ge=1, le=UNITS_MAX)]
     amount_nanos: Annotated[StrictInt, Field(ge=0, le=PRICE_NANOS_MAX)]
-    per_units: Literal[1, 1_000, 1_000_000] = 1
+    per_units: Literal[1, 1_000, 1_000_000] | None = None
 
 
 class PriceEntry(Wanted):
@@ -254,7 +255,7 @@ class WantedPrices(Wanted):
     """A whole price book, which replaces the one before from `effective_from` (default: now).
 
     With `tenant_id` it holds for that tenant alone, instead of everybody's, until
-    `effective_until` or until the tenant's next one.
+    `effective_until` or until the tenant's next one, whichever is first; then everybody's do.
     """
 
     currency: CurrencyCode = "USD"
@@ -278,3 +279,24 @@ class PricesAnswer(BaseModel):
     note: str
     in_force: bool
     classes: dict[str, dict[Component, PriceEntry]]
+
+
+class PricesNamed(BaseModel):
+    """A version of the price book beside another; `effective_until`: the end that it was given."""
+
+    version: int
+    tenant_id: str | None
+    effective_until: datetime | None
+
+
+class PublishedPricesAnswer(PricesAnswer):
+    """A version as it was published. `left_to_default`: classes that have prices of their own until
+    then and none in this version, which charges them by its class `default`.
+
+    `ends`: the version of the same tenant, or of everybody, that would have held on and does not
+    hold again. `followed_by`: what holds when this one has ended, null while it has no end.
+    """
+
+    left_to_default: list[str]
+    ends: PricesNamed | None
+    followed_by: PricesNamed | None

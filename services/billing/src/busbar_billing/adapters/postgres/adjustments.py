@@ -9,7 +9,12 @@ from uuid import UUID
 from busbar_billing.adapters.postgres import promotions
 from busbar_billing.adapters.postgres.database import Connection, Database
 from busbar_billing.adapters.postgres.giving_back import given_back_beside, lock_giving_back
-from busbar_billing.adapters.postgres.journal import TRANSFER_ROWS, Journal, read_transfers
+from busbar_billing.adapters.postgres.journal import (
+    TRANSFER_ROWS,
+    Journal,
+    posted_before,
+    read_transfers,
+)
 from busbar_billing.adapters.postgres.outbox import put_notices
 from busbar_billing.adapters.postgres.posting import lock_posting
 from busbar_billing.adapters.postgres.prices import from_unix_ns
@@ -20,7 +25,6 @@ from busbar_billing.usecases.adjustments import ChargeState, EndingCredit
 from busbar_billing.usecases.tenants import PostedTransfer
 
 _LOCK_KEY = "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))"
-_BY_KEY = TRANSFER_ROWS + "WHERE t.idempotency_key = $1 ORDER BY p.line"
 _BY_ID = TRANSFER_ROWS + "WHERE t.transfer_id = $1 ORDER BY p.line"
 _CHARGE = """
     SELECT
@@ -90,9 +94,8 @@ class AdjustmentRows:
         await self._connection.execute(_LOCK_KEY, key)
 
     async def posted(self, key: str) -> PostedTransfer | None:
-        """What was posted under an idempotency key."""
-        rows = await self._connection.fetch(_BY_KEY, key)
-        return read_transfers(rows, repeated=True)[0] if rows else None
+        """What was posted under an idempotency key, and whether it was undone since."""
+        return await posted_before(self._connection, key)
 
     async def transfer(self, transfer_id: UUID) -> Transfer | None:
         """A posted transfer."""

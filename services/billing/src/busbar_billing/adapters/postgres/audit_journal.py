@@ -13,7 +13,7 @@ from busbar_billing.adapters.postgres.database import Connection, Database
 from busbar_billing.adapters.postgres.metering import read_before
 from busbar_billing.adapters.postgres.prices import Prices, to_unix_ns
 from busbar_billing.adapters.postgres.reading import read_record
-from busbar_billing.adapters.postgres.warrants import SINCE
+from busbar_billing.adapters.postgres.warrants import SINCE, VOIDS_SINCE
 from busbar_billing.domain.audit.journal import (
     InboxRow,
     PostingRow,
@@ -28,16 +28,25 @@ from busbar_billing.domain.warrants import (
     is_vouched,
     transfer_says,
     transfer_subject,
+    void_says,
+    void_subject,
 )
 from busbar_billing.usecases.audit import InboxPiece, JournalPiece
 
 _TRANSFERS = f"""
     SELECT
         t.transfer_id, t.kind, t.idempotency_key, t.tenant_id, t.request_id, t.reason,
-        w.digest AS warrant, t.posted_at >= {SINCE} AS to_be_vouched
+        v.tenant_id AS void_tenant, v.reason AS void_reason, w.digest AS warrant,
+        CASE
+            WHEN t.kind = ANY($4::text[]) THEN t.posted_at >= {SINCE}
+            WHEN t.kind = 'void' THEN v.received_at >= {VOIDS_SINCE}
+        END AS to_be_vouched
     FROM transfers AS t
-    LEFT JOIN warrants AS w
-    ON t.kind = ANY($4::text[]) AND w.subject = 'transfer ' || t.transfer_id
+    LEFT JOIN usage_voids AS v ON v.request_id = CASE WHEN t.kind = 'void' THEN t.request_id END
+    LEFT JOIN warrants AS w ON w.subject = CASE
+        WHEN t.kind = ANY($4::text[]) THEN 'transfer ' || t.transfer_id
+        WHEN t.kind = 'void' THEN 'void ' || t.request_id
+    END
     WHERE t.transfer_id > $1 AND t.transfer_id <= $2
     ORDER BY t.transfer_id LIMIT $3
 """  # noqa: S608
@@ -108,12 +117,8 @@ class AuditedJournal:
     def _vouched(
         self, heads: Sequence[asyncpg.Record], transfers: list[TransferRow]
     ) -> list[TransferRow]:
-        """The transfers, and whether billing posted those that it vouches for."""
-        wanted = {
-            head["transfer_id"]: head
-            for head in heads
-            if head["to_be_vouched"] and head["kind"] in VOUCHED_KINDS
-        }
+        """The transfers, and whether billing vouched for those that it has to."""
+        wanted = {head["transfer_id"]: head for head in heads if head["to_be_vouched"]}
         return [
             replace(one, vouched=self._is_vouched(one, wanted[one.transfer_id]))
             if one.transfer_id in wanted
@@ -122,6 +127,10 @@ class AuditedJournal:
         ]
 
     def _is_vouched(self, transfer: TransferRow, head: asyncpg.Record) -> bool:
+        if head["kind"] == TransferKind.VOID:
+            says = void_says(head["void_tenant"], head["void_reason"])
+            subject = void_subject(transfer.request_id)
+            return is_vouched(self._warrant_key, subject, says, head["warrant"])
         says = transfer_says(
             kind=head["kind"],
             idempotency_key=transfer.idempotency_key,

@@ -54,6 +54,14 @@ _DIGESTS = {
             "t.transfer_id",
         ),
         _digest(
+            "transfers AS t INNER JOIN usage_voids AS v"
+            " ON v.request_id = CASE WHEN t.kind = 'void' THEN t.request_id END"
+            " LEFT JOIN warrants AS w ON w.subject = 'void ' || v.request_id",
+            "ROW(v.*, w.*)",
+            "t.transfer_id",
+            "t.transfer_id",
+        ),
+        _digest(
             "transfers AS t INNER JOIN usage_records AS u"
             " ON u.request_id = t.request_id AND t.kind = 'charge'",
             "u",

@@ -11,7 +11,7 @@ from busbar_billing.adapters.postgres import statement_queries as sql
 from busbar_billing.adapters.postgres.database import Connection, Database
 from busbar_billing.adapters.postgres.prices import Prices
 from busbar_billing.adapters.postgres.statements import Cut, read_facts, said_by_row
-from busbar_billing.domain.audit.statements import KeptStatement
+from busbar_billing.domain.audit.statements import KeptNote, KeptStatement
 from busbar_billing.domain.prices import PriceBooks
 from busbar_billing.domain.statements import Facts, Month
 from busbar_billing.domain.warrants import is_vouched, statement_subject
@@ -39,17 +39,25 @@ class AuditedStatements:
             found, None if last is None else TenantMonth(last["tenant_id"], last["period_start"])
         )
 
+    async def notes(self, after: str, limit: int) -> list[KeptNote]:
+        """The next `limit` credit notes, by their numbers."""
+        async with self._database.as_auditor() as connection:
+            rows = await connection.fetch(sql.AUDITED_NOTES, after, limit)
+        return [KeptNote(row["number"], self._vouched(row)) for row in rows]
+
     def _kept(self, row: asyncpg.Record) -> KeptStatement:
-        number = row["number"]
-        vouched = not row["to_be_vouched"] or is_vouched(
-            self._warrant_key, statement_subject(number), said_by_row(row), row["warrant"]
-        )
         return KeptStatement(
-            number=number,
+            number=row["number"],
             month=Month(row["period_start"]),
             closing_nanos=int(row["closing_nanos"]),
             content=json.loads(row["content"]),
-            vouched=vouched,
+            vouched=self._vouched(row),
+        )
+
+    def _vouched(self, row: asyncpg.Record) -> bool:
+        subject = statement_subject(row["number"])
+        return not row["to_be_vouched"] or is_vouched(
+            self._warrant_key, subject, said_by_row(row), row["warrant"]
         )
 
 

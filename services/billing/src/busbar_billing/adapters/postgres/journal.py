@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from itertools import groupby
 from operator import itemgetter
@@ -51,6 +52,12 @@ _ADD_ACCOUNTS = """
     ON CONFLICT DO NOTHING
     RETURNING account_id, kind, tenant_id, currency, site
 """
+_UNDONE = """
+    SELECT posted_at FROM transfers WHERE idempotency_key = 'correction:' || $1::uuid
+    UNION ALL
+    SELECT withdrawn_at FROM promotional_withdrawals WHERE credit_id = $1::uuid
+"""
+_BY_KEY = f"{TRANSFER_ROWS} WHERE t.idempotency_key = $1 ORDER BY p.line"
 _ACCOUNTS_KNOWN_MAX = 100_000
 
 
@@ -69,13 +76,12 @@ class Journal:
             await connection.execute(
                 "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", transfer.idempotency_key
             )
-            where = "WHERE t.idempotency_key = $1 ORDER BY p.line"
-            rows = await connection.fetch(TRANSFER_ROWS + where, transfer.idempotency_key)
-            if rows:
-                return read_transfers(rows, repeated=True)[0]
+            before = await posted_before(connection, transfer.idempotency_key)
+            if before is not None:
+                return before
             await self.append(connection, [transfer])
             await put_notices(connection, notices_of([transfer]))
-            rows = await connection.fetch(TRANSFER_ROWS + where, transfer.idempotency_key)
+            rows = await connection.fetch(_BY_KEY, transfer.idempotency_key)
             return read_transfers(rows)[0]
 
     async def append(self, connection: Connection, transfers: Sequence[Transfer]) -> None:
@@ -123,6 +129,15 @@ class Journal:
             found.update(_read_accounts(await connection.fetch(_ADD_ACCOUNTS, *_columns(new))))
             found.update(_read_accounts(await connection.fetch(_FIND_ACCOUNTS, *_columns(new))))
         return found
+
+
+async def posted_before(connection: Connection, key: str) -> PostedTransfer | None:
+    """What was posted under an idempotency key, and whether it was undone since."""
+    rows = await connection.fetch(_BY_KEY, key)
+    if not rows:
+        return None
+    [found] = read_transfers(rows, repeated=True)
+    return replace(found, undone_at=await connection.fetchval(_UNDONE, found.transfer.transfer_id))
 
 
 async def open_accounts(connection: Connection, accounts: Collection[Account]) -> None:

@@ -21,6 +21,7 @@ from busbar_billing.domain.prices import PriceBooks
 from busbar_billing.domain.promotions import Credit, Spending
 from busbar_billing.domain.statements import GivenBack
 from busbar_billing.domain.usage import UsageRecord, UsageVoid
+from busbar_billing.domain.warrants import void_says, void_subject
 from busbar_billing.usecases.post_usage import RatedRecord, Voided
 
 _LOCK = 0x62_75_73_62_61_72  # "busbar": any constant number, the same in every instance
@@ -49,7 +50,7 @@ _ADD_VOIDS = """
     INSERT INTO usage_voids (request_id, tenant_id, reason)
     SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[])
     ON CONFLICT DO NOTHING
-    RETURNING request_id
+    RETURNING request_id, tenant_id, reason
 """
 _CHARGES_OF = (
     TRANSFER_ROWS
@@ -145,13 +146,15 @@ class LedgerTransaction:
         return {row["request_id"] for row in rows}
 
     async def add_voids(self, voids: Sequence[UsageVoid]) -> set[UUID]:
-        """Put voids into the inbox; returns the request ids that had none yet."""
+        """Put voids into the inbox, vouched for; returns the request ids that had none yet."""
         rows = await self._connection.fetch(
             _ADD_VOIDS,
             [void.request_id for void in voids],
             [void.tenant_id for void in voids],
             [void.reason for void in voids],
         )
+        says = {void_subject(row["request_id"]): void_says(*row[1:]) for row in rows}
+        await self._journal.warrants.add(self._connection, says)
         return {row["request_id"] for row in rows}
 
     async def add_transfers(self, transfers: Sequence[Transfer]) -> None:
@@ -193,6 +196,10 @@ class LedgerTransaction:
     ) -> Mapping[UUID, Sequence[tuple[UUID, int]]]:
         """What the charges of these requests still have from credits, in the order of spending."""
         return await promotions.credit_spent(self._connection, request_ids)
+
+    async def credit_returned(self, request_ids: Collection[UUID]) -> Mapping[UUID, int]:
+        """What came back already of the credit that the charges of these requests spent."""
+        return await promotions.credit_returned(self._connection, request_ids)
 
     async def add_spending(self, spending: Sequence[Spending]) -> None:
         """What was spent of credits, or came back."""

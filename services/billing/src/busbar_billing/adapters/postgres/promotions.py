@@ -24,6 +24,11 @@ _SPENT = """
     HAVING sum(s.amount_nanos) > 0
     ORDER BY s.request_id, c.expires_at, s.credit_id
 """
+_RETURNED = """
+    SELECT request_id, -sum(amount_nanos)::bigint AS amount_nanos FROM promotional_spending
+    WHERE request_id = ANY($1::uuid[]) AND amount_nanos < 0
+    GROUP BY request_id
+"""
 _ADD_SPENDING = """
     INSERT INTO promotional_spending (transfer_id, credit_id, request_id, amount_nanos)
     SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::int8[])
@@ -94,6 +99,12 @@ async def credit_spent(
     for row in await connection.fetch(_SPENT, list(request_ids)):
         spent.setdefault(row["request_id"], []).append((row["credit_id"], row["amount_nanos"]))
     return spent
+
+
+async def credit_returned(connection: Connection, request_ids: Collection[UUID]) -> dict[UUID, int]:
+    """What came back already of the credit that the charges of these requests spent."""
+    rows = await connection.fetch(_RETURNED, list(request_ids))
+    return {row["request_id"]: row["amount_nanos"] for row in rows}
 
 
 async def add_spending(connection: Connection, spending: Sequence[Spending]) -> None:

@@ -157,6 +157,14 @@ AUDITED = f"""
     ORDER BY s.tenant_id, s.period_start
     LIMIT $3
 """  # noqa: S608
+AUDITED_NOTES = f"""
+    SELECT s.*, w.digest AS warrant, s.issued_at >= {SINCE} AS to_be_vouched
+    FROM statements AS s
+    LEFT JOIN warrants AS w ON w.subject = 'statement ' || s.number
+    WHERE s.kind = 'credit_note' AND s.number > $1
+    ORDER BY s.number
+    LIMIT $2
+"""  # noqa: S608
 BY_NUMBER = "SELECT * FROM statements WHERE number = $1"
 PAGE = """
     SELECT * FROM statements

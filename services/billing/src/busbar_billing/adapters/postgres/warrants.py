@@ -8,8 +8,11 @@ from busbar_billing.adapters.postgres.database import Connection
 from busbar_billing.domain.warrants import warrant
 
 _ADD = "INSERT INTO warrants (subject, digest) SELECT * FROM unnest($1::text[], $2::bytea[])"
-SINCE = "coalesce((SELECT min(since) FROM warranted_since), '-infinity')"
-"""When what has no warrant began to be a breach."""
+_SINCE = "coalesce((SELECT max(since) FROM warranted_since WHERE what = '{}'), '-infinity')"
+SINCE = _SINCE.format("transfers")
+"""When what has no warrant began to be a breach: the owner of the database may put it off."""
+VOIDS_SINCE = _SINCE.format("voids")
+"""The same for what gateways took back."""
 
 
 class Warrants:

@@ -37,7 +37,7 @@ class Check(StrEnum):
 
 
 _SAYS = {
-    Check.TRANSFERS_BALANCED: "every transfer, and all of them, sum to zero per currency",
+    Check.TRANSFERS_BALANCED: "every transfer moves money as its kind does, and sums to zero",
     Check.TRANSFERS_ASKED_FOR: "what people and payments move was asked of billing, as it stands",
     Check.BALANCES_REPLAYED: "balances equal the journal replayed from zero",
     Check.RECORDS_CHARGED_ONCE: "every usage record has one charge, every charge one record",

@@ -11,6 +11,7 @@ from uuid import UUID
 from busbar_errors import BusbarError, Rejected
 
 from busbar_billing.domain.audit.findings import Breach, Check
+from busbar_billing.domain.audit.moves import misplaced
 from busbar_billing.domain.ledger import AccountKind, TransferKind
 from busbar_billing.domain.prices import Component, PriceBooks
 from busbar_billing.domain.rating import Rating, rate
@@ -80,7 +81,8 @@ class Related:
 
 
 def check_transfers(transfers: Iterable[TransferRow]) -> list[Breach]:
-    """Each sums to zero per currency, names accounts that exist and nobody else's."""
+    """Each sums to zero per currency and moves money as its kind does, between accounts that exist
+    and are nobody else's."""
     return [
         Breach(Check.TRANSFERS_BALANCED, f"transfer {one.transfer_id}", detail)
         for one in transfers
@@ -105,6 +107,10 @@ def _unbalanced(transfer: TransferRow) -> Iterable[str]:
         elif line.account_tenant is not None and line.account_tenant != transfer.tenant_id:
             theirs = f"{line.account_kind} of {line.account_tenant}"
             yield f"of tenant {transfer.tenant_id} posts to {theirs}"
+    yield from misplaced(
+        transfer.kind,
+        ((line.account_kind, line.amount_nanos) for line in transfer.postings if line.account_kind),
+    )
     expected = _OF_REQUESTS.get(transfer.kind)
     if expected and transfer.idempotency_key != f"{expected}:{transfer.request_id}":
         yield f"is a {transfer.kind} under the key {transfer.idempotency_key!r}"

@@ -21,7 +21,7 @@ class RepeatedPrice:
 
 
 def check_versions(books: PriceBooks) -> list[Breach]:
-    """Of no line do two versions begin together, or one before the other has ended."""
+    """Of no line do two versions begin together, or one that ends reach into an earlier one."""
     found: list[Breach] = []
     for newer, older in pairwise(books.newest_first):
         if newer.line != older.line:
@@ -36,8 +36,10 @@ def _overlap(older: PriceBook, newer: PriceBook) -> str:
     until = older.effective_until_unix_ns
     if older.effective_from_unix_ns == newer.effective_from_unix_ns:
         return f"begins at the same moment as price book {older.version}"
-    if until is not None and newer.effective_from_unix_ns < until:
-        return f"begins before price book {older.version} has ended"
+    # What was published later may end what holds, before its end too, but not outlast what follows.
+    reaches = until is not None and newer.effective_from_unix_ns < until
+    if reaches and older.version > newer.version:
+        return f"begins before price book {older.version}, published later, has ended"
     return ""
 
 

@@ -16,6 +16,27 @@ from busbar_billing.domain.statements import Facts, Line, Month, Statement, clos
 _SAID = ("opening_nanos", "closing_nanos", "requests", "taxable_nanos", "tax_nanos", "currency")
 
 
+_NOT_AS_ISSUED = "is not as billing issued it: its warrant is of something else, or missing"
+
+
+@dataclass(frozen=True, slots=True)
+class KeptNote:
+    """A credit note as it is kept: what it moved is checked with its number."""
+
+    number: str
+    vouched: bool
+    """Whether billing issued it as it stands, or before it vouched for what it issues."""
+
+
+def check_notes(notes: Iterable[KeptNote]) -> list[Breach]:
+    """They say what they said when they were issued."""
+    return [
+        Breach(Check.STATEMENTS_RECOUNTED, f"statement {one.number}", _NOT_AS_ISSUED)
+        for one in notes
+        if not one.vouched
+    ]
+
+
 @dataclass(frozen=True, slots=True)
 class KeptStatement:
     """A statement as it is kept."""
@@ -51,7 +72,7 @@ def _differences(kept: KeptStatement, said: Statement, again: Statement) -> Iter
     if kept.month != said.month:
         yield f"is of {said.month} and kept as of {kept.month}"
     if not kept.vouched:
-        yield "is not as billing issued it: its warrant is of something else, or missing"
+        yield _NOT_AS_ISSUED
     for name in _SAID:
         one, other = getattr(said, name), getattr(again, name)
         if one != other:
