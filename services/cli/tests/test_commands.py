@@ -93,15 +93,15 @@ def test_credit_prices_and_a_corrected_top_up(busbar: Busbar, tmp_path: Path) ->
     busbar("tenant", "create", "Priced", "--tenant-id", "priced")
     wrong = busbar("tenant", "topup", "priced", "5", "--json").json
     given = ("credit", "give", "priced", "1.25", "--expires", "2090-01-01T00:00:00Z")
-    gift = busbar(*given, "--reference", "welcome", "--json").json
-    again = busbar(*given, "--reference", "welcome", "--json").json
+    gift = busbar(*given, "--reference", "welcome").out
+    again = busbar(*given, "--reference", "welcome").out
     corrected = busbar("correct", wrong["transfer_id"], "--reason", "typo", "--json").json
     file = tmp_path / "prices.yaml"
     file.write_text(
         "classes:\n"
         "  default: {request: {amount_nanos: 7}}\n"
         "  chat-small:\n"
-        "    input_token: {amount_nanos: 100, free_units: 1000,\n"
+        "    input_token: {amount_nanos: 100, per_units: 1000000, free_units: 1000,\n"
         "                  tiers: [{above_units: 5000, amount_nanos: 50}]}\n"
     )
     book = busbar("price", "publish", str(file), "--tenant", "priced", "--note", "trial").out
@@ -109,20 +109,20 @@ def test_credit_prices_and_a_corrected_top_up(busbar: Busbar, tmp_path: Path) ->
     shown = busbar("price", "show", str(listed[0]["version"])).out
     energy = busbar("price", "energy", "r1/s1", "0.12").out
 
-    assert gift["transfer_id"] == again["transfer_id"]
+    assert ["nothing changed" in said for said in (gift, again)] == [False, True]
     assert "$1.25" in busbar("credit", "list", "priced").out
     assert corrected["kind"] == "correction"
     assert busbar("balance", "priced").out == "$1.25\n"
     assert "for priced" in book
+    assert "no class embed-small, tensor-small: charged by its class default" in book
     assert "a kWh at r1/s1 costs $0.12" in energy
     assert "$0.12" in busbar("price", "energy", "r1/s1").out
     assert busbar("price", "energy", "r9/s9", "--json").json == {"items": []}
     assert [(one["tenant_id"], one["in_force"]) for one in listed] == [("priced", True)]
-    assert [line.split()[2] for line in shown.splitlines() if "input_token" in line] == [
-        "0",
-        "1,000",
-        "5,000",
-    ]
+    for said in (shown, book):  # a tier's amount buys as many units as the component's
+        prices = [line.split() for line in said.splitlines() if "input_token" in line]
+        assert [row[2] for row in prices] == ["0", "1,000", "5,000"]
+        assert [row[4] for row in prices] == ["1,000,000"] * 3
 
 
 def test_projects_keys_and_plans(busbar: Busbar) -> None:
@@ -268,16 +268,17 @@ def test_a_model_is_pushed_once_and_deployed(busbar: Busbar, model: Path, tmp_pa
 
 
 def test_a_site_is_described_and_cordoned(busbar: Busbar) -> None:
-    busbar("site", "set", "r9/s9", "--power-cap-kw", "60", "--energy-per-kwh", "0.08")
+    busbar("site", "set", "r9/s9", "--power-cap-kw", "60", "--energy-per-kwh", "0.08", "--new")
     fed = busbar("site", "set", "r9/s9", "--feeder", "north", "--json").json
     told = busbar("site", "cordon", "r9/s9", "--reason", "storm", "--json").json
     drained = busbar("site", "drain", "r9/s9", "--grace", "5", "--wait")
-    resumed = busbar("site", "resume", "r9/s9", "--json").json
+    busbar("site", "resume", "r9/s9")
+    lifted = busbar("site", "set", "r9/s9", "--power-cap-kw", "none", "--json").json
 
     assert (fed["power_cap_w"], fed["energy_nanos_per_kwh"]) == (60_000, 80_000_000)
     assert (told["feeder"], told["order"]["reason"]) == ("north", "storm")
     assert drained.out == "drained; it held nothing\n"
-    assert resumed["order"]["order"] == "serve"
+    assert (lifted["order"]["order"], lifted["power_cap_w"]) == ("serve", 0)
     assert "$0.08" in busbar("site", "list").out
     assert busbar("node", "list").out == "no nodes have reported\n"
 
@@ -388,7 +389,7 @@ def test_the_fleet_traces_and_the_bus(busbar: Busbar) -> None:
         (["deploy", "status", "Not A Name"], 2, "name"),
         (["deploy", "rm", "Not A Name"], 2, "name"),
         (["node", "show", "r1/s1"], 2, "is not region/site/node"),
-        (["site", "drain", "r1/s1/n1"], 2, "is not region/site"),
+        (["site", "set", "r9/s8", "--feeder", "north"], 3, "no site is called r9/s8"),
         (["tenant", "create", "x", "--tenant-id", "not an id"], 2, "tenant_id"),
         (["tenant", "create", "x", "--currency", "doubloons"], 2, "currency"),
         (["tenant", "create", ""], 2, "name"),

@@ -7,8 +7,11 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
+from busbar_cli.commands.deployments import remarks, replica_rows
+from busbar_cli.deployment_file import Declared, RolloutTerms
 from busbar_cli.main import run
 
 
@@ -21,9 +24,14 @@ class Scheduler(BaseHTTPRequestHandler):
     def do_PUT(self) -> None:
         self._answer(503 if self.path.endswith("/third") else 200)
 
+    def do_GET(self) -> None:
+        self._say(200, b'{"items": []}')
+
     def _answer(self, status: int) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
-        content = b'{"error": {"message": "no leader"}}' if status != 204 else b""
+        self._say(status, b'{"error": {"message": "no leader"}}' if status != 204 else b"")
+
+    def _say(self, status: int, content: bytes) -> None:
         self.send_response(status)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
@@ -61,3 +69,69 @@ def test_what_fails_on_the_way_is_said_with_what_stands_already(
     assert err == (
         "busbar: third: no leader\nDeclared before it: first, second. Not tried: fourth, fifth.\n"
     )
+
+
+def view(bundle: str, *, rolled_back: str = "", canary: str = "") -> dict[str, Any]:
+    back = {"bundle": rolled_back, "reason": "it failed"} if rolled_back else None
+    tried = {"bundle": canary} if canary else None
+    rollout = {"canary": tried, "rolled_back": back}
+    return {"name": "m", "bundle_name": "simple", "bundle": bundle, "rollout": rollout}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "before", "after", "said"),
+    [
+        (Declared(name="m", bundle="simple"), [], view("sha256:a"), []),
+        (Declared(name="m", bundle="simple"), [view("sha256:a")], view("sha256:a"), []),
+        (
+            Declared(name="m", bundle="simple"),
+            [view("sha256:a")],
+            view("sha256:b"),
+            ["m: replaced at once, without rollout: "],
+        ),
+        (
+            Declared(name="m", bundle="simple", rollout=RolloutTerms()),
+            [view("sha256:a")],
+            view("sha256:a", canary="sha256:b"),
+            [],
+        ),
+        (
+            Declared(name="m", bundle="simple", rollout=RolloutTerms()),
+            [view("sha256:a", rolled_back="sha256:b")],
+            view("sha256:a", canary="sha256:b"),
+            ["m: the newest simple is b, which was rolled back from m (it failed)"],
+        ),
+        (
+            Declared(name="m", bundle="simple"),
+            [{**view("sha256:a", rolled_back="sha256:b"), "name": "other"}],
+            view("sha256:b"),
+            ["m: the newest simple is b, which was rolled back from other (it failed)"],
+        ),
+        (
+            Declared(name="m", bundle="sha256:b"),
+            [{**view("sha256:a", rolled_back="sha256:b"), "name": "other"}],
+            view("sha256:b"),
+            [],
+        ),
+    ],
+    ids=["new", "same", "replaced", "tried", "tried again", "given up elsewhere", "by digest"],
+)
+def test_what_may_not_have_been_meant_is_said(
+    wanted: Declared, before: list[dict[str, Any]], after: dict[str, Any], said: list[str]
+) -> None:
+    lines = remarks([wanted], before, [after])
+
+    assert len(lines) == len(said)
+    assert all(line.startswith(start) for line, start in zip(lines, said, strict=True))
+
+
+def test_replicas_without_a_node_that_are_alike_take_one_line() -> None:
+    full = {"node": "", "state": "unplaced", "reason": "no room"}
+    cordoned = {"node": "", "state": "unplaced", "reason": "r1/s2/n1 is cordoned"}
+    placed = {"node": "r1.s1.n1", "state": "ready", "reason": ""}
+
+    assert replica_rows([placed, full, cordoned, *[full] * 996]) == [
+        ["r1/s1/n1", "ready", ""],
+        ["- (997 replicas)", "unplaced", "no room"],
+        ["-", "unplaced", "r1/s2/n1 is cordoned"],
+    ]

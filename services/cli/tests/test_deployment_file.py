@@ -26,6 +26,14 @@ def test_the_example_is_read_and_paths_are_relative_to_the_file(tmp_path: Path) 
     assert chat.path == tmp_path / "models" / "tiny-lm"
 
 
+def test_the_complaint_comes_last_where_it_is_seen(tmp_path: Path) -> None:
+    with pytest.raises(CommandError) as caught:
+        read_deployments(written(tmp_path, "- {name: m, bundle: b, colour: red}"))
+
+    assert EXAMPLE in caught.value.message
+    assert "0.colour" in caught.value.message.splitlines()[-1]
+
+
 def test_defaults(tmp_path: Path) -> None:
     (one,) = read_deployments(written(tmp_path, "- {name: m, bundle: simple}"))
 
@@ -46,6 +54,9 @@ def test_defaults(tmp_path: Path) -> None:
         ("- {name: m, bundle: b, replicas: two}", "0.replicas"),
         ("- {name: m, bundle: b, replicas: 5, max_replicas: 2}", "max_replicas allows 2"),
         ("- {name: m, bundle: b, colour: red}", "0.colour"),
+        ("- {name: m, bundle: b, regions: []}", "0.regions: .* leave it out, or name some"),
+        ("- {name: m, bundle: b, tenants: []}", "0.tenants: .* leave it out, or name some"),
+        ("- {name: m, bundle: b, pins: []}", "0.pins: .* leave it out, or name some"),
         ("- {name: m, bundle: b}\n- {name: m, bundle: c}", "more than once"),
     ],
 )

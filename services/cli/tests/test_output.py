@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from busbar_cli.output import begins, show_digest
+from busbar_cli.output import DEFAULT, begins, brief, show_digest, table
 
 # As `busbar` ends: one command that only prints, through the real entry point.
 BUSBAR = """
@@ -60,3 +60,20 @@ def test_a_digest_is_meant_by_what_is_shown_of_it() -> None:
     assert begins(digest, digest)
     assert begins(digest, "")
     assert not begins(digest, "abcdef")
+
+
+def test_one_long_cell_does_not_widen_the_other_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    long = "no room " * 200
+    DEFAULT.print({}, table(["NAME", "REASON"], [["a", long], ["b", "ok"]]))
+
+    printed = capsys.readouterr().out
+
+    assert printed == f"NAME  REASON\na     {long.rstrip()}\nb     ok\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "listed"),
+    [("as it is", "as it is"), ("first\n  second", "first second"), ("x" * 101, "x" * 99 + "…")],
+)
+def test_a_list_gives_a_reason_one_short_line(text: str, listed: str) -> None:
+    assert brief(text) == listed

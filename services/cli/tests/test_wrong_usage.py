@@ -36,6 +36,14 @@ def unreachable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         (["ledger", "--tenat", "demo"], "Did you mean --tenant?"),
         (["tenant", "topup", "nobody"], "--amount requires an argument"),
         (["no-such-command"], "(see busbar --help)"),
+        (["plan", "set", "p", "--budget", "0"], "say --budget none for that; to serve nothing"),
+        (["plan", "set", "p", "--budget", "0.00"], "--budget 0 would be no limit at all"),
+        (["plan", "set", "p", "--in-flight", "0"], "--in-flight 0 would be no limit at all"),
+        (["site", "drain", "r1/s1/n1"], "is not region/site"),
+        (["site", "set", "r1/s1", "--power-cap-kw", "0"], "or none for no limit; to place nothing"),
+        (["site", "set", "r1/s1", "--power-cap-kw", "-1"], "Must be 0.001 to 1000000, or none"),
+        (["key", "create", "t", "--empty-deployment"], "--empty-deployment"),
+        (["key", "create", "t", "--empty-scope"], "--empty-scope"),
     ],
 )
 def test_wrong_usage_says_what_would_be_right(

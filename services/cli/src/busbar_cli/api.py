@@ -20,6 +20,8 @@ _CONNECT_S, _READ_S, _SEND_S = 5.0, 30.0, 120.0
 _PAGE_MAX = 500
 _REQUEST_ID = re.compile(r"req_[0-9a-f]{32}")
 _NOT_FOUND, _UNAUTHORIZED = 404, 401
+_THERE_BEFORE = 200
+"""Where what is made anew is answered with 201."""
 _MALFORMED = {400, 422}
 _UNAVAILABLE = {408, 429, 502, 503, 504}
 
@@ -38,6 +40,11 @@ class Api:
     def post(self, path: str, body: Json) -> Json:
         """POST JSON."""
         return self.call("POST", path, json=body)
+
+    def post_once(self, path: str, body: Json) -> tuple[Json, bool]:
+        """POST JSON of what happens once; also whether it had happened before."""
+        response = self._send("POST", path, _READ_S, json=body)
+        return _answer(self.service, response), response.status_code == _THERE_BEFORE
 
     def put(self, path: str, body: Json) -> Json:
         """PUT JSON."""

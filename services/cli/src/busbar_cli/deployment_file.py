@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -46,6 +47,15 @@ Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 Count = Annotated[int, Field(ge=0, le=1000, strict=True)]
 
 
+def _some(named: list[str]) -> list[str]:
+    if not named:
+        raise ValueError("an empty list would mean all: leave it out, or name some")
+    return named
+
+
+Some = AfterValidator(_some)
+
+
 class RolloutTerms(BaseModel):
     """How a new version is tried; the scheduler's defaults hold for what is not said."""
 
@@ -68,10 +78,10 @@ class Declared(BaseModel):
     bundle: str | None = None
     path: Path | None = None
     replicas: Count = 1
-    regions: list[Name] = []
-    tenants: list[str] = []
+    regions: Annotated[list[Name], Some] = []
+    tenants: Annotated[list[str], Some] = []
     survives_site_loss: bool = False
-    pins: list[str] = []
+    pins: Annotated[list[str], Some] = []
     per_site_max: Count = 0
     per_feeder_max: Count = 0
     max_replicas: Count = 0
@@ -109,7 +119,7 @@ def read_deployments(file: Path) -> list[Declared]:
         declared = _FILE.validate_python(content)
     except ValidationError as error:
         raise CommandError(
-            f"{file}: {_problems(error)}\nAn example:\n{EXAMPLE}", Exit.USAGE
+            f"{file} is not like this example:\n{EXAMPLE}\n{file}: {_problems(error)}", Exit.USAGE
         ) from error
     names = [one.name for one in declared]
     repeated = sorted({name for name in names if names.count(name) > 1})

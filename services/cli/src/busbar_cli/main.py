@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Parameter
 
 from busbar_cli.commands import (
     adjustments,
@@ -34,6 +34,7 @@ app = App(
     ),
     help_epilogue=EXIT_HELP,
     version_flags=[],
+    default_parameter=Parameter(negative_iterable=()),  # --empty-deployment would be: all of them
 )
 for _noun in (
     *(tenants, projects, keys, plans),

@@ -68,11 +68,17 @@ class Output:
         # A table is never squeezed: what is folded or cut cannot be copied.
         widest = Console(highlight=False, width=_WIDEST)
         natural = Measurement.get(widest, widest.options, human).maximum
-        Console(highlight=False, width=max(out().width, natural)).print(human, soft_wrap=True)
+        console = Console(highlight=False, width=max(out().width, natural))
+        with console.capture() as drawn:
+            console.print(human, soft_wrap=True)
+        # Nor padded: one long cell would have the terminal wrap every other row, too.
+        for line in drawn.get().splitlines():
+            sys.stdout.write(f"{line.rstrip(' ')}\n")
 
 
 DEFAULT = Output()
-_WIDEST = 1_000
+_WIDEST = 4_000
+_BRIEF_CHARS = 100
 _UNWRITTEN = "the command was carried out, but its answer cannot be written"
 
 
@@ -114,6 +120,12 @@ def table(
 def _cell(value: Any) -> Text:
     text = "" if value is None else str(value)
     return Text(text, style=_STYLES.get(text, ""))
+
+
+def brief(text: str) -> str:
+    """The text in one line that a list has room for; who shows one thing shows all of it."""
+    line = " ".join(text.split())
+    return line if len(line) <= _BRIEF_CHARS else line[: _BRIEF_CHARS - 1] + "…"
 
 
 def show_time(unix_ms: float | None) -> str:

@@ -8,7 +8,7 @@ from cyclopts import App
 
 from busbar_cli.amounts import read_amount, show_amount
 from busbar_cli.api import Api, Json, request_segment, segment
-from busbar_cli.commands.tenants import TENANTS, find_tenant
+from busbar_cli.commands.tenants import TENANTS, find_tenant, said_before
 from busbar_cli.output import DEFAULT, HowMany, Output, show_moment, table
 
 credit = App(
@@ -45,9 +45,16 @@ def give(
         "reference": reference or f"cli-{uuid.uuid4().hex}",
         "expires_at": expires,
     }
-    transfer = Api("billing").post(f"{TENANTS}/{found['tenant_id']}/credits", body)
+    path = f"{TENANTS}/{found['tenant_id']}/credits"
+    transfer, repeated = Api("billing").post_once(path, body)
     shown = show_amount(body["amount_nanos"], found["currency"])
-    output.print(transfer, f"{found['name']} was given {shown} until {expires}")
+    said = f"{found['name']} was given {shown} until {expires}"
+    if repeated:
+        said = (
+            f"{found['name']} was given {shown} under this reference before, at "
+            f"{show_moment(transfer['posted_at'])}, and its expiry stays as it was: nothing changed"
+        )
+    output.print(transfer, said)
 
 
 @credit.command(name="list")
@@ -126,8 +133,8 @@ def refund(
     body: Json = {"reason": reason, "reference": reference or f"cli-{uuid.uuid4().hex}"}
     if amount is not None:
         body["amount_nanos"] = read_amount(amount)
-    transfer = Api("billing").post(path, body)
-    output.print(transfer, f"refunded {_to_tenant(transfer)}")
+    transfer, repeated = Api("billing").post_once(path, body)
+    output.print(transfer, f"refunded {_to_tenant(transfer)}{said_before(transfer, repeated)}")
 
 
 def correct(transfer_id: str, *, reason: str, output: Output = DEFAULT) -> None:
@@ -141,8 +148,11 @@ def correct(transfer_id: str, *, reason: str, output: Output = DEFAULT) -> None:
         Why, for the ledger.
     """
     path = f"/admin/v1/transfers/{segment(transfer_id)}/corrections"
-    transfer = Api("billing").post(path, {"reason": reason})
-    output.print(transfer, f"corrected {_to_tenant(transfer)} (transfer {transfer['transfer_id']})")
+    transfer, repeated = Api("billing").post_once(path, {"reason": reason})
+    said = f"corrected {_to_tenant(transfer)} (transfer {transfer['transfer_id']})"
+    if repeated and transfer["reason"] != reason:
+        said += f" for the reason {transfer['reason']!r}, which stays"
+    output.print(transfer, said + said_before(transfer, repeated))
 
 
 def _to_tenant(transfer: Json) -> str:

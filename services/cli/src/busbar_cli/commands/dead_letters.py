@@ -22,13 +22,12 @@ from nats.js.client import JetStreamContext
 
 from busbar_cli.bus_session import on_the_bus
 from busbar_cli.failures import CommandError, Exit
-from busbar_cli.output import DEFAULT, Output, show_bytes, show_time, table
+from busbar_cli.output import DEFAULT, Output, brief, show_bytes, show_time, table
 
 LetterId = Annotated[int, Parameter(validator=Number(gte=1))]
 Bounded = Annotated[int, Parameter(validator=Number(gte=1, lte=LETTERS_MAX))]
 
 _COLUMNS = ["ID>", "PUT ASIDE", "FROM", "SEQUENCE>", "SIZE>", "REASON"]
-_REASON_WIDTH = 100
 _IDS = frozenset({"request_id", "lease_id"})
 
 
@@ -149,14 +148,13 @@ def _summary(found: Letter) -> dict[str, Any]:
 
 
 def _row(found: Letter) -> list[str]:
-    reason = found.reason
     return [
         str(found.sequence),
         show_time(found.put_aside_at.timestamp() * 1000),
         found.origin_subject or found.subject,
         str(found.origin_sequence or ""),
         show_bytes(len(found.payload)),
-        reason if len(reason) <= _REASON_WIDTH else reason[: _REASON_WIDTH - 1] + "…",
+        brief(found.reason),
     ]
 
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
+from rich.text import Text
 
 from busbar_cli.amounts import NANOS, show_amount
 from busbar_cli.api import Api, Json, segment
 from busbar_cli.commands.tenants import find_tenant
 from busbar_cli.deployment_file import Declared, read_deployments
 from busbar_cli.failures import CommandError, Exit
-from busbar_cli.output import DEFAULT, Output, show_digest, show_node, table
+from busbar_cli.output import DEFAULT, Output, brief, err, show_digest, show_node, table
 from busbar_cli.waiting import Patience, wait_until_ready
 
 app = App(
@@ -37,6 +39,10 @@ def deploy(
 ) -> None:
     """Declare the deployments of FILE: busbar deploy models.yaml --wait.
 
+    Another bundle replaces the one that serves at once: nothing answers until it has loaded, or
+    for good where it fails to, until busbar deploy rollback NAME. With rollout: in FILE it is tried
+    beside the old one instead, which goes on serving, and goes back by itself.
+
     Parameters
     ----------
     file
@@ -58,7 +64,10 @@ def deploy(
     names = [one.name for one in declared]
     bodies = {one.name: _body(one, bundles[one.name], tenant_ids) for one in declared}
     _check(bodies)
+    before = Api("scheduler").get(_DEPLOYMENTS)["items"]
     _declare(bodies)
+    for line in remarks(declared, before, _views(names)):
+        err().print(line, soft_wrap=True, markup=False)
     if wait:
         patience = Patience(started_at=time.monotonic(), timeout_s=timeout)
         views = wait_until_ready(lambda: _views(names), patience)
@@ -81,16 +90,15 @@ def list_(*, output: Output = DEFAULT) -> None:
 def status(name: str, *, output: Output = DEFAULT) -> None:
     """Show one deployment: where its replicas are and what they are waiting for."""
     view = Api("scheduler").get(f"{_DEPLOYMENTS}/{segment(name)}")
-    rows = [
-        [show_node(one["node"]) or "-", one["state"], one["reason"]]
-        for one in view["replica_states"]
-    ]
     if not output.json:
         output.print(view, _summary([view]))
+        if brief(view["reason"]) != view["reason"]:
+            output.print(view, Text(view["reason"]))
         if view["scaling"]:
             output.print(view, _scaling(view))
         for line in _rollout(view["rollout"]):
             output.print(view, line)
+    rows = replica_rows(view["replica_states"])
     output.print(view, table(["NODE", "STATE", "REASON"], rows, title="\nreplicas"))
 
 
@@ -145,6 +153,15 @@ def explain(name: str, *, output: Output = DEFAULT) -> None:
     columns = ["NODES>", "WHAT KEEPS ONE MORE OFF", "FOR EXAMPLE"]
     nothing = "\nnothing keeps one more off any node"
     output.print(why, table(columns, hindered, title="\nOther nodes", empty=nothing))
+
+
+def replica_rows(states: list[Json]) -> list[list[str]]:
+    """Node, state, reason of each replica; those that are alike and have no node in one row."""
+    alike = Counter((show_node(one["node"]), one["state"], one["reason"]) for one in states)
+    return [
+        [node or ("-" if count == 1 else f"- ({count} replicas)"), state, reason]
+        for (node, state, reason), count in alike.items()
+    ]
 
 
 def _scaling(view: Json) -> str:
@@ -219,16 +236,19 @@ def _body(one: Declared, bundle: str | None, tenant_ids: dict[str, str]) -> Json
     body: Json = {
         "bundle": bundle,
         "replicas": one.replicas,
-        "regions": one.regions,
-        "tenants": [tenant_ids[tenant] for tenant in one.tenants],
         "survives_site_loss": one.survives_site_loss,
-        "pins": one.pins,
         "per_site_max": one.per_site_max,
         "per_feeder_max": one.per_feeder_max,
         "max_replicas": one.max_replicas,
         "scale_down_after_s": one.scale_down_after_s,
         "value_nanos_per_request": int(one.value_per_request * NANOS),
     }
+    named = {
+        "regions": one.regions,
+        "tenants": [tenant_ids[tenant] for tenant in one.tenants],
+        "pins": one.pins,
+    }
+    body.update({name: value for name, value in named.items() if value})
     if one.rollout is not None:
         body["rollout"] = one.rollout.model_dump(exclude_none=True)
     return body
@@ -264,6 +284,35 @@ def _declare(bodies: dict[str, Json]) -> None:
             ) from error
 
 
+def remarks(declared: list[Declared], before: list[Json], after: list[Json]) -> list[str]:
+    """What was taken as it was said, and may not have been meant."""
+    had, has = ({one["name"]: one for one in views} for views in (before, after))
+    given_up = {
+        back["bundle"]: (one["name"], back["reason"])
+        for one in before
+        if (back := one["rollout"]["rolled_back"])
+    }
+    lines = list[str]()
+    for one in declared:
+        view = has[one.name]
+        canary = view["rollout"]["canary"]
+        took = canary["bundle"] if canary and one.rollout else view["bundle"]
+        replaced = had[one.name]["bundle"] if one.name in had else view["bundle"]
+        if one.bundle == view["bundle_name"] and took in given_up:
+            where, reason = given_up[took]
+            lines.append(
+                f"{one.name}: the newest {one.bundle} is {show_digest(took)}, which was rolled "
+                f"back from {where} ({brief(reason)}); for another say its digest, as in busbar "
+                "model list"
+            )
+        if one.rollout is None and replaced != view["bundle"]:
+            lines.append(
+                f"{one.name}: replaced at once, without rollout: nothing answers until the new "
+                f"bundle has loaded; if it fails: busbar deploy rollback {one.name}"
+            )
+    return lines
+
+
 def _refusal(name: str, error: CommandError) -> CommandError:
     # A bundle that is not there is the file's mistake, not a thing that was looked for.
     status = Exit.FAILED if error.exit_status is Exit.NOT_FOUND else error.exit_status
@@ -289,7 +338,7 @@ def _summary(views: list[Json]) -> object:
             f"{one['ready_replicas']}/{one['wanted_replicas']}",
             one["status"],
             ", ".join(sorted(show_node(at["node"]) for at in one["replica_states"] if at["node"])),
-            one["reason"],
+            brief(one["reason"]),
         ]
         for one in views
     ]

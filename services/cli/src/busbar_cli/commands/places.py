@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
@@ -20,7 +20,7 @@ node_app = App(name="node", help="Nodes: list, show, cordon, drain, resume.")
 _SITES, _NODES = "/admin/v1/sites", "/admin/v1/nodes"
 _NAME = r"[a-z0-9][a-z0-9_-]{0,62}"
 _POLL_S = 0.5
-_CAP_KW = Parameter(validator=Number(gte=0, lte=1_000_000))
+_CAP_KW_MIN, _CAP_KW_MAX = 0.001, 1_000_000
 _GRACE_S = Parameter(validator=Number(gte=1, lte=3_600))
 """As the scheduler has them; neither takes nan or inf."""
 _CLAIMED = """
@@ -54,9 +54,10 @@ def show_site(site: str, *, output: Output = DEFAULT) -> None:
 def set_site(
     site: str,
     *,
-    power_cap_kw: Annotated[float | None, _CAP_KW] = None,
+    power_cap_kw: float | Literal["none"] | None = None,
     energy_per_kwh: str | None = None,
     feeder: str | None = None,
+    new: Annotated[bool, Parameter(negative="")] = False,
     output: Output = DEFAULT,
 ) -> None:
     """Describe a site: busbar site set r1/s1 --power-cap-kw 60 --energy-per-kwh 0.08.
@@ -66,17 +67,26 @@ def set_site(
     site
         region/site, such as r1/s1. What is not given stays as it is.
     power_cap_kw
-        Most that its replicas may draw together; 0 takes the limit away.
+        Most that its replicas may draw together, or none: no limit.
     energy_per_kwh
         What a kilowatt hour costs there when placements are weighed; the ledger books energy at
         the prices of busbar price energy.
     feeder
         What powers it; sites that share a feeder are lost together.
+    new
+        Also where no site is called that yet: it is described before its first node reports.
     """
+    key, cap_w = _key(site, 2), _cap_w(power_cap_kw)
     known = {one["site"]: one for one in Api("scheduler").get(_SITES)["items"]}
-    before = known.get(_key(site, 2), {})
+    if key not in known and not new:
+        raise CommandError(
+            f"no site is called {site}, and none of its nodes has reported; "
+            "to describe it before it is there: --new",
+            Exit.NOT_FOUND,
+        )
+    before = known.get(key, {})
     body = {
-        "power_cap_w": _given(power_cap_kw, before.get("power_cap_w", 0), 1_000),
+        "power_cap_w": before.get("power_cap_w", 0) if cap_w is None else cap_w,
         "energy_nanos_per_kwh": before.get("energy_nanos_per_kwh", 0)
         if energy_per_kwh is None
         else read_amount(energy_per_kwh),
@@ -328,8 +338,17 @@ def _site_of(node: Json) -> str:
     return node["node"].rsplit(".", 1)[0]
 
 
-def _given(value: float | None, before: int, unit: int) -> int:
-    return before if value is None else round(value * unit)
+def _cap_w(cap_kw: float | Literal["none"] | None) -> int | None:
+    """As the API has it, where 0 is no limit: nobody who types 0 means that."""
+    if cap_kw is None or cap_kw == "none":
+        return None if cap_kw is None else 0
+    if not _CAP_KW_MIN <= cap_kw <= _CAP_KW_MAX:
+        raise CommandError(
+            f"Invalid value {cap_kw:g} for --power-cap-kw. Must be {_CAP_KW_MIN} to {_CAP_KW_MAX}, "
+            "or none for no limit; to place nothing at a site: busbar site cordon SITE, or drain",
+            Exit.USAGE,
+        )
+    return round(cap_kw * 1_000)
 
 
 def _site_table(views: list[Json]) -> object:

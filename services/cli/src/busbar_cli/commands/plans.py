@@ -18,19 +18,22 @@ PLANS = "/admin/v1/plans"
 AWAY = "the bus is away: gateways learn of it when it is back"
 
 
+Bound = int | Literal["none"]
+
+
 @Parameter(name="*")
 @dataclass(frozen=True, slots=True)
 class LimitOptions:
-    """What a tenant may do, over all gateways; 0 means no limit."""
+    """What a tenant may do, over all gateways."""
 
-    requests_per_minute: int | None = None
-    """Requests a minute."""
-    tokens_per_minute: int | None = None
-    """Input and output tokens a minute."""
-    in_flight: int | None = None
-    """Requests at a time."""
+    requests_per_minute: Bound | None = None
+    """Requests a minute, or none: no limit."""
+    tokens_per_minute: Bound | None = None
+    """Input and output tokens a minute, or none."""
+    in_flight: Bound | None = None
+    """Requests at a time, or none."""
     budget: str | None = None
-    """For each calendar month in UTC, in the tenant's currency, such as 100 or 0.25."""
+    """For each calendar month in UTC, in the tenant's currency, such as 100 or 0.25, or none."""
     budget_kind: Literal["hard", "alert"] | None = None
     """hard stops the tenant when it is spent; of alert people are told at 80 % and 100 %."""
     band: Literal["interactive", "standard", "batch"] | None = None
@@ -41,15 +44,32 @@ class LimitOptions:
     def body(self) -> Json:
         """What was given, as the API calls it."""
         given = {
-            "requests_per_minute": self.requests_per_minute,
-            "tokens_per_minute": self.tokens_per_minute,
-            "max_in_flight": self.in_flight,
-            "monthly_budget_nanos": None if self.budget is None else read_amount(self.budget),
+            "requests_per_minute": _bound("--requests-per-minute", self.requests_per_minute),
+            "tokens_per_minute": _bound("--tokens-per-minute", self.tokens_per_minute),
+            "max_in_flight": _bound("--in-flight", self.in_flight),
+            "monthly_budget_nanos": _bound("--budget", _nanos(self.budget)),
             "budget_kind": self.budget_kind,
             "band": self.band,
             "weight": self.weight,
         }
         return {name: value for name, value in given.items() if value is not None}
+
+
+def _nanos(budget: str | None) -> Bound | None:
+    if budget is None or budget == "none":
+        return budget
+    return read_amount(budget)
+
+
+def _bound(option: str, value: Bound | None) -> int | None:
+    """As the API has it, where 0 is no limit: nobody who types 0 means that."""
+    if value == 0:
+        raise CommandError(
+            f"{option} 0 would be no limit at all: say {option} none for that; "
+            "to serve nothing of a tenant: busbar tenant suspend TENANT --reason WHY",
+            Exit.USAGE,
+        )
+    return 0 if value == "none" else value
 
 
 NO_OPTIONS = LimitOptions()
@@ -72,6 +92,7 @@ def set_(
     name
         What people call it. Default: its id.
     """
+    wanted = {"name": name or plan, **limits.body()}
     api, path = Api("billing"), f"{PLANS}/{segment(plan)}"
     try:
         before = api.get(path)
@@ -79,7 +100,7 @@ def set_(
         if error.exit_status is not Exit.NOT_FOUND:
             raise
         before = None
-    made = api.put(path, {"name": name or plan, **limits.body()})
+    made = api.put(path, wanted)
     rows = _rows(made) if before is None else beside(_rows(made), _rows(before))
     output.print(made, table(["", "NOW", "BEFORE"] if before else ["", ""], rows))
     if not made["propagated"]:

@@ -9,6 +9,9 @@ from typing import Any
 
 import yaml
 from cyclopts import App
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
 
 from busbar_cli.amounts import read_amount, show_amount
 from busbar_cli.api import Api, Json
@@ -59,7 +62,7 @@ def list_(*, tenant: str | None = None, output: Output = DEFAULT) -> None:
 
 
 def ends_of(books: list[Json]) -> dict[int, str | None]:
-    """Until when each version holds: the end it says, or the beginning of the next of its line."""
+    """Until when each version holds: until its own end or the next of its line begins."""
     ends: dict[int, str | None] = {}
     following: dict[tuple[str, str | None], str] = {}
     latest_first = sorted(
@@ -67,7 +70,8 @@ def ends_of(books: list[Json]) -> dict[int, str | None]:
     )
     for one in latest_first:
         line = (one["currency"], one["tenant_id"])
-        ends[one["version"]] = one["effective_until"] or following.get(line)
+        known = [end for end in (one["effective_until"], following.get(line)) if end is not None]
+        ends[one["version"]] = min(known, key=datetime.fromisoformat, default=None)
         following[line] = one["effective_from"]
     return ends
 
@@ -85,13 +89,17 @@ def show(version: int, *, output: Output = DEFAULT) -> None:
     book = next((one for one in books if one["version"] == version), None)
     if book is None:
         raise CommandError(f"there is no price book {version}: busbar price list", Exit.NOT_FOUND)
+    output.print(book, _price_table(book))
+
+
+def _price_table(book: Json) -> Table | Text:
     rows = [
         row
         for name, prices in sorted(book["classes"].items())
         for component, price in sorted(prices.items())
         for row in _price_rows(name, component, price, book["currency"])
     ]
-    output.print(book, table(["CLASS", "COMPONENT", "ABOVE>", "PRICE>", "UNITS>"], rows))
+    return table(["CLASS", "COMPONENT", "ABOVE>", "PRICE>", "UNITS>"], rows)
 
 
 def _price_rows(name: str, component: str, price: Json, currency: str) -> list[list[object]]:
@@ -121,7 +129,10 @@ def publish(
     note: str | None = None,
     output: Output = DEFAULT,
 ) -> None:
-    """Publish the next version of everybody's prices, or of one tenant's.
+    """Publish the next version of everybody's prices, or of one tenant's, and show what it says.
+
+    It ends the version that holds when it begins, also one with an end that is not reached: so a
+    mistaken one is ended early. Once a version with an end is over everybody's prices hold.
 
     Parameters
     ----------
@@ -153,7 +164,25 @@ def publish(
     book = Api("billing").post(_PRICES, body)
     whose = book["tenant_id"] or "everybody"
     said = f"price book {book['version']} for {whose} from {show_moment(book['effective_from'])}"
-    output.print(book, said)
+    said += "".join(f"\n{line}" for line in what_changes(book))
+    if left := book["left_to_default"]:
+        said += f"\nwarning: it has no class {', '.join(left)}: charged by its class default"
+    output.print(book, Group(Text(said), _price_table(book)))
+
+
+def what_changes(book: Json) -> list[str]:
+    """What a new version ends, and what holds after it."""
+    said: list[str] = []
+    ended, after = book["ends"], book["followed_by"]
+    if ended:
+        until = ended["effective_until"]
+        would = f"would have held until {show_moment(until)}" if until else "had no end"
+        said.append(f"it ends price book {ended['version']}, which {would}")
+    if after:
+        whose = "" if after["tenant_id"] == book["tenant_id"] else ", everybody's,"
+        again = f"; price book {ended['version']} does not come back" if ended else ""
+        said.append(f"once it has ended price book {after['version']}{whose} holds{again}")
+    return said
 
 
 @app.command

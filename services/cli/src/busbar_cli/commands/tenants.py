@@ -109,9 +109,11 @@ def topup(
         "currency": found["currency"],
         "reference": reference or f"cli-{uuid.uuid4().hex}",
     }
-    transfer = Api("billing").post(f"{TENANTS}/{found['tenant_id']}/topups", body)
+    path = f"{TENANTS}/{found['tenant_id']}/topups"
+    transfer, repeated = Api("billing").post_once(path, body)
     shown = show_amount(amount_nanos, found["currency"])
-    output.print(transfer, f"{found['name']} paid in {shown}  (transfer {transfer['transfer_id']})")
+    said = f"{found['name']} paid in {shown}  (transfer {transfer['transfer_id']})"
+    output.print(transfer, said + said_before(transfer, repeated))
 
 
 @app.command
@@ -136,8 +138,8 @@ def plan(
     none
         Take the plan and all limits away.
     """
-    path = f"{TENANTS}/{find_tenant(tenant)['tenant_id']}/terms"
     overrides, api = limits.body(), Api("billing")
+    path = f"{TENANTS}/{find_tenant(tenant)['tenant_id']}/terms"
     if none and (plan_id or overrides):
         raise CommandError("--none takes everything away: give no plan and no limit", Exit.USAGE)
     before = api.get(path)
@@ -197,6 +199,12 @@ def _terms_rows(terms: Json) -> list[list[str]]:
 def _say_when_not_propagated(changed: Json) -> None:
     if not changed["propagated"]:
         err().print(AWAY, style="yellow")
+
+
+def said_before(transfer: Json, repeated: bool) -> str:
+    """What is said after a transfer that was there already; nothing after a new one."""
+    moment = show_moment(transfer["posted_at"])
+    return f" at {moment} already: nothing changed" if repeated else ""
 
 
 def find_tenant(named: str) -> Json:
