@@ -22,6 +22,7 @@ import kustomizing
 import make_certificate
 import make_identities
 import make_secrets
+import watched
 import yaml
 from busbar_billing.settings import MigrationSettings
 from busbar_billing.settings import Settings as BillingSettings
@@ -92,6 +93,9 @@ def main() -> int:
         *_site_secret_problems(site),
         *_image_problems(containers, installations),
         *_hardening_problems([compose, site], documents),
+        *watched.unwatched(compose),
+        *watched.unwatched(site),
+        *watched.privileged_images(),
         *_reference_problems(installations),
         *(
             f"{one.name or 'deploy'}: {problem}"
