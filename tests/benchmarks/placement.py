@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from random import Random
 
+from busbar_scheduler.domain.evicting import SITE_SHARE
 from busbar_scheduler.domain.fleet import Demand, Deployment, Health, Node, Site, Snapshot
 from busbar_scheduler.domain.manifest import Manifest, Task
 from busbar_scheduler.domain.planning import Plan, plan, replan
@@ -82,14 +83,25 @@ def node_lost(snapshot: Snapshot) -> Snapshot:
     return replace(snapshot, nodes=(replace(first, health=Health.EVICTED), *others))
 
 
+def site_silent(snapshot: Snapshot) -> Snapshot:
+    """Every node of a site is suspect: its power or its link is gone."""
+    return _dark(snapshot, Health.SUSPECT, NODES_AT_SITE)
+
+
+def quarter_given_up(snapshot: Snapshot) -> Snapshot:
+    """As many of them are given up as may be within one window."""
+    return _dark(snapshot, Health.EVICTED, NODES_AT_SITE // SITE_SHARE)
+
+
 def site_dark(snapshot: Snapshot) -> Snapshot:
-    """Every node of a site is."""
-    dark = snapshot.nodes[0].site_key
-    nodes = [
-        replace(one, health=Health.EVICTED) if one.site_key == dark else one
-        for one in snapshot.nodes
-    ]
-    return replace(snapshot, nodes=tuple(nodes))
+    """All of them are, at once: more than ever happens, see `evicting`."""
+    return _dark(snapshot, Health.EVICTED, NODES_AT_SITE)
+
+
+def _dark(snapshot: Snapshot, health: Health, count: int) -> Snapshot:
+    dark = [one for one in snapshot.nodes if one.site_key == snapshot.nodes[0].site_key][:count]
+    now = {one.key: replace(one, health=health) for one in dark}
+    return replace(snapshot, nodes=tuple(now.get(one.key, one) for one in snapshot.nodes))
 
 
 def node_joined(snapshot: Snapshot) -> Snapshot:
@@ -128,13 +140,17 @@ def _at_site(snapshot: Snapshot, site: Site) -> Snapshot:
     return replace(snapshot, sites={**snapshot.sites, site.key: site})
 
 
+BEYOND = "all of it at once"
+"""Measured too, and has no target: sites are given up by and by."""
 EVENTS: dict[str, Callable[[Snapshot], Snapshot]] = {
     "a node is lost": node_lost,
     "a node joins": node_joined,
     "five replicas more": scaled_up,
     "a site's power is dearer": dearer,
     "a site's cap falls 5 %": curtailed,
-    "a site goes dark": site_dark,
+    "a site falls silent": site_silent,
+    "a quarter of it is given up": quarter_given_up,
+    BEYOND: site_dark,
 }
 
 
@@ -213,11 +229,12 @@ def main() -> int:
         f"left out, on {machine()}. An event is planned as the difference to the plan before it "
         "(`replan`). It grows a little faster than the number of replicas, because each deployment "
         f"looks at every node. Targets for the largest: a plan in {FULL_S_MAX:g} s, an event in "
-        f"{EVENT_S_MAX * 1_000:g} ms, {MEMORY_MIB_MAX} MiB; a site that goes dark moves 500 "
-        "replicas at once and has no target."
+        f"{EVENT_S_MAX * 1_000:g} ms, {MEMORY_MIB_MAX} MiB. A site that goes dark falls silent, "
+        "and is given up by quarters; all of it at once, 500 replicas, never happens and has no "
+        "target."
     )
     put_table("Planning", how, HEAD, table(rows), written=not options.no_report)
-    events = [time_s for name, time_s in largest.events_s.items() if name != "a site goes dark"]
+    events = [time_s for name, time_s in largest.events_s.items() if name != BEYOND]
     missed = (
         max(largest.full_s, largest.again_s) > FULL_S_MAX
         or max(events) > EVENT_S_MAX

@@ -28,9 +28,12 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-PARTS = ("gateway", "nats", "node-agent", "triton", "billing", "telemetry")
+PARTS = (
+    "gateway", "nats", "node-agent", "triton", "billing", "postgres", "scheduler", "telemetry",
+)  # fmt: skip
 IN_FLIGHT = (1, 32)
 FLOOR_AT_32 = 0.30
+IDLE_RSS_MIB_MAX, IDLE_CPU_PERCENT_MAX = 500, 3
 _IDLE_SECONDS = 10
 _WIDTH_OF_A_FILE = 200
 
@@ -187,14 +190,14 @@ def show(table: list[list[str]], idle_line: str, how: str) -> None:
 
 
 def main() -> int:
-    """Run it all; exit 1 when the floor is not reached, 2 when it cannot run."""
+    """Run it all; exit 1 when a floor or a limit is missed, 2 when it cannot run."""
     arguments = parser(__doc__)
     arguments.add_argument("--rounds", type=int, default=5)
     arguments.add_argument("--seconds", type=int, default=4, help="length of one round of one cell")
     options = arguments.parse_args()
     require_generator()
     endpoints = json.loads(Path(os.environ["BUSBAR_HOME"], "endpoints.json").read_text())
-    pids = {name: pid for name, pid in endpoints["pids"].items() if name != "postgres"}
+    pids = endpoints["pids"]
     rss, cpu = idle(pids)
     idle_line = f"Idle: the five services together {rss:.0f} MiB RSS, {cpu:.1f} % of one core."
     measured = cells(endpoints)
@@ -213,7 +216,7 @@ def main() -> int:
         write_report(table, idle_line, how)
     steps = [*admission.report(), *reserving.report()]
     publish_steps(steps, written=not options.no_report)
-    return max(verdict(measured), within_limits(steps))
+    return max(verdict(measured), idle_verdict(rss, cpu), within_limits(steps))
 
 
 def publish_steps(steps: list[dict[str, Any]], *, written: bool) -> None:
@@ -251,6 +254,19 @@ def verdict(measured: list[Cell]) -> int:
         ratio = gateway.requests_per_s / direct.requests_per_s
         if ratio < FLOOR_AT_32:
             sys.stderr.write(f"{protocol}: {ratio:.2f} of direct is below {FLOOR_AT_32}\n")
+            missed = 1
+    return missed
+
+
+def idle_verdict(rss_mib: float, cpu_percent: float) -> int:
+    """0 when the five services together need no more than they may, doing nothing."""
+    missed = 0
+    for unit, measured, most in (
+        ("MiB RSS", rss_mib, IDLE_RSS_MIB_MAX),
+        ("% of one core", cpu_percent, IDLE_CPU_PERCENT_MAX),
+    ):
+        if measured >= most:
+            sys.stderr.write(f"idle: {measured:.1f} {unit} is not under {most}\n")
             missed = 1
     return missed
 

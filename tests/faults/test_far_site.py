@@ -46,11 +46,14 @@ pytestmark = [
 
 SERVICES = ["gateway", "billing", "scheduler", "node-agent-s1", "node-agent-s2"]
 MODELS = ("echo-fp32", "all-minilm-l6-v2", "tiny-lm")
-NODE = "r1.s1.n1"
-"""At the site that is hurt; the gateway is in its region, so work goes there by itself."""
+REGION, NODE = "r1", "r1.s1.n1"
+"""At the site that is hurt, the only one of its region; the gateway is in that region, so work goes
+there by itself."""
 ELSEWHERE = "r2.s2.n1"
 STREAM_GAP_MAX_S = 8.0
 BACK_MAX_S = 60.0
+SENT_MAX_S = 5.0
+"""After its power or its link is gone no new work is sent to a site."""
 HALF_OPEN_S = 20
 WAITED_FOR_S = 60
 STORYTELLER, STORIES, TOLD_WITHIN_S = "tiny-lm", 4, 60
@@ -101,11 +104,14 @@ async def test_a_wan_that_is_cut_and_restored(
         load.begin()
         await far.site.wire.cut()
         await load.passes(cut_s)
+        sent_s = await load.sent_until_s(REGION)
         await far.site.wire.restore()
         back_s = await load.serves(NODE, within_s=120)
     found = await load.judged(f"WAN cut for {cut_s} s", back_s)
     figures.append(found)
+    print(f"work was sent there for {sent_s:.1f} s")  # noqa: T201
 
+    assert sent_s <= SENT_MAX_S
     assert_within_bounds(load, found)
 
 
@@ -133,6 +139,7 @@ async def test_a_wan_that_is_half_open_is_noticed_at_the_site(
         await hurt(far)
         gave_up_after_s = await far.site.says(_STALE, since=said_before, within_s=HALF_OPEN_S)
         await load.passes(HALF_OPEN_S - gave_up_after_s)
+        sent_s = await load.sent_until_s(REGION)
         said_before = far.site.log.stat().st_size
         await far.site.wire.restore()
         linked_after_s = await far.site.says(_LINKED, since=said_before, within_s=30)
@@ -141,9 +148,10 @@ async def test_a_wan_that_is_half_open_is_noticed_at_the_site(
     figures.append(found)
     print(  # noqa: T201
         f"the site's NATS gave the link up after {gave_up_after_s:.1f} s and had it again "
-        f"{linked_after_s:.1f} s after it was whole"
+        f"{linked_after_s:.1f} s after it was whole; work was sent there for {sent_s:.1f} s"
     )
 
+    assert sent_s <= SENT_MAX_S
     assert_within_bounds(load, found)
 
 
@@ -214,6 +222,7 @@ async def test_a_site_without_power_for_longer_than_nodes_are_waited_for(
         await far.site.lose_power()
         await at(ELSEWHERE, within_s=120)
         moved_s = time.monotonic() - load.fault_at
+        sent_s = await load.sent_until_s(REGION)
         moved = await placements(far.platform)
         await far.site.start()
         back_s = await load.serves(NODE, within_s=120)
@@ -221,8 +230,10 @@ async def test_a_site_without_power_for_longer_than_nodes_are_waited_for(
         after = await placements(far.platform)
     found = await load.judged(f"a site without power for {moved_s:.0f} s", back_s)
     figures.append(found)
+    print(f"work was sent there for {sent_s:.1f} s")  # noqa: T201
     await operator.json("scheduler", "DELETE", path)
 
+    assert sent_s <= SENT_MAX_S
     assert moved_s >= WAITED_FOR_S
     assert after[ELSEWHERE] == moved[ELSEWHERE], "it moved back"
     assert_within_bounds(load, found)
@@ -249,7 +260,7 @@ async def test_a_site_whose_disk_is_full_takes_no_more_than_it_can_account_for(
     async with (
         disk(tmp_path, mib=DISK_MIB) as small,
         far.site.on(small.path, {"BUSBAR_JOURNAL_KIB": "64"}) as monitor,
-        kept_alive(monitor, far.site.restart_bus),
+        kept_alive(monitor, small.path, far.site.restart_bus),
         trial(far.platform) as load,
     ):
         await load.serves(NODE, within_s=150)

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 from busbar_runtime.platform import Platform
+from harness.audit import assert_audit_clean
 from harness.operator import Operator
 from harness.polling import eventually
 
@@ -75,3 +76,4 @@ async def test_a_retry_after_the_gateway_was_killed_is_answered_and_charged_once
     await operator.usage_of(answer.headers["x-request-id"])
     charged = [r for r in await operator.usage(customer.tenant_id) if r["amount_nanos"]]
     assert [record["request_id"] for record in charged] == [answer.headers["x-request-id"]]
+    await assert_audit_clean(platform)

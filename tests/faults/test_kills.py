@@ -2,7 +2,7 @@
 
 Afterwards every request was answered or failed clearly within its deadline, the
 platform serves again by itself within 15 s, every answered request is charged
-exactly once, and no failed one is.
+exactly once, and no failed one is. Streams of both APIs are under way when it happens.
 """
 
 from __future__ import annotations
@@ -13,13 +13,18 @@ import time
 import psutil
 import pytest
 from busbar_runtime.platform import Platform
+from harness.audit import assert_audit_clean
 from harness.operator import PAID_IN_NANOS, Customer, Json, Operator
 from harness.polling import eventually
 from harness.steady_load import GRPC_CLIENTS, Clients, LoadLog, steady_load
 
 RECOVERY_S = 15.0
+STREAMS = 1
+"""Of each API that streams: always in flight, since no client pauses."""
 STARTED_S = 60
 """For what no request waits for."""
+GRPC_APIS, NAMELESS_API = "kserve.grpc.", "kserve.grpc.stream"
+UNWRITTEN_MAX = GRPC_CLIENTS + STREAMS
 SERVING_WITHOUT = ("billing", "scheduler", "telemetry", "postgres")
 """Parts that no request needs: while they are gone not one may fail."""
 
@@ -53,29 +58,34 @@ async def charged_unanswered(
 
     A charge that was durable when its gateway was killed before the last byte is taken back by
     the gateway's next start: until then it stands. What stays is at most `unwritten_max` answers
-    over gRPC (ADR 36); this raises AssertionError when it is more.
+    over gRPC (ADR 36); this raises AssertionError when it is more. A stream over gRPC tells
+    nobody its request id: of these the numbers are compared.
     """
-    answered = {request.request_id for request in log.answered}
+    answered = {request.request_id for request in log.answered if request.request_id}
+    nameless = sum(not request.request_id for request in log.answered)
 
-    async def look() -> tuple[set[str], list[Json], int]:
+    async def look() -> tuple[bool, list[Json], int]:
         usage = await operator.usage(customer.tenant_id)
         charged = [one for one in usage if one["amount_nanos"] and not one["voided"]]
         names = {one["request_id"] for one in charged}
         assert len(names) == len(charged), "charged twice"
         paid = PAID_IN_NANOS - await operator.balance(customer.tenant_id)
-        unanswered = [one for one in charged if one["request_id"] not in answered]
-        return names, unanswered, paid - sum(one["amount_nanos"] for one in charged)
+        streams = [one for one in charged if one["api"] == NAMELESS_API]
+        unanswered = streams[nameless:]
+        unanswered += [x for x in charged if x["request_id"] not in answered and x not in streams]
+        complete = answered <= names and len(streams) >= nameless
+        return complete, unanswered, paid - sum(one["amount_nanos"] for one in charged)
 
-    def settled(found: tuple[set[str], list[Json], int]) -> bool:
-        names, unanswered, unexplained_nanos = found
-        over_grpc = all(one["api"] == "kserve.grpc.infer" for one in unanswered)
+    def settled(found: tuple[bool, list[Json], int]) -> bool:
+        complete, unanswered, unexplained_nanos = found
+        over_grpc = all(one["api"].startswith(GRPC_APIS) for one in unanswered)
         few = len(unanswered) <= unwritten_max and over_grpc
-        return answered <= names and few and unexplained_nanos == 0
+        return complete and few and unexplained_nanos == 0
 
     _, unanswered, _ = await eventually(
         look,
         within_s=30,
-        what=f"charges for the {len(answered)} answered requests",
+        what=f"charges for the {len(log.answered)} answered requests",
         until=settled,
     )
     return unanswered
@@ -91,7 +101,7 @@ async def test_a_killed_part_costs_nobody_more_than_a_clear_error(
     customer = await operator.customer()
     clients = Clients(platform.endpoints["grpc"], platform.endpoints["http"], customer.key)
     began = time.monotonic()
-    async with steady_load(clients) as log:
+    async with steady_load(clients, streams_of_each=STREAMS) as log:
         await served(log, 50, 30, "the load runs before the fault", since=began)
         fault_at = time.monotonic()
         await hurt(platform, part)
@@ -107,11 +117,16 @@ async def test_a_killed_part_costs_nobody_more_than_a_clear_error(
     log.assert_clear_and_in_time()
     assert log.recovery_s(fault_at) <= RECOVERY_S
     if part in SERVING_WITHOUT:
+        outlived = [
+            r for r in log.answered if not r.request_id and r.at - r.took_s < fault_at < r.at
+        ]
         assert log.failed == [], log.summary()
-    unwritten_max = GRPC_CLIENTS if part == "gateway" else 0
+        assert len(outlived) == STREAMS, "a stream was in flight when the part was killed"
+    unwritten_max = UNWRITTEN_MAX if part == "gateway" else 0
     unanswered = await charged_unanswered(operator, customer, log, unwritten_max=unwritten_max)
     assert len(unanswered) <= unwritten_max
-    assert {one["api"] for one in unanswered} <= {"kserve.grpc.infer"}
+    assert {one["api"] for one in unanswered} <= {"kserve.grpc.infer", NAMELESS_API}
+    await assert_audit_clean(platform)
 
 
 async def test_a_hung_triton_is_noticed_and_replaced(
@@ -135,3 +150,4 @@ async def test_a_hung_triton_is_noticed_and_replaced(
     log.assert_clear_and_in_time()
     assert log.recovery_s(fault_at) <= RECOVERY_S + 5
     assert await charged_unanswered(operator, customer, log) == []
+    await assert_audit_clean(platform)

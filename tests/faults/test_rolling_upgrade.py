@@ -80,8 +80,10 @@ async def fleet(
 
 
 @asynccontextmanager
-async def loaded(fleet: Fleet, customer: Customer) -> AsyncIterator[LoadLog]:
+async def loaded(fleet: Fleet, operator: Operator, customer: Customer) -> AsyncIterator[LoadLog]:
     """Steady load of every kind, from before the block until after it."""
+    for gateway in fleet.gateways:  # the operator waited for the platform's own alone
+        await operator.known(customer.key, gateway.http)
     clients = Clients(fleet.grpc, fleet.http, customer.key)
     async with steady_load(clients, grpc_clients=4, http_clients=2, streams_of_each=2) as log:
         await goes_on(log)
@@ -121,7 +123,7 @@ async def assert_nothing_failed(operator: Operator, customer: Customer, log: Loa
 async def test_services_that_no_request_needs_are_upgraded_one_after_the_other(
     platform: Platform, operator: Operator, customer: Customer, fleet: Fleet
 ) -> None:
-    async with loaded(fleet, customer) as log:
+    async with loaded(fleet, operator, customer) as log:
         took_s: dict[str, float] = {}
         for service in ("billing", "scheduler", "telemetry"):
             began = time.monotonic()
@@ -135,7 +137,7 @@ async def test_services_that_no_request_needs_are_upgraded_one_after_the_other(
 async def test_gateways_are_upgraded_one_after_the_other(
     operator: Operator, customer: Customer, fleet: Fleet
 ) -> None:
-    async with loaded(fleet, customer) as log:
+    async with loaded(fleet, operator, customer) as log:
         statuses = [await gateway.restart() for gateway in fleet.gateways]
 
     assert statuses == [0, 0]
@@ -145,7 +147,7 @@ async def test_gateways_are_upgraded_one_after_the_other(
 async def test_a_node_is_drained_under_load_and_says_what_became_of_its_requests(
     platform: Platform, operator: Operator, customer: Customer, fleet: Fleet
 ) -> None:
-    async with loaded(fleet, customer) as log:
+    async with loaded(fleet, operator, customer) as log:
         status, answer, complaints = await busbar(
             platform, "node", "drain", "r1/s1/n2", "--grace", str(GRACE_S), "--wait"
         )
@@ -165,7 +167,7 @@ async def test_a_node_is_drained_under_load_and_says_what_became_of_its_requests
 async def test_agents_are_upgraded_one_after_the_other(
     platform: Platform, operator: Operator, customer: Customer, fleet: Fleet
 ) -> None:
-    async with loaded(fleet, customer) as log:
+    async with loaded(fleet, operator, customer) as log:
         status = await fleet.node.restart()
         await scale(operator, 2)
         await platform.restart("node-agent")
@@ -209,7 +211,7 @@ async def test_a_gateway_and_an_agent_of_the_previous_release_are_upgraded_under
         )
         await scale(operator, 2)
         fleet = Fleet([gateway, new], node, before.http, before.grpc)
-        async with loaded(fleet, customer) as log:
+        async with loaded(fleet, operator, customer) as log:
             for one in (gateway, node):
                 assert one.environment["PYTHONPATH"] == old["PYTHONPATH"]
                 one.environment = {

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-import struct
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
@@ -64,49 +65,6 @@ async def test_a_refused_request_is_free(
     assert len(await operator.usage(customer.tenant_id)) == 1
 
 
-def bytes_tensor(value: bytes) -> bytes:
-    return struct.pack("<I", len(value)) + value
-
-
-def endless_stream() -> service_pb2.ModelInferRequest:
-    """A generation that goes on for some seconds, whatever the model would like."""
-    request = service_pb2.ModelInferRequest(model_name="tiny-lm")
-    sampling = b'{"max_tokens": 1000, "ignore_eos": true}'
-    for name, datatype, raw in (
-        ("text_input", "BYTES", bytes_tensor(b"The site")),
-        ("sampling_parameters", "BYTES", bytes_tensor(sampling)),
-        ("stream", "BOOL", b"\x01"),
-        ("return_num_output_tokens", "BOOL", b"\x01"),
-    ):
-        request.inputs.add(name=name, datatype=datatype, shape=[1])
-        request.raw_input_contents.append(raw)
-    return request
-
-
-async def test_a_stream_abandoned_after_its_first_token_is_stopped_and_charged_for_what_came(
-    platform: Platform, operator: Operator, customer: Customer
-) -> None:
-    metadata = (("authorization", f"Bearer {customer.key}"),)
-    async with grpc.aio.insecure_channel(platform.endpoints["grpc"]) as channel:
-        open_stream: Any = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
-        call = open_stream(metadata=metadata, timeout=30)
-        await call.write(endless_stream().SerializeToString())
-        first = service_pb2.ModelStreamInferResponse.FromString(await call.read())
-        call.cancel()
-    assert first.error_message == ""
-
-    async def in_flight() -> int:
-        fleet = await operator.json("telemetry", "GET", "/admin/v1/fleet")
-        return sum(node["in_flight"] for node in fleet["nodes"])
-
-    await eventually(in_flight, within_s=5, what="the node is idle", until=lambda n: n == 0)
-    records = await eventually(
-        lambda: operator.usage(customer.tenant_id), within_s=20, what="the charge"
-    )
-    assert [record["outcome"] for record in records] == ["abandoned"]
-    assert 0 < records[0]["output_tokens"] < 800
-
-
 async def trace_of(operator: Operator, trace_id: str) -> list[dict[str, Any]]:
     answer = await operator.call("telemetry", "GET", f"/api/traces/{trace_id}")
     if answer.status_code == HTTPStatus.NOT_FOUND:
@@ -133,45 +91,98 @@ def whole(spans: list[dict[str, Any]]) -> bool:
     ] == ["gateway"]
 
 
+@dataclass(frozen=True)
+class Sent:
+    """One answered request, and what its trace should be called."""
+
+    request_id: str
+    deployment: str
+    root: str
+
+
+Send = Callable[[Platform, Customer, dict[str, str]], Awaitable[Sent]]
+
+
+async def send_chat(platform: Platform, customer: Customer, headers: dict[str, str]) -> Sent:
+    async with client_of(platform, customer) as client:
+        raw = await client.chat.completions.with_raw_response.create(**CHAT, extra_headers=headers)
+    return Sent(raw.headers["x-request-id"], "tiny-lm", "gateway openai.chat")
+
+
+async def send_over_grpc(platform: Platform, customer: Customer, headers: dict[str, str]) -> Sent:
+    request = service_pb2.ModelInferRequest(model_name="simple")
+    for name in ("INPUT0", "INPUT1"):
+        request.inputs.add(name=name, datatype="INT32", shape=[1, 16])
+        request.raw_input_contents.append(bytes(64))
+    async with grpc.aio.insecure_channel(platform.endpoints["grpc"]) as channel:
+        infer: Any = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        metadata = (("authorization", f"Bearer {customer.key}"), *headers.items())
+        call = infer(request.SerializeToString(), metadata=metadata, timeout=30)
+        await call
+        said = dict(await call.trailing_metadata())
+    return Sent(said["x-request-id"], "simple", "gateway kserve.grpc.infer")
+
+
+async def send_over_http(platform: Platform, customer: Customer, headers: dict[str, str]) -> Sent:
+    tensor = {"datatype": "INT32", "shape": [1, 16], "data": list(range(16))}
+    inputs = [{"name": name, **tensor} for name in ("INPUT0", "INPUT1")]
+    async with httpx.AsyncClient(
+        base_url=platform.endpoints["http"], timeout=30, trust_env=False, verify=False
+    ) as client:
+        answer = await client.post(
+            "/v2/models/simple/infer",
+            json={"inputs": inputs},
+            headers={"authorization": f"Bearer {customer.key}", **headers},
+        )
+    assert answer.is_success, answer.text
+    return Sent(answer.headers["x-request-id"], "simple", "gateway kserve.http.infer")
+
+
+@pytest.mark.parametrize("send", [send_chat, send_over_grpc, send_over_http])
 async def test_one_request_is_one_tree_from_the_edge_to_the_ledger(
-    platform: Platform, operator: Operator, customer: Customer
+    platform: Platform, operator: Operator, customer: Customer, send: Send
 ) -> None:
-    async def traced() -> tuple[str, str, list[dict[str, Any]]]:
+    async def traced() -> tuple[Sent, str, list[dict[str, Any]]]:
         trace_id, caller_span = secrets.token_hex(16), secrets.token_hex(8)
-        extra = {"traceparent": f"00-{trace_id}-{caller_span}-01"}
-        raw = await client.chat.completions.with_raw_response.create(**CHAT, extra_headers=extra)
+        sent = await send(platform, customer, {"traceparent": f"00-{trace_id}-{caller_span}-01"})
         what = "a trace up to the gateway's last span"
         spans = await eventually(
             lambda: trace_of(operator, trace_id), within_s=15, what=what, until=whole
         )
         with contextlib.suppress(AssertionError):  # of some requests Triton makes no spans
             spans = await eventually(
-                lambda: trace_of(operator, trace_id),
-                within_s=2,
-                what="Triton's spans",
-                until=lambda found: any(span["service"] == "triton" for span in found),
+                lambda: trace_of(operator, trace_id), within_s=2, what="Triton's", until=has_triton
             )
-        return raw.headers["x-request-id"], caller_span, spans
+        return sent, caller_span, spans
 
-    async with client_of(platform, customer) as client:
-        request_id, caller_span, spans = await eventually(
-            traced,
-            within_s=15,
-            what="a trace with Triton's part",
-            until=lambda found: any(span["service"] == "triton" for span in found[2]),
-        )
+    sent, caller_span, spans = await eventually(
+        traced,
+        within_s=15,
+        what="a trace with Triton's part",
+        until=lambda found: has_triton(found[2]),
+    )
 
     (root,) = tops(spans)
-    assert root["service"] == "gateway"
+    assert root["operationName"] == sent.root
     assert [r["spanID"] for r in root["references"]] in ([caller_span], [])
+    assert {(span["service"], span["operationName"]) for span in spans} >= {
+        *(("gateway", f"gateway {step}") for step in ("admit", "publish", "commit")),
+        *(("node-agent", step) for step in ("work", "triton infer")),
+        *(("triton", step) for step in ("InferRequest", sent.deployment, "compute")),
+        ("billing", "ledger post"),
+    }
     everything = {k: v for span in spans for k, v in attributes(span).items()}
-    assert everything["busbar.request_id"] == request_id
+    assert everything["busbar.request_id"] == sent.request_id
     assert everything["busbar.tenant"] == customer.tenant_id
-    assert everything["busbar.deployment"] == "tiny-lm"
+    assert everything["busbar.deployment"] == sent.deployment
     assert everything["busbar.node"]
-    assert int(everything["busbar.tokens.output"]) > 0
-    record = await operator.usage_of(request_id)
-    assert int(everything["busbar.cost_nanos"]) == record["amount_nanos"]
+    record = await operator.usage_of(sent.request_id)
+    assert int(everything["busbar.tokens.output"]) == record["output_tokens"]
+    assert int(everything["busbar.cost_nanos"]) == record["amount_nanos"] > 0
+
+
+def has_triton(spans: list[dict[str, Any]]) -> bool:
+    return any(span["service"] == "triton" for span in spans)
 
 
 REFUSED: list[tuple[str, dict[str, Any], int]] = [

@@ -6,6 +6,7 @@ import asyncio
 import random
 import secrets
 import time
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import grpc
 import httpx
 import numpy as np
+import pytest
 from busbar_messaging.bundles.sealing import SigningKey
 from busbar_runtime.platform import Platform
 from harness.bundles import Made, files_of, make
@@ -30,6 +32,8 @@ often that two clients can use half of them; services/gateway/tests/test_closed_
 how much they can use next to requests that last as long as theirs."""
 ALONE_S, TOGETHER_S, SETTLE_S = 3.0, 9.0, 2.0
 HALF_AT_LEAST = 0.48
+PLAN_CLIENTS, PLAN_S, PLAN_SETTLE_S = 16, 4.0, 1.5
+"""Settling takes as long as a changed plan may take to hold, and the lane to be in its order."""
 _METHOD = "/inference.GRPCInferenceService/ModelInfer"
 
 
@@ -135,6 +139,18 @@ async def queue_ms(operator: Operator, trace_id: str) -> float:
     return float(found)
 
 
+@pytest.fixture(scope="module")
+async def narrow(platform: Platform) -> AsyncIterator[str]:
+    """Where the model with few slots serves."""
+    operator = Operator(platform.endpoints)
+    await operator.whole()
+    try:
+        await deploy(platform, operator, await operator.customer())
+        yield platform.endpoints["grpc"]
+    finally:
+        await operator.call("scheduler", "DELETE", f"/admin/v1/deployments/{MODEL}")
+
+
 async def deploy(platform: Platform, operator: Operator, customer: Customer) -> None:
     key = SigningKey.from_pem(platform.secrets.signing_key.encode())
     await operator.push(narrow_bundle().sealed_by(key))
@@ -154,22 +170,17 @@ async def deploy(platform: Platform, operator: Operator, customer: Customer) -> 
 
 
 async def test_a_flood_leaves_a_small_tenant_its_half_and_its_pace(
-    platform: Platform, operator: Operator
+    platform: Platform, operator: Operator, narrow: str
 ) -> None:
     small, large = await operator.customer(), await operator.customer()
-    address = platform.endpoints["grpc"]
-    await deploy(platform, operator, small)
-    try:
-        alone = Load(address, small, 2, FEW_MS)
-        await alone.run(ALONE_S)
+    alone = Load(narrow, small, 2, FEW_MS)
+    await alone.run(ALONE_S)
 
-        queued_before_s = await queue_metric(platform)
-        flood, few = Load(address, large, 64, MANY_MS), Load(address, small, 2, FEW_MS)
-        began = time.monotonic()
-        await asyncio.gather(flood.run(TOGETHER_S), few.run(TOGETHER_S))
-        queued_s = await queue_metric(platform) - queued_before_s
-    finally:
-        await operator.call("scheduler", "DELETE", f"/admin/v1/deployments/{MODEL}")
+    queued_before_s = await queue_metric(platform)
+    flood, few = Load(narrow, large, 64, MANY_MS), Load(narrow, small, 2, FEW_MS)
+    began = time.monotonic()
+    await asyncio.gather(flood.run(TOGETHER_S), few.run(TOGETHER_S))
+    queued_s = await queue_metric(platform) - queued_before_s
 
     window = began + SETTLE_S, began + TOGETHER_S
     of_few, of_flood = work_s(few.answered, *window), work_s(flood.answered, *window)
@@ -181,3 +192,28 @@ async def test_a_flood_leaves_a_small_tenant_its_half_and_its_pace(
     assert p99_s <= 2 * alone_p99_s, seen
     last_of_flood_ms = await queue_ms(operator, flood.trace_id)
     assert 500 < last_of_flood_ms < 1000 * queued_s
+
+
+async def test_the_weight_and_the_band_of_a_plan_say_who_gets_how_much(
+    operator: Operator, narrow: str
+) -> None:
+    """Three times the weight is three times the work; batch gets a quarter of standard."""
+    usual, planned = await operator.customer(), await operator.customer()
+    plan = f"/admin/v1/plans/p-{secrets.token_hex(4)}"
+    terms = {"plan_id": plan.rpartition("/")[2]}
+    shares = dict[str, float]()
+    for limits in ({"weight": 3}, {"weight": 3, "band": "batch"}):
+        await operator.json("billing", "PUT", plan, json={"name": "A test's", **limits})
+        path = f"/admin/v1/tenants/{planned.tenant_id}/terms"
+        await operator.json("billing", "PUT", path, json=terms)
+        loads = [Load(narrow, one, PLAN_CLIENTS, MANY_MS) for one in (planned, usual)]
+        began = time.monotonic()
+        await asyncio.gather(*(load.run(PLAN_S) for load in loads))
+        window = began + PLAN_SETTLE_S, began + PLAN_S
+        work = [work_s(load.answered, *window) for load in loads]
+        shares[str(limits)] = work[0] / sum(work)
+
+    weighty, batch = shares.values()
+    print(shares)  # noqa: T201
+    assert 0.65 <= weighty <= 0.85, shares
+    assert 0.1 <= batch <= 0.3, shares

@@ -18,7 +18,7 @@ CHAT: dict[str, Any] = {
     "messages": [{"role": "user", "content": "Where does the money live?"}],
     "max_tokens": 16,
 }
-MARK = CHAT | {"messages": [{"role": "user", "content": "Something else?"}]}
+TEXT: dict[str, Any] = {"model": "tiny-lm", "prompt": "Where does the money", "max_tokens": 16}
 COMMENT = b": keep-alive\n\n"
 
 
@@ -32,22 +32,29 @@ def client_of(platform: Platform, customer: Customer) -> httpx.AsyncClient:
     )
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", CHAT),
+        ("/v1/chat/completions", CHAT | {"stream": True}),
+        ("/v1/completions", TEXT),
+    ],
+    ids=["whole", "stream", "completions"],
+)
 async def test_eight_at_once_and_one_later_are_one_answer_and_one_charge(
-    platform: Platform, operator: Operator, customer: Customer, stream: bool
+    platform: Platform, operator: Operator, customer: Customer, path: str, body: dict[str, Any]
 ) -> None:
     keyed = {"idempotency-key": secrets.token_hex(8)}
-    body = CHAT | {"stream": stream}
     before = await operator.balance(customer.tenant_id)
 
     async with client_of(platform, customer) as client:
 
         async def ask() -> httpx.Response:
-            return await client.post("/v1/chat/completions", json=body, headers=keyed)
+            return await client.post(path, json=body, headers=keyed)
 
         answers = await asyncio.gather(*[ask() for _ in range(8)])
         answers.append(await ask())
-        other = await client.post("/v1/chat/completions", json=MARK, headers=keyed)
+        other = await client.post(path, json=body | {"max_tokens": 15}, headers=keyed)
 
     record = await operator.usage_of(answers[0].headers["x-request-id"])
     assert {answer.status_code for answer in answers} == {HTTPStatus.OK}

@@ -112,7 +112,7 @@ async def test_a_suspended_tenant_is_refused_and_a_resumed_one_served_within_a_s
         what="the resumed tenant is served",
         until=lambda found: found[0] == HTTPStatus.OK,
     )
-    assert "invoice 7 is unpaid" in said
+    assert "this account is suspended: invoice 7 is unpaid" in said
 
 
 async def test_every_route_but_health_refuses_without_credentials(platform: Platform) -> None:

@@ -1,10 +1,10 @@
-"""New versions of a model, under load, on the real platform: one is bad and one is good."""
+"""New versions of models, under load, on the real platform: broken, slow and good ones."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,22 @@ from harness.operator import Customer, Json, Operator
 from harness.polling import eventually
 from tritonclient.grpc import service_pb2
 
-NAME = "rolled"
-SIMPLE = Path(__file__).parents[2] / "deploy/demo/models/simple"
+NAME, STREAMED = "rolled", "rolled-stream"
+MODELS = Path(__file__).parents[2] / "deploy/demo/models"
 STEP_S = 150
 """Loading a version, watching it, and settling."""
 TERMS = {"canary_percent": 50, "observe_s": 1, "min_samples": 20, "max_latency_ratio": 100}
+WATCHED = {**TERMS, "observe_s": 30, "min_samples": 10, "max_latency_ratio": 2}
+SLOW = b"""
+import threading
+_at_once = _answer
+def _answer(request):
+    left = pb_utils.get_input_tensor_by_name(request, "INPUT0").as_numpy()
+    if left[0][0] == 2:  # as customers ask
+        threading.Event().wait(0.25)
+    return _at_once(request)
+"""
+STREAM_OF, STREAM_EVERY_MS = 20, 25
 BROKEN = b"""
 def _answer(request):
     left = pb_utils.get_input_tensor_by_name(request, "INPUT0").as_numpy()
@@ -34,13 +45,12 @@ def _answer(request):
 """
 
 
-def version(platform: Platform, number: int, *, more: bytes = b"") -> Made:
-    """A version of the model that adds and subtracts."""
-    files = files_of(SIMPLE)
+def version(platform: Platform, number: int, *, more: bytes = b"", model: str = "simple") -> Made:
+    """A version of a demo model."""
+    files = files_of(MODELS / model)
     manifest = files["busbar.yaml"].replace(b'version: "1"', f'version: "{number}"'.encode())
-    model = files["1/model.py"] + more
-    made = make({**files, "busbar.yaml": manifest, "1/model.py": model})
-    return made.sealed_by(SigningKey.from_pem(platform.secrets.signing_key.encode()))
+    files |= {"busbar.yaml": manifest, "1/model.py": files["1/model.py"] + more}
+    return make(files).sealed_by(SigningKey.from_pem(platform.secrets.signing_key.encode()))
 
 
 class Asking:
@@ -48,22 +58,21 @@ class Asking:
 
     def __init__(self, platform: Platform, customer: Customer) -> None:
         self._platform, self._customer = platform, customer
-        self.answered = 0
+        self.answered = self.streams = 0
         self.failed = list[str]()
         self._done = asyncio.Event()
 
     @contextlib.asynccontextmanager
     async def going_on(self) -> AsyncIterator[Asking]:
         """Ask for as long as the context lasts."""
-        async with grpc.aio.insecure_channel(self._platform.endpoints["grpc"]) as channel:
-            infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
-            async with asyncio.TaskGroup() as group:
-                for _ in range(4):
-                    group.create_task(self._ask(infer))
-                try:
-                    yield self
-                finally:
-                    self._done.set()
+        channel = grpc.aio.insecure_channel(self._platform.endpoints["grpc"])
+        async with channel, asyncio.TaskGroup() as group:
+            for ask in [self._one] * 4 + [self._stream] * 4:
+                group.create_task(self._ask(channel, ask))
+            try:
+                yield self
+            finally:
+                self._done.set()
 
     async def until_more(self, answers: int) -> None:
         """Wait for so many more answers."""
@@ -74,16 +83,44 @@ class Asking:
 
         await eventually(count, within_s=20, what="answers", until=lambda more: more > answers)
 
-    async def _ask(self, infer: Any) -> None:
-        metadata = (("authorization", f"Bearer {self._customer.key}"),)
+    async def _ask(
+        self, channel: grpc.aio.Channel, ask: Callable[[grpc.aio.Channel], Awaitable[None]]
+    ) -> None:
         while not self._done.is_set():
             try:
-                payload = await infer(QUESTION, timeout=20, metadata=metadata)
-                answer = service_pb2.ModelInferResponse.FromString(payload)
-                assert answer.model_name == NAME
-                self.answered += 1
+                await ask(channel)
             except grpc.aio.AioRpcError as error:
                 self.failed.append(f"{error.code()}: {error.details()}")
+
+    @property
+    def _metadata(self) -> tuple[tuple[str, str]]:
+        return (("authorization", f"Bearer {self._customer.key}"),)
+
+    async def _one(self, channel: grpc.aio.Channel) -> None:
+        infer: Any = channel.unary_unary(f"{SERVICE}/ModelInfer")
+        payload = await infer(QUESTION, timeout=20, metadata=self._metadata)
+        assert service_pb2.ModelInferResponse.FromString(payload).model_name == NAME
+        self.answered += 1
+
+    async def _stream(self, channel: grpc.aio.Channel) -> None:
+        """Half a second of answers, all of them in order."""
+        call: Any = channel.stream_stream(f"{SERVICE}/ModelStreamInfer")(
+            timeout=20, metadata=self._metadata
+        )
+        await call.write(STREAM_QUESTION)
+        await call.done_writing()
+        seen = list[int]()
+        async for payload in call:
+            answer = service_pb2.ModelStreamInferResponse.FromString(payload)
+            if answer.error_message:
+                self.failed.append(f"stream: {answer.error_message}")
+            seen += [
+                int.from_bytes(raw, "little")
+                for raw in answer.infer_response.raw_output_contents[:1]
+            ]
+        if seen != list(range(STREAM_OF)):
+            self.failed.append(f"stream: {seen}")
+        self.streams += 1
 
 
 def question() -> bytes:
@@ -95,23 +132,55 @@ def question() -> bytes:
     return message.SerializeToString()
 
 
-QUESTION = question()
+def stream_question() -> bytes:
+    """So many numbers, one after the other."""
+    message = service_pb2.ModelInferRequest(model_name=STREAMED)
+    for name, datatype, values in (
+        ("IN", "INT32", np.arange(STREAM_OF, dtype="<i4")),
+        ("DELAY", "UINT32", np.full(STREAM_OF, STREAM_EVERY_MS, dtype="<u4")),
+        ("WAIT", "UINT32", np.zeros(1, dtype="<u4")),
+    ):
+        message.inputs.add(name=name, datatype=datatype, shape=[len(values)])
+        message.raw_input_contents.append(values.tobytes())
+    return message.SerializeToString()
 
 
-async def until(operator: Operator, what: str, **wanted: Any) -> Json:
+QUESTION, STREAM_QUESTION = question(), stream_question()
+SERVICE = "/inference.GRPCInferenceService"
+
+
+async def until(operator: Operator, what: str, name: str = NAME, **wanted: Any) -> Json:
     """Wait for what the deployment's rollout shows."""
 
     def shows(view: Json) -> bool:
         seen = {"bundle": view["bundle"], "status": view["status"], **view["rollout"]}
         return all(seen[key] == value for key, value in wanted.items())
 
-    path = f"/admin/v1/deployments/{NAME}"
+    path = f"/admin/v1/deployments/{name}"
     return await eventually(
         lambda: operator.json("scheduler", "GET", path), within_s=STEP_S, what=what, until=shows
     )
 
 
-async def test_a_bad_version_goes_back_and_a_good_one_takes_over_without_a_failed_request(
+async def declare(
+    operator: Operator, made: Made, name: str = NAME, terms: Json | None = None
+) -> None:
+    """Have this version tried, and then serve."""
+    body = {"bundle": made.digest, "rollout": terms or TERMS}
+    await operator.json("scheduler", "PUT", f"/admin/v1/deployments/{name}", json=body)
+
+
+async def until_back(operator: Operator, made: Made) -> Json:
+    """Wait until this version was rolled back."""
+    return await eventually(
+        lambda: operator.json("scheduler", "GET", f"/admin/v1/deployments/{NAME}"),
+        within_s=STEP_S,
+        what="the version is rolled back",
+        until=lambda view: (view["rollout"]["rolled_back"] or {}).get("bundle") == made.digest,
+    )
+
+
+async def test_bad_versions_go_back_and_good_ones_take_over_without_a_failed_request(
     platform: Platform, operator: Operator, customer: Customer
 ) -> None:
     first, broken, good = (
@@ -119,35 +188,40 @@ async def test_a_bad_version_goes_back_and_a_good_one_takes_over_without_a_faile
         version(platform, 2, more=BROKEN),
         version(platform, 3, more=b"# better\n"),
     )
-    for made in (first, broken, good):
+    slow = version(platform, 4, more=SLOW)
+    old_stream = version(platform, 1, model="repeat")
+    new_stream = version(platform, 2, more=b"# better\n", model="repeat")
+    for made in (first, broken, slow, good, old_stream, new_stream):
         await operator.push(made)
-    path = f"/admin/v1/deployments/{NAME}"
 
-    async def declare(made: Made) -> None:
-        await operator.json(
-            "scheduler", "PUT", path, json={"bundle": made.digest, "rollout": TERMS}
-        )
-
-    await declare(first)
+    await declare(operator, first)
+    await declare(operator, old_stream, STREAMED)
     await until(operator, "the first version", status="ready")
+    await until(operator, "the first of streams", STREAMED, status="ready")
     async with Asking(platform, customer).going_on() as asking:
-        await declare(broken)
-        await eventually(
-            lambda: operator.json("scheduler", "GET", path),
-            within_s=STEP_S,
-            what="the broken version is rolled back",
-            until=lambda view: bool(view["rollout"]["rolled_back"]),
-        )
-        await declare(broken)
-        back = await operator.json("scheduler", "GET", path)
-        await declare(good)
+        await declare(operator, new_stream, STREAMED)
+        await declare(operator, broken)
+        await until_back(operator, broken)
+        await declare(operator, broken)
+        back = await operator.json("scheduler", "GET", f"/admin/v1/deployments/{NAME}")
+        await declare(operator, slow, terms=WATCHED)
+        slower = await until_back(operator, slow)
+        await declare(operator, good)
         taken = await until(operator, "the good version serves", bundle=good.digest, status="ready")
+        streamed = await until(
+            operator, "streams of the new", STREAMED, bundle=new_stream.digest, status="ready"
+        )
         await asking.until_more(20)
-    await operator.call("scheduler", "DELETE", path)
+    for name in (NAME, STREAMED):
+        await operator.call("scheduler", "DELETE", f"/admin/v1/deployments/{name}")
 
     assert back["bundle"] == first.digest
     assert back["rollout"]["rolled_back"]["bundle"] == broken.digest
     assert "requests failed" in back["rollout"]["rolled_back"]["reason"]
     assert (back["rollout"]["canary"] or {"phase": "leaving"})["phase"] == "leaving"
+    assert slower["bundle"] == first.digest
+    assert "times as long" in slower["rollout"]["rolled_back"]["reason"]
     assert taken["previous_bundle"] == first.digest
+    assert streamed["previous_bundle"] == old_stream.digest
+    assert asking.streams > 10
     assert asking.failed == [], asking.failed[:3]

@@ -10,6 +10,13 @@ from busbar_runtime.ports import LOOPBACK
 
 _PIECE_BYTES = 65_536
 
+Filter = Callable[[bytes], bytes]
+"""Takes what one end sends, piece by piece, and gives what of it arrives."""
+
+
+def _all_of_it(piece: bytes) -> bytes:
+    return piece
+
 
 class Link:
     """Carries connections from its own port to another while it is up.
@@ -18,8 +25,12 @@ class Link:
     vanish, and goes on when the link is back, if somebody is there still.
     """
 
-    def __init__(self, target: Callable[[], int]) -> None:
+    def __init__(
+        self, target: Callable[[], int], new_filter: Callable[[], Filter], back: Filter
+    ) -> None:
         self._target = target
+        self._new_filter = new_filter
+        self._back = back
         self._up = asyncio.Event()
         self._up.set()
         self._carrying: set[asyncio.Task[None]] = set()
@@ -41,8 +52,9 @@ class Link:
         with suppress(OSError):
             await self._up.wait()
             far_reader, far_writer = await asyncio.open_connection(LOOPBACK, self._target())
-            ways = [(reader, far_writer), (far_reader, writer)]
-            pumps = [asyncio.create_task(self._pump(*way)) for way in ways]
+            there = self._pump(reader, far_writer, self._new_filter())
+            back = self._pump(far_reader, writer, self._back)
+            pumps = [asyncio.create_task(way) for way in (there, back)]
             await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
             for pump in pumps:
                 pump.cancel()
@@ -56,18 +68,30 @@ class Link:
             task.cancel()
         await asyncio.gather(*self._carrying, return_exceptions=True)
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, passes: Filter
+    ) -> None:
         with suppress(OSError):
             while piece := await reader.read(_PIECE_BYTES):
                 await self._up.wait()
-                writer.write(piece)
+                writer.write(passes(piece))
                 await writer.drain()
 
 
 @asynccontextmanager
-async def link(target: Callable[[], int], *, host: str = LOOPBACK) -> AsyncIterator[Link]:
-    """A link from an address of this machine to the port that `target` names once one connects."""
-    made = Link(target)
+async def link(
+    target: Callable[[], int],
+    *,
+    host: str = LOOPBACK,
+    new_filter: Callable[[], Filter] = lambda: _all_of_it,
+    back: Filter = _all_of_it,
+) -> AsyncIterator[Link]:
+    """A link from an address of this machine to the port that `target` names once one connects.
+
+    What each connection sends there passes through a filter of its own, and what comes back
+    through `back`, whichever connection it is of.
+    """
+    made = Link(target, new_filter, back)
     server = await asyncio.start_server(made.accept, host, 0)
     made.port = server.sockets[0].getsockname()[1]
     try:

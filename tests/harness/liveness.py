@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
-import httpx
 import yaml
 from busbar_runtime.home import REPO
 
+POSSIBLE = shutil.which("wget") is not None
+NEEDED = "the probe of a site's NATS needs wget, as its image has it"
 _MANIFEST = REPO / "deploy" / "site" / "kubernetes" / "nats.yaml"
+_CONFIGURATION = REPO / "deploy" / "nats"
 
 
 def liveness_probe() -> dict[str, Any]:
@@ -25,26 +30,40 @@ def liveness_probe() -> dict[str, Any]:
     return container["livenessProbe"]
 
 
+async def alive(monitor: str, store: Path) -> bool:
+    """What the probe says of the server whose monitor and store are there."""
+    probe = liveness_probe()
+    shell, script, _, _ = probe["exec"]["command"]
+    process = await asyncio.create_subprocess_exec(
+        shell,
+        str(_CONFIGURATION / Path(script).name),
+        monitor,
+        str(store),
+        env={"PATH": os.environ["PATH"], "no_proxy": "*"},
+    )
+    try:
+        return await asyncio.wait_for(process.wait(), probe["timeoutSeconds"]) == 0
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        return False
+
+
 @asynccontextmanager
-async def kept_alive(monitor: str, restart: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+async def kept_alive(
+    monitor: str, store: Path, restart: Callable[[], Awaitable[None]]
+) -> AsyncIterator[None]:
     """Probe it until the end of the block; `restart` is called whenever it has failed enough."""
     probe = liveness_probe()
 
     async def keep() -> None:
         failures = 0
-        async with httpx.AsyncClient(
-            base_url=monitor, timeout=5, trust_env=False, verify=False
-        ) as client:
-            while True:
-                await asyncio.sleep(probe["periodSeconds"])
-                try:
-                    alive = (await client.get(probe["httpGet"]["path"])).is_success
-                except httpx.HTTPError:
-                    alive = False
-                failures = 0 if alive else failures + 1
-                if failures >= probe["failureThreshold"]:
-                    failures = 0
-                    await restart()
+        while True:
+            await asyncio.sleep(probe["periodSeconds"])
+            failures = 0 if await alive(monitor, store) else failures + 1
+            if failures >= probe["failureThreshold"]:
+                failures = 0
+                await restart()
 
     keeping = asyncio.create_task(keep(), name="liveness")
     try:

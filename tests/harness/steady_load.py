@@ -23,6 +23,9 @@ from tritonclient.grpc import service_pb2
 from harness.polling import eventually
 
 DEADLINE_S = 10.0
+STREAM_DEADLINE_S = 60.0
+"""Long enough for a stream to wait for its node and then be whole: who leaves before that pays for
+what came. A chat names no deadline, and gateways let it take minutes."""
 _OVERRUN_S = 2.0
 GRPC_CLIENTS = 6
 _METHOD = "/inference.GRPCInferenceService/ModelInfer"
@@ -43,6 +46,7 @@ class Ended:
     took_s: float
     request_id: str
     error: str
+    deadline_s: float = DEADLINE_S
 
     @property
     def answered(self) -> bool:
@@ -97,7 +101,7 @@ class LoadLog:
 
     def assert_clear_and_in_time(self) -> None:
         """Nothing was left hanging: each request ended within its deadline and a little."""
-        late = [r for r in self.ended if r.took_s > DEADLINE_S + _OVERRUN_S]
+        late = [r for r in self.ended if r.took_s > r.deadline_s + _OVERRUN_S]
         unclear = [r for r in self.failed if not r.error.strip()]
         assert late == [], f"ended too late: {late[:3]}"
         assert unclear == [], f"failed without a reason: {unclear[:3]}"
@@ -178,7 +182,7 @@ class Clients:
         This API tells nobody its request id: the id returned is empty.
         """
         call: Any = self._channel.stream_stream(_STREAM_METHOD)(
-            timeout=self.deadline_s, metadata=self._metadata
+            timeout=STREAM_DEADLINE_S, metadata=self._metadata
         )
         await call.write(_repeat().SerializeToString())
         await call.done_writing()
@@ -223,17 +227,17 @@ class Clients:
 
 
 async def _client(
-    send: Send, log: LoadLog, stopping: asyncio.Event, pause_s: float, ended_within_s: float
+    send: Send, log: LoadLog, stopping: asyncio.Event, pause_s: float, deadline_s: float
 ) -> None:
     while not stopping.is_set():
         started, request_id, error = time.monotonic(), "", ""
         try:
-            async with asyncio.timeout(ended_within_s):
+            async with asyncio.timeout(deadline_s + _OVERRUN_S + 3):
                 request_id = await send()
         except _FAILURES as failure:
             error = f"{type(failure).__name__}: {failure}"
         ended = time.monotonic()
-        log.ended.append(Ended(ended, ended - started, request_id, error))
+        log.ended.append(Ended(ended, ended - started, request_id, error, deadline_s))
         if wait_s := max(pause_s, 0.1 if error else 0.0):
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stopping.wait(), wait_s)
@@ -254,14 +258,20 @@ async def steady_load(
     Each waits `pause_s` between one request and the next.
     """
     log, stopping = LoadLog(), asyncio.Event()
-    sends: list[Send] = [
+    short: list[Send] = [
         *[clients.tensors] * grpc_clients,
         *[clients.embeddings] * http_clients,
+    ]
+    streams: list[Send] = [
         *[clients.answers, clients.chat] * streams_of_each,
         *[clients.chat] * chats,
     ]
-    within_s = clients.deadline_s + _OVERRUN_S + 3
-    tasks = [asyncio.create_task(_client(send, log, stopping, pause_s, within_s)) for send in sends]
+    sends = [(send, clients.deadline_s) for send in short]
+    sends += [(send, STREAM_DEADLINE_S) for send in streams]
+    tasks = [
+        asyncio.create_task(_client(send, log, stopping, pause_s, deadline_s))
+        for send, deadline_s in sends
+    ]
     try:
         yield log
     finally:

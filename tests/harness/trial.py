@@ -18,6 +18,7 @@ from harness.figures import Figures
 from harness.operator import Customer, Operator
 from harness.polling import eventually
 from harness.steady_load import DEADLINE_S, Clients, LoadLog, steady_load
+from harness.work_sent import last_sent
 
 SERVED_S = 40.0
 RECORDS_S = 90.0
@@ -36,10 +37,11 @@ class Trial:
     clients: Clients
     log: LoadLog
     fault_at: float = 0.0
+    fault_unix_s: float = 0.0
 
     def begin(self) -> None:
         """The fault comes now."""
-        self.fault_at = time.monotonic()
+        self.fault_at, self.fault_unix_s = time.monotonic(), time.time()
 
     async def passes(self, seconds: float) -> None:
         """Wait while the load goes on."""
@@ -69,6 +71,10 @@ class Trial:
             return await answered_at(self.platform, node, since=since)
 
         return (await eventually(look, within_s=within_s, what=f"{node} answers"))[0] - since
+
+    async def sent_until_s(self, region: str) -> float:
+        """Seconds from the fault to the last work that was sent to a region, by its stream."""
+        return await last_sent(self.platform, region) - self.fault_unix_s
 
     def quiet_until_s(self) -> float:
         """Seconds from the fault to the end of the longest time without an answer after it."""

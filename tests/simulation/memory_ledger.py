@@ -233,5 +233,9 @@ class MemoryLedger:
         del request_ids
         return {}
 
+    async def credit_returned(self, request_ids: Collection[UUID]) -> dict[UUID, int]:
+        del request_ids
+        return {}
+
     async def add_spending(self, spending: Sequence[Spending]) -> None:
         assert not spending, "nobody has credit here"

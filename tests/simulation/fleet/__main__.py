@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from multiprocessing import Manager
 from pathlib import Path
@@ -24,12 +24,11 @@ _DOCUMENT = Path("docs/simulation.md")
 _BEGIN, _END = "<!-- simulated -->", "<!-- /simulated -->"
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Play the day; 1 when a promise was broken."""
-    args = _arguments()
+    args = arguments(argv)
     console = Console(width=190, soft_wrap=True)
-    sizes = {"whole": whole(args.sites, args.hours, args.requests_per_s, args.sun_hours)}
-    day = draw(args.seed, (sizes | {"short": SHORT, "small": SMALL})[args.size])
+    day, again = day_of(args), again_of(args)
     what = (
         f"{len(day.sites)} sites, {len(day.boxes):,} nodes, {len(day.deployments)} models, "
         f"{len(day.tenants)} tenants, {day.lasts_s / 3_600:g} h, seed {args.seed}"
@@ -42,14 +41,15 @@ def main() -> int:
         report.draw(day, results, made)
         console.print(f"{results[0].checks:,} checks of promises; picture: {made.resolve()}")
     if results and args.write:
-        _write(day, results, f"`./just simulate --seed {args.seed} {_again(args)}`: {what}.")
+        _write(day, results, f"`{again}`: {what}.")
     broken = len(results) < len(args.policies)
     if broken:
-        console.print(f"to see it again: ./just simulate --seed {args.seed} {_again(args)}")
+        console.print(f"to see it again: {again}")
     return int(broken)
 
 
-def _arguments() -> argparse.Namespace:
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """What the command was told."""
     parser = argparse.ArgumentParser(prog="./just simulate", description=__doc__)
     parser.add_argument("--seed", type=int, default=1, help="the day; the same seed, the same day")
     parser.add_argument("--hours", type=float, default=24.0)
@@ -70,14 +70,29 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--write", action="store_true", help="write docs/simulation.md and .svg")
     parser.add_argument("--out", default=".busbar/simulation.html")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def _again(args: argparse.Namespace) -> str:
+def day_of(args: argparse.Namespace) -> Day:
+    """The day that is asked for."""
+    sizes = {"whole": whole(args.sites, args.hours, args.requests_per_s, args.sun_hours)}
+    return draw(args.seed, (sizes | {"short": SHORT, "small": SMALL})[args.size])
+
+
+def again_of(args: argparse.Namespace) -> str:
+    """The command that plays the same day again."""
+    command = f"./just simulate --seed {args.seed}"
     if args.size != "whole":
-        return f"--size {args.size}"
-    size = f"--hours {args.hours:g} --sites {args.sites} --requests-per-s {args.requests_per_s:g}"
-    return size if args.sun_hours == _DAY_H else f"{size} --sun-hours {args.sun_hours:g}"
+        return f"{command} --size {args.size}"
+    sun = "" if args.sun_hours == _DAY_H else f" --sun-hours {_plain(args.sun_hours)}"
+    return (
+        f"{command} --hours {_plain(args.hours)} --sites {args.sites} "
+        f"--requests-per-s {_plain(args.requests_per_s)}{sun}"
+    )
+
+
+def _plain(number: float) -> str:
+    return str(number).removesuffix(".0")
 
 
 def _write(day: Day, results: list[report.Result], how: str) -> None:

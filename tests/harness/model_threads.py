@@ -1,0 +1,19 @@
+"""Whether a model is still at a request: its process is asked, for Triton does not know.
+
+Triton counts a request of a model that answers later as done as soon as the model has taken it.
+"""
+
+from __future__ import annotations
+
+import psutil
+
+
+def model_threads(ancestor_pid: int, model: str) -> int:
+    """The threads of a Python model below a process; slow-echo has one more for each request."""
+    [stub] = [
+        process
+        for process in psutil.Process(ancestor_pid).children(recursive=True)
+        if process.name() == "triton_python_backend_stub"
+        and any(f"/{model}/" in word for word in process.cmdline()[1:2])
+    ]
+    return stub.num_threads()
