@@ -176,6 +176,42 @@ async def test_a_follower_of_a_busy_bucket_reads_it_again_after_a_reconnect(
     assert seen.count(Current()) == 2
 
 
+async def test_a_follower_of_headers_is_told_of_each_message_once_whatever_dies(
+    client: Client, settings: provision.ProvisionSettings, nats_server: NatsServer
+) -> None:
+    jetstream, many = client.jetstream(), 3_000
+    subject = topology.entry_subject(topology.IDEMPOTENCY, "{}", "")
+    for number in range(many):
+        await client.publish(subject.format(number), b"x" * 7, headers={"N": str(number)})
+    await client.flush()
+    seen: list[tuple[str | None, int]] = []
+
+    async def collect() -> None:
+        async with aclosing(watching.follow_headers(client, topology.IDEMPOTENCY.name)) as stored:
+            async for message in stored:
+                seen.append((message.headers.get("N"), message.size_bytes))  # noqa: PERF401
+
+    async def has(count: int) -> bool:
+        return len(seen) >= count
+
+    following = asyncio.create_task(collect())
+    await eventually(lambda: has(many), within_s=DEADLINE_S, what="all that was there is told")
+    await nats_server.platform.kill("nats", signal.SIGKILL)
+
+    async def stored() -> bool:
+        with suppress(NatsError, JetStreamError, TimeoutError):
+            await jetstream.publish(subject.format("0"), b"", headers={"N": "again"})
+            return True
+        return False
+
+    await eventually(stored, within_s=DEADLINE_S, what="the bus is back")
+    await eventually(lambda: has(many + 1), within_s=DEADLINE_S, what="the new one is told")
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
+
+    assert seen == [*((str(number), 7) for number in range(many)), ("again", 0)]
+
+
 async def test_a_durable_publish_outlives_a_restart_and_is_stored_once(
     client: Client, nats_server: NatsServer
 ) -> None:

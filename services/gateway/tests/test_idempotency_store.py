@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from uuid import uuid4
@@ -9,11 +10,14 @@ from uuid import uuid4
 import pytest
 from busbar_gateway.adapters.http.idempotency import Store
 from busbar_gateway.adapters.idempotency_store import IdempotencyStore
+from busbar_gateway.domain.answer_shares import ENTRY_BYTES
 from busbar_gateway.domain.failures import Unavailable
 from busbar_gateway.domain.idempotency import Entry, KeptAnswer, Step, next_step
+from busbar_messaging import topology
+from busbar_messaging.background import end
 from busbar_messaging.connection import BusSettings, close, connect
 from busbar_runtime.pytest_plugin import NatsServer
-from gateway_harness import bus_settings
+from gateway_harness import bus_settings, eventually
 from hypothesis import given
 from hypothesis import strategies as st
 from memory_store import MemoryStore
@@ -32,7 +36,10 @@ async def store(
         return
     settings = BusSettings(**bus_settings(nats_server, "gateway"))
     client = await connect(settings, "test-idempotency")
-    yield IdempotencyStore(client)
+    store = IdempotencyStore(client)
+    following = asyncio.create_task(store.follow())
+    yield store
+    await end([following])
     await close(client)
 
 
@@ -44,7 +51,7 @@ async def test_what_was_claimed_and_kept_is_found(store: Store) -> None:
     found = await store.find(name)
     assert found is not None
     assert (found.entry, found.revision) == (MINE, revision)
-    await store.keep(name, replace(MINE, answer=ANSWER), revision)
+    await store.keep(name, replace(MINE, answer=ANSWER), revision, "t1")
 
     found = await store.find(name)
 
@@ -57,7 +64,7 @@ async def test_a_body_that_was_dropped_is_not_an_empty_body(store: Store) -> Non
         name = uuid4().hex
         revision = await store.claim(name, MINE, None)
         assert revision is not None
-        await store.keep(name, replace(MINE, answer=replace(ANSWER, body=body)), revision)
+        await store.keep(name, replace(MINE, answer=replace(ANSWER, body=body)), revision, "t1")
         found = await store.find(name)
 
         assert found is not None
@@ -80,7 +87,7 @@ async def test_whoever_was_replaced_can_neither_keep_nor_forget(store: Store) ->
     second = await store.claim(name, other, first)
     assert second is not None
     with pytest.raises(Unavailable):
-        await store.keep(name, replace(MINE, answer=ANSWER), first)
+        await store.keep(name, replace(MINE, answer=ANSWER), first, "t1")
     await store.forget(name, first)
 
     found = await store.find(name)
@@ -97,6 +104,41 @@ async def test_a_forgotten_key_is_free_again(store: Store) -> None:
 
     assert await store.find(name) is None
     assert await store.claim(name, MINE, None) is not None
+
+
+async def test_what_is_kept_counts_for_its_tenant_alone(store: Store) -> None:
+    mine, other = uuid4().hex, uuid4().hex
+    name = uuid4().hex
+    revision = await store.claim(name, MINE, None)
+    assert revision is not None
+    large = replace(ANSWER, body=b"x" * 50_000)
+    await store.keep(name, replace(MINE, answer=large), revision, mine)
+
+    await eventually(lambda: store.left_bytes(mine) < store.left_bytes(other))
+
+    cost = store.left_bytes(other) - store.left_bytes(mine)
+    assert 50_000 + ENTRY_BYTES <= cost < 50_000 + 2 * ENTRY_BYTES
+    assert 0 < store.wait_s(mine) <= 25 * 3600
+    assert store.wait_s(other) == 0
+
+
+async def test_a_failure_leaves_nothing_in_the_bucket(
+    nats_server: NatsServer, provisioner: Client
+) -> None:
+    client = await connect(BusSettings(**bus_settings(nats_server, "gateway")), "test-idempotency")
+    store, name = IdempotencyStore(client), uuid4().hex
+    stream = f"KV_{topology.IDEMPOTENCY.name}"
+
+    async def nothing() -> bool:
+        found = await provisioner.jetstream().stream_info(stream, subjects_filter=f"*.*.{name}")
+        return not found.state.subjects
+
+    revision = await store.claim(name, MINE, None)
+    assert revision is not None
+    await store.forget(name, revision)
+    await close(client)
+
+    await eventually(nothing)
 
 
 @given(

@@ -263,7 +263,11 @@ NODES = BucketSpec("nodes", "memory", ttl=timedelta(minutes=5))
 LEASES = BucketSpec("leases", "memory", ttl=timedelta(seconds=30))
 CLAIMS = BucketSpec("claims", "memory", ttl=timedelta(seconds=15))
 GATEWAYS = BucketSpec("gateways", "memory", ttl=timedelta(seconds=10))
-IDEMPOTENCY = BucketSpec("idempotency", "file", ttl=timedelta(hours=24), max_bytes=1024 * _MIB)
+IDEMPOTENCY_TTL = timedelta(hours=24)
+IDEMPOTENCY_BYTES_MAX = 1024 * _MIB
+IDEMPOTENCY = BucketSpec(
+    "idempotency", "file", ttl=IDEMPOTENCY_TTL, max_bytes=IDEMPOTENCY_BYTES_MAX
+)
 BUCKETS = (
     KEYS,
     TENANTS,

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -29,7 +30,10 @@ _HEARTBEAT_S = 2.0
 """A server that dies takes a watch's consumer along; what the bucket then says is missed."""
 _SILENCE_MAX_S = 4.5
 _RETRY_S = 0.5
+_FLOW = "$JS.FC."
 _OPERATION = "KV-Operation"
+_SIZE = "Nats-Msg-Size"
+"""Added by the server where it leaves the value out."""
 _MARKER = "Nats-Marker-Reason"
 """Left by the server in place of an entry that it removed."""
 
@@ -60,6 +64,17 @@ class Current:
 Change = Put | Deleted | Current
 
 
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A message of a bucket without its value."""
+
+    headers: Mapping[str, str]
+    size_bytes: int
+    """Of the value."""
+    stored_unix_ns: int
+    """When the server stored it, by its clock."""
+
+
 async def follow(
     client: Client, bucket: str, *, keys: str = ">", domain: str = ""
 ) -> AsyncGenerator[Change]:
@@ -87,23 +102,66 @@ async def _one_watch(
     client: Client, bucket: str, known: set[str], keys: str, domain: str
 ) -> AsyncGenerator[Change]:
     """Ends when a message was missed, nothing is heard any more, or after a reconnect."""
-    loop, reconnects = asyncio.get_running_loop(), client.stats["reconnects"]
-    messages: asyncio.Queue[Msg] = asyncio.Queue()  # bounded by the subscription's own limits
-    inbox = client.new_inbox()
-    subscription = await client.subscribe(inbox, cb=messages.put)
-    try:
-        jetstream = client.jetstream(timeout=2, domain=domain or None)
-        info = await jetstream.add_consumer(f"KV_{bucket}", _consumer(bucket, keys, inbox))
-        _obey_cancellation()
-        reading_all, fresh, delivered, heard_s = True, set[str](), 0, loop.time()
-        pending = info.num_pending or 0
-        while client.stats["reconnects"] == reconnects:
+    reading_all, fresh = True, set[str]()
+    config = ConsumerConfig(
+        filter_subject=f"$KV.{bucket}.{keys}", deliver_policy=DeliverPolicy.LAST_PER_SUBJECT
+    )
+    async with aclosing(_delivered(client, bucket, config, domain)) as delivered:
+        async for message, pending in delivered:
+            if message is not None:
+                yield _record(message, bucket, known, fresh)
             if reading_all and pending == 0:
                 reading_all = False
                 for key in known - fresh:
                     yield Deleted(key)
                 known.intersection_update(fresh)
                 yield Current()
+
+
+async def follow_headers(client: Client, bucket: str) -> AsyncGenerator[Stored]:
+    """Report every message of a bucket once without its value: those that are there, then each new
+    one, for ever. Remembers no key, so it serves for buckets with more of them than fit in memory.
+    """
+    last = 0
+    while True:
+        try:
+            if client.is_connected:
+                config = ConsumerConfig(
+                    filter_subject=f"$KV.{bucket}.>",
+                    deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
+                    opt_start_seq=last + 1,
+                    headers_only=True,
+                    flow_control=True,  # there may be too many for one connection's buffer
+                )
+                async with aclosing(_delivered(client, bucket, config, "")) as delivered:
+                    async for message, _pending in delivered:
+                        if message is not None:
+                            last = message.metadata.sequence.stream
+                            yield _stored(message)
+        except (NatsError, JetStreamError, TimeoutError, OSError) as error:
+            _obey_cancellation()
+            log.warning("bucket watch interrupted", bucket=bucket, error=repr(error))
+        await asyncio.sleep(_RETRY_S)
+
+
+async def _delivered(
+    client: Client, bucket: str, wanted: ConsumerConfig, domain: str
+) -> AsyncGenerator[tuple[Msg | None, int]]:
+    """Nothing first, then each message, with how many are still to come.
+
+    Ends when a message was missed, nothing is heard any more, or after a reconnect.
+    """
+    loop, reconnects = asyncio.get_running_loop(), client.stats["reconnects"]
+    messages: asyncio.Queue[Msg] = asyncio.Queue()  # bounded by the subscription's own limits
+    inbox = client.new_inbox()
+    subscription = await client.subscribe(inbox, cb=messages.put)
+    try:
+        jetstream = client.jetstream(timeout=2, domain=domain or None)
+        info = await jetstream.add_consumer(f"KV_{bucket}", _consumer(wanted, inbox))
+        _obey_cancellation()
+        delivered, heard_s = 0, loop.time()
+        yield None, info.num_pending or 0
+        while client.stats["reconnects"] == reconnects:
             message = await _next(messages)
             if message is None:
                 if loop.time() - heard_s > _SILENCE_MAX_S:
@@ -112,23 +170,23 @@ async def _one_watch(
             heard_s = loop.time()
             if not message.reply:  # a heartbeat
                 continue
+            if message.reply.startswith(_FLOW):
+                await message.respond(b"")  # go on: what came until here was read
+                continue
             delivered += 1
             if message.metadata.sequence.consumer != delivered:
                 return
-            pending = message.metadata.num_pending
-            yield _record(message, bucket, known, fresh)
+            yield message, message.metadata.num_pending
     finally:
         with contextlib.suppress(NatsError, OSError):
             await subscription.unsubscribe()
 
 
-def _consumer(bucket: str, keys: str, inbox: str) -> ConsumerConfig:
-    return ConsumerConfig(
+def _consumer(wanted: ConsumerConfig, inbox: str) -> ConsumerConfig:
+    return wanted.evolve(
         # Named, what it reads stands in the subject of the request, where servers can permit it.
         name=f"follow-{inbox.rpartition('.')[2]}",
         deliver_subject=inbox,
-        filter_subject=f"$KV.{bucket}.{keys}",
-        deliver_policy=DeliverPolicy.LAST_PER_SUBJECT,
         ack_policy=AckPolicy.NONE,
         max_deliver=1,
         idle_heartbeat=_HEARTBEAT_S,
@@ -165,6 +223,12 @@ def _record(message: Msg, bucket: str, known: set[str], fresh: set[str]) -> Chan
     fresh.add(key)
     metadata = message.metadata
     return Put(key, message.data, metadata.sequence.stream, unix_ns_of(metadata.timestamp))
+
+
+def _stored(message: Msg) -> Stored:
+    headers = message.headers or {}
+    stored_unix_ns = unix_ns_of(message.metadata.timestamp)
+    return Stored(headers, int(headers.get(_SIZE, "0")), stored_unix_ns)
 
 
 def unix_ns_of(moment: datetime) -> int:

@@ -82,6 +82,7 @@ class Gateway:
     dispatcher: Dispatcher
     metrics: Metrics
     heartbeat: Heartbeat
+    answers: IdempotencyStore
     idempotency: Idempotency
     collaborators: Collaborators
     tracer: Tracer
@@ -117,6 +118,7 @@ def build(settings: GatewaySettings, client: Client, metrics: Metrics) -> Gatewa
     routes, policies, prices = RouteTable(), PolicyTable(), PriceTable()
     limiting = Limiting(policies.current)
     clock = BusClock(observe=metrics.clock_ahead)
+    answers = IdempotencyStore(client, clock.unix_s)
     gateways = Gateways(region, gateway_id, limiting, clock)
     bus = WorkBus(client, gateway_id)
     admissions = _admissions(settings, routes, gateways, policies)
@@ -153,8 +155,9 @@ def build(settings: GatewaySettings, client: Client, metrics: Metrics) -> Gatewa
         dispatcher=dispatcher,
         metrics=metrics,
         heartbeat=heartbeat,
+        answers=answers,
         idempotency=Idempotency(
-            IdempotencyStore(client),
+            answers,
             gateway_id=gateway_id,
             run_id=run_id,
             is_gone=gateways.is_gone,
@@ -267,6 +270,7 @@ async def running(gateway: Gateway, region: str) -> AsyncIterator[None]:
         gateway.keys.follow(gateway.client),
         gateway.policies.follow(gateway.client),
         gateway.prices.follow(gateway.client),
+        gateway.answers.follow(),
         gateway.credit.run(),
         routes.follow(gateway.client),
         gateway.gateways.follow(gateway.client),

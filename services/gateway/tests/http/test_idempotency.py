@@ -11,12 +11,14 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from busbar_gateway.adapters.http import idempotency
 from busbar_gateway.adapters.http.idempotency import KEPT_BYTES_MAX
 from busbar_gateway.adapters.idempotency_store import Found
+from busbar_gateway.domain.answer_shares import KeptAnswers
 from busbar_gateway.domain.failures import ModelFailed, Unavailable
 from busbar_gateway.domain.idempotency import Entry, entry_name
 from http_harness import RunningEdge
-from stand_ins import NARROW_KEY
+from stand_ins import NARROW_KEY, OTHER_KEY
 
 INFER = "/v2/models/echo-fp32/infer"
 CHAT = "/v1/chat/completions"
@@ -283,6 +285,62 @@ def test_an_answer_too_large_to_keep_is_given_once(
 
     assert status == 409
     assert json.loads(answer)["error"]["code"] == "idempotent_answer_dropped"
+
+
+def test_who_keeps_its_share_is_told_so_and_keeps_nobody_else_out(
+    edge_with: Callable[..., RunningEdge], name: str
+) -> None:
+    edge = edge_with()
+    edge.store.kept = KeptAnswers(10_000, 3600)
+    assert post(edge, CHAT, chat("one two"), name)[0] == 200
+    edge.store.kept.add("acme", 5_000, time.time())
+    served = len(edge.serving.calls)
+
+    status, headers, answer = post(edge, CHAT, chat("one two"), name + "-new")
+
+    assert status == 429
+    assert json.loads(answer)["error"]["code"] == "idempotency_share_spent"
+    assert headers["x-should-retry"] == "false"
+    assert 3600 < int(headers["retry-after"]) <= 7200
+    assert len(edge.serving.calls) == served
+    assert post(edge, CHAT, chat("one two"), name)[1]["idempotent-replayed"] == "true"
+    assert edge.request("POST", CHAT, chat("one two"))[0] == 200
+    for _ in range(2):
+        other = {"Authorization": f"Bearer {OTHER_KEY}"}
+        status, headers, _ = post(edge, CHAT, chat("one two"), name + "-new", **other)
+    assert (status, headers["idempotent-replayed"]) == (200, "true")
+
+
+def test_an_answer_that_its_tenant_has_no_room_for_is_given_once(
+    edge_with: Callable[..., RunningEdge], name: str
+) -> None:
+    edge = edge_with()
+    edge.store.kept = KeptAnswers(100, 3600)
+    first, again = [post(edge, CHAT, chat("one two"), name) for _ in range(2)]
+
+    assert (first[0], again[0]) == (200, 409)
+    assert json.loads(again[2])["error"]["code"] == "idempotent_answer_dropped"
+
+
+def test_one_tenants_running_requests_leave_room_for_anothers(
+    edge: RunningEdge, name: str, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(idempotency, "RUNNING_MAX", 4)
+    served = len(edge.serving.calls)
+    with ThreadPoolExecutor(3) as clients:
+        mine = [
+            clients.submit(post, edge, CHAT, chat("!late a"), f"{name}-{number}")
+            for number in range(2)
+        ]
+        until(lambda: len(edge.serving.calls) == served + 2)
+        refused = post(edge, CHAT, chat("a"), name)
+        other = post(edge, CHAT, chat("a"), name, Authorization=f"Bearer {OTHER_KEY}")
+
+        assert refused[0] == 429
+        assert json.loads(refused[2])["error"]["code"] == "rate_limit_exceeded"
+        assert other[0] == 200
+        assert [answer.result()[0] for answer in mine] == [200, 200]
+    assert post(edge, CHAT, chat("a"), name)[0] == 200
 
 
 @pytest.mark.parametrize(("run_id", "served_anew"), [("run-1", 1), ("run-9", 0)])

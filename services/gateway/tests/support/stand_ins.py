@@ -11,12 +11,15 @@ from busbar_gateway.domain.routes import Caller, Route
 KEY = "bb_the-key-of-the-tests"
 NARROW_KEY = "bb_another-key-of-the-tenant"
 """May use one model."""
+OTHER_KEY = "bb_the-key-of-another-tenant"
 
 
 class StandInKeys:
     def authenticate(self, authorization: str | None) -> Caller:
         if authorization == f"Bearer {NARROW_KEY}":
             return Caller("acme", "key-2", frozenset({"simple"}))
+        if authorization == f"Bearer {OTHER_KEY}":
+            return Caller("globex", "key-3")
         if authorization != f"Bearer {KEY}":
             raise Unauthenticated("this API key is unknown or was revoked")
         return Caller("acme", "key-1")

@@ -16,6 +16,7 @@ __all__ = [
     "DeadlineExceeded",
     "Forbidden",
     "IdempotencyKeyReused",
+    "IdempotencyShareSpent",
     "IdempotentAnswerDropped",
     "InsufficientQuota",
     "InvalidInput",
@@ -91,6 +92,10 @@ class RateLimited(Unavailable):
     """Too much is waiting already; come back after `retry_after_s`."""
 
 
+class IdempotencyShareSpent(RateLimited):
+    """The tenant keeps as many answers as it may; what it kept first ends in `retry_after_s`."""
+
+
 class InsufficientQuota(BusbarError):
     """The tenant's balance or budget does not cover it; trying again changes nothing."""
 
@@ -133,6 +138,10 @@ _ANSWERS: tuple[tuple[type[BaseException], Answered], ...] = (
     (
         InsufficientQuota,
         Answered(429, "insufficient_quota", "insufficient_quota", "RESOURCE_EXHAUSTED"),
+    ),
+    (
+        IdempotencyShareSpent,
+        Answered(429, "rate_limit_error", "idempotency_share_spent", "RESOURCE_EXHAUSTED"),
     ),
     (RateLimited, Answered(429, "rate_limit_error", "rate_limit_exceeded", "RESOURCE_EXHAUSTED")),
     (Unavailable, Answered(503, "server_error", "unavailable", "UNAVAILABLE")),

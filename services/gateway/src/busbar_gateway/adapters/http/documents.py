@@ -31,7 +31,7 @@ _REASONS = {
     409: "The Idempotency-Key was used for another request, or its answer was not kept.",
     413: "The request is too large.",
     422: "The answer does not fit a message; ask for less.",
-    429: "Too much is waiting already; see Retry-After.",
+    429: "Too much is waiting already, or kept under Idempotency-Keys; see Retry-After.",
     431: "The request's head is too large.",
     500: "The model or the service failed; nothing was charged.",
     503: "It cannot be done now; see Retry-After.",

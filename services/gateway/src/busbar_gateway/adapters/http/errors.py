@@ -13,6 +13,7 @@ from busbar_gateway.domain.failures import (
     Answered,
     DeadlineExceeded,
     IdempotencyKeyReused,
+    IdempotencyShareSpent,
     IdempotentAnswerDropped,
     InsufficientQuota,
     InvalidInput,
@@ -71,6 +72,7 @@ _NOT_WORTH_RETRYING = (
     ModelFailed,
     DeadlineExceeded,
     IdempotencyKeyReused,
+    IdempotencyShareSpent,
     IdempotentAnswerDropped,
 )
 """A retry would cost as much and fail the same way; OpenAI's SDKs would repeat a 409."""

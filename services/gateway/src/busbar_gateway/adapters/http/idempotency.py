@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -26,9 +27,12 @@ from busbar_gateway.adapters.http.exchange import Exchange
 from busbar_gateway.adapters.http.limits import ClientGone, HttpLimits
 from busbar_gateway.adapters.http.rate_limits import RATE_LIMIT_PREFIX
 from busbar_gateway.adapters.idempotency_store import Found
+from busbar_gateway.domain.answer_shares import share_left
 from busbar_gateway.domain.failures import (
     IdempotencyKeyReused,
+    IdempotencyShareSpent,
     IdempotentAnswerDropped,
+    RateLimited,
     Unavailable,
 )
 from busbar_gateway.domain.idempotency import (
@@ -43,9 +47,9 @@ from busbar_gateway.domain.idempotency import (
 from busbar_gateway.domain.routes import Caller
 
 KEPT_BYTES_MAX = 4 * 1024 * 1024
-"""A larger answer is given once and not kept."""
+"""A larger answer is given once and not kept; so is one for which its tenant has no room left."""
 RUNNING_MAX = 512
-"""Requests with a key that one gateway serves at a time."""
+"""Requests with a key that one gateway serves at a time, shared by the tenants."""
 REPLAYED = (b"idempotent-replayed", b"true")
 
 _PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings"})
@@ -75,12 +79,20 @@ class Store(Protocol):
         """Write an entry in place of revision `replaced`; None when another was first."""
         ...
 
-    async def keep(self, name: str, entry: Entry, revision: int) -> None:
-        """Add the answer to the entry claimed as `revision`."""
+    async def keep(self, name: str, entry: Entry, revision: int, tenant_id: str) -> None:
+        """Add the answer to the entry claimed as `revision`; it counts for its tenant."""
         ...
 
     async def forget(self, name: str, revision: int) -> None:
         """Free a key whose request cost nothing."""
+        ...
+
+    def left_bytes(self, tenant_id: str) -> int:
+        """How much more of this tenant's answers may be kept."""
+        ...
+
+    def wait_s(self, tenant_id: str) -> float:
+        """After how long the first of this tenant's answers ends."""
         ...
 
 
@@ -150,6 +162,12 @@ class _Request:
     exchange: Exchange
     body: bytes
     recording: Recording
+
+    @property
+    def tenant_id(self) -> str:
+        """Whose it is."""
+        return self.exchange.caller.tenant_id
+
     claimed: bool = False
     """Whether its claim may be in the store, and neither kept nor given up."""
 
@@ -174,6 +192,7 @@ class Idempotency:
         self._is_gone = is_gone
         self._may_ask = may_ask
         self._running: dict[str, Recording] = {}
+        self._running_of = Counter[str]()
         self._tasks: set[asyncio.Task[None]] = set()
         self._clearing: set[asyncio.Task[None]] = set()
 
@@ -215,9 +234,15 @@ class Idempotency:
         await asyncio.gather(*ending, return_exceptions=True)
 
     def _start(self, request: _Request, serve: Serve) -> None:
-        if len(self._running) >= RUNNING_MAX:
-            raise Unavailable(f"{RUNNING_MAX} requests with an Idempotency-Key are being served")
+        own = self._running_of[request.tenant_id]
+        if share_left(own, len(self._running), RUNNING_MAX) <= 0:
+            raise RateLimited(
+                f"{own} of your requests with an Idempotency-Key are being served, which is as many"
+                " as can be now",
+                1.0,
+            )
         self._running[request.name] = request.recording
+        self._running_of[request.tenant_id] += 1
         task = asyncio.create_task(self._carry_out(request, serve), name="idempotent-request")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -236,6 +261,7 @@ class Idempotency:
                 await _log.aerror("idempotent request failed", exc_info=error)
         finally:
             del self._running[request.name]
+            self._running_of -= Counter((request.tenant_id,))
             recording.changed()
             if request.claimed:
                 self._clear_later(request.name, request.exchange.request_id)
@@ -285,12 +311,13 @@ class Idempotency:
                 raise _reused()
             if step is Step.GONE:
                 raise IdempotentAnswerDropped(
-                    "this request was answered and charged, but its answer was larger than"
-                    f" {KEPT_BYTES_MAX} bytes and was not kept"
+                    "this request was answered and charged, but its answer was not kept: it was"
+                    f" larger than {KEPT_BYTES_MAX} bytes, or than what was left of your share"
                 )
             if step is Step.REPLAY and found is not None and found.entry.answer is not None:
                 return _replay(found.entry.answer, request.recording)
             if step in {Step.SERVE, Step.TAKE_OVER}:
+                self._check_share(request.tenant_id)
                 entry = self._entry(request, limits)
                 replaced = found.revision if found is not None else None
                 request.claimed = True
@@ -302,6 +329,14 @@ class Idempotency:
                 raise Unavailable("another gateway is still serving this request", 2.0)
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _PAUSE_MAX_S)
+
+    def _check_share(self, tenant_id: str) -> None:
+        if self._store.left_bytes(tenant_id) <= 0:
+            raise IdempotencyShareSpent(
+                "as many of your answers are kept under an Idempotency-Key as may be: send this"
+                " request without one, or later, because each is kept for 24 hours",
+                self._store.wait_s(tenant_id),
+            )
 
     def _entry(self, request: _Request, limits: HttpLimits) -> Entry:
         return Entry(
@@ -379,7 +414,8 @@ class _Serving:
         else:
             recording = self._recording
             size = sum(map(len, recording.parts)) + len(last)
-            body = b"".join([*recording.parts, last]) if size <= KEPT_BYTES_MAX else None
+            size_max = min(KEPT_BYTES_MAX, self._store.left_bytes(self._request.tenant_id))
+            body = b"".join([*recording.parts, last]) if size <= size_max else None
             answer = KeptAnswer(status, tuple(recording.headers), body)
             await self._keep(replace(self._entry, answer=answer))
             self._request.claimed = False
@@ -388,7 +424,7 @@ class _Serving:
         """Keep an answer; one that the store took without saying so is kept, too."""
         name = self._request.name
         try:
-            await self._store.keep(name, entry, self._revision)
+            await self._store.keep(name, entry, self._revision, self._request.tenant_id)
         except Unavailable:
             found = await self._store.find(name)
             if found is None or found.entry.answer is None:
