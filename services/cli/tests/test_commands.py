@@ -278,7 +278,7 @@ def test_a_site_is_described_and_cordoned(busbar: Busbar) -> None:
     assert (fed["power_cap_w"], fed["energy_nanos_per_kwh"]) == (60_000, 80_000_000)
     assert (told["feeder"], told["order"]["reason"]) == ("north", "storm")
     assert drained.out == "drained; it held nothing\n"
-    assert (lifted["order"]["order"], lifted["power_cap_w"]) == ("serve", 0)
+    assert (lifted["order"]["order"], lifted["power_cap_w"]) == ("serve", None)
     assert "$0.08" in busbar("site", "list").out
     assert busbar("node", "list").out == "no nodes have reported\n"
 

@@ -107,11 +107,14 @@ async def test_a_cordoned_site_keeps_what_it_has_and_gets_nothing_new(bus: Bus) 
 async def test_a_sites_power_cap_is_kept_and_shown(bus: Bus) -> None:
     body = {"power_cap_w": 5_000, "energy_nanos_per_kwh": 80_000_000, "feeder": "north"}
     async with scheduling(bus) as running:
-        put = await running.api.put("/admin/v1/sites/r1/s9", json=body)
+        put = await running.api.put("/admin/v1/sites/r1/s9?new=true", json=body)
+        again = await running.api.put("/admin/v1/sites/r1/s9", json=body)
         shown = await running.get("/admin/v1/sites/r1/s9")
         listed = await running.get("/admin/v1/sites")
+        lifted = await running.api.put("/admin/v1/sites/r1/s9", json=body | {"power_cap_w": None})
 
-    assert put.json() == shown
+    assert put.json() == again.json() == shown
+    assert lifted.json() == shown | {"power_cap_w": None}
     assert listed["items"] == [shown]
     assert {name: shown[name] for name in body} == body
 
@@ -121,9 +124,11 @@ BAD_ORDERS: list[tuple[str, str, dict[str, Any], int]] = [
     ("POST", "/admin/v1/sites/r1/s7/cordon", {}, 404),
     ("POST", "/admin/v1/nodes/r1/s1/n7/drain", {"grace_s": 0}, 422),
     ("POST", "/admin/v1/nodes/r1/s1/n7/drain", {"grace_s": 1e9}, 422),
-    ("PUT", "/admin/v1/sites/r1/s1", {"power_cap_w": -1}, 422),
-    ("PUT", "/admin/v1/sites/r1/s1", {"feeder": "a b"}, 422),
-    ("PUT", "/admin/v1/sites/R1/s1", {}, 422),
+    ("PUT", "/admin/v1/sites/r1/s7", {"power_cap_w": 5_000}, 404),
+    ("PUT", "/admin/v1/sites/r1/s1?new=true", {"power_cap_w": -1}, 422),
+    ("PUT", "/admin/v1/sites/r1/s1?new=true", {"power_cap_w": 0}, 422),
+    ("PUT", "/admin/v1/sites/r1/s1?new=true", {"feeder": "a b"}, 422),
+    ("PUT", "/admin/v1/sites/R1/s1?new=true", {}, 422),
 ]
 
 

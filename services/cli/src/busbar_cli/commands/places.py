@@ -86,13 +86,14 @@ def set_site(
         )
     before = known.get(key, {})
     body = {
-        "power_cap_w": before.get("power_cap_w", 0) if cap_w is None else cap_w,
+        "power_cap_w": before.get("power_cap_w") if power_cap_kw is None else cap_w,
         "energy_nanos_per_kwh": before.get("energy_nanos_per_kwh", 0)
         if energy_per_kwh is None
         else read_amount(energy_per_kwh),
         "feeder": before.get("feeder", "") if feeder is None else feeder,
     }
-    view = Api("scheduler").put(_site_path(site), body)
+    path = f"{_site_path(site)}?new=true" if new else _site_path(site)
+    view = Api("scheduler").put(path, body)
     output.print(view, _site_table([view]))
 
 
@@ -339,9 +340,9 @@ def _site_of(node: Json) -> str:
 
 
 def _cap_w(cap_kw: float | Literal["none"] | None) -> int | None:
-    """As the API has it, where 0 is no limit: nobody who types 0 means that."""
+    """As the API has it, where none is no limit."""
     if cap_kw is None or cap_kw == "none":
-        return None if cap_kw is None else 0
+        return None
     if not _CAP_KW_MIN <= cap_kw <= _CAP_KW_MAX:
         raise CommandError(
             f"Invalid value {cap_kw:g} for --power-cap-kw. Must be {_CAP_KW_MIN} to {_CAP_KW_MAX}, "

@@ -24,8 +24,10 @@ class SiteBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    power_cap_w: Annotated[int, Field(ge=0, le=10**9, strict=True)] = Field(
-        default=0, description="most that its replicas may draw together; 0: no limit"
+    power_cap_w: Annotated[int, Field(ge=1, le=10**9, strict=True)] | None = Field(
+        default=None,
+        description="most that its replicas may draw together; null: no limit. "
+        "To place nothing there, cordon or drain it",
     )
     energy_nanos_per_kwh: Annotated[int, Field(ge=0, le=10**12, strict=True)] = 0
     feeder: FeederName = Field(default="", description="sites may share one; empty: its own")
@@ -74,7 +76,7 @@ class SiteView(BaseModel):
 
     site: str = Field(description="region.site")
     nodes: int
-    power_cap_w: int
+    power_cap_w: int | None = Field(description="null: no limit")
     drawn_w: int = Field(description="what its replicas draw when all of them are busy")
     energy_nanos_per_kwh: int
     feeder: str
@@ -87,7 +89,7 @@ class SiteView(BaseModel):
         return cls(
             site=site.key,
             nodes=nodes,
-            power_cap_w=site.power_cap_w,
+            power_cap_w=site.power_cap_w or None,
             drawn_w=drawn_w,
             energy_nanos_per_kwh=site.energy_nanos_per_kwh,
             feeder=site.feeder,

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from busbar_errors import NotFound
 from busbar_messaging.topology import NAME_PATTERN
-from fastapi import APIRouter, Depends, Path
+from fastapi import APIRouter, Depends, Path, Query
 from fastapi.security import HTTPBearer
 
 from busbar_scheduler.adapters.declarations import Declarations
@@ -25,6 +25,9 @@ _FAILURES: dict[int | str, dict[str, Any]] = {
 }
 _SITES, _NODES = "/admin/v1/sites", "/admin/v1/nodes"
 Name = Annotated[str, Path(pattern=NAME_PATTERN)]
+New = Annotated[
+    bool, Query(description="also a site of which no node has reported and that nobody described")
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +55,12 @@ class PlacesApi:
             return self._site(self._known_site(region, site), *self._look())
 
         @router.put(_SITES + "/{region}/{site}", responses=_FAILURES)
-        async def put_site(region: Name, site: Name, body: schemas.SiteBody) -> schemas.SiteView:
+        async def put_site(
+            region: Name, site: Name, body: schemas.SiteBody, *, new: New = False
+        ) -> schemas.SiteView:
             """What feeds a site, what it costs, what it may draw."""
-            key = f"{region}.{site}"
-            described = Site(key, body.power_cap_w, body.energy_nanos_per_kwh, body.feeder)
+            key = f"{region}.{site}" if new else self._known_site(region, site)
+            described = Site(key, body.power_cap_w or 0, body.energy_nanos_per_kwh, body.feeder)
             await describe(self.declarations, described)
             return self._site(key, *self._look())
 
