@@ -143,7 +143,7 @@ class AnswerStream(Protocol):
     def holds_back(self) -> None:
         """Say that the last chunk is part of the last bytes: it is not delivered before those.
 
-        Who leaves before that pays nothing for it, and nothing at all once the charge is under way.
+        Who leaves before that pays nothing for it, and for the chunks before it as ever.
         If another one comes all the same, it is to be handed over before that.
         """
         ...

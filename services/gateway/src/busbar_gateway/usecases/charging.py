@@ -111,6 +111,15 @@ def usage_record(
     )
 
 
+def id_of_part(request_id: bytes) -> bytes:
+    """What a part of an answer is charged under when the charge of all of it was taken back.
+
+    Nothing can be charged any more under the request's own id. This is the one beside it: of the
+    74 random bits of a UUIDv7 the last is turned, so it is nobody else's.
+    """
+    return request_id[:-1] + bytes([request_id[-1] ^ 1])
+
+
 async def commit_in_time(
     usage: UsageLog[SlotT, ChargeT],
     call: InferenceCall,

@@ -19,7 +19,13 @@ from busbar_gateway.domain.limits import Grant
 from busbar_gateway.domain.policies import Band
 from busbar_gateway.usecases.admitting import Admissions
 from busbar_gateway.usecases.calls import InferenceCall
-from busbar_gateway.usecases.charging import Delivered, UsageLog, commit_in_time, usage_record
+from busbar_gateway.usecases.charging import (
+    Delivered,
+    UsageLog,
+    commit_in_time,
+    id_of_part,
+    usage_record,
+)
 from busbar_gateway.usecases.crediting import Credit
 from busbar_gateway.usecases.dispatch import Dispatch
 from busbar_gateway.usecases.dispatcher import Dispatcher
@@ -82,6 +88,7 @@ class Served:
         """Whether some of what is charged leaves only when the charge is durable."""
         self.stays_charged = False
         """Whether `commit` was cancelled and the charge becomes durable all the same."""
+        self._taken_back = False
         self._queued_s: float | None = None
         """None until the request got its turn."""
 
@@ -161,6 +168,7 @@ class Served:
 
     def not_charged(self) -> None:
         """The charge was taken back: so is the money."""
+        self._taken_back = True
         if self._money is not None:
             self.collaborators.credit.take_back(self._money)
 
@@ -209,9 +217,11 @@ class Served:
         """Charge what was delivered before the customer left, in the background."""
         self.delivered = delivered
         usage, credit = self.collaborators.usage, self.collaborators.credit
-        slot = usage.claim(self.call.request_id, self.call.caller.tenant_id)
         traceparent = traceparent_of(self._trace.root) if self._trace else ""
         record = self._record(UsageOutcome.USAGE_OUTCOME_ABANDONED, traceparent)
+        if self._taken_back:
+            record.request_id = id_of_part(self.call.request_id)
+        slot = usage.claim(record.request_id, self.call.caller.tenant_id)
         usage.commit_later(slot, record)
         if self._money is not None:
             cost = credit.cost_nanos(self.call, delivered, self._admitted_unix_ns)

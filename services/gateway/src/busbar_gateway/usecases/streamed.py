@@ -116,13 +116,14 @@ class Streamed:
     ) -> None:
         self._served.stop()
         self._judge_node(error)
-        if self._charge is not None:
-            self._after_settling(error)
-        elif self._customer_left(error) and not self._served.stays_charged:
+        self._take_back_what_is_left(error)
+        if self._charge is None and self._customer_left(error) and not self._served.stays_charged:
             error = error or asyncio.CancelledError()
             self._charge_delivered()
-        else:
+        elif self._charge is None:
             error = self._failure or error
+        else:
+            self._served.collaborators.usage.delivered(self._charge)
         self._served.end(error)
 
     def _judge_node(self, error: BaseException | None) -> None:
@@ -130,13 +131,14 @@ class Streamed:
         if self._failure is None and self._handed.node:
             self._served.judge_node(self._handed.node, error)
 
-    def _after_settling(self, error: BaseException | None) -> None:
-        usage = self._served.collaborators.usage
-        if error is not None and self._served.waits_for_charge:
-            usage.take_back(self._charge, "the answer was not delivered")
-            self._served.not_charged()
-        else:
-            usage.delivered(self._charge)
+    def _take_back_what_is_left(self, error: BaseException | None) -> None:
+        """The charge of an answer of which the last did not leave is none."""
+        charge, waits = self._charge, self._served.waits_for_charge
+        if charge is None or error is None or not waits:
+            return
+        self._charge = None
+        self._served.collaborators.usage.take_back(charge, "the answer was not delivered")
+        self._served.not_charged()
 
     def _customer_left(self, error: BaseException | None) -> bool:
         if self._failure is not None or self._served.collaborators.stopping:

@@ -72,7 +72,10 @@ class UsageRecord(_message.Message):
     PROJECT_ID_FIELD_NUMBER: _builtins.int
     CACHED_TOKENS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.bytes
-    """UUIDv7 of the request, 16 bytes."""
+    """UUIDv7 of the request, 16 bytes. With the last bit turned where its customer left between the
+    charge of the whole answer, which was taken back, and the last response: then this is the
+    record of what was delivered before that.
+    """
     tenant_id: _builtins.str
     """Tenant that pays."""
     key_id: _builtins.str
