@@ -145,7 +145,9 @@ class Route(_message.Message):
     created_unix_ms: _builtins.int
     """Unix time in milliseconds at which the deployment was declared."""
     unready_reason: _builtins.str
-    """Why nothing is ready, for people; empty when something is."""
+    """Why nothing is ready, for operators only: it names nodes, and what failed there. Gateways never
+    tell customers. Empty when something is ready.
+    """
     wakes: _builtins.bool
     """True when it has no replicas while nothing is asked, and a request brings one back: such a
     request may wait. False also when nothing could be loaded now; `unready_reason` says why.
