@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
 from busbar_scheduler.domain.fleet import Assignment, Deployment, Health, Node, Snapshot
+from busbar_scheduler.domain.health import Signs, judge
 from busbar_scheduler.domain.manifest import Manifest, Task
 from busbar_scheduler.domain.publishing import Published
 from busbar_scheduler.domain.queues import WantedQueues, wanted_queues
@@ -53,8 +58,15 @@ def test_a_queue_is_called_by_the_deployment_while_a_holder_knows_no_other_name(
     assert wanted(nodes, [one.key for one in nodes], {}).plain == {("r1", "m")}
 
 
-def test_a_region_of_which_nothing_is_heard_is_left_alone() -> None:
-    nodes = [node("r1.s1.n1"), node("r2.s1.n1", health=Health.SUSPECT)]
+SILENT = Signs(silent_s=30.0, draining_s=None, ready=True, reported=True, same_run=True)
+
+
+@pytest.mark.parametrize(
+    "signs", [SILENT, replace(SILENT, draining_s=70.0)], ids=["serving", "drained-before"]
+)
+def test_a_region_of_which_nothing_is_heard_is_left_alone(signs: Signs) -> None:
+    silent = judge(signs, timedelta(seconds=4))
+    nodes = [node("r1.s1.n1"), node("r2.s1.n1", health=silent)]
     found = wanted(nodes, ["r1.s1.n1"], {"r2.s1.n1": "b"})
 
     assert found.regions == {"r1"}

@@ -80,8 +80,11 @@ class Health(StrEnum):
 
     @property
     def heard(self) -> bool:
-        """Whether it was heard of just now, so that its region's bus is there, too."""
-        return self not in {Health.UNREPORTED, Health.SUSPECT, Health.LOST}
+        """Whether it was surely heard of just now, so that its region's bus is there, too.
+
+        One that was evicted because it drains may have been silent since.
+        """
+        return self in {Health.OK, Health.NOT_READY, Health.RESTARTING, Health.DRAINING}
 
     @property
     def takes_new(self) -> bool:
