@@ -19,7 +19,6 @@ from busbar_scheduler.domain.queues import QueueNames, WantedQueues
 log = structlog.get_logger()
 
 _TIMEOUT_S = 2.0
-_STREAM_NOT_FOUND = 10059
 _NAMES_MAX = 10_000
 _SECRET_BYTES = 16
 
