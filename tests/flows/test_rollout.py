@@ -56,8 +56,8 @@ def version(platform: Platform, number: int, *, more: bytes = b"", model: str = 
 class Asking:
     """Customers that ask without a break, and everything that they were told."""
 
-    def __init__(self, platform: Platform, customer: Customer) -> None:
-        self._platform, self._customer = platform, customer
+    def __init__(self, platform: Platform, customer: Customer, *, streams: bool = True) -> None:
+        self._platform, self._customer, self._streams = platform, customer, streams
         self.answered = self.streams = 0
         self.failed = list[str]()
         self._done = asyncio.Event()
@@ -67,7 +67,7 @@ class Asking:
         """Ask for as long as the context lasts."""
         channel = grpc.aio.insecure_channel(self._platform.endpoints["grpc"])
         async with channel, asyncio.TaskGroup() as group:
-            for ask in [self._one] * 4 + [self._stream] * 4:
+            for ask in [self._one] * 4 + [self._stream] * (4 if self._streams else 0):
                 group.create_task(self._ask(channel, ask))
             try:
                 yield self
@@ -177,6 +177,49 @@ async def until_back(operator: Operator, made: Made) -> Json:
         within_s=STEP_S,
         what="the version is rolled back",
         until=lambda view: (view["rollout"]["rolled_back"] or {}).get("bundle") == made.digest,
+    )
+
+
+async def test_versions_that_nobody_watches_change_places_without_a_failed_request(
+    platform: Platform, operator: Operator, customer: Customer
+) -> None:
+    path = f"/admin/v1/deployments/{NAME}"
+    first, second = version(platform, 6), version(platform, 7, more=b"# other\n")
+    missing = version(platform, 8, more=b"raise RuntimeError('it does not load')\n")
+    for made in (first, second, missing):
+        await operator.push(made)
+
+    await operator.json("scheduler", "PUT", path, json={"bundle": first.digest})
+    await until(operator, "the first version", status="ready")
+    async with Asking(platform, customer, streams=False).going_on() as asking:
+        await operator.json("scheduler", "PUT", path, json={"bundle": second.digest})
+        other = await until(operator, "the other", bundle=second.digest, canary=None)
+        await operator.json("scheduler", "POST", f"{path}/rollback", json={})
+        back = await until(operator, "the first again", bundle=first.digest, canary=None)
+        await operator.json("scheduler", "PUT", path, json={"bundle": missing.digest})
+        await until_failing(operator)
+        await asking.until_more(20)
+        stays = await operator.json("scheduler", "POST", f"{path}/rollback", json={})
+    await operator.call("scheduler", "DELETE", path)
+
+    assert (other["status"], other["previous_bundle"]) == ("ready", first.digest)
+    assert (back["status"], back["previous_bundle"]) == ("ready", second.digest)
+    assert (stays["bundle"], stays["status"]) == (first.digest, "ready")
+    assert asking.failed == [], asking.failed[:3]
+
+
+async def until_failing(operator: Operator) -> None:
+    """Wait until it is said that the version that should take over does not load."""
+
+    def told(view: Json) -> bool:
+        canary = view["rollout"]["canary"]
+        return canary is not None and "it does not load" in canary["reason"]
+
+    await eventually(
+        lambda: operator.json("scheduler", "GET", f"/admin/v1/deployments/{NAME}"),
+        within_s=STEP_S,
+        what="the version that does not load says so",
+        until=told,
     )
 
 

@@ -71,9 +71,11 @@ def test_what_fails_on_the_way_is_said_with_what_stands_already(
     )
 
 
-def view(bundle: str, *, rolled_back: str = "", canary: str = "") -> dict[str, Any]:
+def view(
+    bundle: str, *, rolled_back: str = "", canary: str = "", phase: str = "observing"
+) -> dict[str, Any]:
     back = {"bundle": rolled_back, "reason": "it failed"} if rolled_back else None
-    tried = {"bundle": canary} if canary else None
+    tried = {"bundle": canary, "phase": phase} if canary else None
     rollout = {"canary": tried, "rolled_back": back}
     return {"name": "m", "bundle_name": "simple", "bundle": bundle, "rollout": rollout}
 
@@ -86,8 +88,14 @@ def view(bundle: str, *, rolled_back: str = "", canary: str = "") -> dict[str, A
         (
             Declared(name="m", bundle="simple"),
             [view("sha256:a")],
-            view("sha256:b"),
-            ["m: replaced at once, without rollout: "],
+            view("sha256:a", canary="sha256:b", phase="taking over"),
+            ["m: a serves until b is ready beside it; "],
+        ),
+        (
+            Declared(name="m", bundle="simple", at_once=True),
+            [view("sha256:a")],
+            view("sha256:b", canary="sha256:a", phase="leaving"),
+            [],
         ),
         (
             Declared(name="m", bundle="simple", rollout=RolloutTerms()),
@@ -98,7 +106,7 @@ def view(bundle: str, *, rolled_back: str = "", canary: str = "") -> dict[str, A
         (
             Declared(name="m", bundle="simple", rollout=RolloutTerms()),
             [view("sha256:a", rolled_back="sha256:b")],
-            view("sha256:a", canary="sha256:b"),
+            view("sha256:a", canary="sha256:b", phase="leaving"),
             ["m: the newest simple is b, which was rolled back from m (it failed)"],
         ),
         (
@@ -114,7 +122,16 @@ def view(bundle: str, *, rolled_back: str = "", canary: str = "") -> dict[str, A
             [],
         ),
     ],
-    ids=["new", "same", "replaced", "tried", "tried again", "given up elsewhere", "by digest"],
+    ids=[
+        "new",
+        "same",
+        "replaced",
+        "at once",
+        "tried",
+        "tried again",
+        "given up elsewhere",
+        "by digest",
+    ],
 )
 def test_what_may_not_have_been_meant_is_said(
     wanted: Declared, before: list[dict[str, Any]], after: dict[str, Any], said: list[str]

@@ -17,13 +17,14 @@ def written(tmp_path: Path, text: str) -> Path:
 
 
 def test_the_example_is_read_and_paths_are_relative_to_the_file(tmp_path: Path) -> None:
-    (chat,) = read_deployments(written(tmp_path, EXAMPLE))
+    chat, echo = read_deployments(written(tmp_path, EXAMPLE))
 
     assert (chat.name, chat.replicas, chat.regions, chat.tenants) == ("chat", 2, ["r1"], ["acme"])
     assert (chat.survives_site_loss, chat.pins) == (True, ["r1/s1", "r1/s2/n4"])
     assert (chat.max_replicas, chat.value_per_request) == (6, Decimal("0.0004"))
     assert chat.scale_down_after_s == 600
     assert chat.path == tmp_path / "models" / "tiny-lm"
+    assert (echo.name, echo.at_once, chat.at_once) == ("echo", True, False)
 
 
 def test_the_complaint_comes_last_where_it_is_seen(tmp_path: Path) -> None:

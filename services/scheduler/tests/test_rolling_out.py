@@ -246,3 +246,32 @@ async def test_a_third_version_waits_until_the_first_serves_again() -> None:
     assert (fleet.standing.digest, fleet.standing.canary.digest) == (OLD, NEWER)
     assert served == [True] * LOADS_ROUNDS
     assert fleet.unserved == []
+
+
+@pytest.mark.parametrize(
+    ("memory_mib", "at_once", "serves", "unserved"),
+    [(1_000, False, NEW, False), (100, False, OLD, False), (100, True, NEW, True)],
+    ids=["room for both", "no room", "no room, and at once"],
+)
+async def test_another_bundle_takes_over_when_it_is_ready_and_never_before(
+    memory_mib: int, at_once: bool, serves: str, unserved: bool
+) -> None:
+    fleet = Fleet(Deployment("m", OLD, MODEL, 3), memory_mib, demand=3)
+    rollouts, silent = Rollouts(fleet, fleet, fleet, fleet), list[int]()
+    for _ in range(CANARY_AT):
+        await fleet.pass_second(rollouts)
+    wish = Wish("m", NEW, 3, (), (), at_once=at_once)
+    await declare(fleet, fleet, wish, fleet.second * 1_000)
+    for _ in range(Rollout().ready_within_s + CALM_ROUNDS):
+        await fleet.pass_second(rollouts)
+        canary = fleet.standing.canary
+        ready = fleet.ready(fleet.standing)
+        if not ready and not (canary and canary.phase is Phase.SETTLING):
+            silent.append(fleet.second)
+
+    assert (fleet.standing.digest, fleet.standing.canary) == (serves, None)
+    assert fleet.unserved == []
+    assert bool(silent) is unserved
+    back = fleet.standing.rolled_back
+    assert (back is None) is (serves == NEW)
+    assert back is None or "0 of 3 replicas have a place" in back.reason

@@ -12,6 +12,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    StrictBool,
     StringConstraints,
     TypeAdapter,
     ValidationError,
@@ -33,13 +34,18 @@ EXAMPLE = """\
                             # default: not at all
   scale_down_after_s: 600   # how long less must be asked before replicas go; default: 300
   value_per_request: 0.0004 # what a served request brings in; default: not known
-  rollout:                  # try a new version beside the old one; default: replace it at once
+  rollout:                  # try a new version beside the old one, with a share of the requests;
+                            # default: it takes them all as soon as it is ready
     canary_percent: 10      # share of the requests that it begins with
     observe_s: 120          # how long it is watched, with that share and with half of them
     max_error_ratio: 0.01   # how much larger its share of failed requests may be
     max_latency_ratio: 1.5  # how many times as long its typical answer may take
     min_samples: 50         # requests that each has to have had, but to go back for failures
     ready_within_s: 600     # how long its replicas may take to be ready
+- name: echo
+  bundle: echo-fp32
+  at_once: true             # a new version takes the old one's place before it is ready: nothing
+                            # answers meanwhile, but there need not be room for both; default: no
 """
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
@@ -88,6 +94,13 @@ class Declared(BaseModel):
     scale_down_after_s: Annotated[int, Field(ge=1, le=86_400, strict=True)] = 300
     value_per_request: Annotated[Decimal, Field(ge=0, le=1_000_000, decimal_places=9)] = Decimal(0)
     rollout: RolloutTerms | None = None
+    at_once: StrictBool = False
+
+    @model_validator(mode="after")
+    def _at_once_or_tried(self) -> Declared:
+        if self.at_once and self.rollout is not None:
+            raise ValueError("at_once would not try the new version: leave it or rollout out")
+        return self
 
     @model_validator(mode="after")
     def _one_source(self) -> Declared:

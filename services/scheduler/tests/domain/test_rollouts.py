@@ -12,6 +12,7 @@ from busbar_scheduler.domain.advancing import (
     advance,
     begin,
     cannot_share,
+    exchange,
     give_up,
     serving_alone,
     settling,
@@ -61,6 +62,10 @@ def sight(canary: Outcomes = NOBODY, stable: Outcomes = NOBODY, **changes: objec
 def wish(digest: str, terms: Rollout | None = TERMS, **changes: object) -> Deployment:
     wanted = replace(SERVING, digest=digest, manifest=MODEL_2, rollout=terms)
     return replace(wanted, **changes)  # pyright: ignore[reportArgumentType]
+
+
+def declared(before: Deployment, wished: Deployment) -> Deployment:
+    return begin(before, wished, 2_000, keep=False)
 
 
 @given(st.integers(0, 2**32), st.floats(0, 0.3))
@@ -282,16 +287,16 @@ def _telling(number: int, *held: tuple[str, str]) -> Node:
 def test_a_third_version_does_not_take_the_place_of_the_only_one_that_serves() -> None:
     taken_over = replace(tried(Phase.SETTLING, 50), digest=NEW, manifest=MODEL_2)
     back = take_back(taken_over, Bundle(OLD, 1, MODEL, 0), "wrong", 1_000)
-    third, at_once = begin(back, wish(NEWER), 2_000), begin(back, wish(NEWER, None), 2_000)
+    third, at_once = declared(back, wish(NEWER)), declared(back, wish(NEWER, None))
     given_up = give_up(tried(), "slow", 1_000)
     stopped = replace(back, replicas=0)
 
     assert "try again" in serving_alone(back, third, ready=0)
     assert not serving_alone(back, third, ready=1)
     assert not serving_alone(back, at_once, ready=0)
-    assert "try again" in serving_alone(at_once, begin(at_once, wish("sha256:04"), 3_000), ready=0)
-    assert not serving_alone(given_up, begin(given_up, wish(NEWER), 2_000), ready=2)
-    assert not serving_alone(stopped, begin(stopped, wish(NEWER), 2_000), ready=0)
+    assert "try again" in serving_alone(at_once, declared(at_once, wish("sha256:04")), ready=0)
+    assert not serving_alone(given_up, declared(given_up, wish(NEWER)), ready=2)
+    assert not serving_alone(stopped, declared(stopped, wish(NEWER)), ready=0)
 
 
 def test_a_deployment_that_is_stopped_ends_its_rollout() -> None:
@@ -313,23 +318,68 @@ def test_a_deployment_that_is_stopped_ends_its_rollout() -> None:
 def test_what_a_declaration_comes_to() -> None:
     given_up = give_up(tried(), "slow", 5)
     other_terms = replace(TERMS, max_latency_ratio=9.0)
-    begun = begin(SERVING, wish(NEW), 7)
+    begun = begin(SERVING, wish(NEW), 7, keep=True)
 
-    assert begin(None, wish(NEW), 7) == wish(NEW)
+    assert begin(None, wish(NEW), 7, keep=True) == wish(NEW)
     assert begun.digest == OLD
     assert begun.canary == Canary(NEW, MODEL_2, Phase.OBSERVING, 10, 7)
-    assert begin(begun, wish(NEW, replicas=5), 9) == replace(begun, replicas=5)
-    replaced = begin(begun, wish(NEWER), 9)
+    assert begin(begun, wish(NEW, replicas=5), 9, keep=True) == replace(begun, replicas=5)
+    replaced = begin(begun, wish(NEWER), 9, keep=True)
     assert replaced.canary == Canary(NEWER, MODEL_2, Phase.OBSERVING, 10, 9)
-    assert begin(given_up, wish(NEW), 9).canary == given_up.canary
-    assert begin(given_up, wish(NEW), 9).digest == OLD
-    retried = begin(given_up, wish(NEW, other_terms), 9)
+    assert begin(given_up, wish(NEW), 9, keep=True).canary == given_up.canary
+    assert begin(given_up, wish(NEW), 9, keep=True).digest == OLD
+    retried = begin(given_up, wish(NEW, other_terms), 9, keep=True)
     assert retried.canary is not None
     assert retried.canary.phase is Phase.OBSERVING
-    stopped = begin(begun, SERVING, 9)
+    stopped = begin(begun, SERVING, 9, keep=True)
     assert stopped.canary == Canary(NEW, MODEL_2, Phase.LEAVING, 10, 9)
-    at_once = begin(begun, wish(NEWER, None), 9)
+    at_once = begin(begun, wish(NEWER, None), 9, keep=False)
     assert (at_once.digest, at_once.rollout) == (NEWER, None)
+
+
+def test_a_bundle_that_nobody_watches_takes_over_when_it_is_ready() -> None:
+    unwatched = begin(SERVING, wish(NEW, None), 7, keep=True)
+    waits = advance(unwatched, sight(canary_ready=False, missing="it loads"), 9)
+    failing = sight(outcomes(0, 100), outcomes(900))
+    seen, deployment = list[tuple[str, int, str]](), unwatched
+    while canary := deployment.canary:
+        seen.append((str(canary.phase), canary.share_percent, deployment.digest))
+        deployment = advance(deployment, failing, 20_000 * len(seen)).deployment
+
+    assert (unwatched.digest, unwatched.manifest) == (OLD, MODEL)
+    assert unwatched.canary == Canary(NEW, MODEL_2, Phase.TAKING_OVER, 0, 7)
+    assert waits.deployment == unwatched
+    assert seen == [("taking over", 0, OLD), ("settling", 100, NEW), ("leaving", 0, NEW)]
+    assert (deployment.digest, deployment.previous_digest) == (NEW, OLD)
+    assert deployment.rolled_back is None
+
+
+@pytest.mark.parametrize(
+    ("standing", "keep", "came_to"),
+    [
+        (SERVING, True, (OLD, Phase.TAKING_OVER, 0)),
+        (tried(), True, (OLD, Phase.TAKING_OVER, 10)),
+        (tried(Phase.TAKING_OVER, 50), True, (OLD, Phase.TAKING_OVER, 50)),
+        (give_up(tried(), "slow", 5), True, (OLD, Phase.TAKING_OVER, 0)),
+        (SERVING, False, (NEW, None, 0)),
+        (tried(), False, (NEW, Phase.LEAVING, 0)),
+        (replace(SERVING, replicas=0), True, (NEW, None, 0)),
+        (replace(SERVING, name="n" * 56), True, (NEW, None, 0)),
+    ],
+    ids=[
+        "it serves", "the new one is watched", "the new one takes over", "it was given up",
+        "nothing to keep", "nothing to keep of two", "stopped", "no name for both",
+    ],
+)  # fmt: skip
+def test_bundles_change_places_at_once_only_where_nothing_is_kept(
+    standing: Deployment, keep: bool, came_to: tuple[str, Phase | None, int]
+) -> None:
+    after = exchange(standing, NEW, MODEL_2, 9, keep=keep)
+    canary = after.canary
+
+    shown = (canary.phase, canary.share_percent) if canary else (None, 0)
+    assert (after.digest, *shown) == came_to
+    assert OLD in {after.digest, after.previous_digest}
 
 
 def test_versions_that_cannot_serve_beside_each_other_are_refused() -> None:
@@ -409,15 +459,15 @@ def test_a_gateway_that_died_without_goodbye_is_forgotten_and_its_counts_stay() 
 
 
 def test_every_step_is_told_once_whoever_took_it() -> None:
-    begun = begin(SERVING, wish(NEW), 7)
+    begun = begin(SERVING, wish(NEW), 7, keep=True)
     given_up = give_up(begun, "slow", 9)
-    stopped = begin(begun, SERVING, 9)
+    stopped = begin(begun, SERVING, 9, keep=True)
     gone = replace(stopped, canary=None)
     taken_over = replace(tried(Phase.SETTLING, 50), digest=NEW)
     promoted = advance(taken_over, sight(), 9)
 
     assert news_of(SERVING, begun) == Moved("m", NEW, Phase.OBSERVING, 10, "it was declared", False)
-    assert news_of(begun, begin(begun, wish(NEW, replicas=5), 8)) is None
+    assert news_of(begun, begin(begun, wish(NEW, replicas=5), 8, keep=True)) is None
     assert news_of(begun, given_up) == Moved("m", NEW, Phase.LEAVING, 0, "slow", True)
     told = news_of(begun, stopped)
     assert told == Moved("m", NEW, Phase.LEAVING, 0, "another version was declared", False)

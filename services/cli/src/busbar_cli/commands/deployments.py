@@ -26,6 +26,7 @@ app = App(
 
 _DEPLOYMENTS = "/admin/v1/deployments"
 _WAIT_S_MAX = 604_800
+_LEAVING = "leaving"
 
 
 @app.default
@@ -39,9 +40,10 @@ def deploy(
 ) -> None:
     """Declare the deployments of FILE: busbar deploy models.yaml --wait.
 
-    Another bundle replaces the one that serves at once: nothing answers until it has loaded, or
-    for good where it fails to, until busbar deploy rollback NAME. With rollout: in FILE it is tried
-    beside the old one instead, which goes on serving, and goes back by itself.
+    Another bundle is loaded beside the one that serves, and takes over when as much of it is ready;
+    where it never is, nothing changes. With rollout: in FILE it is first tried with a share of the
+    requests, and goes back when it does worse. Where there is no room for both, at_once: true
+    unloads the old one first: nothing answers meanwhile.
 
     Parameters
     ----------
@@ -120,9 +122,20 @@ def scale(
 
 
 @app.command
-def rollback(name: str, *, output: Output = DEFAULT) -> None:
-    """Give up the version on trial, or go back to the bundle that served before the present one."""
-    view = Api("scheduler").post(f"{_DEPLOYMENTS}/{segment(name)}/rollback", {})
+def rollback(
+    name: str,
+    *,
+    at_once: Annotated[bool, Parameter(negative="")] = False,
+    output: Output = DEFAULT,
+) -> None:
+    """Give up the version on trial, or go back to the bundle that served before the present one.
+
+    Parameters
+    ----------
+    at_once
+        Do not let the present one serve until that is ready again: nothing answers meanwhile.
+    """
+    view = Api("scheduler").post(f"{_DEPLOYMENTS}/{segment(name)}/rollback", {"at_once": at_once})
     output.print(view, _summary([view]))
 
 
@@ -251,6 +264,8 @@ def _body(one: Declared, bundle: str | None, tenant_ids: dict[str, str]) -> Json
     body.update({name: value for name, value in named.items() if value})
     if one.rollout is not None:
         body["rollout"] = one.rollout.model_dump(exclude_none=True)
+    if one.at_once:
+        body["at_once"] = True
     return body
 
 
@@ -286,7 +301,7 @@ def _declare(bodies: dict[str, Json]) -> None:
 
 def remarks(declared: list[Declared], before: list[Json], after: list[Json]) -> list[str]:
     """What was taken as it was said, and may not have been meant."""
-    had, has = ({one["name"]: one for one in views} for views in (before, after))
+    has = {one["name"]: one for one in after}
     given_up = {
         back["bundle"]: (one["name"], back["reason"])
         for one in before
@@ -296,8 +311,8 @@ def remarks(declared: list[Declared], before: list[Json], after: list[Json]) -> 
     for one in declared:
         view = has[one.name]
         canary = view["rollout"]["canary"]
-        took = canary["bundle"] if canary and one.rollout else view["bundle"]
-        replaced = had[one.name]["bundle"] if one.name in had else view["bundle"]
+        begun = canary is not None and canary["phase"] != _LEAVING
+        took = canary["bundle"] if canary and (begun or one.rollout) else view["bundle"]
         if one.bundle == view["bundle_name"] and took in given_up:
             where, reason = given_up[took]
             lines.append(
@@ -305,10 +320,10 @@ def remarks(declared: list[Declared], before: list[Json], after: list[Json]) -> 
                 f"back from {where} ({brief(reason)}); for another say its digest, as in busbar "
                 "model list"
             )
-        if one.rollout is None and replaced != view["bundle"]:
+        if begun and one.rollout is None:
             lines.append(
-                f"{one.name}: replaced at once, without rollout: nothing answers until the new "
-                f"bundle has loaded; if it fails: busbar deploy rollback {one.name}"
+                f"{one.name}: {show_digest(view['bundle'])} serves until {show_digest(took)} is "
+                f"ready beside it; where there is no room for both: at_once: true"
             )
     return lines
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from busbar_scheduler.domain.comparing import worse
 from busbar_scheduler.domain.fleet import Bundle, Deployment
+from busbar_scheduler.domain.manifest import Manifest
 from busbar_scheduler.domain.rollouts import (
     HALF_PERCENT,
     Canary,
@@ -72,7 +73,7 @@ def _patience_ms(deployment: Deployment) -> int:
 
 def _tried(deployment: Deployment, canary: Canary, sight: Sight, now_unix_ms: int) -> Step:
     terms = deployment.rollout or Rollout()
-    if reason := worse(sight.canary, sight.stable, terms):
+    if deployment.rollout and (reason := worse(sight.canary, sight.stable, terms)):
         return Step(give_up(deployment, reason, now_unix_ms), reason)
     if not sight.canary_ready:
         if sight.unready_s < terms.ready_within_s:
@@ -139,11 +140,14 @@ def take_back(deployment: Deployment, stays: Bundle, reason: str, now_unix_ms: i
     return replace(left, rolled_back=RolledBack(canary.digest, reason, now_unix_ms))
 
 
-def begin(before: Deployment | None, wished: Deployment, now_unix_ms: int) -> Deployment:
+def begin(
+    before: Deployment | None, wished: Deployment, now_unix_ms: int, *, keep: bool
+) -> Deployment:
     """What a declaration comes to, given what stands there.
 
     A new bundle with terms is tried beside the one that serves; it takes the place of one that
-    is being tried. One that was given up on the same terms is not tried again.
+    is being tried. One that was given up on the same terms is not tried again. Without terms see
+    `exchange`, also for `keep`.
     """
     if before is None:
         return wished
@@ -153,9 +157,6 @@ def begin(before: Deployment | None, wished: Deployment, now_unix_ms: int) -> De
             return replace(wished, canary=before.canary, rolled_back=before.rolled_back)
         left = replace(wished, canary=trying, rolled_back=before.rolled_back)
         return _moved(left, Phase.LEAVING, trying.percent, now_unix_ms)
-    if wished.rollout is None:
-        at_once = replace(wished, canary=before.canary)
-        return _moved(at_once, Phase.LEAVING, 1, now_unix_ms)
     serving = replace(
         wished,
         digest=before.digest,
@@ -164,6 +165,9 @@ def begin(before: Deployment | None, wished: Deployment, now_unix_ms: int) -> De
         canary=before.canary,
         rolled_back=before.rolled_back,
     )
+    if wished.rollout is None:
+        alone = replace(serving, rolled_back=None)
+        return exchange(alone, wished.digest, wished.manifest, now_unix_ms, keep=keep)
     known_bad = before.rolled_back and before.rolled_back.digest == wished.digest
     if (trying and trying.digest == wished.digest) or (
         known_bad and wished.rollout == before.rollout
@@ -172,6 +176,31 @@ def begin(before: Deployment | None, wished: Deployment, now_unix_ms: int) -> De
     percent = wished.rollout.canary_percent
     canary = Canary(wished.digest, wished.manifest, Phase.OBSERVING, percent, now_unix_ms)
     return replace(serving, canary=canary, rolled_back=None)
+
+
+def exchange(
+    deployment: Deployment, digest: str, manifest: Manifest, now_unix_ms: int, *, keep: bool
+) -> Deployment:
+    """Change bundles without watching the new one: it takes over once it has as many slots.
+
+    Until then it gets no requests, or the share that it had on trial. At once where the present
+    one need not be kept, such as where none of its replicas serves.
+    """
+    if not (keep and deployment.most and _has_track(deployment.name)):
+        changed = replace(
+            deployment, digest=digest, manifest=manifest, previous_digest=deployment.digest
+        )
+        return _moved(changed, Phase.LEAVING, 1, now_unix_ms)
+    canary = deployment.canary
+    if canary is None or canary.phase is Phase.LEAVING or canary.digest != digest:
+        canary = Canary(digest, manifest, Phase.TAKING_OVER, 0, now_unix_ms)
+    elif canary.phase is Phase.OBSERVING:
+        canary = replace(canary, phase=Phase.TAKING_OVER, since_unix_ms=now_unix_ms)
+    return replace(deployment, canary=canary)
+
+
+def _has_track(deployment: str) -> bool:
+    return len(track_of(deployment)) <= _NAME_CHARS_MAX
 
 
 def settling(before: Deployment | None, digest: str) -> str:
@@ -208,7 +237,7 @@ def cannot_share(before: Deployment | None, wished: Deployment) -> str:
     """Why two versions cannot serve beside each other; empty when they can."""
     if before is None or wished.rollout is None or wished.digest == before.digest:
         return ""
-    if len(track_of(wished.name)) > _NAME_CHARS_MAX:
+    if not _has_track(wished.name):
         return f"the name is too long for a rollout: {_NAME_CHARS_MAX - len(track_of(''))} at most"
     was, new = before.manifest, wished.manifest
     differing = [

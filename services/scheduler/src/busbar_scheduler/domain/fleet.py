@@ -211,7 +211,7 @@ class Deployment:
     scale_down_after_s: int = SCALE_DOWN_AFTER_S
     """How long less must be asked before replicas go that demand had brought."""
     rollout: Rollout | None = None
-    """How new versions are tried; None: they replace the present one at once."""
+    """How new versions are tried; None: they take over when they are ready, unwatched."""
     canary: Canary | None = None
     """A version that is being tried."""
     rolled_back: RolledBack | None = None

@@ -29,7 +29,7 @@ def news_of(before: Deployment | None, after: Deployment, reason: str = "") -> M
     if was and (was.digest, was.phase, was.percent) == (now.digest, now.phase, now.percent):
         return None
     given_up = after.rolled_back if after.rolled_back != (before and before.rolled_back) else None
-    by_hand = "it was declared" if now.phase is Phase.OBSERVING else "another version was declared"
+    by_hand = "another version was declared" if now.phase is Phase.LEAVING else "it was declared"
     return Moved(
         deployment=after.name,
         digest=now.digest,

@@ -68,13 +68,18 @@ def ready_replicas(snapshot: Snapshot, name: str, digest: str) -> int:
     )
 
 
-def unready(snapshot: Snapshot, name: str) -> str:
-    """Where replicas stand that are not ready, for people."""
+def unready(snapshot: Snapshot, name: str, needed: int) -> str:
+    """What a version on trial lacks of the replicas that it needs, for people."""
     states = [
         f"{replica.state} on {node.label}" + (f": {replica.reason}" if replica.reason else "")
         for node in snapshot.nodes
         if (replica := node.replica_of(name)) and replica.state is not ReplicaState.READY
     ]
+    placed = placed_replicas(snapshot, name)
+    if placed < needed:
+        states.append(
+            f"{placed} of {needed} replicas have a place, beside those of the version that serves"
+        )
     return "; ".join(states) or "it has not got all its replicas"
 
 

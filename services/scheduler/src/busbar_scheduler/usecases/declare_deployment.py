@@ -10,6 +10,7 @@ from busbar_errors import Conflict, NotFound, Rejected
 from busbar_scheduler.domain.advancing import (
     begin,
     cannot_share,
+    exchange,
     give_up,
     serving_alone,
     settling,
@@ -43,7 +44,9 @@ class Wish:
     value_nanos_per_request: int = 0
     scale_down_after_s: int = SCALE_DOWN_AFTER_S
     rollout: Rollout | None = None
-    """None: a new bundle replaces the present one at once."""
+    """None: a new bundle takes over, unwatched, when it is ready."""
+    at_once: bool = False
+    """A new bundle takes the place of the present one before it is ready itself."""
 
 
 def find_bundle(bundles: tuple[Bundle, ...], wanted: str) -> Bundle:
@@ -104,8 +107,9 @@ def _wished(
         )
         if reason := cannot_share(before, wanted):
             raise Rejected(f"{wish.name}: {reason}")
-        after = begin(before, wanted, now_unix_ms)
-        if reason := serving_alone(before, after, declarations.ready(before) if before else 0):
+        ready = declarations.ready(before) if before else 0
+        after = begin(before, wanted, now_unix_ms, keep=ready > 0 and not wish.at_once)
+        if reason := serving_alone(before, after, ready):
             raise Conflict(reason)
         return after
 
@@ -142,11 +146,17 @@ async def scale(
 
 
 async def roll_back(
-    declarations: Declarations, announcements: Announcements, name: str, now_unix_ms: int
+    declarations: Declarations,
+    announcements: Announcements,
+    name: str,
+    now_unix_ms: int,
+    *,
+    at_once: bool = False,
 ) -> Deployment:
-    """Go back to the bundle before, or give up the version that is being tried or takes over.
+    """Give up the version that is being tried or takes over, or go back to the bundle before.
 
-    Raises NotFound, and Rejected when there was no other bundle.
+    The present one serves until that is ready, unless it is to go `at_once`. Raises NotFound, and
+    Rejected when there was no other bundle.
     """
 
     def rolled_back(before: Deployment | None) -> Deployment:
@@ -159,12 +169,8 @@ async def roll_back(
         (bundle,) = found
         if there.canary and there.canary.phase is Phase.SETTLING:
             return take_back(there, bundle, _BY_HAND, now_unix_ms)
-        return replace(
-            there,
-            digest=bundle.digest,
-            manifest=bundle.manifest,
-            previous_digest=there.digest,
-        )
+        keep = declarations.ready(there) > 0 and not at_once
+        return exchange(there, bundle.digest, bundle.manifest, now_unix_ms, keep=keep)
 
     return await _roll(declarations, announcements, name, rolled_back)
 

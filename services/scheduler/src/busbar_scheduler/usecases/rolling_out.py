@@ -112,5 +112,5 @@ class Rollouts:
             placed=placed_replicas(snapshot, name),
             wanted=wanted,
         )
-        missing = "" if ready >= needed else unready(snapshot, track_of(name))
+        missing = "" if ready >= needed else unready(snapshot, track_of(name), needed)
         return watch.see(now_s, of_canary, of_stable, standing, missing)

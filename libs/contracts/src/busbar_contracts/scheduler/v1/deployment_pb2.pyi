@@ -223,7 +223,9 @@ class Deployment(_message.Message):
 
     @_builtins.property
     def rollout(self) -> Global___Rollout:
-        """How new versions are tried before they replace the present one; unset: they replace it at once."""
+        """How new versions are tried before they replace the present one; unset: they are not, and
+        replace it as soon as they are ready.
+        """
 
     @_builtins.property
     def canary(self) -> Global___Canary:

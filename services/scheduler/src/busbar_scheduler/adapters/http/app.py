@@ -144,9 +144,14 @@ class AdminApi:
             return self._view_of(name)
 
         @router.post("/admin/v1/deployments/{name}/rollback", responses=_FAILURES)
-        async def roll_back_deployment(name: DeploymentName) -> schemas.DeploymentView:
-            """Go back to the bundle that served before the present one."""
-            await roll_back(self.declarations, self.announcements, name, _now_unix_ms())
+        async def roll_back_deployment(
+            name: DeploymentName, body: schemas.RollbackBody | None = None
+        ) -> schemas.DeploymentView:
+            """Give up the version on trial, or go back to the bundle that served before."""
+            at_once = body is not None and body.at_once
+            await roll_back(
+                self.declarations, self.announcements, name, _now_unix_ms(), at_once=at_once
+            )
             return self._view_of(name)
 
         del explain_deployment, check_deployment, scale_deployment, roll_back_deployment
@@ -201,6 +206,7 @@ def _wish(name: str, body: schemas.DeploymentBody) -> Wish:
         value_nanos_per_request=body.value_nanos_per_request,
         scale_down_after_s=body.scale_down_after_s,
         rollout=body.rollout.terms() if body.rollout else None,
+        at_once=body.at_once,
     )
 
 

@@ -73,7 +73,7 @@ class RolledBackView(BaseModel):
 class RolloutView(BaseModel):
     """How new versions are tried, and what came of it."""
 
-    terms: RolloutBody | None = Field(description="none: a new version replaces the old at once")
+    terms: RolloutBody | None = Field(description="none: a new version takes over when it is ready")
     canary: CanaryView | None
     rolled_back: RolledBackView | None = Field(description="the version that was given up last")
 

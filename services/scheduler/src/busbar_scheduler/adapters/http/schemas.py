@@ -5,7 +5,14 @@ from __future__ import annotations
 from typing import Annotated
 
 from busbar_messaging.topology import NAME_PATTERN
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StringConstraints,
+    model_validator,
+)
 
 from busbar_scheduler.adapters.http.rollout_schemas import RolloutBody, RolloutView
 from busbar_scheduler.domain.decisions import Decision
@@ -65,8 +72,30 @@ class DeploymentBody(BaseModel):
     )
     rollout: RolloutBody | None = Field(
         default=None,
-        description="how a new version is tried beside the one that serves; none: it replaces it "
-        "at once",
+        description="how a new version is tried beside the one that serves; none: it takes over, "
+        "unwatched, when it has as many slots ready",
+    )
+    at_once: StrictBool = Field(
+        default=False,
+        description="whether a new version takes the place of the one that serves before it is "
+        "ready: nothing answers meanwhile, but there need not be room for both",
+    )
+
+    @model_validator(mode="after")
+    def _at_once_or_tried(self) -> DeploymentBody:
+        if self.at_once and self.rollout is not None:
+            raise ValueError("at_once would not try the new version: leave it or rollout out")
+        return self
+
+
+class RollbackBody(BaseModel):
+    """How to go back."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    at_once: StrictBool = Field(
+        default=False,
+        description="whether the present version goes before the one before it is ready again",
     )
 
 
