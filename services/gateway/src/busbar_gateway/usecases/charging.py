@@ -114,8 +114,8 @@ def usage_record(
 def id_of_part(request_id: bytes) -> bytes:
     """What a part of an answer is charged under when the charge of all of it was taken back.
 
-    Nothing can be charged any more under the request's own id. This is the one beside it: of the
-    74 random bits of a UUIDv7 the last is turned, so it is nobody else's.
+    Nothing can be charged any more under the request's own id; this is the one beside it. See
+    decision 71.
     """
     return request_id[:-1] + bytes([request_id[-1] ^ 1])
 
