@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
 import pytest
 from busbar_cli.output import DEFAULT, begins, brief, show_digest, table
+
+_COLOUR = re.compile(r"\x1b\[[\d;]*m")
 
 # As `busbar` ends: one command that only prints, through the real entry point.
 BUSBAR = """
@@ -62,12 +65,20 @@ def test_a_digest_is_meant_by_what_is_shown_of_it() -> None:
     assert not begins(digest, "abcdef")
 
 
-def test_one_long_cell_does_not_widen_the_other_rows(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("terminal", [False, True], ids=["a-pipe", "a-terminal"])
+def test_one_long_cell_does_not_widen_the_other_rows(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *, terminal: bool
+) -> None:
+    if terminal:  # which gets colours, and those end behind the padding
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setenv("TERM", "xterm")
     long = "no room " * 200
     DEFAULT.print({}, table(["NAME", "REASON"], [["a", long], ["b", "ok"]]))
 
-    printed = capsys.readouterr().out
+    written = capsys.readouterr().out
+    printed = _COLOUR.sub("", written)
 
+    assert (written != printed) == terminal
     assert printed == f"NAME  REASON\na     {long.rstrip()}\nb     ok\n"
 
 

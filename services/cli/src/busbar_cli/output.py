@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -72,14 +73,20 @@ class Output:
         with console.capture() as drawn:
             console.print(human, soft_wrap=True)
         # Nor padded: one long cell would have the terminal wrap every other row, too.
-        for line in drawn.get().splitlines():
-            sys.stdout.write(f"{line.rstrip(' ')}\n")
+        for line in drawn.get().removesuffix("\n").split("\n"):
+            sys.stdout.write(f"{_PADDING.sub(_without_spaces, line)}\n")
 
 
 DEFAULT = Output()
 _WIDEST = 4_000
 _BRIEF_CHARS = 100
+_PADDING = re.compile(r"(?<! )(?: |\x1b\[[\d;]*m)+$")
+"""What ends a line and is not seen, with the colours that end there."""
 _UNWRITTEN = "the command was carried out, but its answer cannot be written"
+
+
+def _without_spaces(padding: re.Match[str]) -> str:
+    return padding[0].replace(" ", "")
 
 
 def out() -> Console:
