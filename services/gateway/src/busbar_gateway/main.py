@@ -86,7 +86,14 @@ class Gateway:
     idempotency: Idempotency
     collaborators: Collaborators
     tracer: Tracer
+    listening: bool = False
+    """Whether customers can connect: the ops listener opens before the others."""
     stopping: bool = False
+
+    def unready_for_customers(self) -> list[str]:
+        """Why a balancer should send nobody here; empty when it should."""
+        reasons = list[str]() if self.listening else ["it does not listen to customers yet"]
+        return reasons + self.readiness()
 
     def readiness(self) -> list[str]:
         """Why the gateway is not ready; empty when it is."""
@@ -317,7 +324,7 @@ async def serve(settings: GatewaySettings) -> None:
     _spare_the_collector()
     try:
         async with running(gateway, settings.region):
-            await _serve_edges(settings, gateway, stop)
+            await serve_edges(settings, gateway, stop)
             await gateway.idempotency.drain(settings.stop_grace)
             await gateway.usage.drain(settings.stop_grace)
             await gateway.credit.close()
@@ -333,7 +340,8 @@ def _spare_the_collector() -> None:
     gc.set_threshold(_COLLECT_EVERY_OBJECTS, 20, 20)
 
 
-async def _serve_edges(settings: GatewaySettings, gateway: Gateway, stop: asyncio.Event) -> None:
+async def serve_edges(settings: GatewaySettings, gateway: Gateway, stop: asyncio.Event) -> None:
+    """Listen until `stop`, then leave: customers are told, and what is in hand is finished."""
     serving = Serving(gateway.collaborators)
     inference = Inference(
         serving,
@@ -356,7 +364,7 @@ async def _serve_edges(settings: GatewaySettings, gateway: Gateway, stop: asynci
         gateway.collaborators.limiting.standings,
     )
     async with contextlib.AsyncExitStack() as stack:
-        ops = ops_application(gateway.readiness)
+        ops = ops_application(gateway.unready_for_customers)
         await stack.enter_async_context(serve_http(ops, settings.http_host, settings.ops_port))
         while gateway.unread() and not stop.is_set():  # or good keys would be refused as unknown
             await asyncio.sleep(_READ_POLL_S)
@@ -378,6 +386,7 @@ async def _serve_edges(settings: GatewaySettings, gateway: Gateway, stop: asynci
                 grace=settings.stop_grace,
             )
         )
+        gateway.listening = True
         log.info("gateway serves", http_port=http_port, grpc_port=grpc_port)
         await stop.wait()
         gateway.stopping = True
