@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -27,7 +28,7 @@ from gateway_harness import (
     request,
     show_life,
 )
-from http_edge import Edge, http_edge
+from http_edge import Edge, http_edge, saying
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
@@ -158,6 +159,122 @@ async def test_http_answers_end_their_connection_while_the_gateway_leaves(
         (200, "close"),
         (200, "close"),
     ]
+
+
+@dataclass
+class Connection:
+    """One to the HTTP edge, on which a client asks again as soon as it is answered."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    def send(self, method: str, path: str, body: bytes = b"") -> None:
+        head = f"{method} {path} HTTP/1.1\r\nhost: busbar\r\nauthorization: Bearer {KEY}\r\n"
+        self.writer.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+
+    async def head(self) -> bytes:
+        return await self.reader.readuntil(b"\r\n\r\n")
+
+    async def answer(self) -> bytes:
+        """The head of an answer that says how long it is, which is read to its end."""
+        head = await self.head()
+        length = head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
+        await self.reader.readexactly(int(length))
+        return head
+
+
+@dataclass
+class LeavingEdge:
+    """An HTTP edge that a test lets leave."""
+
+    edge: Edge
+    closing: asyncio.Event
+    serving: asyncio.Task[None]
+
+    async def leave(self) -> None:
+        """Begin to; returns when nobody can connect any more."""
+        self.closing.set()
+
+        async def refused() -> bool:
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", self.edge.port)
+            except OSError:
+                return True
+            writer.close()
+            return False
+
+        await eventually(refused)
+
+    async def connect(self) -> Connection:
+        return Connection(*await asyncio.open_connection("127.0.0.1", self.edge.port))
+
+
+@contextlib.asynccontextmanager
+async def leaving_http(platform: Platform, limits: HttpLimits) -> AsyncIterator[LeavingEdge]:
+    """Leaves once it is told to, at the end of the block at the latest."""
+    closing = asyncio.Event()
+    opened: asyncio.Future[Edge] = asyncio.get_running_loop().create_future()
+
+    async def serve() -> None:
+        async with http_edge(platform, limits) as edge:
+            opened.set_result(edge)
+            await closing.wait()
+
+    serving = asyncio.create_task(serve())
+    yield LeavingEdge(await opened, closing, serving)
+    closing.set()
+    await serving
+
+
+async def test_who_was_not_told_by_a_stream_that_began_before_is_told_by_the_next_answer(
+    platform: Platform,
+) -> None:
+    ends = asyncio.Event()
+    async with leaving_http(platform, HttpLimits(farewell_s=60)) as leaving:
+        model, _ = await leaving.edge.chat_model(saying("one", then=ends))
+        client = await leaving.connect()
+        body = b'{"model":"%b","messages":[{"role":"user","content":"x"}],"stream":true}'
+        client.send("POST", "/v1/chat/completions", body % model.encode())
+        began = await client.head()
+        platform.gateway.stopping = True
+        await leaving.leave()
+        ends.set()
+        await client.reader.readuntil(b"0\r\n\r\n")
+        client.send("GET", "/v1/models")
+        told = await client.answer()
+
+        assert b"connection: close" not in began
+        assert told.startswith(b"HTTP/1.1 200 ")
+        assert b"connection: close" in told
+        assert await client.reader.read() == b""
+        await asyncio.wait_for(leaving.serving, 10)
+
+
+async def test_who_was_just_answered_is_told_by_the_next_answer(platform: Platform) -> None:
+    async with leaving_http(platform, HttpLimits(farewell_s=60)) as leaving:
+        client = await leaving.connect()
+        client.send("GET", "/v1/models")
+        before = await client.answer()
+        await leaving.leave()
+        client.send("GET", "/v1/models")
+        told = await client.answer()
+
+        assert b"connection: close" not in before
+        assert told.startswith(b"HTTP/1.1 200 ")
+        assert b"connection: close" in told
+        assert await client.reader.read() == b""
+        await asyncio.wait_for(leaving.serving, 10)
+
+
+async def test_who_asks_nothing_more_is_not_waited_for(platform: Platform) -> None:
+    async with leaving_http(platform, HttpLimits(farewell_s=0.1)) as leaving:
+        idle = await leaving.connect()
+        idle.send("GET", "/v1/models")
+        await idle.answer()
+        await leaving.leave()
+
+        assert await asyncio.wait_for(idle.reader.read(), 10) == b""
+        await asyncio.wait_for(leaving.serving, 10)
 
 
 async def test_an_unready_model_says_the_same_pause_over_both_protocols(

@@ -89,6 +89,9 @@ class HttpConnection(asyncio.Protocol):
         """A body broke off: nothing after it can be read, its request is still answered."""
         self._lingering = False
         self._unread_bytes = 0
+        self._quiet_since = self._loop.time()
+        """When it was opened, or the last answer was complete."""
+        self._leaving = False
         self._reading_paused = False
         self._writable = asyncio.Event()
         self._writable.set()
@@ -147,11 +150,22 @@ class HttpConnection(asyncio.Protocol):
         self._writable.set()
 
     def shutdown(self) -> None:
-        """Close once the request in hand, if any, is answered; uvicorn calls this."""
-        if self._answering is None:
+        """Take leave: close once what is in hand is answered; uvicorn calls this.
+
+        Who was not told by an answer that it is the last one may have sent another request, which
+        would be lost: such a client gets a moment, and is told by the answer to that.
+        """
+        self._leaving = True
+        if self._answering is not None:
+            if not self._answering.started:
+                self._answering.keep_alive = False
+            return
+        quiet_s = 0.0 if self._head_begun else self._loop.time() - self._quiet_since
+        rest_s = self.bounds.farewell_s - quiet_s
+        if self._refused or self._lingering or rest_s <= 0:
             self.transport.close()
         else:
-            self._answering.keep_alive = False
+            self._patience.give(rest_s, self._idle_too_long)
 
     # --- what the parser says ------------------------------------------------------------------
 
@@ -186,12 +200,13 @@ class HttpConnection(asyncio.Protocol):
         if max(self._head_bytes, self._data_bytes) > self.bounds.max_head_bytes:
             self._require_small_head()
         version = self._parser.get_http_version()
+        stays = self.stays() and not self._leaving
         cycle = ConnectionCycle(
             self,
             self._parser.get_method().decode("ascii"),
             self._url,
             self._headers,
-            keep_alive=version != "1.0" and self._parser.should_keep_alive() and self.stays(),
+            keep_alive=version != "1.0" and self._parser.should_keep_alive() and stays,
             understands_chunks=version != "1.0",
             said_twice=self._said_twice,
         )
@@ -332,7 +347,9 @@ class HttpConnection(asyncio.Protocol):
         self._patience.give(self.bounds.linger_timeout_s, self.transport.abort)
 
     def _be_idle(self) -> None:
-        self._patience.give(self.bounds.keep_alive_s, self._idle_too_long)
+        self._quiet_since = self._loop.time()
+        idle_s = self.bounds.farewell_s if self._leaving else self.bounds.keep_alive_s
+        self._patience.give(idle_s, self._idle_too_long)
 
     def _idle_too_long(self) -> None:
         """Close an idle connection; give up on a client that has stopped reading its answer."""

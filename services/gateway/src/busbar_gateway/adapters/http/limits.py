@@ -28,6 +28,8 @@ class HttpLimits:
     """How long the rest of a body is discarded after its request was answered."""
     keep_alive_s: float = 75.0
     """How long an idle connection stays open."""
+    farewell_s: float = 1.0
+    """How long it stays open after its last answer while the gateway leaves."""
     max_connections: int = 4096
     """Open connections; beyond it 503."""
     request_timeout_s: float = 60.0
