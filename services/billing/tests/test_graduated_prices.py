@@ -385,6 +385,44 @@ async def test_who_publishes_prices_with_an_end_is_told_what_they_end_and_what_f
     assert instead["followed_by"] is None
 
 
+async def test_a_tenants_own_prices_end_and_everybodys_hold_again(
+    billing: Service, gateway: Gateway, tenant: str
+) -> None:
+    own = await billing.json("POST", "/prices", json=wanted_prices(tenant_id=tenant))
+    ended = await billing.json("POST", "/prices/ends", json={"tenant_id": tenant})
+    record = gateway.record(tenant, admitted_unix_ns=time.time_ns() + 5 * 10**9)
+    await gateway.publish(record)
+    await billing.posted(tenant, 1)
+    again = await billing.call("POST", "/prices/ends", json={"tenant_id": tenant})
+
+    explained = await billing.json("GET", f"/usage/req_{record.request_id.hex()}")
+    assert ended["ends"]["version"] == own["version"]
+    assert ended["followed_by"]["tenant_id"] is None
+    assert explained["price_version"] == ended["followed_by"]["version"]
+    assert again.status_code == 422
+    assert "no prices of its own" in again.json()["error"]["message"]
+
+
+async def test_a_tenants_own_prices_hold_unchanged_until_they_are_to_end(
+    billing: Service, tenant: str
+) -> None:
+    own = await billing.json("POST", "/prices", json=wanted_prices(tenant_id=tenant))
+    wanted = {"tenant_id": tenant, "effective_until": "2090-01-01T00:00:00Z", "note": "as agreed"}
+    ended = await billing.json("POST", "/prices/ends", json=wanted)
+    listed = (await billing.json("GET", "/prices"))["items"]
+    twice = await billing.call("POST", "/prices/ends", json=wanted)
+    past = await billing.call(
+        "POST", "/prices/ends", json=wanted | {"effective_until": "2020-01-01T00:00:00Z"}
+    )
+
+    assert (ended["classes"], ended["in_force"]) == (own["classes"], True)
+    assert (ended["effective_until"], ended["note"]) == ("2090-01-01T00:00:00Z", "as agreed")
+    assert [one["effective_until"] for one in listed if one["version"] == own["version"]] == [None]
+    assert (twice.status_code, past.status_code) == (422, 422)
+    assert "already" in twice.json()["error"]["message"]
+    assert "has passed" in past.json()["error"]["message"]
+
+
 @pytest.mark.parametrize(
     ("change", "status"),
     [

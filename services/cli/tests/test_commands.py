@@ -107,6 +107,9 @@ def test_credit_prices_and_a_corrected_top_up(busbar: Busbar, tmp_path: Path) ->
     book = busbar("price", "publish", str(file), "--tenant", "priced", "--note", "trial").out
     listed = busbar("price", "list", "--tenant", "priced", "--json").json["items"]
     shown = busbar("price", "show", str(listed[0]["version"])).out
+    ended = busbar("price", "end", "--tenant", "priced")
+    twice = busbar("price", "end", "--tenant", "priced")
+    held = busbar("price", "list", "--tenant", "priced", "--json").json["items"]
     energy = busbar("price", "energy", "r1/s1", "0.12").out
 
     assert ["nothing changed" in said for said in (gift, again)] == [False, True]
@@ -119,6 +122,10 @@ def test_credit_prices_and_a_corrected_top_up(busbar: Busbar, tmp_path: Path) ->
     assert "$0.12" in busbar("price", "energy", "r1/s1").out
     assert busbar("price", "energy", "r9/s9", "--json").json == {"items": []}
     assert [(one["tenant_id"], one["in_force"]) for one in listed] == [("priced", True)]
+    assert ended.out.startswith("the prices of priced end at ")
+    assert ended.out.endswith(" holds, which is everybody's\n")
+    assert "no prices of its own" in twice.err
+    assert [one["in_force"] for one in held] == [False, False]
     for said in (shown, book):  # a tier's amount buys as many units as the component's
         prices = [line.split() for line in said.splitlines() if "input_token" in line]
         assert [row[2] for row in prices] == ["0", "1,000", "5,000"]

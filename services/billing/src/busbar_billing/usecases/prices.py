@@ -1,9 +1,9 @@
-"""Publish a new version of the price book."""
+"""Publish a new version of the price book, and end a tenant's own prices."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from busbar_errors import Rejected
@@ -21,6 +21,8 @@ from busbar_billing.domain.usage import UNIX_NS_MAX
 from busbar_billing.usecases.tenants import Tenant
 
 NOTE_MAX = 500
+_TICK_NS = 1_000
+"""The shortest time that the database tells apart."""
 
 
 class PriceList(Protocol):
@@ -89,6 +91,46 @@ async def publish_prices(
         tenant_id=tenant_id,
         effective_until_unix_ns=effective_until_unix_ns,
     )
+    return await _add(prices, wanted)
+
+
+async def end_prices(
+    prices: PriceList,
+    tenants: Tenants,
+    *,
+    tenant_id: str,
+    ends_unix_ns: int | None,
+    note: str,
+    now_unix_ns: int,
+) -> Published:
+    """Let everybody's prices hold for a tenant from `ends_unix_ns` on, or from now.
+
+    A version never changes, so another one with the same prices takes the place of the one that
+    would hold at that moment, and ends there. Versions that begin later stay as they are.
+    """
+    if ends_unix_ns is None:
+        ends_unix_ns = now_unix_ns + _TICK_NS
+    if ends_unix_ns <= now_unix_ns:
+        raise Rejected("effective_until has passed: prices cannot change what was already used")
+    currency, books = (await tenants.get(tenant_id)).currency, await prices.all()
+    held = books.in_force(currency, ends_unix_ns - _TICK_NS, tenant_id)
+    if held.tenant_id is None:
+        raise Rejected(f"tenant {tenant_id} has no prices of its own then: nothing is to be ended")
+    if held.effective_until_unix_ns == ends_unix_ns:
+        raise Rejected(f"price book {held.version} ends at that moment already")
+    begins_unix_ns = max(now_unix_ns, held.effective_from_unix_ns + _TICK_NS)
+    _check_end(begins_unix_ns, ends_unix_ns, tenant_id)
+    same = replace(
+        held,
+        version=0,
+        effective_from_unix_ns=begins_unix_ns,
+        effective_until_unix_ns=ends_unix_ns,
+        note=checked_text("note", note, NOTE_MAX) if note else f"ends price book {held.version}",
+    )
+    return await _add(prices, same)
+
+
+async def _add(prices: PriceList, wanted: PriceBook) -> Published:
     left_to_fallback = (await prices.all()).left_to_fallback(wanted)
     book, books = await prices.add(wanted), await prices.all()
     return Published(book, left_to_fallback, books.ended_by(book), books.following(book))

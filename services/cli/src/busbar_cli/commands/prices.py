@@ -21,7 +21,7 @@ from busbar_cli.output import DEFAULT, Output, show_moment, table
 
 app = App(
     name="price",
-    help="The price book: list versions, show one, publish the next; prices of energy.",
+    help="The price book: list versions, show one, publish the next, end a tenant's own; energy.",
 )
 
 _PRICES = "/admin/v1/prices"
@@ -168,6 +168,37 @@ def publish(
     if left := book["left_to_default"]:
         said += f"\nwarning: it has no class {', '.join(left)}: charged by its class default"
     output.print(book, Group(Text(said), _price_table(book)))
+
+
+@app.command
+def end(
+    *,
+    tenant: str,
+    since: str | None = None,
+    note: str | None = None,
+    output: Output = DEFAULT,
+) -> None:
+    """End a tenant's own prices: from then on everybody's hold for it.
+
+    The version that holds is followed by one with the same prices, which ends then. Versions that
+    were published to begin later stay as they are.
+
+    Parameters
+    ----------
+    tenant
+        Id or name.
+    since
+        RFC 3339 time with zone from which everybody's prices hold; now when not given.
+    note
+        Why, for people.
+    """
+    body: Json = {"tenant_id": find_tenant(tenant)["tenant_id"]}
+    given = {"effective_until": since, "note": note}
+    body |= {key: value for key, value in given.items() if value is not None}
+    book = Api("billing").post(f"{_PRICES}/ends", body)
+    after, ends = book["followed_by"], show_moment(book["effective_until"])
+    said = f"the prices of {book['tenant_id']} end at {ends}; then price book {after['version']}"
+    output.print(book, f"{said} holds, which is everybody's")
 
 
 def what_changes(book: Json) -> list[str]:

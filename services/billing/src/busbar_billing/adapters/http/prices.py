@@ -13,13 +13,13 @@ from busbar_billing.adapters.http.showing import moment, show_book
 from busbar_billing.adapters.postgres.prices import Prices
 from busbar_billing.adapters.postgres.tenants import Tenants
 from busbar_billing.domain.prices import Price, PriceBook, Tier
-from busbar_billing.usecases.prices import publish_prices
+from busbar_billing.usecases.prices import Published, end_prices, publish_prices
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def price_routes(prices: Prices, tenants: Tenants, directory: PriceDirectoryBucket) -> APIRouter:
-    """GET, POST /prices."""
+    """GET, POST /prices; POST /prices/ends."""
     router = APIRouter(prefix="/admin/v1/prices", tags=["prices"])
 
     @router.get("")
@@ -53,16 +53,39 @@ def price_routes(prices: Prices, tenants: Tenants, directory: PriceDirectoryBuck
             effective_until_unix_ns=None if until is None else unix_ns(until, now_ns),
         )
         directory.changed()
-        book = published.book
-        shown = show_book(book, in_force=book.covers(time.time_ns())).model_dump()
-        return schemas.PublishedPricesAnswer(
-            **shown,
-            left_to_default=published.left_to_fallback,
-            ends=_named(published.ends),
-            followed_by=_named(published.followed_by),
+        return _show(published)
+
+    @router.post("/ends", status_code=201)
+    async def end(wanted: schemas.WantedEnd) -> schemas.PublishedPricesAnswer:
+        """End a tenant's own prices: from then on everybody's hold for it.
+
+        The version that would have held on is followed by one with the same prices, which ends.
+        """
+        now_ns = unix_ns(None, time.time_ns())
+        until = wanted.effective_until
+        published = await end_prices(
+            prices,
+            tenants,
+            tenant_id=wanted.tenant_id,
+            ends_unix_ns=None if until is None else unix_ns(until, now_ns),
+            note=wanted.note,
+            now_unix_ns=now_ns,
         )
+        directory.changed()
+        return _show(published)
 
     return router
+
+
+def _show(published: Published) -> schemas.PublishedPricesAnswer:
+    book = published.book
+    shown = show_book(book, in_force=book.covers(time.time_ns())).model_dump()
+    return schemas.PublishedPricesAnswer(
+        **shown,
+        left_to_default=published.left_to_fallback,
+        ends=_named(published.ends),
+        followed_by=_named(published.followed_by),
+    )
 
 
 def _named(book: PriceBook | None) -> schemas.PricesNamed | None:

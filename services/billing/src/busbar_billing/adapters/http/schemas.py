@@ -267,6 +267,14 @@ class WantedPrices(Wanted):
     classes: Annotated[ClassTable, Field(max_length=CLASSES_MAX)]
 
 
+class WantedEnd(Wanted):
+    """From when everybody's prices are to hold for a tenant again (default: now)."""
+
+    tenant_id: Slug
+    effective_until: AwareDatetime | None = None
+    note: Annotated[StrictStr, Field(max_length=500)] = ""
+
+
 class PricesAnswer(BaseModel):
     """One version of the price book; `tenant_id` null: for everybody without their own."""
 
