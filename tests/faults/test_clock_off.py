@@ -12,7 +12,7 @@ import pytest
 from busbar_runtime.platform import Platform
 from harness.another_gateway import another_gateway
 from harness.audit import assert_audit_clean
-from harness.operator import Customer, Operator
+from harness.operator import Customer, Json, Operator
 from harness.steady_load import Clients
 
 HOUR_S = 3_600
@@ -20,11 +20,9 @@ OWN_NANOS, TO_COME_NANOS = 7_000_000, 9_000_000
 """What a request costs the tenant by prices of its own: now, and in half an hour."""
 
 
-async def publish_prices(operator: Operator, tenant_id: str, nanos: int, **when: str) -> None:
-    """Prices of one tenant: each request costs so much."""
-    classes = {"default": {"request": {"amount_nanos": nanos}}}
-    body = {"tenant_id": tenant_id, "classes": classes, **when}
-    await operator.json("billing", "POST", "/admin/v1/prices", json=body)
+def by_request(nanos: int) -> Json:
+    """Prices by which each request costs so much."""
+    return {"default": {"request": {"amount_nanos": nanos}}}
 
 
 async def expiring_key(operator: Operator, customer: Customer) -> str:
@@ -42,10 +40,13 @@ async def test_an_hour_off_a_gateway_serves_and_charges_as_the_others(
     customer = await operator.customer()
     key = await expiring_key(operator, customer)
     in_half_an_hour = (datetime.now(UTC) + timedelta(minutes=30)).isoformat()
-    await publish_prices(operator, customer.tenant_id, OWN_NANOS)
-    await publish_prices(
-        operator, customer.tenant_id, TO_COME_NANOS, effective_from=in_half_an_hour
-    )
+    await operator.prices(customer.tenant_id, by_request(OWN_NANOS))
+    to_come = {
+        "tenant_id": customer.tenant_id,
+        "classes": by_request(TO_COME_NANOS),
+        "effective_from": in_half_an_hour,
+    }
+    await operator.json("billing", "POST", "/admin/v1/prices", json=to_come)
     async with another_gateway(platform, tmp_path, clock_off_s=off_s) as other:
         ahead_s = await other.metric("busbar_gateway_clock_ahead_seconds")
         clients = Clients(other.grpc, other.http, key)

@@ -64,8 +64,7 @@ async def customer_of_small_means(operator: Operator) -> str:
     made = await operator.json("billing", "POST", "/admin/v1/tenants", json={"name": name})
     tenant_id: str = made["tenant_id"]
     prices = {"default": {"request": {"amount_nanos": REQUEST_NANOS, "per_units": 1}}}
-    wanted = {"tenant_id": tenant_id, "currency": "USD", "classes": prices}
-    await operator.json("billing", "POST", "/admin/v1/prices", json=wanted)
+    await operator.prices(tenant_id, prices)
     paid = {"amount_nanos": PAID_IN_NANOS, "currency": "USD", "reference": name}
     await operator.json("billing", "POST", f"/admin/v1/tenants/{tenant_id}/topups", json=paid)
     return (await operator.key(tenant_id))["key"]

@@ -116,8 +116,7 @@ async def prices_of(operator: Operator, tenant_id: str) -> None:
     per_token = {"input_token": INPUT_NANOS, "cached_token": CACHED_NANOS}
     listed = {name: {"amount_nanos": nanos, "per_units": 1} for name, nanos in per_token.items()}
     classes = {NAME: listed, "default": {"request": {"amount_nanos": 1, "per_units": 1}}}
-    wanted = {"tenant_id": tenant_id, "currency": "USD", "classes": classes}
-    await operator.json("billing", "POST", "/admin/v1/prices", json=wanted)
+    await operator.prices(tenant_id, classes)
 
 
 async def test_cached_tokens_are_shown_and_charged_at_their_own_price(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from tritonclient.grpc import service_pb2
 CENT_NANOS = 10_000_000
 REQUEST_NANOS = 50_000
 """Two hundred requests to the cent: 64 of them at once are nearly a third of it."""
+RAISED_NANOS = 2_000_000
+"""Five requests to the cent: fewer than are under way at any moment."""
 CLIENTS_OF_EACH = 16
 """Of each API at each gateway."""
 POLLS = 3
@@ -113,14 +116,16 @@ class Poor:
     """HTTP and gRPC address of each."""
 
 
-@pytest.fixture
-async def poor(platform: Platform, operator: Operator, tmp_path: Path) -> AsyncIterator[Poor]:
+@asynccontextmanager
+async def poor_tenant(
+    platform: Platform, operator: Operator, tmp_path: Path, *, nanos: int
+) -> AsyncIterator[Poor]:
+    """One that has nothing and pays so much for a request, and two gateways that know it."""
     name = f"cent-{secrets.token_hex(4)}"
     made = await operator.json("billing", "POST", "/admin/v1/tenants", json={"name": name})
     tenant_id: str = made["tenant_id"]
-    prices = {"default": {"request": {"amount_nanos": REQUEST_NANOS, "per_units": 1}}}
-    wanted = {"tenant_id": tenant_id, "currency": "USD", "classes": prices}
-    await operator.json("billing", "POST", "/admin/v1/prices", json=wanted)
+    prices = {"default": {"request": {"amount_nanos": nanos, "per_units": 1}}}
+    await operator.prices(tenant_id, prices)
     key: str = (await operator.key(tenant_id))["key"]
     async with another_gateway(
         platform, tmp_path, gateway_id=f"g-{secrets.token_hex(4)}"
@@ -142,11 +147,18 @@ async def poor(platform: Platform, operator: Operator, tmp_path: Path) -> AsyncI
         yield Poor(tenant_id, key, gateways)
 
 
-async def test_a_cent_is_spent_to_the_last_and_never_twice(operator: Operator, poor: Poor) -> None:
-    path = f"/admin/v1/tenants/{poor.tenant_id}"
+@pytest.fixture
+async def poor(platform: Platform, operator: Operator, tmp_path: Path) -> AsyncIterator[Poor]:
+    async with poor_tenant(platform, operator, tmp_path, nanos=REQUEST_NANOS) as tenant:
+        yield tenant
+
+
+async def with_a_cent(operator: Operator, poor: Poor) -> Seen:
+    """Pay in a cent, and wait until both gateways serve; what was answered until then."""
+    path = f"/admin/v1/tenants/{poor.tenant_id}/topups"
     paid = {"amount_nanos": CENT_NANOS, "currency": "USD", "reference": "the cent"}
-    await operator.json("billing", "POST", f"{path}/topups", json=paid)
-    seen, polled = Seen(), list[dict[str, Any]]()
+    await operator.json("billing", "POST", path, json=paid)
+    seen = Seen()
     for http, _ in poor.gateways:  # each has just been told that there is nothing, and says so on
 
         async def serves(http: str = http) -> bool:
@@ -156,6 +168,22 @@ async def test_a_cent_is_spent_to_the_last_and_never_twice(operator: Operator, p
 
         await eventually(serves, within_s=20, what="a gateway has heard of the money")
     seen.refused.clear()
+    return seen
+
+
+def clients_of(poor: Poor, seen: Seen) -> list[Coroutine[Any, Any, None]]:
+    """As many of each API at each gateway, which ask until the money is gone."""
+    return [
+        client
+        for http, address in poor.gateways
+        for _ in range(CLIENTS_OF_EACH)
+        for client in (over_http(http, poor.key, seen), over_grpc(address, poor.key, seen))
+    ]
+
+
+async def test_a_cent_is_spent_to_the_last_and_never_twice(operator: Operator, poor: Poor) -> None:
+    path = f"/admin/v1/tenants/{poor.tenant_id}"
+    seen, polled = await with_a_cent(operator, poor), list[dict[str, Any]]()
 
     async def poll() -> None:
         while True:
@@ -165,14 +193,8 @@ async def test_a_cent_is_spent_to_the_last_and_never_twice(operator: Operator, p
         return len(polled)
 
     polling = asyncio.create_task(poll())
-    clients = [
-        client
-        for http, address in poor.gateways
-        for _ in range(CLIENTS_OF_EACH)
-        for client in (over_http(http, poor.key, seen), over_grpc(address, poor.key, seen))
-    ]
     async with asyncio.timeout(60):
-        await asyncio.gather(*clients)
+        await asyncio.gather(*clients_of(poor, seen))
 
     async def charged() -> int:
         return sum(one["amount_nanos"] for one in await operator.usage(poor.tenant_id))
@@ -193,3 +215,30 @@ async def test_a_cent_is_spent_to_the_last_and_never_twice(operator: Operator, p
         assert balance["available_nanos"] >= 0
         assert balance["balance_nanos"] >= 0
         assert balance["owed_nanos"] == 0
+
+
+async def test_prices_that_rise_under_load_take_nobody_below_zero(
+    platform: Platform, operator: Operator, tmp_path: Path
+) -> None:
+    async with poor_tenant(platform, operator, tmp_path, nanos=1) as poor:
+        seen = await with_a_cent(operator, poor)
+        clients = asyncio.gather(*clients_of(poor, seen))
+        raised = {"default": {"request": {"amount_nanos": RAISED_NANOS, "per_units": 1}}}
+        await operator.prices(poor.tenant_id, raised)
+        async with asyncio.timeout(60):
+            await clients
+        usage = await eventually(
+            lambda: operator.usage(poor.tenant_id),
+            within_s=30,
+            what="everything that was answered is charged",
+            until=lambda charged: len(charged) >= seen.answered,
+        )
+        path = f"/admin/v1/tenants/{poor.tenant_id}/balance"
+        balance = await operator.json("billing", "GET", path)
+
+    amounts = Counter(one["amount_nanos"] for one in usage)
+    print(f"\n{seen}, {amounts}")  # noqa: T201
+    assert amounts.total() == seen.answered
+    assert amounts.keys() == {1, RAISED_NANOS}
+    assert amounts[RAISED_NANOS] <= CENT_NANOS // RAISED_NANOS
+    assert (balance["balance_nanos"] >= 0, balance["owed_nanos"]) == (True, 0)

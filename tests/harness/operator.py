@@ -17,7 +17,7 @@ Json = dict[str, Any]
 
 PAID_IN_NANOS = 10**10
 """What each customer of a test pays in."""
-KNOWN_WITHIN_S, WHOLE_WITHIN_S = 30, 90
+KNOWN_WITHIN_S, WHOLE_WITHIN_S, PRICES_WITHIN_S = 30, 90, 40
 DEMO_MODELS = sorted(
     place.name
     for place in (Path(__file__).parents[2] / "deploy/demo/models").iterdir()
@@ -107,6 +107,22 @@ class Operator:
                 return False
 
         await eventually(look, within_s=within_s, what="billing answers")
+
+    async def prices(self, tenant_id: str, classes: Json) -> None:
+        """Give a tenant prices of its own, and wait until they hold."""
+        path, wanted = "/admin/v1/prices", {"tenant_id": tenant_id, "classes": classes}
+        published = await self.json("billing", "POST", path, json=wanted)
+
+        async def holding() -> list[int]:
+            listed = (await self.json("billing", "GET", path))["items"]
+            return [one["version"] for one in listed if one["in_force"]]
+
+        await eventually(
+            holding,
+            within_s=PRICES_WITHIN_S,
+            what="the prices hold",
+            until=lambda versions: published["version"] in versions,
+        )
 
     async def customer(self, deployments: list[str] | None = None) -> Customer:
         """A fresh tenant with credit and a key."""

@@ -89,6 +89,7 @@ async def test_with_a_clock_ahead_the_price_to_come_does_not_hold_yet(
 async def test_with_a_clock_behind_the_price_of_now_holds(
     billing: Service, gateway: Gateway, tenant: str
 ) -> None:
-    await billing.json("POST", "/prices", json=prices_of(tenant, None))
+    published = await billing.json("POST", "/prices", json=prices_of(tenant, None))
+    await billing.prices_hold(published["version"])
 
     assert await charged(billing, gateway, tenant, -HOUR_NS) == 1_000 * OWN_NANOS

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import time
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -287,7 +286,7 @@ async def test_an_allowance_is_given_once_a_month_and_given_back_by_a_void(
     billing: Service, gateway: Gateway, tenant: str, admin: asyncpg.Connection
 ) -> None:
     published = await billing.json("POST", "/prices", json=wanted_prices(tenant_id=tenant))
-    later_ns = time.time_ns() + 5 * 10**9  # after the prices began, by any clock
+    later_ns = just_after(published["effective_from"])
     records = [
         gateway.record(tenant, input_tokens=tokens, admitted_unix_ns=later_ns)
         for tokens in (60, 60, 1_000, 500)
@@ -361,6 +360,30 @@ async def test_prices_of_one_tenant_are_shown_and_refused_where_they_overlap(
     ]
 
 
+@pytest.mark.parametrize(
+    ("path", "field"), [("/prices", "effective_from"), ("/prices/ends", "effective_until")]
+)
+async def test_no_price_changes_before_gateways_can_know(
+    billing: Service, tenant: str, path: str, field: str
+) -> None:
+    await billing.json("POST", "/prices", json=wanted_prices(tenant_id=tenant))
+    given: Json = {"tenant_id": tenant}
+    wanted = wanted_prices(**given) if field == "effective_from" else given
+    published_at = datetime.now(UTC)
+    soon = published_at + timedelta(seconds=5)
+    refused = await billing.call("POST", path, json=wanted | {field: soon.isoformat()})
+    taken = await billing.json("POST", path, json=wanted)
+
+    assert refused.status_code == 422
+    assert "10 s after they are published" in refused.json()["error"]["message"]
+    assert datetime.fromisoformat(taken[field]) - published_at >= timedelta(seconds=10)
+
+
+def just_after(shown: str) -> int:
+    """A second after a moment that the API shows, Unix time in nanoseconds."""
+    return round(datetime.fromisoformat(shown).timestamp() * 1e9) + 10**9
+
+
 async def test_who_publishes_prices_with_an_end_is_told_what_they_end_and_what_follows(
     billing: Service, tenant: str
 ) -> None:
@@ -390,7 +413,8 @@ async def test_a_tenants_own_prices_end_and_everybodys_hold_again(
 ) -> None:
     own = await billing.json("POST", "/prices", json=wanted_prices(tenant_id=tenant))
     ended = await billing.json("POST", "/prices/ends", json={"tenant_id": tenant})
-    record = gateway.record(tenant, admitted_unix_ns=time.time_ns() + 5 * 10**9)
+    late_ns = just_after(ended["effective_until"])
+    record = gateway.record(tenant, admitted_unix_ns=late_ns)
     await gateway.publish(record)
     await billing.posted(tenant, 1)
     again = await billing.call("POST", "/prices/ends", json={"tenant_id": tenant})
@@ -415,7 +439,8 @@ async def test_a_tenants_own_prices_hold_unchanged_until_they_are_to_end(
         "POST", "/prices/ends", json=wanted | {"effective_until": "2020-01-01T00:00:00Z"}
     )
 
-    assert (ended["classes"], ended["in_force"]) == (own["classes"], True)
+    assert ended["classes"] == own["classes"]
+    assert ended["effective_from"] > own["effective_from"]
     assert (ended["effective_until"], ended["note"]) == ("2090-01-01T00:00:00Z", "as agreed")
     assert [one["effective_until"] for one in listed if one["version"] == own["version"]] == [None]
     assert (twice.status_code, past.status_code) == (422, 422)

@@ -32,6 +32,7 @@ WARRANTS = Warrants(WARRANT_KEY)
 READY_S = 60
 POSTED_S = 30
 PUBLISHED_S = 30
+PRICES_S = 30
 Json = dict[str, Any]
 
 
@@ -101,6 +102,20 @@ class Service:
             within_s=POSTED_S,
             what=f"{count} records are posted",
             until=lambda found: len(found) >= count,
+        )
+
+    async def prices_hold(self, version: int) -> None:
+        """Wait until a version of the price book is in force."""
+
+        async def holding() -> list[int]:
+            listed = (await self.json("GET", "/prices"))["items"]
+            return [one["version"] for one in listed if one["in_force"]]
+
+        await eventually(
+            holding,
+            within_s=PRICES_S,
+            what=f"prices {version} hold",
+            until=lambda versions: version in versions,
         )
 
     async def transfers(self, **params: str) -> list[Json]:

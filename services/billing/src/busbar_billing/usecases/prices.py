@@ -21,6 +21,9 @@ from busbar_billing.domain.usage import UNIX_NS_MAX
 from busbar_billing.usecases.tenants import Tenant
 
 NOTE_MAX = 500
+NOTICE_NS = 10 * 10**9
+"""How long before it holds a change is told at the least. A gateway that has not heard of it would
+reserve by the old prices what is charged by the new ones. Longer than an election of the bus."""
 _TICK_NS = 1_000
 """The shortest time that the database tells apart."""
 
@@ -60,7 +63,7 @@ async def publish_prices(
     tenants: Tenants,
     *,
     currency: str,
-    effective_from_unix_ns: int,
+    effective_from_unix_ns: int | None,
     quantum_nanos: int,
     classes: Mapping[str, ClassPrices],
     note: str,
@@ -68,11 +71,10 @@ async def publish_prices(
     tenant_id: str | None = None,
     effective_until_unix_ns: int | None = None,
 ) -> Published:
-    """Add a version that is in force from `effective_from_unix_ns`, which must not have passed:
-    what was rated stays rated as it was. With `tenant_id` they are that tenant's alone, and may end
-    by themselves at `effective_until_unix_ns`."""
-    if effective_from_unix_ns < now_unix_ns:
-        raise Rejected("effective_from has passed: prices cannot change what was already used")
+    """Add a version that is in force from `effective_from_unix_ns`, or as soon as gateways know it:
+    what was rated stays rated as it was, and nobody owes more than was reserved. With `tenant_id`
+    they are that tenant's alone, and may end by themselves at `effective_until_unix_ns`."""
+    effective_from_unix_ns = _announced("effective_from", effective_from_unix_ns, now_unix_ns)
     if effective_from_unix_ns > UNIX_NS_MAX:
         raise Rejected("effective_from is after the year 2100")
     if effective_until_unix_ns is not None:
@@ -103,15 +105,12 @@ async def end_prices(
     note: str,
     now_unix_ns: int,
 ) -> Published:
-    """Let everybody's prices hold for a tenant from `ends_unix_ns` on, or from now.
+    """Let everybody's prices hold for a tenant from `ends_unix_ns` on, or as soon as gateways know.
 
     A version never changes, so another one with the same prices takes the place of the one that
     would hold at that moment, and ends there. Versions that begin later stay as they are.
     """
-    if ends_unix_ns is None:
-        ends_unix_ns = now_unix_ns + _TICK_NS
-    if ends_unix_ns <= now_unix_ns:
-        raise Rejected("effective_until has passed: prices cannot change what was already used")
+    ends_unix_ns = _announced("effective_until", ends_unix_ns, now_unix_ns)
     currency, books = (await tenants.get(tenant_id)).currency, await prices.all()
     held = books.in_force(currency, ends_unix_ns - _TICK_NS, tenant_id)
     if held.tenant_id is None:
@@ -128,6 +127,21 @@ async def end_prices(
         note=checked_text("note", note, NOTE_MAX) if note else f"ends price book {held.version}",
     )
     return await _add(prices, same)
+
+
+def _announced(what: str, wanted_unix_ns: int | None, now_unix_ns: int) -> int:
+    """When a change begins to hold: as wanted, or as soon as may be."""
+    soonest_unix_ns = now_unix_ns + NOTICE_NS
+    if wanted_unix_ns is None:
+        return soonest_unix_ns
+    if wanted_unix_ns < now_unix_ns:
+        raise Rejected(f"{what} has passed: prices cannot change what was already used")
+    if wanted_unix_ns < soonest_unix_ns:
+        raise Rejected(
+            f"{what} is too soon: prices change {NOTICE_NS // 10**9} s after they are published at "
+            "the earliest, when every gateway knows them; leave it out for that"
+        )
+    return wanted_unix_ns
 
 
 async def _add(prices: PriceList, wanted: PriceBook) -> Published:

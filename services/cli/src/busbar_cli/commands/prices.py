@@ -142,7 +142,8 @@ def publish(
     tenant
         Id or name; these prices are this tenant's alone.
     since
-        RFC 3339 time with zone from which they hold; now when not given.
+        RFC 3339 time with zone from which they hold; when not given in ten seconds, which is as
+        soon as may be: gateways have to know them before.
     until
         RFC 3339 time with zone at which a tenant's own prices end.
     note
@@ -188,7 +189,8 @@ def end(
     tenant
         Id or name.
     since
-        RFC 3339 time with zone from which everybody's prices hold; now when not given.
+        RFC 3339 time with zone from which everybody's prices hold; when not given in ten seconds,
+        which is as soon as may be.
     note
         Why, for people.
     """

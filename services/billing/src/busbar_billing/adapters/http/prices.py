@@ -35,13 +35,13 @@ def price_routes(prices: Prices, tenants: Tenants, directory: PriceDirectoryBuck
     @router.post("", status_code=201)
     async def publish(wanted: schemas.WantedPrices) -> schemas.PublishedPricesAnswer:
         """Publish a version of the price book."""
-        now_ns = time.time_ns()
-        until = wanted.effective_until
+        now_ns = unix_ns(None, time.time_ns())
+        begins, until = wanted.effective_from, wanted.effective_until
         published = await publish_prices(
             prices,
             tenants,
             currency=wanted.currency,
-            effective_from_unix_ns=unix_ns(wanted.effective_from, now_ns),
+            effective_from_unix_ns=None if begins is None else unix_ns(begins, now_ns),
             quantum_nanos=wanted.charge_quantum_nanos,
             classes={
                 name: {component: _price(entry) for component, entry in entries.items()}

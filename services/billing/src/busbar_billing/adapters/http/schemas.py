@@ -252,7 +252,8 @@ ClassTable = dict[Slug, dict[Component, PriceEntry]]
 
 
 class WantedPrices(Wanted):
-    """A whole price book, which replaces the one before from `effective_from` (default: now).
+    """A whole price book, which replaces the one before from `effective_from` (default, and the
+    earliest: ten seconds from now, when every gateway knows it).
 
     With `tenant_id` it holds for that tenant alone, instead of everybody's, until
     `effective_until` or until the tenant's next one, whichever is first; then everybody's do.
