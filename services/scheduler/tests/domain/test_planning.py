@@ -13,6 +13,7 @@ from busbar_scheduler.domain.fleet import (
     Deployment,
     Health,
     Node,
+    Order,
     Replica,
     ReplicaState,
     Site,
@@ -199,6 +200,17 @@ def test_what_can_never_fit_is_known_before_anything_is_full() -> None:
     assert "1000 of 5000 MiB" in impossible(deployment(manifest=manifest(5000)), fleet)
     assert impossible(deployment(regions=("r9",)), fleet) == "no node in region r9"
     assert impossible(deployment(), emptied(Snapshot(1))) == "no node in the fleet"
+
+
+@pytest.mark.parametrize("order", [Order.CORDON, Order.DRAIN, Order.QUARANTINE])
+def test_what_an_order_keeps_off_can_be_placed_once_it_is_lifted(order: Order) -> None:
+    nodes = (node("r1.s1.n1", order=order), node("r1.s2.n1"), node("r1.s3.n1"))
+    held = {one.key: (holding(),) for one in nodes}
+    sites = {"r1.s2": Site("r1.s2", order=Order.DRAIN)}
+    fleet = emptied(Snapshot(1, nodes=nodes, sites=sites, placements=held))
+
+    assert impossible(deployment(replicas=3), fleet) == ""
+    assert "only 3 could hold it" in impossible(deployment(replicas=4), fleet)
 
 
 def test_nodes_that_are_gone_are_named_where_nothing_else_is_left() -> None:

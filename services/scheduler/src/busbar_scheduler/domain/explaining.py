@@ -25,6 +25,7 @@ class Obstacle(StrEnum):
     NOT_WELL = "not well"
     RETURNING = "back just now, and used by and by"
     CORDONED = "cordoned or drained"
+    QUARANTINED = "quarantined"
     HOLDS_ONE = "already holds a replica"
     FAILED_THERE = "failed there lately"
     SUSPENDED = "failed elsewhere, and is tried nowhere new for now"
@@ -84,6 +85,7 @@ def _obstacle(
         (not deployment.may_run_on(node), Obstacle.NOT_ALLOWED),
         (not node.health.takes_new, Obstacle.NOT_WELL),
         (node.returning, Obstacle.RETURNING),
+        (node.order is Order.QUARANTINE, Obstacle.QUARANTINED),
         (ordered, Obstacle.CORDONED),
         (deployment.name in packing.on_node[at], Obstacle.HOLDS_ONE),
         (node.avoided(deployment.digest) is not None, Obstacle.FAILED_THERE),
@@ -155,9 +157,16 @@ def _hindrance(packing: Packing, at: int, deployment: Deployment) -> str:
 
 
 def emptied(snapshot: Snapshot) -> Packing:
-    """The fleet as if nothing were placed and nothing had ever failed."""
-    nodes = tuple(replace(one, avoids=()) if one.avoids else one for one in snapshot.nodes)
-    return Packing(Fleet.of(replace(snapshot, nodes=nodes, placements={}, suspended={})))
+    """The fleet as if nothing were placed, nothing had ever failed and no order were given."""
+    nodes = tuple(
+        replace(one, avoids=(), order=Order.SERVE, returning=False)
+        if one.avoids or one.order is not Order.SERVE or one.returning
+        else one
+        for one in snapshot.nodes
+    )
+    sites = {key: replace(one, order=Order.SERVE) for key, one in snapshot.sites.items()}
+    bare = replace(snapshot, nodes=nodes, sites=sites, placements={}, suspended={})
+    return Packing(Fleet.of(bare))
 
 
 def impossible(deployment: Deployment, empty: Packing) -> str:

@@ -23,6 +23,8 @@ from busbar_scheduler.domain.rollouts import TRACK_SUFFIX, Phase, Rollout, is_tr
 from busbar_scheduler.usecases.ports import Announcements, Declarations
 
 _ATTEMPTS_MAX = 5
+_DIGITS_MIN = 12
+"""As many digits of a digest as lists show."""
 _BY_HAND = "the operator rolled it back"
 
 
@@ -32,7 +34,8 @@ class Wish:
 
     name: str
     bundle: str
-    """Digest ("sha256:…" or the bare digits), or a bundle's name for its newest."""
+    """Digest ("sha256:…" or the bare digits, the first 12 at least), or a bundle's name for its
+    newest."""
     replicas: int
     regions: tuple[str, ...]
     tenants: tuple[str, ...]
@@ -50,10 +53,15 @@ class Wish:
 
 
 def find_bundle(bundles: tuple[Bundle, ...], wanted: str) -> Bundle:
-    """The bundle of a digest, or the newest of a name; raises NotFound."""
+    """The bundle of a digest, or the newest of a name; raises NotFound, and Rejected where the
+    beginning of a digest is that of several."""
     digest = wanted if wanted.startswith("sha256:") else f"sha256:{wanted}"
     by_digest = [one for one in bundles if one.digest == digest]
     named = by_digest or [one for one in bundles if one.manifest.name == wanted]
+    if not named and len(digest) >= len("sha256:") + _DIGITS_MIN:
+        named = [one for one in bundles if one.digest.startswith(digest)]
+        if len(named) > 1:
+            raise Rejected(f"{len(named)} bundles' digests begin with {wanted!r}: say more of it")
     if not named:
         raise NotFound(
             f"no bundle {wanted!r} has been pushed; push it first: busbar model push DIR"

@@ -40,7 +40,9 @@ class DeploymentBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    bundle: BundleReference = Field(description="digest, or a bundle's name for its newest")
+    bundle: BundleReference = Field(
+        description="digest, its first 12 digits at least, or a bundle's name for its newest"
+    )
     replicas: Annotated[int, Field(ge=0, le=REPLICAS_MAX, strict=True)] = 1
     regions: list[Name] = Field(default=[], max_length=REGIONS_MAX, description="none: all")
     tenants: list[TenantId] = Field(
