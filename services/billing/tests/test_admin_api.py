@@ -101,6 +101,40 @@ async def test_usage_and_ledger_are_paged_newest_first(
     assert {one["transfer_id"] for one in usage} == {one["transfer_id"] for one in ledger}
 
 
+@pytest.mark.parametrize("path", ["/usage", "/usage/buckets", "/ledger", "/leakage", "/statements"])
+async def test_a_list_narrowed_to_a_tenant_that_is_none_is_not_empty_but_refused(
+    billing: Service, tenant: str, path: str
+) -> None:
+    nobody = await billing.call("GET", path, params={"tenant_id": "nope"})
+    somebody = await billing.call("GET", path, params={"tenant_id": tenant})
+
+    assert refusal(nobody) == 404
+    assert somebody.json()["items"] == []
+
+
+async def test_a_list_narrowed_to_a_project_or_key_that_is_none_of_the_tenant_is_refused(
+    billing: Service, tenant: str
+) -> None:
+    other = (await billing.json("POST", "/tenants", json={"name": f"Another of {tenant}"}))[
+        "tenant_id"
+    ]
+    project = await billing.json("POST", f"/tenants/{other}/projects", json={"name": "web"})
+    key = await billing.json("POST", f"/tenants/{other}/keys", json={"name": "k"})
+    ids = {"project_id": project["project_id"], "key_id": key["key_id"]}
+
+    async def statuses(whose: str) -> list[int]:
+        buckets = {"tenant_id": whose}
+        keys = f"/tenants/{whose}/keys"
+        asked = [("/usage/buckets", buckets | {name: one}) for name, one in ids.items()]
+        asked.append((keys, {"project_id": ids["project_id"]}))
+        return [
+            (await billing.call("GET", path, params=given)).status_code for path, given in asked
+        ]
+
+    assert await statuses(tenant) == [404, 404, 404]
+    assert await statuses(other) == [200, 200, 200]
+
+
 async def test_usage_is_filtered_by_time(billing: Service, gateway: Gateway, tenant: str) -> None:
     await gateway.publish(gateway.record(tenant))
     await billing.posted(tenant, 1)

@@ -15,6 +15,7 @@ from busbar_billing.adapters.http import schemas
 from busbar_billing.adapters.http.paging import PAGE_DEFAULT, Cursor, Limit, decode_cursor, page
 from busbar_billing.adapters.http.showing import show_key
 from busbar_billing.adapters.postgres.keys import Keys
+from busbar_billing.adapters.postgres.projects import Projects
 from busbar_billing.adapters.postgres.tenants import Tenants
 from busbar_billing.domain.keys import SECRET_BYTES
 from busbar_billing.usecases.keys import (
@@ -32,7 +33,7 @@ Prefix = Annotated[str, Query(min_length=1, max_length=80, examples=["bb_abc123"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def key_routes(keys: Keys, tenants: Tenants, desk: KeyDesk) -> APIRouter:
+def key_routes(keys: Keys, tenants: Tenants, projects: Projects, desk: KeyDesk) -> APIRouter:
     """POST, GET /tenants/{id}/keys; GET /keys by prefix; GET, DELETE /keys/{id}; its rotation."""
     router = APIRouter(prefix="/admin/v1", tags=["keys"])
 
@@ -50,6 +51,8 @@ def key_routes(keys: Keys, tenants: Tenants, desk: KeyDesk) -> APIRouter:
     ) -> schemas.Page[schemas.KeyAnswer]:
         """List a tenant's keys."""
         await tenants.get(tenant_id)
+        if project_id is not None:
+            await projects.get(project_id, tenant_id)
         after = decode_cursor(cursor, "")
         rows = await keys.of_tenant(tenant_id, limit + 1, after, project_id)
         return page(rows, limit, lambda row: row.key.key_id, show_key)

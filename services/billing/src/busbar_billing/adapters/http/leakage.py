@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import Annotated
 from uuid import UUID
 
 from busbar_errors import Rejected
-from fastapi import APIRouter, Query
+from fastapi import APIRouter
 from pydantic import AwareDatetime, BaseModel
 
 from busbar_billing.adapters.http import schemas
+from busbar_billing.adapters.http.filters import TenantFilter, check_tenant
 from busbar_billing.adapters.http.paging import (
     PAGE_DEFAULT,
     Cursor,
@@ -21,6 +21,7 @@ from busbar_billing.adapters.http.paging import (
 )
 from busbar_billing.adapters.postgres.leakage import Leak, Leakage, Place, Reason
 from busbar_billing.adapters.postgres.reading import FIRST_ID
+from busbar_billing.adapters.postgres.tenants import Tenants
 
 SETTLED_AFTER = timedelta(minutes=1)
 """Requests admitted later than this may be charged yet."""
@@ -43,13 +44,13 @@ class LeakAnswer(BaseModel):
     ended_at: datetime
 
 
-def leakage_routes(leakage: Leakage) -> APIRouter:
+def leakage_routes(leakage: Leakage, tenants: Tenants) -> APIRouter:
     """GET /leakage, newest first."""
     router = APIRouter(prefix="/admin/v1", tags=["ledger"])
 
     @router.get("/leakage")
     async def list_all(
-        tenant_id: Annotated[str | None, Query(pattern=schemas.NAME)] = None,
+        tenant_id: TenantFilter = None,
         since: AwareDatetime | None = None,
         until: AwareDatetime | None = None,
         limit: Limit = PAGE_DEFAULT,
@@ -59,6 +60,7 @@ def leakage_routes(leakage: Leakage) -> APIRouter:
         first = FIRST_ID if since is None else first_id_of(since)
         last = first_id_of(until or datetime.now(UTC) - SETTLED_AFTER)
         before = Place(last) if cursor is None else read_place(decode_cursor(cursor, ""))
+        await check_tenant(tenants, tenant_id)
         rows = await leakage.page(tenant_id, first, last, before, limit + 1)
         return page(rows, limit, lambda row: show_place(row.place), show_leak)
 

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query
 from pydantic import AwareDatetime
 
 from busbar_billing.adapters.http import schemas
+from busbar_billing.adapters.http.filters import TenantFilter, check_tenant
 from busbar_billing.adapters.http.paging import (
     PAGE_DEFAULT,
     Cursor,
@@ -20,14 +21,14 @@ from busbar_billing.adapters.http.paging import (
 from busbar_billing.adapters.http.showing import show_line, show_transfer, show_usage
 from busbar_billing.adapters.postgres.prices import Prices
 from busbar_billing.adapters.postgres.reading import FIRST_ID, LAST_ID, PostedUsage, Reader
+from busbar_billing.adapters.postgres.tenants import Tenants
 from busbar_billing.domain.prices import PriceBooks
 from busbar_billing.domain.rating import explain
 
-TenantFilter = Annotated[str | None, Query(pattern=schemas.NAME)]
 RequestFilter = Annotated[str | None, Query(max_length=80)]
 
 
-def ledger_routes(reader: Reader, prices: Prices) -> APIRouter:
+def ledger_routes(reader: Reader, prices: Prices, tenants: Tenants) -> APIRouter:
     """GET /usage, /usage/{request_id} and /ledger, newest first."""
     router = APIRouter(prefix="/admin/v1", tags=["ledger"])
 
@@ -43,6 +44,7 @@ def ledger_routes(reader: Reader, prices: Prices) -> APIRouter:
         first = FIRST_ID if since is None else first_id_of(since)
         last = LAST_ID if until is None else first_id_of(until)
         before = min(last, decode_id_cursor(cursor, last))
+        await check_tenant(tenants, tenant_id)
         rows = await reader.usage(tenant_id, first, before, limit + 1)
         return page(rows, limit, lambda row: str(row.record.request_id), show_usage)
 
@@ -63,6 +65,7 @@ def ledger_routes(reader: Reader, prices: Prices) -> APIRouter:
         """List ledger transfers, newest first."""
         request = None if request_id is None else read_request_id(request_id)
         before = decode_id_cursor(cursor, LAST_ID)
+        await check_tenant(tenants, tenant_id)
         rows = await reader.transfers(tenant_id, request, before, limit + 1)
         return page(rows, limit, lambda row: str(row.transfer.transfer_id), show_transfer)
 

@@ -16,6 +16,7 @@ from busbar_billing.adapters.documents.focus import render_focus
 from busbar_billing.adapters.documents.html import render_html
 from busbar_billing.adapters.documents.spreadsheet import render_csv
 from busbar_billing.adapters.http import schemas
+from busbar_billing.adapters.http.filters import TenantFilter, check_tenant
 from busbar_billing.adapters.http.paging import (
     PAGE_DEFAULT,
     Cursor,
@@ -24,6 +25,7 @@ from busbar_billing.adapters.http.paging import (
     page,
 )
 from busbar_billing.adapters.postgres.statements import Statements
+from busbar_billing.adapters.postgres.tenants import Tenants
 from busbar_billing.domain.money import TOP_UP_NANOS_MAX
 from busbar_billing.domain.names import REFERENCE_MAX, checked_reference, checked_text
 from busbar_billing.domain.prices import Component
@@ -122,7 +124,7 @@ class StatementAnswer(IssuedAnswer):
     lines: list[LineAnswer]
 
 
-def statement_routes(statements: Statements, backlog: UsageBacklog) -> APIRouter:
+def statement_routes(statements: Statements, backlog: UsageBacklog, tenants: Tenants) -> APIRouter:
     """GET /statements, /statements/{number} and its document; POST a close, a credit note."""
     router = APIRouter(prefix="/admin/v1", tags=["statements"])
 
@@ -139,11 +141,12 @@ def statement_routes(statements: Statements, backlog: UsageBacklog) -> APIRouter
 
     @router.get("/statements")
     async def list_all(
-        tenant_id: Annotated[str | None, Query(pattern=schemas.NAME)] = None,
+        tenant_id: TenantFilter = None,
         limit: Limit = PAGE_DEFAULT,
         cursor: Cursor = None,
     ) -> schemas.Page[IssuedAnswer]:
         """List statements."""
+        await check_tenant(tenants, tenant_id)
         return await statements_page(statements, tenant_id, limit, cursor)
 
     @router.get("/statements/{number}")

@@ -16,6 +16,8 @@ from busbar_billing.adapters.http.paging import (
     decode_cursor,
     page,
 )
+from busbar_billing.adapters.postgres.keys import Keys
+from busbar_billing.adapters.postgres.projects import Projects
 from busbar_billing.adapters.postgres.rollups import After, Filters, Rollups, UsageBucket
 from busbar_billing.adapters.postgres.tenants import Tenants
 from busbar_billing.domain.rollups import Bucket, GroupBy, checked_window
@@ -63,7 +65,7 @@ class WantedTenantBuckets(WantedBuckets):
     tenant_id: Annotated[str, Field(pattern=schemas.NAME)]
 
 
-def usage_routes(rollups: Rollups, tenants: Tenants) -> APIRouter:
+def usage_routes(rollups: Rollups, tenants: Tenants, projects: Projects, keys: Keys) -> APIRouter:
     """GET /usage/buckets; to be included before /usage/{request_id}."""
     router = APIRouter(prefix="/admin/v1", tags=["ledger"])
 
@@ -72,6 +74,11 @@ def usage_routes(rollups: Rollups, tenants: Tenants) -> APIRouter:
         wanted: Annotated[WantedTenantBuckets, Query()],
     ) -> schemas.Page[UsageBucketAnswer]:
         """A tenant's usage, oldest bucket first."""
+        await tenants.get(wanted.tenant_id)
+        if wanted.project_id:
+            await projects.get(wanted.project_id, wanted.tenant_id)
+        if wanted.key_id:
+            await keys.get(wanted.key_id, wanted.tenant_id)
         return await buckets_page(rollups, tenants, wanted.tenant_id, wanted)
 
     return router
