@@ -64,7 +64,7 @@ def as_json(busbar: Busbar, *arguments: str) -> dict[str, Any]:
 def request_(platform: Platform, busbar: Busbar) -> Request:
     tenant = f"cli-{secrets.token_hex(4)}"
     busbar("tenant", "create", tenant.title(), "--tenant-id", tenant)
-    busbar("tenant", "topup", tenant, "1")
+    busbar("tenant", "topup", tenant, "1", "--reference", "first")
     project = as_json(busbar, "project", "create", tenant, "shop")["project_id"]
     key = as_json(busbar, "key", "create", tenant, "--project", project)["key"]
     base_url = platform.endpoints["http"] + "/v1"
@@ -124,14 +124,10 @@ def test_a_served_request_is_found_in_usage_ledger_and_trace(
 def test_money_is_given_back_and_a_gift_withdrawn(busbar: Busbar, request_: Request) -> None:
     tenant, charged = request_.tenant, ("refund", request_.request_id)
     [record] = as_json(busbar, "usage", "--tenant", tenant)["items"]
-    part = as_json(busbar, *charged, "0.000001", "--reason", "slow")
+    part = as_json(busbar, *charged, "0.000001", "--reason", "slow", "--reference", "t1")
     rest = busbar(*charged, "--reason", "slow")
-    gifts = [
-        as_json(busbar, "credit", "give", tenant, "1", "--expires", "2090-01-01T00:00:00Z")[
-            "transfer_id"
-        ]
-        for _ in range(2)
-    ]
+    give = ("credit", "give", tenant, "1", "--expires", "2090-01-01T00:00:00Z", "--reference")
+    gifts = [as_json(busbar, *give, ticket)["transfer_id"] for ticket in ("t2", "t3", "t3")]
     credits_ = as_json(busbar, "credit", "list", tenant)["items"]
     taken = busbar("credit", "withdraw", credits_[0]["credit_id"], "--reason", "by mistake")
     withdrawn = as_json(

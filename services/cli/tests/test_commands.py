@@ -31,6 +31,7 @@ class Said:
         return json.loads(self.out)
 
 
+GIVE = ["credit", "give", "--expires", "2090-01-01T00:00:00Z", "--reference", "r"]
 Busbar = Callable[..., Said]
 
 
@@ -91,7 +92,7 @@ def test_a_tenant_from_creation_to_its_revoked_key(busbar: Busbar) -> None:
 
 def test_credit_prices_and_a_corrected_top_up(busbar: Busbar, tmp_path: Path) -> None:
     busbar("tenant", "create", "Priced", "--tenant-id", "priced")
-    wrong = busbar("tenant", "topup", "priced", "5", "--json").json
+    wrong = busbar("tenant", "topup", "priced", "5", "--reference", "wire", "--json").json
     given = ("credit", "give", "priced", "1.25", "--expires", "2090-01-01T00:00:00Z")
     gift = busbar(*given, "--reference", "welcome").out
     again = busbar(*given, "--reference", "welcome").out
@@ -372,8 +373,8 @@ def test_the_fleet_traces_and_the_bus(busbar: Busbar) -> None:
         (["usage", "explain", "req_" + "0" * 32], 3, "no usage is posted"),
         (["refund", "req_" + "0" * 32, "--reason", "x"], 3, "no charge is posted"),
         (["correct", "0" * 32, "--reason", "x"], 3, "no transfer"),
-        (["credit", "give", "nobody", "1", "--expires", "2090-01-01T00:00:00Z"], 3, "tenant list"),
-        (["credit", "give", "nobody", "a lot", "--expires", "2090-01-01T00:00:00Z"], 3, ""),
+        ([*GIVE, "nobody", "1"], 3, "tenant list"),
+        ([*GIVE, "nobody", "a lot"], 3, ""),
         (["price", "show", "999999"], 3, "busbar price list"),
         (["price", "publish", "/nowhere.yaml"], 2, "there is no file"),
         (["refund", "req_" + "0" * 32], 2, ""),
@@ -381,7 +382,7 @@ def test_the_fleet_traces_and_the_bus(busbar: Busbar) -> None:
         (["key", "create", "nobody"], 3, "busbar tenant list"),
         (["key", "list", "nobody"], 3, "busbar tenant list"),
         (["tenant", "show", "nobody"], 3, "busbar tenant list"),
-        (["tenant", "topup", "nobody", "1"], 3, "busbar tenant list"),
+        (["tenant", "topup", "nobody", "1", "--reference", "r"], 3, "busbar tenant list"),
         (["usage", "--tenant", "nobody"], 3, "busbar tenant list"),
         (["ledger", "--tenant", "nobody"], 3, "busbar tenant list"),
         (["trace", "req_" + "0" * 32], 3, "no trace"),
@@ -400,7 +401,7 @@ def test_the_fleet_traces_and_the_bus(busbar: Busbar) -> None:
         (["tenant", "create", "x", "--tenant-id", "not an id"], 2, "tenant_id"),
         (["tenant", "create", "x", "--currency", "doubloons"], 2, "currency"),
         (["tenant", "create", ""], 2, "name"),
-        (["tenant", "topup", "nobody", "ten"], 2, "not an amount"),
+        (["tenant", "topup", "nobody", "ten", "--reference", "r"], 2, "not an amount"),
         (["model", "push", "/nowhere"], 2, "not a directory"),
         (["deploy", "/nowhere.yaml"], 2, "there is no file"),
         (["key", "rotate", "key_nope"], 2, "key list"),

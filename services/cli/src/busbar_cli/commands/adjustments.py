@@ -9,6 +9,7 @@ from cyclopts import App
 from busbar_cli.amounts import read_amount, show_amount
 from busbar_cli.api import Api, Json, request_segment, segment
 from busbar_cli.commands.tenants import TENANTS, find_tenant, said_before
+from busbar_cli.failures import CommandError, Exit
 from busbar_cli.output import DEFAULT, HowMany, Output, show_moment, table
 
 credit = App(
@@ -22,7 +23,7 @@ def give(
     amount: str,
     *,
     expires: str,
-    reference: str | None = None,
+    reference: str,
     output: Output = DEFAULT,
 ) -> None:
     """Give a tenant money that it spends before its own, until it expires.
@@ -36,13 +37,14 @@ def give(
     expires
         RFC 3339 time with zone; what is unspent then comes back to us.
     reference
-        Names the gift; the same reference again changes nothing. Made up when not given.
+        Names the gift, such as a ticket: the same one again, after an answer that was lost,
+        changes nothing.
     """
     found = find_tenant(tenant)
     body: Json = {
         "amount_nanos": read_amount(amount),
         "currency": found["currency"],
-        "reference": reference or f"cli-{uuid.uuid4().hex}",
+        "reference": reference,
         "expires_at": expires,
     }
     path = f"{TENANTS}/{found['tenant_id']}/credits"
@@ -127,8 +129,14 @@ def refund(
     reason
         Why, for the ledger.
     reference
-        Names the refund; the same reference again changes nothing. Made up when not given.
+        Names the refund, such as a ticket: the same one again changes nothing. Needed with an
+        amount, for without one there is nothing left to give back twice.
     """
+    if amount is not None and reference is None:
+        raise CommandError(
+            "a part of a charge can be given back more than once: name this time with --reference",
+            Exit.USAGE,
+        )
     path = f"/admin/v1/usage/{request_segment(request_id)}/refunds"
     body: Json = {"reason": reason, "reference": reference or f"cli-{uuid.uuid4().hex}"}
     if amount is not None:

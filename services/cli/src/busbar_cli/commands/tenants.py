@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import uuid
 
 from cyclopts import App
 
@@ -88,9 +87,7 @@ def show(tenant: str, *, output: Output = DEFAULT) -> None:
 
 
 @app.command
-def topup(
-    tenant: str, amount: str, *, reference: str | None = None, output: Output = DEFAULT
-) -> None:
+def topup(tenant: str, amount: str, *, reference: str, output: Output = DEFAULT) -> None:
     """Add paid-in money to a tenant's balance.
 
     Parameters
@@ -100,19 +97,20 @@ def topup(
     amount
         In the tenant's currency, such as 10 or 0.25.
     reference
-        Names the payment; the same reference again changes nothing. Made up when not given.
+        Names the payment, such as the bank's reference or a ticket: the same one again, after an
+        answer that was lost, changes nothing.
     """
     amount_nanos = read_amount(amount)
     found = find_tenant(tenant)
     body = {
         "amount_nanos": amount_nanos,
         "currency": found["currency"],
-        "reference": reference or f"cli-{uuid.uuid4().hex}",
+        "reference": reference,
     }
     path = f"{TENANTS}/{found['tenant_id']}/topups"
     transfer, repeated = Api("billing").post_once(path, body)
     shown = show_amount(amount_nanos, found["currency"])
-    said = f"{found['name']} paid in {shown}  (transfer {transfer['transfer_id']})"
+    said = f"{found['name']} paid in {shown} as {reference}  (transfer {transfer['transfer_id']})"
     output.print(transfer, said + said_before(transfer, repeated))
 
 
