@@ -12,9 +12,12 @@ from typing import Any
 
 import pytest
 from busbar_cli.main import run
+from busbar_contracts.gateway.v1 import usage_pb2
 from busbar_runtime.platform import Platform
 from busbar_runtime.postgres import binary
 from harness.polling import says
+from harness.usage_sent import publish_usage
+from usage_records import answered
 
 
 @dataclass(frozen=True)
@@ -476,6 +479,33 @@ def test_statements_are_listed_and_what_cannot_be_closed_is_refused(busbar: Busb
     assert "before tenant" in early.err
     assert "not over" in late.err
     assert (missing.status, document.status, note.status) == (3, 3, 3)
+
+
+def test_a_credit_note_gives_money_of_a_statement_back_once(
+    busbar: Busbar, platform: Platform
+) -> None:
+    busbar("tenant", "create", "Noted Ltd", "--tenant-id", "noted")
+    ended = datetime.now(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    since, admitted = ended - timedelta(days=2), ended - timedelta(days=1)
+    in_database(platform, f"UPDATE tenants SET created_at = '{since}' WHERE tenant_id = 'noted';")
+    record = answered("noted", admitted_unix_ns=int(admitted.timestamp()) * 10**9)
+    batch = usage_pb2.UsageRecorded(gateway_id="g1", records=[record])
+    publish_usage(platform, batch.SerializeToString())
+    assert says(lambda: busbar("usage", "--tenant", "noted").out, "$0.0001")
+    closed = busbar("statement", "close", "noted", f"{since:%Y-%m}", "--json").json
+    note = ("statement", "credit-note", closed["number"], "0.00004", "--reason", "slow")
+    line = busbar(*note, "--reference", "t1")
+    again = busbar(*note, "--reference", "t1", "--json").json
+    second = busbar(*note, "--reference", "t2", "--json").json
+    too_much = busbar(*note, "--reference", "t3")
+
+    assert closed["charged_nanos"] == 100_000
+    assert line == Said(0, f"{again['number']}  gives $0.00004 of {closed['number']} back\n", "")
+    assert (again["corrects"], again["credited_nanos"]) == (closed["number"], 40_000)
+    assert second["number"] not in {again["number"], closed["number"]}
+    assert too_much.status != 0
+    assert f"corrects {closed['number']}" in busbar("statement", "list", "--tenant", "noted").out
+    assert busbar("balance", "noted", "--json").json["balance_nanos"] == -20_000
 
 
 def in_database(platform: Platform, statement: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import secrets
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,6 +17,7 @@ from busbar_messaging.connection import BusSettings, close, connect
 from busbar_messaging.dead_letters import REASON, SUBJECT
 from busbar_runtime.platform import Platform
 from harness.polling import eventually
+from harness.usage_sent import publish_usage
 from uuid_utils.compat import uuid7
 
 WITHIN_S = 10
@@ -49,27 +49,6 @@ def busbar(
         return {"status": status, "err": said.err, **(json.loads(said.out) if said.out else {})}
 
     return busbar
-
-
-def publish(platform: Platform, payload: bytes) -> None:
-    """Put something into USAGE as a gateway."""
-    found = platform.endpoints
-
-    async def once() -> None:
-        client = await connect(
-            BusSettings(
-                nats_url=found["nats"],
-                nats_user="gateway",
-                nats_password=found["nats_credentials"]["gateway"],
-            ),
-            "test",
-        )
-        headers = {"Nats-Msg-Id": secrets.token_hex(8)}
-        subject = topology.usage_subject("r1", "g1")
-        await client.jetstream(timeout=5).publish(subject, payload, headers=headers)
-        await close(client)
-
-    asyncio.run(once())
 
 
 def record_of(tenant_id: str) -> bytes:
@@ -128,8 +107,8 @@ def usage(busbar: Busbar, tenant_id: str, count: int) -> list[Json]:
 def test_what_nobody_could_be_charged_for_is_replayed_and_charged_once(
     busbar: Busbar, platform: Platform
 ) -> None:
-    publish(platform, record_of("late"))
-    publish(platform, record_of("late"))
+    publish_usage(platform, record_of("late"))
+    publish_usage(platform, record_of("late"))
     [first, second] = letters(busbar, 2, "'late' does not exist")
     shown = busbar("bus", "letter", str(first["letter_id"]))
     busbar("tenant", "create", "Late", "--tenant-id", "late")
@@ -158,7 +137,7 @@ def test_what_nobody_could_be_charged_for_is_replayed_and_charged_once(
 def test_what_still_cannot_be_handled_becomes_a_letter_again(
     busbar: Busbar, platform: Platform
 ) -> None:
-    publish(platform, b"\xff\xff no protobuf")
+    publish_usage(platform, b"\xff\xff no protobuf")
     [letter] = letters(busbar, 1, "not a busbar.gateway")
     shown = busbar("bus", "letter", str(letter["letter_id"]))
     replayed = busbar("bus", "replay", "--all", "--limit", "1")
