@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
@@ -133,6 +134,24 @@ async def test_a_list_narrowed_to_a_project_or_key_that_is_none_of_the_tenant_is
 
     assert await statuses(tenant) == [404, 404, 404]
     assert await statuses(other) == [200, 200, 200]
+
+
+async def test_no_tenant_is_called_what_looks_like_anothers_name(billing: Service) -> None:
+    letter = secrets.choice("aceopxy") + secrets.token_hex(4)
+    imitated = {
+        "name": f"\u0420\u043e\u0441\u0430 {letter}",
+        "tenant_id": f"x{secrets.token_hex(4)}",
+    }
+
+    async def create(name: str, **more: str) -> int:
+        answer = await billing.call("POST", "/tenants", json={"name": name, **more})
+        return answer.status_code
+
+    assert await create(**imitated) == 201
+    assert await create(f"Poca {letter}") == 409
+    assert await create(f"POCA {letter}") == 409
+    assert await create(f"\u0445{imitated['tenant_id'][1:]}") in {409, 422}
+    assert await create(f"Rosa {letter}") == 201
 
 
 async def test_usage_is_filtered_by_time(billing: Service, gateway: Gateway, tenant: str) -> None:

@@ -19,6 +19,18 @@ _PROJECT_ID = re.compile(r"prj_[0-9a-f]{32}")
 _PLAN_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 """Unicode categories that hide or reorder text: control, format (bidi marks), surrogates, …"""
+_INVISIBLE = re.compile(
+    "[\N{COMBINING GRAPHEME JOINER}\N{HANGUL CHOSEONG FILLER}\N{HANGUL JUNGSEONG FILLER}"
+    "\N{KHMER VOWEL INHERENT AQ}\N{KHMER VOWEL INHERENT AA}\N{BRAILLE PATTERN BLANK}"
+    "\u180b-\u180d\u180f\ufe00-\ufe0f\U000e0100-\U000e01ef]"
+)
+"""What shows nothing of itself, beside the categories above; the ranges select variants."""
+_LETTERS_AND_DIGITS = ("L", "Nd", "Nl")
+_APART = frozenset({"LATIN", "GREEK", "COPTIC", "CYRILLIC", "ARMENIAN", "CHEROKEE", "LISU"})
+"""Scripts with letters in common by sight, so that no word needs two of them; by the first word of
+their letters' names."""
+LOOKALIKES = ("авгеёзкмнорстухіїјѕһӏԁԛԝαβεζηικμνορτυχϲ", "abreë3kmhopctyxiïjshldqwabezhikmnoptyxc")
+"""Letters that look like Latin ones in small letters or in capitals, and those, one by one."""
 
 
 def checked_text(field: str, text: str, longest: int) -> str:
@@ -36,8 +48,30 @@ def checked_text(field: str, text: str, longest: int) -> str:
 
 
 def checked_name(text: str) -> str:
-    """A tenant's or key's name."""
-    return checked_text("name", text, NAME_MAX)
+    """A tenant's or key's name, with one blank between words, and letters and digits without
+    their variants: wide, bold, joined. Raise Rejected when it shows less than it holds, or when a
+    word mixes alphabets (after UTS 39, section 5.2)."""
+    plain = "".join(map(_without_variants, checked_text("name", text, NAME_MAX)))
+    name = checked_text("name", " ".join(plain.split()), NAME_MAX)
+    if hidden := _INVISIBLE.search(name):
+        raise Rejected(f"name holds an invisible character, U+{ord(hidden[0]):04X}")
+    for word in re.findall(r"\w+", name):
+        if len(scripts := sorted(_APART.intersection(map(_script, word)))) > 1:
+            raise Rejected(
+                f"{word!r} in name mixes {' and '.join(scripts)} letters, which look alike:"
+                " write each word in one alphabet"
+            )
+    return name
+
+
+def _without_variants(character: str) -> str:
+    if unicodedata.category(character).startswith(_LETTERS_AND_DIGITS):
+        return unicodedata.normalize("NFKC", character)
+    return character
+
+
+def _script(letter: str) -> str:
+    return unicodedata.name(letter, "").partition(" ")[0]
 
 
 def checked_reference(text: str) -> str:

@@ -11,7 +11,7 @@ from busbar_billing.adapters.postgres.database import Connections
 from busbar_billing.adapters.postgres.journal import open_accounts
 from busbar_billing.adapters.postgres.prices import Prices
 from busbar_billing.domain.ledger import Account, AccountKind
-from busbar_billing.domain.names import is_tenant_id
+from busbar_billing.domain.names import LOOKALIKES, is_tenant_id
 from busbar_billing.usecases.tenants import Tenant
 
 
@@ -38,13 +38,16 @@ _NAME_INDEX = "tenants_called"
 _CALLED = """
     SELECT * FROM tenants WHERE lower(name COLLATE pg_c_utf8) = lower($1 COLLATE pg_c_utf8)
 """
-_MISTAKEN_FOR = """
+_SEEN = f"translate(lower({{0}} COLLATE pg_c_utf8), '{LOOKALIKES[0]}', '{LOOKALIKES[1]}')"
+_MISTAKEN_FOR = f"""
     SELECT tenant_id, name FROM tenants
     WHERE tenant_id <> $1 AND (
-        tenant_id = $2 OR lower(name COLLATE pg_c_utf8) = lower($1 COLLATE pg_c_utf8)
+        tenant_id = {_SEEN.format("$2")}
+        OR {_SEEN.format("name")} IN ({_SEEN.format("$1")}, {_SEEN.format("$2")})
     )
-"""
-"""Whoever is called as the new one's id, or has its name for an id: people type either."""
+"""  # noqa: S608 - put together from constants
+"""Whoever is called as the new one is, as its id is, or has its name for an id, by sight: people
+type either, and read names on statements."""
 _BALANCE = """
     SELECT
         t.currency,
