@@ -269,7 +269,8 @@ class WantedPrices(Wanted):
 
 
 class WantedEnd(Wanted):
-    """From when everybody's prices are to hold for a tenant again (default: now)."""
+    """From when everybody's prices are to hold for a tenant again (default, and the
+    earliest: ten seconds from now)."""
 
     tenant_id: Slug
     effective_until: AwareDatetime | None = None
