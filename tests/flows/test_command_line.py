@@ -231,7 +231,7 @@ def test_a_deployment_goes_back_to_the_bundle_before(busbar: Busbar, tmp_path: P
             busbar("deploy", str(file))
             digests.append(pushed)
         back = as_json(busbar, "deploy", "rollback", name)
-        forth = busbar("deploy", "rollback", name)
+        forth = busbar("deploy", "rollback", name, "--at-once")
     finally:
         busbar("deploy", "rm", name)
 

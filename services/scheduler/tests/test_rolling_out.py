@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import pytest
-from busbar_errors import Conflict
+from busbar_errors import Conflict, Rejected
 from busbar_scheduler.domain.comparing import Outcomes, Tally
 from busbar_scheduler.domain.fleet import (
     Bundle,
@@ -275,3 +276,46 @@ async def test_another_bundle_takes_over_when_it_is_ready_and_never_before(
     back = fleet.standing.rolled_back
     assert (back is None) is (serves == NEW)
     assert back is None or "0 of 3 replicas have a place" in back.reason
+
+
+async def test_who_rolls_back_twice_does_not_go_forward_again() -> None:
+    fleet = Fleet(Deployment("m", OLD, MODEL, 3), 1_000, demand=3)
+    rollouts, seen = Rollouts(fleet, fleet, fleet, fleet), set[str]()
+    for _ in range(CANARY_AT):
+        await fleet.pass_second(rollouts)
+    await declare(fleet, fleet, Wish("m", NEW, 3, (), ()), fleet.second * 1_000)
+    for _ in range(CALM_ROUNDS):
+        await fleet.pass_second(rollouts)
+    assert (fleet.standing.digest, fleet.standing.canary) == (NEW, None)
+    for _ in range(CALM_ROUNDS):
+        canary = fleet.standing.canary
+        seen.add(str(canary.phase) if canary else "")
+        with contextlib.suppress(Rejected):
+            await roll_back(fleet, fleet, "m", fleet.second * 1_000)
+        await fleet.pass_second(rollouts)
+
+    assert seen == {"", "taking over", "settling", "leaving"}
+    assert (fleet.standing.digest, fleet.standing.canary) == (OLD, None)
+    assert fleet.unserved == []
+    with pytest.raises(Rejected, match="was rolled back"):
+        await roll_back(fleet, fleet, "m", fleet.second * 1_000)
+    await roll_back(fleet, fleet, "m", fleet.second * 1_000, at_once=True)
+    assert fleet.standing.digest == NEW
+
+
+async def test_who_waits_in_vain_for_the_bundle_before_can_have_it_at_once() -> None:
+    fleet = Fleet(Deployment("m", NEW, MODEL, 3, previous_digest=OLD), 100, demand=3)
+    rollouts = Rollouts(fleet, fleet, fleet, fleet)
+    for _ in range(CANARY_AT):
+        await fleet.pass_second(rollouts)
+    await roll_back(fleet, fleet, "m", fleet.second * 1_000)
+    waiting = fleet.standing
+    await fleet.pass_second(rollouts)
+    await roll_back(fleet, fleet, "m", fleet.second * 1_000, at_once=True)
+    for _ in range(CALM_ROUNDS):
+        await fleet.pass_second(rollouts)
+
+    assert waiting.canary is not None
+    assert (waiting.digest, waiting.canary.digest) == (NEW, OLD)
+    assert (fleet.standing.digest, fleet.standing.canary) == (OLD, None)
+    assert fleet.ready(fleet.standing) == 3

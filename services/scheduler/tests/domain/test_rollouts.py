@@ -30,7 +30,7 @@ from busbar_scheduler.domain.fleet import (
 from busbar_scheduler.domain.manifest import Manifest, Task
 from busbar_scheduler.domain.planning import plan
 from busbar_scheduler.domain.rollout_news import Moved, news_of
-from busbar_scheduler.domain.rollouts import Canary, Phase, Rollout
+from busbar_scheduler.domain.rollouts import Canary, Phase, RolledBack, Rollout
 from busbar_scheduler.domain.tracks import expanded, joined
 from busbar_scheduler.domain.watching import Sight, Standing, Watch
 from hypothesis import given
@@ -472,5 +472,9 @@ def test_every_step_is_told_once_whoever_took_it() -> None:
     told = news_of(begun, stopped)
     assert told == Moved("m", NEW, Phase.LEAVING, 0, "another version was declared", False)
     assert news_of(stopped, gone) is None
+    before = exchange(SERVING, NEW, MODEL_2, 9, keep=True)
+    goes_back = replace(before, rolled_back=RolledBack(OLD, "by hand", 9))
+    told = news_of(SERVING, goes_back)
+    assert told == Moved("m", NEW, Phase.TAKING_OVER, 0, "by hand", False)
     told = news_of(taken_over, promoted.deployment, promoted.reason)
     assert told == Moved("m", NEW, Phase.LEAVING, 0, "2 of 2 replicas have it now", False)

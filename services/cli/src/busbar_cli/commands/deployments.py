@@ -130,6 +130,8 @@ def rollback(
 ) -> None:
     """Give up the version on trial, or go back to the bundle that served before the present one.
 
+    That one is loaded first. What was rolled back is had again by busbar deploy FILE.
+
     Parameters
     ----------
     at_once

@@ -140,6 +140,14 @@ def take_back(deployment: Deployment, stays: Bundle, reason: str, now_unix_ms: i
     return replace(left, rolled_back=RolledBack(canary.digest, reason, now_unix_ms))
 
 
+def going_back(deployment: Deployment) -> bool:
+    """Whether a version that was rolled back is on its way out."""
+    canary, back = deployment.canary, deployment.rolled_back
+    if canary is None or back is None:
+        return False
+    return back.digest in {canary.digest, deployment.digest, deployment.previous_digest}
+
+
 def begin(
     before: Deployment | None, wished: Deployment, now_unix_ms: int, *, keep: bool
 ) -> Deployment:

@@ -28,13 +28,13 @@ def news_of(before: Deployment | None, after: Deployment, reason: str = "") -> M
         return None  # that it leaves was told
     if was and (was.digest, was.phase, was.percent) == (now.digest, now.phase, now.percent):
         return None
-    given_up = after.rolled_back if after.rolled_back != (before and before.rolled_back) else None
+    back = after.rolled_back if after.rolled_back != (before and before.rolled_back) else None
     by_hand = "another version was declared" if now.phase is Phase.LEAVING else "it was declared"
     return Moved(
         deployment=after.name,
         digest=now.digest,
         phase=now.phase,
         percent=now.share_percent,
-        reason=reason or (given_up.reason if given_up else by_hand),
-        rolled_back=given_up is not None,
+        reason=reason or (back.reason if back else by_hand),
+        rolled_back=back is not None and back.digest == now.digest,
     )

@@ -12,6 +12,7 @@ from busbar_scheduler.domain.advancing import (
     cannot_share,
     exchange,
     give_up,
+    going_back,
     serving_alone,
     settling,
     take_back,
@@ -19,7 +20,7 @@ from busbar_scheduler.domain.advancing import (
 from busbar_scheduler.domain.explaining import bounds_crossed, contradictory
 from busbar_scheduler.domain.fleet import SCALE_DOWN_AFTER_S, Bundle, Deployment
 from busbar_scheduler.domain.rollout_news import news_of
-from busbar_scheduler.domain.rollouts import TRACK_SUFFIX, Phase, Rollout, is_track
+from busbar_scheduler.domain.rollouts import TRACK_SUFFIX, Phase, RolledBack, Rollout, is_track
 from busbar_scheduler.usecases.ports import Announcements, Declarations
 
 _ATTEMPTS_MAX = 5
@@ -163,24 +164,42 @@ async def roll_back(
 ) -> Deployment:
     """Give up the version that is being tried or takes over, or go back to the bundle before.
 
-    The present one serves until that is ready, unless it is to go `at_once`. Raises NotFound, and
-    Rejected when there was no other bundle.
+    The present one serves until that is ready, unless it is to go `at_once`. Nothing changes where
+    it is on its way back already. Raises NotFound, and Rejected when there was no other bundle or
+    that one was rolled back itself.
     """
 
     def rolled_back(before: Deployment | None) -> Deployment:
         there = _there(before, name)
-        if there.canary and there.canary.phase in {Phase.OBSERVING, Phase.TAKING_OVER}:
+        phase = there.canary.phase if there.canary else None
+        back = going_back(there)
+        if back and not (at_once and phase is Phase.TAKING_OVER):
+            return there
+        if phase in {Phase.OBSERVING, Phase.TAKING_OVER} and not back:
             return give_up(there, _BY_HAND, now_unix_ms)
-        found = [one for one in declarations.bundles() if one.digest == there.previous_digest]
-        if not found:
-            raise Rejected(f"{name} has had no other bundle to go back to")
-        (bundle,) = found
-        if there.canary and there.canary.phase is Phase.SETTLING:
+        bundle = _before(declarations, there, at_once=at_once)
+        if phase is Phase.SETTLING:
             return take_back(there, bundle, _BY_HAND, now_unix_ms)
         keep = declarations.ready(there) > 0 and not at_once
-        return exchange(there, bundle.digest, bundle.manifest, now_unix_ms, keep=keep)
+        after = exchange(there, bundle.digest, bundle.manifest, now_unix_ms, keep=keep)
+        return replace(after, rolled_back=RolledBack(there.digest, _BY_HAND, now_unix_ms))
 
     return await _roll(declarations, announcements, name, rolled_back)
+
+
+def _before(declarations: Declarations, there: Deployment, *, at_once: bool) -> Bundle:
+    """The bundle that served before the present one."""
+    found = [one for one in declarations.bundles() if one.digest == there.previous_digest]
+    if not found:
+        raise Rejected(f"{there.name} has had no other bundle to go back to")
+    (bundle,), back = found, there.rolled_back
+    if back and back.digest == bundle.digest and not at_once:
+        version = f"{bundle.manifest.name} {bundle.manifest.version}"
+        raise Rejected(
+            f"{there.name} was served by {version} before, which was rolled back ({back.reason}): "
+            "declare that to have it again, or another one"
+        )
+    return bundle
 
 
 def _there(deployment: Deployment | None, name: str) -> Deployment:
