@@ -115,13 +115,19 @@ class NodeBench:
         self.log_path = home / "agent.log"
         self.ops_port = int(environment["BUSBAR_OPS_PORT"])
         self.process: subprocess.Popen[bytes] | None = None
+        self._run_id = ""
+        """Of the agent whose status was read last."""
+        self._ended_run_ids: set[str] = set()
+        """Of agents whose last status is there until the next one has written its own."""
         self._sent: dict[bytes, Sent] = {}
         self._revision = itertools.count(1)
+        self._token = 1
         self._reply = topology.reply_subject(f"bench-{node.region}")
 
     # --- the process
 
     def start_agent(self) -> None:
+        self._ended_run_ids |= {self._run_id} - {""}
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
                 tethered([sys.executable, "-m", "busbar_node_agent"]),
@@ -163,12 +169,13 @@ class NodeBench:
         self,
         replicas: Mapping[str, tuple[str, int]],
         *,
-        token: int = 1,
+        token: int | None = None,
         drain_within_ms: int = 0,
         queues: Sequence[str] | None = None,
         **outputs: str,
     ) -> None:
-        """Write the node's placement: deployment → (digest, slots).
+        """Write the node's placement: deployment → (digest, slots), as the leader of that token; as
+        the newest one when none is given.
 
         Only `queues` get one, where some of the names can have none.
         """
@@ -176,9 +183,10 @@ class NodeBench:
         for deployment in replicas if queues is None else queues:
             spec = topology.work_consumer(self.node.region, deployment)
             await jetstream.add_consumer(spec.stream, spec.config())
+        self._token = max(self._token, token or 0)
         placement = plan_pb2.NodePlacement(
             node=self.node.key,
-            fencing_token=token,
+            fencing_token=token or self._token,
             snapshot_revision=next(self._revision),
             drain_within_ms=drain_within_ms,
             replicas=[
@@ -192,7 +200,9 @@ class NodeBench:
         await store.put(self.node.key, placement.SerializeToString())
 
     async def status(self) -> status_pb2.NodeStatus:
-        return status_pb2.NodeStatus.FromString(await self._value(topology.NODES.name))
+        status = status_pb2.NodeStatus.FromString(await self._value(topology.NODES.name))
+        self._run_id = status.agent_run_id
+        return status
 
     async def lease(self) -> status_pb2.NodeLease:
         return status_pb2.NodeLease.FromString(await self._value(topology.LEASES.name))
@@ -213,12 +223,14 @@ class NodeBench:
         digest: str = "",
         within_s: float = READY_WITHIN_S,
     ) -> status_pb2.ReplicaStatus:
-        """Wait until the deployment's replica is in that state, for that reason."""
+        """Wait until the replica of the agent that runs is in that state, for that reason."""
         found: dict[str, status_pb2.ReplicaStatus] = {}
 
         async def reached() -> bool:
             found.clear()
-            found.update({each.deployment: each for each in (await self.status()).replicas})
+            status = await self.status()
+            if status.agent_run_id not in self._ended_run_ids:
+                found.update({each.deployment: each for each in status.replicas})
             here = found.get(deployment)
             return (
                 here is not None

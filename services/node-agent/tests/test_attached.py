@@ -18,11 +18,18 @@ from .conftest import Attached
 from .node_bench import poll, slow_echo
 
 
-async def test_a_model_is_loaded_into_somebody_elses_triton(attached: Attached) -> None:
+@pytest.fixture(autouse=True)
+async def placed(attached: Attached) -> None:
+    """The agent runs, and has slow-echo loaded."""
     node = attached.node
+    if node.process is None or node.process.poll() is not None:
+        node.start_agent()
     await node.place({"slow-echo": (await node.push("slow-echo"), 2)})
     await node.ready("slow-echo")
 
+
+async def test_a_model_is_loaded_into_somebody_elses_triton(attached: Attached) -> None:
+    node = attached.node
     sent = await node.send("slow-echo", slow_echo())
 
     assert (await sent.last()).WhichOneof("frame") == "finished"

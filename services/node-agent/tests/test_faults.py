@@ -72,18 +72,15 @@ async def test_a_killed_triton_hands_its_work_back_and_comes_back(node: NodeBenc
 async def test_the_fleet_is_told_that_a_triton_was_lost(node: NodeBench) -> None:
     subject = topology.event_subject("node", "triton_lost")
     restarts = (await node.status()).triton_restarts
+    heard = await node.client.subscribe(subject)
+    await node.client.flush()
     os.kill(node.triton_pid, signal.SIGKILL)
-    found: list[events_pb2.TritonLost] = []
-
-    async def told() -> bool:
-        message = await node.client.jetstream().get_last_msg(topology.EVENTS.name, subject)
-        found.append(events_pb2.TritonLost.FromString(message.data or b""))
-        return found[-1].node == node.node.key
-
-    await poll(told, 10.0)
+    told = events_pb2.TritonLost.FromString((await heard.next_msg(timeout=30)).data)
+    await heard.unsubscribe()
     await _restarted(node, restarts)
 
-    assert found[-1].reason == "exited with signal 9"
+    assert told.node == node.node.key
+    assert told.reason == "exited with signal 9"
 
 
 async def test_a_dead_tritons_shared_memory_is_swept(node: NodeBench) -> None:
@@ -266,6 +263,6 @@ async def test_a_killed_agent_takes_its_triton_along_and_its_successor_cleans_up
     async def swept() -> bool:
         return not list(Path("/dev/shm").glob(regions))
 
-    await poll(swept, 10.0)
+    await poll(swept, 10.0)  # before its own Triton was started
     after = await node.send("slow-echo", slow_echo())
     assert (await after.last(within_s=10.0)).WhichOneof("frame") == "finished"
