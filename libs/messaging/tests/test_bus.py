@@ -27,6 +27,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.js.errors import Error as JetStreamError
+from nats.js.errors import KeyNotFoundError
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
@@ -380,7 +381,8 @@ async def test_a_service_cannot_write_anothers_bucket(
     await close(gateway)
 
     store = await client.jetstream().key_value(topology.KEYS.name)
-    assert "forged" not in await store.keys()
+    with pytest.raises(KeyNotFoundError):
+        await store.get("forged")
 
 
 async def test_an_error_that_comes_again_and_again_is_said_once_until_something_changes() -> None:
