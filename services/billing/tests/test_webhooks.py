@@ -21,7 +21,7 @@ from nats.aio.msg import Msg
 from standardwebhooks import Webhook
 from webhook_receiver import Received, Receiver, receiving
 
-SOON_S = 10
+SOON_S = 30
 NANOS = 10**9
 
 
@@ -177,7 +177,11 @@ async def test_one_that_is_gone_is_disabled_and_the_others_are_told(
         event = WebhookDisabled.FromString(message.data)
         told.extend([event] if event.tenant_id == tenant else [])
 
+    async def so_far() -> list[WebhookDisabled]:
+        return told
+
     await bus.subscribe(event_subject("billing", "webhook_disabled"), cb=note)
+    await bus.flush()
     async with receiving() as gone:
         gone.answers = [410]
         made = await endpoint(billing, tenant, gone.url, event_types=["payment.succeeded"])
@@ -204,7 +208,7 @@ async def test_one_that_is_gone_is_disabled_and_the_others_are_told(
     assert (enabled["enabled"], enabled["failing_since"]) == (True, None)
     assert failed["state"] == "failed"
     assert [one.headers["webhook-id"] for one in gone.received] == [failed["message_id"]] * 2
-    [event] = told
+    [event] = await eventually(so_far, within_s=SOON_S, what="the event is heard")
     assert event.endpoint_id == made["endpoint_id"]
 
 

@@ -29,7 +29,8 @@ HMAC_SECRET = "hmac-secret-of-the-tests"
 WARRANT_KEY = warrant_key(HMAC_SECRET)
 WARRANTS = Warrants(WARRANT_KEY)
 """As the running service vouches for what it posts."""
-READY_S = 60
+READY_S = 90  # as long as the launcher gives a service
+ANSWER_S = 30
 POSTED_S = 30
 PUBLISHED_S = 30
 PRICES_S = 30
@@ -136,7 +137,7 @@ async def running(environment: Mapping[str, str], ports: PortPool) -> AsyncItera
     http_port, account_port, ops_port = ports.take(), ports.take(), ports.take()
     headers = {"authorization": f"Bearer {TOKEN}"}
     async with httpx.AsyncClient(
-        headers=headers, timeout=10, trust_env=False, verify=False
+        headers=headers, timeout=ANSWER_S, trust_env=False, verify=False
     ) as client:
         service = Service(
             {
