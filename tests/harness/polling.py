@@ -35,6 +35,19 @@ async def eventually(
         pause_s = min(pause_s * 1.5, _LONGEST_PAUSE_S)
 
 
+TRIES = 3
+"""A busy machine may stand still for a second once, and hardly three times in a row. What we do
+wrong ourselves we do each time."""
+
+
+async def quickest_s(measure: Callable[[], Awaitable[float]], *, under_s: float) -> float:
+    """The least of some times; measures again only where it took `under_s` or longer."""
+    took_s = [await measure()]
+    while len(took_s) < TRIES and min(took_s) >= under_s:
+        took_s.append(await measure())
+    return min(took_s)
+
+
 def says(ask: Callable[[], str], text: str, *, within_s: float = 10.0) -> bool:
     """Call `ask` until its answer contains `text`; False when it did not in time."""
 

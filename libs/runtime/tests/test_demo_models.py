@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import queue
@@ -20,6 +21,7 @@ import yaml
 from busbar_runtime.home import REPO, Home
 from busbar_runtime.triton import ensure_triton
 from busbar_runtime.triton_probe import TritonServer, started
+from harness.polling import quickest_s
 
 DEMO = REPO / "deploy" / "demo"
 NAMES = sorted(manifest.parent.name for manifest in (DEMO / "models").glob("*/busbar.yaml"))
@@ -388,19 +390,22 @@ def test_a_fault_asked_for_comes_back_as_its_status(
     assert failed.value.status() == f"StatusCode.{status}"
 
 
-def test_slow_requests_wait_side_by_side(server: TritonServer) -> None:
+async def test_slow_requests_wait_side_by_side(server: TritonServer) -> None:
     def ask(value: int) -> float:
         with grpcclient.InferenceServerClient(server.grpc_address) as client:
             values, delay = np.full(1, value, dtype=np.float32), np.full(1, 400, dtype=np.int32)
             result = infer(client, "slow-echo", INPUT0=values, delay_ms=delay)
             return float(result.as_numpy("OUTPUT0")[0])
 
-    began = time.monotonic()
-    with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(ask, range(8)))
+    async def all_at_once() -> float:
+        began = time.monotonic()
+        with ThreadPoolExecutor(8) as pool:
+            answers = await asyncio.to_thread(lambda: list(pool.map(ask, range(8))))
+        assert answers == list(range(8))
+        return time.monotonic() - began
 
-    assert answers == list(range(8))
-    assert time.monotonic() - began < 8 * 0.4 / 2
+    half_of_one_by_one_s = 8 * 0.4 / 2
+    assert await quickest_s(all_at_once, under_s=half_of_one_by_one_s) < half_of_one_by_one_s
 
 
 def repeat_of(*values: int) -> dict[str, np.ndarray[Any, Any]]:

@@ -19,11 +19,11 @@ from gateway_harness import (
     eventually,
     failing,
     pb,
-    quickest_s,
     request,
     response,
     show_life,
 )
+from harness.polling import quickest_s
 
 Kind = work_pb2.FailureKind
 

@@ -20,11 +20,11 @@ from gateway_harness import (
     eventually,
     inference_of,
     pb,
-    quickest_s,
     request,
     response,
     stream_of,
 )
+from harness.polling import quickest_s
 
 Kind = work_pb2.FailureKind
 

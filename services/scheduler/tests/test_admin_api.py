@@ -361,7 +361,7 @@ async def test_a_plan_says_why_and_what_keeps_more_off(bus: Bus) -> None:
         await running.put("simple", {"bundle": "simple", "replicas": 2})
         why = await eventually(
             lambda: running.get("/admin/v1/deployments/simple/explain"),
-            within_s=5,
+            within_s=30,
             what="a replica",
             until=lambda found: found["placed"] == 1,
         )

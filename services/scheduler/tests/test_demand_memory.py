@@ -80,7 +80,7 @@ async def test_the_next_scheduler_knows_what_the_last_one_saw(bus: Bus) -> None:
         async def recalled() -> Remembered | None:
             return autoscaler.remembered.get("gone")
 
-        known = await eventually(recalled, within_s=5, what="the history")
+        known = await eventually(recalled, within_s=30, what="the history")
 
     assert known is not None
     assert known.history.forecast(HOURS - 2, 3) == learned().forecast(HOURS - 2, 3)

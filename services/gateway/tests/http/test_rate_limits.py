@@ -41,7 +41,7 @@ async def put_policy(platform: Platform, policy: TenantPolicy) -> None:
         now = platform.gateway.policies.current(TENANT)
         return (now.requests_per_minute, now.tokens_per_minute, now.suspended_reason) == wanted
 
-    await eventually(heard, within_s=1.0)
+    await eventually(heard)
 
 
 def http(edge: Edge) -> httpx.AsyncClient:

@@ -62,18 +62,6 @@ async def eventually(what: Callable[[], Any], within_s: float = 10.0) -> Any:
         await asyncio.sleep(0.01)
 
 
-TRIES = 3
-"""A busy machine may stand still for a second once, and hardly three times in a row."""
-
-
-async def quickest_s(measure: Callable[[], Awaitable[float]], *, under_s: float) -> float:
-    """The least of some times; measures again only where it took `under_s` or longer."""
-    took_s = [await measure()]
-    while len(took_s) < TRIES and min(took_s) >= under_s:
-        took_s.append(await measure())
-    return min(took_s)
-
-
 def bus_settings(server: NatsServer, user: str) -> dict[str, Any]:
     return {
         "nats_url": server.url,
