@@ -12,6 +12,7 @@ import psutil
 import pytest
 from busbar_contracts.node.v1 import events_pb2, status_pb2, work_pb2
 from busbar_messaging import topology
+from busbar_node_agent.adapters import outputs
 
 from .node_bench import NodeBench, poll, repeat, slow_echo
 
@@ -182,6 +183,44 @@ async def test_a_model_that_takes_longer_than_promised_and_answers_others_is_lef
     assert (await long.last()).WhichOneof("frame") == "finished"
     assert (await stream.until("finished"))[0].finished.chunk_count == 6
     assert (await node.status()).triton_restarts == restarts
+
+
+def _spoilt_by_work(files: dict[str, bytes]) -> None:
+    """It answers nonsense once it has answered five requests, and is checked each five seconds."""
+    files["busbar.yaml"] += b"  every_s: 5\n"
+    files["1/model.py"] += b"""
+_answered = []
+_true_answer = _answer
+def _answer(request, sender):
+    _answered.append(1)
+    answer = _true_answer(request, sender)
+    if len(_answered) <= 6:  # the warm-up's among them
+        return answer
+    values = pb_utils.get_input_tensor_by_name(request, "INPUT0").as_numpy()
+    return pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT0", values + 77)])
+"""
+
+
+async def test_a_model_that_came_to_answer_nonsense_is_loaded_again(node: NodeBench) -> None:
+    await _placed(node, _spoilt_by_work)
+    answers = list[list[float]]()
+
+    async def answers_rightly() -> bool:
+        sent = await node.send("slow-echo", slow_echo(), deadline_s=10.0)
+        frame = await sent.last()
+        if frame.WhichOneof("frame") == "finished":
+            tensors = outputs.tensors(frame.finished.payload)
+            answers.append([float(one) for one in tensors["OUTPUT0"].data])
+        return answers[-1:] == [[1.5, 2.5]]
+
+    while await answers_rightly():
+        continue
+    await poll(answers_rightly, 20.0)
+    replica = await node.replica("slow-echo", status_pb2.REPLICA_STATE_READY)
+
+    assert answers[0] == answers[-1] == [1.5, 2.5]
+    assert [78.5, 79.5] in answers
+    assert replica.failed_count == 1
 
 
 async def test_a_model_whose_process_dies_fails_its_requests_only(node: NodeBench) -> None:

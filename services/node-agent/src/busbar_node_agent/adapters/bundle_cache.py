@@ -96,7 +96,8 @@ class BundleCache:
         async def warm(triton: Any, model: str) -> None:
             await warm_up(triton, model, manifest)
 
-        return Bundle(digest, files, warm, manifest.answers_within_s)
+        every_s = manifest.warmup.every_s
+        return Bundle(digest, files, warm, manifest.answers_within_s, every_s)
 
     async def _sealed(self, digest: str, hex_digits: str) -> SealedBundle:
         """What is noted here when it still counts, else what the store has."""

@@ -44,6 +44,8 @@ class WarmUp(_Part):
     inputs: dict[str, TensorSpec]
     expect: dict[str, ExpectedTensor] = Field(min_length=1)
     timeout_s: float = Field(default=30.0, gt=0.0, le=600.0)
+    every_s: float | None = Field(default=None, ge=5.0, le=86_400.0)
+    """How often it is asked again while it works; None: only when something was odd."""
 
 
 class Manifest(_Part):

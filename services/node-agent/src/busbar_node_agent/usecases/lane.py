@@ -67,7 +67,9 @@ class Lane:
     doubted: bool = False
     """Whether an answer could not be read: then another one that came proves nothing."""
     passed_s: float = -math.inf
-    """When it last passed a check."""
+    """When it last passed a check while it worked."""
+    ready_s: float = field(default_factory=time.monotonic)
+    """When it had passed its warm-up."""
     _empty: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
@@ -112,6 +114,13 @@ class Lane:
         if self.answers_within_s is None or not self.credits.in_hand:
             return False
         return time.monotonic() - self.heard_s > self.answers_within_s
+
+    def unchecked_for(self, period_s: float | None) -> bool:
+        """Whether it has answered for so long without a check; never without a period."""
+        checked_s = max(self.passed_s, self.ready_s)
+        if period_s is None or self.heard_s <= checked_s:
+            return False
+        return time.monotonic() - checked_s >= period_s
 
     def freed(self) -> None:
         """A slot is free again."""

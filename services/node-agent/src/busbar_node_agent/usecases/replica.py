@@ -87,6 +87,8 @@ class Bundle:
     """Runs the warm-up of the model called so at that Triton; raises WarmUpFailed."""
     answers_within_s: float | None = None
     """Longest that the model says nothing while it has work; None: nobody can say."""
+    checked_every_s: float | None = None
+    """How often it is asked its warm-up question while it works; None: when something was odd."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,7 +318,7 @@ class Replica:
             try:
                 if not await session.rpc.model_ready(self.deployment, CONTROL_TIMEOUT_S):
                     return "Triton no longer has the model"
-                if lane.suspected.is_set():
+                if lane.suspected.is_set() or lane.unchecked_for(bundle.checked_every_s):
                     await _under(session, self._asked(session, bundle, lane))
                     lane.trust()
             except WarmUpFailed as error:

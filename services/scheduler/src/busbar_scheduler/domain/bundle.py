@@ -68,11 +68,12 @@ class ExpectedTensor(Tensor):
 
 
 class Warmup(_Section):
-    """One real inference, run after loading and before any work is pulled."""
+    """One real inference, run after loading and before any work is pulled; again each `every_s`."""
 
     inputs: dict[TensorName, Tensor] = Field(min_length=1, max_length=64)
     expect: dict[TensorName, ExpectedTensor] = Field(min_length=1, max_length=64)
     timeout_s: float = Field(default=30.0, gt=0, le=600)
+    every_s: Annotated[float, Field(ge=5, le=86_400)] | None = None
 
 
 class Limits(_Section):
