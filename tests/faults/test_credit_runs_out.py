@@ -101,6 +101,6 @@ async def test_without_billing_requests_go_on_until_the_lease_is_spent_and_then_
     assert "x-should-retry" not in over_http.headers
 
     await platform.start("billing")
-    await eventually(served, within_s=10, what="the customer is served again")
+    await eventually(served, within_s=30, what="the customer is served again")
     assert (await client.embeddings()).is_success
     await client.close()

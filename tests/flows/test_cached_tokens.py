@@ -134,6 +134,7 @@ async def test_cached_tokens_are_shown_and_charged_at_their_own_price(
             what=f"{NAME} is ready",
             until=lambda view: view["status"] == "ready",
         )
+        await operator.serves(NAME)
         async with openai.AsyncOpenAI(base_url=base_url, api_key=customer.key) as client:
             first = await client.completions.create(model=NAME, prompt=PROMPT + "when?")
             stream = await client.chat.completions.create(

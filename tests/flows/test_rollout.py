@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+import pytest
 from busbar_messaging.bundles.sealing import SigningKey
 from busbar_runtime.platform import Platform
 from harness.bundles import Made, files_of, make
@@ -149,6 +150,15 @@ QUESTION, STREAM_QUESTION = question(), stream_question()
 SERVICE = "/inference.GRPCInferenceService"
 
 
+@pytest.fixture(autouse=True)
+async def removed(platform: Platform) -> AsyncIterator[None]:
+    """Nothing is left of a test, whatever became of it: versions remember what went wrong."""
+    yield
+    operator = Operator(platform.endpoints)
+    for name in (NAME, STREAMED):
+        await operator.call("scheduler", "DELETE", f"/admin/v1/deployments/{name}")
+
+
 async def until(operator: Operator, what: str, name: str = NAME, **wanted: Any) -> Json:
     """Wait for what the deployment's rollout shows."""
 
@@ -191,6 +201,7 @@ async def test_versions_that_nobody_watches_change_places_without_a_failed_reque
 
     await operator.json("scheduler", "PUT", path, json={"bundle": first.digest})
     await until(operator, "the first version", status="ready")
+    await operator.serves(NAME)
     async with Asking(platform, customer, streams=False).going_on() as asking:
         await operator.json("scheduler", "PUT", path, json={"bundle": second.digest})
         other = await until(operator, "the other", bundle=second.digest, canary=None)
@@ -201,7 +212,6 @@ async def test_versions_that_nobody_watches_change_places_without_a_failed_reque
         await until_failing(operator)
         await asking.until_more(20)
         stays = await operator.json("scheduler", "POST", f"{path}/rollback", json={})
-    await operator.call("scheduler", "DELETE", path)
 
     assert (other["status"], other["previous_bundle"]) == ("ready", first.digest)
     assert (back["status"], back["previous_bundle"]) == ("ready", second.digest)
@@ -242,6 +252,7 @@ async def test_bad_versions_go_back_and_good_ones_take_over_without_a_failed_req
     await declare(operator, old_stream, STREAMED)
     await until(operator, "the first version", status="ready")
     await until(operator, "the first of streams", STREAMED, status="ready")
+    await operator.serves(NAME, STREAMED)
     async with Asking(platform, customer).going_on() as asking:
         await declare(operator, new_stream, STREAMED)
         await declare(operator, broken)
@@ -256,8 +267,6 @@ async def test_bad_versions_go_back_and_good_ones_take_over_without_a_failed_req
             operator, "streams of the new", STREAMED, bundle=new_stream.digest, status="ready"
         )
         await asking.until_more(20)
-    for name in (NAME, STREAMED):
-        await operator.call("scheduler", "DELETE", f"/admin/v1/deployments/{name}")
 
     assert back["bundle"] == first.digest
     assert back["rollout"]["rolled_back"]["bundle"] == broken.digest

@@ -17,6 +17,8 @@ from harness.polling import eventually
 from tritonclient.grpc import service_pb2
 
 NAME = "sleeper"
+AWAKE_S = 3
+"""After the last request: a busy machine looks less often than the scheduler."""
 LESS_THAN_ANY_WAKING_S = 0.9
 """The gateway expects no model to be awake in less than 1 s."""
 PROMPT: list[Any] = [{"role": "user", "content": "What does a node agent do?"}]
@@ -24,12 +26,13 @@ PROMPT: list[Any] = [{"role": "user", "content": "What does a node agent do?"}]
 
 @contextlib.asynccontextmanager
 async def asleep(operator: Operator, bundle: str) -> AsyncIterator[str]:
-    """A model that sleeps a second after nobody asked any more, and does so now."""
+    """A model that sleeps soon after nobody asked any more, and does so now."""
     path = f"/admin/v1/deployments/{NAME}"
-    wish = {"bundle": bundle, "replicas": 0, "max_replicas": 1, "scale_down_after_s": 1}
+    wish = {"bundle": bundle, "replicas": 0, "max_replicas": 1, "scale_down_after_s": AWAKE_S}
     await operator.json("scheduler", "PUT", path, json=wish)
     await status_of(operator, "ready", within_s=30)
     await status_of(operator, "asleep", within_s=30)
+    await operator.serves(NAME)
     try:
         yield NAME
     finally:

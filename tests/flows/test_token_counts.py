@@ -64,7 +64,7 @@ async def answers_to(
 
 async def only_record(operator: Operator, customer: Customer) -> dict[str, Any]:
     records = await eventually(
-        lambda: operator.usage(customer.tenant_id), within_s=10, what="the charge"
+        lambda: operator.usage(customer.tenant_id), within_s=30, what="the charge"
     )
     assert len(records) == 1
     return records[0]

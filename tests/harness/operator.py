@@ -71,17 +71,22 @@ class Operator:
 
     async def whole(self) -> None:
         """Wait until every demo model serves and billing answers: a fault may have come before."""
+        await self.serves(*DEMO_MODELS)
+        await self.billing_answers(within_s=WHOLE_WITHIN_S)
+
+    async def serves(self, *names: str) -> None:
+        """Wait until the gateway has heard that these models take requests; the scheduler knows it
+        before."""
         async with edge(self._http, self._keys["demo"]) as client:
 
             async def unready() -> list[str]:
-                paths = {name: f"/v2/models/{name}/ready" for name in DEMO_MODELS}
+                paths = {name: f"/v2/models/{name}/ready" for name in names}
                 return [n for n, p in paths.items() if await status(client, p) != HTTPStatus.OK]
 
-            what = "the demo models serve"
+            what = f"{', '.join(names)} are ready"
             await eventually(
                 unready, within_s=WHOLE_WITHIN_S, what=what, until=lambda left: not left
             )
-        await self.billing_answers(within_s=WHOLE_WITHIN_S)
 
     async def json(self, service: str, method: str, path: str, **options: Any) -> Json:
         """One call that must succeed."""

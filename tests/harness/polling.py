@@ -48,7 +48,7 @@ async def quickest_s(measure: Callable[[], Awaitable[float]], *, under_s: float)
     return min(took_s)
 
 
-def says(ask: Callable[[], str], text: str, *, within_s: float = 10.0) -> bool:
+def says(ask: Callable[[], str], text: str, *, within_s: float = 30.0) -> bool:
     """Call `ask` until its answer contains `text`; False when it did not in time."""
 
     async def look() -> bool:
