@@ -17,6 +17,7 @@ from busbar_billing.adapters.postgres.warrants import Warrants
 from busbar_billing.domain.warrants import warrant_key
 from busbar_contracts.gateway.v1 import usage_pb2
 from busbar_messaging import topology
+from busbar_runtime.child import tethered
 from busbar_runtime.ports import LOOPBACK, PortPool
 from busbar_runtime.pytest_plugin import Database, NatsServer
 from harness.polling import eventually
@@ -51,7 +52,8 @@ class Service:
     async def start(self) -> None:
         """Start the process and wait until it is ready."""
         self.process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "busbar_billing", env={**os.environ, **self.environment}
+            *tethered([sys.executable, "-m", "busbar_billing"]),
+            env={**os.environ, **self.environment},
         )
         await eventually(self.is_ready, within_s=READY_S, what="billing is ready")
 
