@@ -13,7 +13,7 @@ from busbar_billing.domain.audit.findings import Check, Report
 from busbar_billing.usecases.audit import LAST_ID, audit
 from busbar_errors import Unavailable
 from busbar_runtime.pytest_plugin import Database
-from planted import Parts, plant, record
+from planted import Parts, measure, plant, record
 
 CHARGE = """
     (SELECT transfer_id FROM usage_records WHERE tenant_id = 'acme' AND amount_nanos > 0
@@ -160,7 +160,10 @@ PLANTED = [
     ),
     Plant(
         "a record rated by other prices",
-        f"UPDATE usage_records SET price_version = 1 WHERE request_id = {RECORD}",
+        f"""
+        UPDATE price_books SET created_at = created_at - interval '1 hour';
+        UPDATE usage_records SET price_version = 1 WHERE request_id = {RECORD}
+        """,  # the prices in force had long been known
         THE_RECORD,
         "charges_rated_again",
         "was rated by price book 1; in force was 2",
@@ -403,6 +406,57 @@ async def test_prices_changed_behind_a_running_auditor_are_found_by_its_next_aud
     found = [(one.check, one.subject) for one in breaches]
     assert [one for one in found if one[0] == check and one[1].startswith(subject)], found
     assert await busy.audited_from_seals() == breaches
+
+
+SAME_PRICES_AGAIN = """
+    WITH begun AS (
+        INSERT INTO price_books (currency, effective_from, charge_quantum_nanos, tenant_id)
+        SELECT currency, clock_timestamp(), charge_quantum_nanos, tenant_id
+        FROM price_books WHERE version = 2
+        RETURNING version
+    )
+    INSERT INTO prices (version, price_class, component, amount_nanos, per_units)
+    SELECT begun.version, price_class, component, amount_nanos, per_units
+    FROM begun, prices WHERE prices.version = 2
+"""
+ENERGY_DEARER = """
+    INSERT INTO energy_prices (site, effective_from, currency, kwh_nanos)
+    SELECT 'r1/s1', clock_timestamp(), 'USD', 2 * max(kwh_nanos) FROM energy_prices
+"""
+
+
+async def test_what_is_rated_between_prices_of_one_minute_is_no_breach(
+    ledger_copy: Database, busy: Parts
+) -> None:
+    async with busy.pool.transaction() as connection:
+        before = await connection.fetchval("SELECT max(version) FROM price_books")
+        await connection.execute(SAME_PRICES_AGAIN)
+    async with busy.pool.transaction() as connection:  # committed after the posting
+        await connection.execute(SAME_PRICES_AGAIN)
+        answered = record()
+        await busy.post(answered)
+
+    async with busy.pool.connection() as connection:
+        version = "SELECT price_version FROM usage_records WHERE request_id = $1"
+        assert await connection.fetchval(version, answered.request_id) == before + 1
+    assert await busy.audited() == []
+
+    async with busy.pool.transaction() as connection:
+        await connection.execute(SAME_PRICES_AGAIN)
+    later = f"UPDATE usage_records SET price_version = {before + 3}"
+    await plant(ledger_copy, f"{later} WHERE request_id = '{answered.request_id}'")
+    said = f"was rated by price book {before + 3}; in force was {before + 2}"
+    assert said in [one.detail for one in await busy.audited()]
+
+
+async def test_energy_booked_between_prices_of_one_minute_is_no_breach(busy: Parts) -> None:
+    async with busy.pool.transaction() as connection:
+        await connection.execute(ENERGY_DEARER)
+    async with busy.pool.transaction() as connection:  # committed after the booking
+        await connection.execute(ENERGY_DEARER)
+        await measure(busy.pool, [record()], run="run-3")
+
+    assert await busy.audited() == []
 
 
 async def test_an_answer_that_was_delivered_and_not_charged_is_found(busy: Parts) -> None:

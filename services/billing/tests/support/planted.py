@@ -220,8 +220,8 @@ async def make_busy(parts: Parts) -> None:
     )
     async with pool.transaction() as connection:
         await connection.execute(ENERGY_PRICE)
-    await _measure(pool, [*leased, *foreign], run="run-1")
-    await _measure(pool, [replace(record(), attempt=2), *plain[:1]], run="run-2")
+    await measure(pool, [*leased, *foreign], run="run-1")
+    await measure(pool, [replace(record(), attempt=2), *plain[:1]], run="run-2")
     await expire_credits(adjustments, uuid7, time.time_ns() + 10**9)
     await _issue_statement(Statements(pool, journal, parts.prices), TENANT)
 
@@ -234,7 +234,7 @@ async def _issue_statement(statements: Statements, tenant_id: str) -> None:
     await statements.issue(tenant_id, cut_at, addressing, close(facts, addressing.tax))
 
 
-async def _measure(pool: Pool, worked: Sequence[UsageRecord], *, run: str) -> None:
+async def measure(pool: Pool, worked: Sequence[UsageRecord], *, run: str) -> None:
     """What a node tells of these requests."""
     batch = WorkMeasuredBatch(
         node="r1.s1.n1",

@@ -24,7 +24,7 @@ _OUR_REVENUE = frozenset({AccountKind.REVENUE})
 _OF_REQUESTS: Mapping[str, str] = {TransferKind.CHARGE: "charge", TransferKind.VOID: "void"}
 """What the idempotency keys of these kinds begin with."""
 VERSIONS_SETTLE_NS = 60 * 10**9
-"""A price book that became visible this shortly before a posting may not have been seen by it."""
+"""A price that became visible this shortly before a posting may not have been seen by it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,10 +176,10 @@ def _check_charge(charge: TransferRow, related: Related, books: PriceBooks) -> l
     return [Breach(Check.CHARGES_RATED_AGAIN, subject, detail) for detail in details]
 
 
-def _misrated(row: RecordRow, rating: Rating, wanted: set[int]) -> Iterable[str]:
+def _misrated(row: RecordRow, rating: Rating, wanted: Sequence[int]) -> Iterable[str]:
     """Why the record does not say what rating it again says."""
     if row.price_version not in wanted:
-        yield f"was rated by price book {row.price_version}; in force was {min(wanted)}"
+        yield f"was rated by price book {row.price_version}; in force was {wanted[0]}"
     if (rating.charge_nanos, rating.currency) != (row.amount_nanos, row.currency):
         yield (
             f"is kept as {row.amount_nanos} nanos of {row.currency}; rated again it costs "
@@ -189,18 +189,28 @@ def _misrated(row: RecordRow, rating: Rating, wanted: set[int]) -> Iterable[str]
         yield f"is kept as of class {row.rated_class}; rated again it is {rating.rated_class}"
 
 
-def _in_force(row: RecordRow, books: PriceBooks) -> set[int]:
-    """What may have been in force when it was posted: nothing was known of later versions."""
+def _in_force(row: RecordRow, books: PriceBooks) -> Sequence[int]:
+    """What may have been in force when it was posted, by what was known last first: nothing was
+    known of later versions."""
     at, tenant_id = row.record.admitted_unix_ns, row.record.tenant_id
     now = books.in_force(row.currency, at, tenant_id).version
     if now == row.price_version:
-        return {now}
-    found: set[int] = set()
-    for moment in (row.posted_unix_ns, row.posted_unix_ns - VERSIONS_SETTLE_NS):
+        return [now]
+    found: list[int] = []
+    published = (book.created_unix_ns for book in books.newest_first)
+    for moment in known_moments(row.posted_unix_ns, published):
         with contextlib.suppress(Rejected):  # there were no prices yet
             known = books.known_at(moment)
-            found.add(known.in_force(row.currency, at, tenant_id).version)
-    return found or {now}
+            found.append(known.in_force(row.currency, at, tenant_id).version)
+    return found or [now]
+
+
+def known_moments(posted_unix_ns: int, published_unix_ns: Iterable[int]) -> Sequence[int]:
+    """The moments, last first, that differ in what a posting may have known of prices: it read them
+    at any of them."""
+    since = posted_unix_ns - VERSIONS_SETTLE_NS
+    between = (at for at in published_unix_ns if since < at < posted_unix_ns)
+    return sorted({posted_unix_ns, since, *between}, reverse=True)
 
 
 def _misposted(charge: TransferRow, row: RecordRow, rating: Rating) -> Iterable[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from busbar_billing.domain.audit.findings import Breach, Check
-from busbar_billing.domain.audit.journal import VERSIONS_SETTLE_NS, name_of
+from busbar_billing.domain.audit.journal import known_moments, name_of
 from busbar_billing.domain.energy import EnergyPrice, Spent, cost_by_currency, energy_key, site_of
 
 
@@ -100,7 +100,8 @@ def check_energy(
     for (node, run, at), stored in together.items():
         key = energy_key(node, run, min(row.sequence for row in stored))
         said = {name: nanos for name, nanos in booked.get(key, {}).items() if nanos}
-        possible = [_cost(stored, prices, moment) for moment in (at, at - VERSIONS_SETTLE_NS)]
+        moments = known_moments(at, (one.created_unix_ns for one in prices))
+        possible = [_cost(stored, prices, moment) for moment in moments]
         if said not in possible:
             detail = f"cost {possible[0] or 'nothing'}; booked is {said or 'nothing'}"
             found.append(Breach(Check.ENERGY_BOOKED, key, detail))
