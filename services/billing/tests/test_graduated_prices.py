@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import time
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -12,6 +13,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 from billing_parts import Gateway, Json, Service
+from busbar_billing.adapters.postgres.tenants import Tenants
 from busbar_billing.domain.audit.price_rows import check_versions
 from busbar_billing.domain.metering import Meter, meters_of
 from busbar_billing.domain.prices import (
@@ -27,9 +29,11 @@ from busbar_billing.domain.prices import (
 from busbar_billing.domain.rating import SCALE, explain, month_of, rate
 from busbar_billing.domain.usage import check_billable
 from busbar_billing.usecases.post_usage import rate_records
+from busbar_billing.usecases.prices import end_prices, publish_prices
 from busbar_errors import Conflict, Rejected
 from hypothesis import given
 from hypothesis import strategies as st
+from planted import TENANT, Parts
 from usage_records import PLAIN
 
 TIERED = Price(10, 1, free_units=100, tiers=(Tier(1_000, 5, 1), Tier(2_000, 1, 1)))
@@ -377,6 +381,30 @@ async def test_no_price_changes_before_gateways_can_know(
     assert refused.status_code == 422
     assert "10 s after they are published" in refused.json()["error"]["message"]
     assert datetime.fromisoformat(taken[field]) - published_at >= timedelta(seconds=10)
+
+
+async def test_prices_that_took_too_long_to_write_do_not_change(busy: Parts) -> None:
+    asked_ns = time.time_ns() - 6 * 10**9  # of the ten seconds until they were to hold
+    prices, tenants = busy.prices, Tenants(busy.pool, busy.prices)
+    before = await prices.all()
+    [held] = [book for book in before.newest_first if book.tenant_id == TENANT]
+    with pytest.raises(Conflict, match="took too long"):
+        await publish_prices(
+            prices,
+            tenants,
+            currency="USD",
+            effective_from_unix_ns=None,
+            quantum_nanos=1,
+            classes=held.classes,
+            note="",
+            now_unix_ns=asked_ns,
+        )
+    with pytest.raises(Conflict, match="took too long"):
+        await end_prices(
+            prices, tenants, tenant_id=TENANT, ends_unix_ns=None, note="", now_unix_ns=asked_ns
+        )
+
+    assert (await busy.prices.all()).newest_first == before.newest_first
 
 
 def just_after(shown: str) -> int:

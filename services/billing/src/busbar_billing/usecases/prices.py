@@ -24,6 +24,9 @@ NOTE_MAX = 500
 NOTICE_NS = 10 * 10**9
 """How long before it holds a change is told at the least. A gateway that has not heard of it would
 reserve by the old prices what is charged by the new ones. Longer than an election of the bus."""
+KNOWN_BEFORE_NS = NOTICE_NS // 2
+"""A change that is written later than this before it holds is given up: gateways might hear of it
+too late, and what is posted when it holds already might be rated by the prices before."""
 _TICK_NS = 1_000
 """The shortest time that the database tells apart."""
 
@@ -35,8 +38,9 @@ class PriceList(Protocol):
         """Every version."""
         ...
 
-    async def add(self, book: PriceBook) -> PriceBook:
-        """Add a version, numbering it; raise Conflict when it overlaps another one."""
+    async def add(self, book: PriceBook, by_unix_ns: int | None = None) -> PriceBook:
+        """Add a version, numbering it; raise Conflict when it overlaps another one, or cannot be
+        added by then."""
         ...
 
 
@@ -93,7 +97,7 @@ async def publish_prices(
         tenant_id=tenant_id,
         effective_until_unix_ns=effective_until_unix_ns,
     )
-    return await _add(prices, wanted)
+    return await _add(prices, wanted, effective_from_unix_ns)
 
 
 async def end_prices(
@@ -126,7 +130,7 @@ async def end_prices(
         effective_until_unix_ns=ends_unix_ns,
         note=checked_text("note", note, NOTE_MAX) if note else f"ends price book {held.version}",
     )
-    return await _add(prices, same)
+    return await _add(prices, same, ends_unix_ns)
 
 
 def _announced(what: str, wanted_unix_ns: int | None, now_unix_ns: int) -> int:
@@ -144,9 +148,10 @@ def _announced(what: str, wanted_unix_ns: int | None, now_unix_ns: int) -> int:
     return wanted_unix_ns
 
 
-async def _add(prices: PriceList, wanted: PriceBook) -> Published:
+async def _add(prices: PriceList, wanted: PriceBook, changes_unix_ns: int) -> Published:
     left_to_fallback = (await prices.all()).left_to_fallback(wanted)
-    book, books = await prices.add(wanted), await prices.all()
+    book = await prices.add(wanted, changes_unix_ns - KNOWN_BEFORE_NS)
+    books = await prices.all()
     return Published(book, left_to_fallback, books.ended_by(book), books.following(book))
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
 import asyncpg
+from busbar_errors import Conflict
 
 from busbar_billing.adapters.postgres.database import Connection, Database
 from busbar_billing.domain.prices import Component, Price, PriceBook, PriceBooks, Tier
@@ -63,8 +65,9 @@ class Prices:
     async def _newest(self, connection: Connection) -> int:
         return await connection.fetchval("SELECT coalesce(max(version), 0) FROM price_books")
 
-    async def add(self, book: PriceBook) -> PriceBook:
-        """Add a version, numbering it; raise Conflict when it overlaps another one."""
+    async def add(self, book: PriceBook, by_unix_ns: int | None = None) -> PriceBook:
+        """Add a version, numbering it; raise Conflict when it overlaps another one, or cannot be
+        added by then."""
         async with self._database.transaction() as connection:
             # One at a time, so that versions become visible in the order of their numbers.
             await connection.execute(f"SELECT pg_advisory_xact_lock({_LOCK})")
@@ -81,6 +84,8 @@ class Prices:
             )
             await connection.executemany(_ADD_PRICE, _price_rows(version, book))
             await connection.executemany(_ADD_TIER, _tier_rows(version, book))
+            if by_unix_ns is not None and time.time_ns() > by_unix_ns:
+                raise Conflict("it took too long to write these prices: none changed, try again")
         books = await self.all()
         return books.version(version)
 
