@@ -16,6 +16,7 @@ from billing_parts import WARRANTS
 from busbar_billing.adapters.auditor import id_at
 from busbar_billing.adapters.bus.events import Events
 from busbar_billing.adapters.continuous_audit import ContinuousAudit
+from busbar_billing.adapters.http.audit import show_standing
 from busbar_billing.adapters.on_duty import OnDuty
 from busbar_billing.adapters.postgres.audit_walks import AuditWalks
 from busbar_billing.adapters.postgres.duties import Duties, Duty
@@ -191,6 +192,40 @@ async def test_old_rows_are_found_by_the_next_audit_from_zero(
     await audit.look(now + 2 * DAY)
     assert len(told.breaches) == 6  # rated to another amount, and not as they were delivered
     assert {one.split()[0] for one in told.breaches} == {"charges_rated_again", "answers_charged"}
+
+
+@pytest.mark.parametrize("sweeping", [False, True])
+async def test_after_a_clock_was_ahead_what_is_new_is_looked_at(
+    ledger_copy: Database, busy: Parts, told: Told, *, sweeping: bool
+) -> None:
+    audit = auditor(busy, told)
+    await audit.look(datetime.now(UTC) + 9 * DAY)
+    if sweeping:  # and the sweep under way, not ended
+        ahead = Walk(datetime.now(UTC) + 9 * DAY, replayed={1: 5}, touched={1})
+        await audit.walks.save("sweep", ahead)
+    await harm(ledger_copy, "UPDATE audit_walks SET changed_at = now() + interval '9 days'")
+    late = record()
+    await busy.post(late)
+    await harm(
+        ledger_copy,
+        f"UPDATE usage_records SET output_tokens = 1010 WHERE request_id = '{late.request_id}'",
+    )
+    by_another = auditor(busy, told)
+    await by_another.look(datetime.now(UTC))
+    now = datetime.now(UTC)
+    await by_another.look(now)
+
+    name = f"req_{late.request_id.hex}"
+    assert f"charges_rated_again {name}" in told.breaches
+    assert {one.split()[1] for one in told.breaches} == {name}
+    known = show_standing(await audit.walks.standing(), datetime.now(UTC))
+    assert known.followed_to is not None
+    assert known.followed_to <= now
+    assert known.lag_s is not None
+    assert 0 <= known.lag_s < DAY.total_seconds()
+    assert known.swept_at is not None
+    assert known.swept_at <= now
+    assert name in {one.subject for one in known.breaches}
 
 
 async def test_what_is_committed_behind_the_mark_is_no_breach(busy: Parts, told: Told) -> None:

@@ -75,11 +75,13 @@ class ContinuousAudit:
         settled = id_at(now - self.followed_after)
         report = Report()
         walk = self._following or await self.walks.load(NEW) or Walk(now)
+        if moment_of(walk.mark.transfer) > now:
+            walk = await self._anew(NEW, moment_of(walk.mark.transfer), now)
         self._following = walk
         caught_up = await follow(self.books, walk, settled, report, self._within(FOLLOW_SHARE))
         await self._tell(report)
         await self.walks.save(NEW, walk)
-        metrics.AUDIT_LAG.set(max(0.0, (now - moment_of(walk.mark.transfer)).total_seconds()))
+        metrics.AUDIT_LAG.set((now - moment_of(walk.mark.transfer)).total_seconds())
         await self._sweep(now)
         breaches = await self.walks.counts()
         for check, count in breaches.items():
@@ -91,9 +93,11 @@ class ContinuousAudit:
         walk = self._sweeping or await self.walks.load(SWEEP)
         if walk is None:
             ended = await self.walks.ended_at(SWEEP)
-            if ended is not None and now - ended < self.sweep_every:
+            if ended is not None and timedelta(0) <= now - ended < self.sweep_every:
                 return
             walk = Walk(now)
+        elif walk.began_at > now:
+            walk = await self._anew(SWEEP, walk.began_at, now)
         self._sweeping = walk
         report = Report()
         settled = id_at(walk.began_at - SETTLED_AFTER)
@@ -105,6 +109,12 @@ class ContinuousAudit:
             self._sweeping = None
             metrics.AUDIT_SWEPT.set(now.timestamp())
             log.info("audited from zero", began_at=walk.began_at.isoformat())
+
+    async def _anew(self, name: str, ahead: datetime, now: datetime) -> Walk:
+        """A clock was ahead of what it is now: nobody knows what came behind the walk since."""
+        log.warning("clock ran back: audit begins at zero", walk=name, was_at=ahead.isoformat())
+        await self.walks.forget(name)
+        return Walk(now)
 
     async def _tell(self, report: Report) -> None:
         """Count what was looked at; tell of each breach once."""

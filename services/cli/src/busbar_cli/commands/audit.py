@@ -87,7 +87,9 @@ def _show_known(standing: Json, output: Output) -> None:
     columns = ["FOUND", "CHECK", "WHICH", "WHAT IS WRONG"]
     output.print(standing, table(columns, listed, empty="nothing is known to be wrong"))
     if not output.json:
-        followed = show_moment(standing["followed_to"]) or "not yet"
+        followed = "not yet"
+        if standing["followed_to"]:
+            followed = f"{show_moment(standing['followed_to'])}, {standing['lag_s']:.0f} s ago"
         swept = show_moment(standing["swept_at"]) or "not yet"
         output.print(standing, f"all checked up to {followed}; from zero at {swept}")
     if listed:

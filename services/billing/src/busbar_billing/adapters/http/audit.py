@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 
 from fastapi import APIRouter
 from pydantic import BaseModel
@@ -62,10 +62,11 @@ class KnownBreachAnswer(BaseModel):
 
 
 class StandingAnswer(BaseModel):
-    """What the audit that never ends knows: all up to `followed_to` is checked, and once everything
-    from zero, beginning at `swept_at`. Null: not yet."""
+    """What the audit that never ends knows: all up to `followed_to`, `lag_s` seconds ago, is
+    checked, and once everything from zero, beginning at `swept_at`. Null: not yet."""
 
     followed_to: datetime | None
+    lag_s: float | None
     swept_at: datetime | None
     breaches: list[KnownBreachAnswer]
 
@@ -84,7 +85,7 @@ def audit_routes(auditor: Auditor, walks: AuditWalks) -> APIRouter:
     @router.get("")
     async def known() -> StandingAnswer:
         """Read what the continuous audit knows."""
-        return show_standing(await walks.standing())
+        return show_standing(await walks.standing(), datetime.now(UTC))
 
     @router.get("/{audit_id}")
     async def get(audit_id: str) -> AuditAnswer:
@@ -94,11 +95,12 @@ def audit_routes(auditor: Auditor, walks: AuditWalks) -> APIRouter:
     return router
 
 
-def show_standing(standing: AuditStanding) -> StandingAnswer:
+def show_standing(standing: AuditStanding, now: datetime) -> StandingAnswer:
     """What is known without asking for an audit."""
-    followed = standing.followed_to
+    followed = None if standing.followed_to is None else moment_of(standing.followed_to)
     return StandingAnswer(
-        followed_to=None if followed is None else moment_of(followed),
+        followed_to=followed,
+        lag_s=None if followed is None else (now - followed).total_seconds(),
         swept_at=standing.swept_at,
         breaches=[
             KnownBreachAnswer(

@@ -117,6 +117,11 @@ class AuditWalks:
             await connection.execute(_SAVE_REPLAYED, name, touched, sums)
         walk.touched.clear()
 
+    async def forget(self, name: str) -> None:
+        """What a walk has added up: it is to begin anew."""
+        async with self._database.transaction() as connection:
+            await connection.execute(_FORGET, name)
+
     async def end(self, name: str, walk: Walk) -> None:
         """It is at its end; what it did not see any more is gone."""
         async with self._database.transaction() as connection:
