@@ -26,7 +26,7 @@ from nats.js.kv import KeyValue
 
 EFFECTIVE_S = 1.0
 MANY_KEYS = 10_000
-RESTORED_S = 60.0
+RESTORED_S = 150.0
 HEALED_S = 20.0
 
 
