@@ -1,4 +1,4 @@
-"""Money for people: exact decimals from integer nanos, and back."""
+"""Money and what it is paid for, for people: exact decimals from integers, and money back."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ NANOS = 1_000_000_000
 _DECIMALS_MIN = 2
 _DECIMALS_MAX = 9
 _SYMBOLS = {"USD": "$"}
+_COUNTED_PER_UNIT = {"compute_second": 1_000_000, "megabyte": 1_000_000}
+"""Usage records count microseconds and bytes of these, and one of anything else."""
 _INT64_MAX = 2**63 - 1
 _WRITTEN = re.compile(
     r"-?\$?(?P<whole>\d{1,3}(,\d{3})+|\d{1,30})(\.(?P<decimals>\d{1,60}))?", re.ASCII
@@ -28,6 +30,14 @@ def show_amount(amount_nanos: int, currency: str = "USD") -> str:
     number = f"{whole:,}.{decimals}"
     symbol = _SYMBOLS.get(currency)
     return f"{sign}{symbol}{number}" if symbol else f"{sign}{number} {currency}"
+
+
+def show_quantity(counted: int, component: str) -> str:
+    """A quantity that a usage record counted, in the unit its component is named after: of
+    compute seconds 12,851,785 are 12.851785."""
+    whole, rest = divmod(counted, _COUNTED_PER_UNIT.get(component, 1))
+    decimals = f"{rest:06d}".rstrip("0")
+    return f"{whole:,}.{decimals}" if decimals else f"{whole:,}"
 
 
 def read_amount(text: str) -> int:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from cyclopts import App
 
-from busbar_cli.amounts import show_amount
+from busbar_cli.amounts import show_amount, show_quantity
 from busbar_cli.api import Api, Json, request_segment
 from busbar_cli.commands.tenants import TENANTS, find_tenant
 from busbar_cli.failures import CommandError, Exit
@@ -180,8 +180,10 @@ def explain(request_id: str, *, output: Output = DEFAULT) -> None:
     rows = [
         [
             line["component"],
-            "" if line["used_before"] is None else f"{line['used_before']:,}",
-            f"{line['quantity']:,}",
+            ""
+            if line["used_before"] is None
+            else show_quantity(line["used_before"], line["component"]),
+            show_quantity(line["quantity"], line["component"]),
             f"{show_amount(line['amount_nanos'], found['currency'])} / {line['per_units']:,}",
             line["exact_nanos"],
         ]

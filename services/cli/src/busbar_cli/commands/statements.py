@@ -7,8 +7,8 @@ from typing import Literal
 
 from cyclopts import App
 
-from busbar_cli.amounts import read_amount, show_amount
-from busbar_cli.api import Api, segment
+from busbar_cli.amounts import read_amount, show_amount, show_quantity
+from busbar_cli.api import Api, Json, segment
 from busbar_cli.commands.tenants import TENANTS, find_tenant
 from busbar_cli.output import DEFAULT, HowMany, Output, show_moment, table
 
@@ -68,20 +68,31 @@ def show(
         sys.stdout.buffer.write(Api("billing").download(path, format=document))
         return
     found = Api("billing").get(f"{STATEMENTS}/{segment(number)}")
-    currency = found["currency"]
-    opening = ["opening balance", "", "", show_amount(found["opening_nanos"], currency)]
-    closing = ["closing balance", "", "", show_amount(found["closing_nanos"], currency)]
-    rows = [
+    rows = credit_note_rows(found) if found["corrects"] else statement_rows(found)
+    output.print(found, table(["SECTION", "WHAT", "QUANTITY>", "AMOUNT>"], rows))
+
+
+def credit_note_rows(note: Json) -> list[list[str]]:
+    """What a credit note gave back and why. The balances are its statement's, and stay there."""
+    corrected = f"of statement {note['corrects']} of {note['month']}: {note['reason']}"
+    return [["given back", corrected, "", show_amount(note["credited_nanos"], note["currency"])]]
+
+
+def statement_rows(statement: Json) -> list[list[str]]:
+    """A statement from its opening to its closing balance."""
+    currency = statement["currency"]
+    opening = ["opening balance", "", "", show_amount(statement["opening_nanos"], currency)]
+    closing = ["closing balance", "", "", show_amount(statement["closing_nanos"], currency)]
+    lines = [
         [
             line["section"].replace("_", " "),
             f"{line['model'] or line['day'] or ''}  {line['text']}".strip(),
-            "" if line["quantity"] is None else f"{line['quantity']:,}",
+            "" if line["quantity"] is None else show_quantity(line["quantity"], line["component"]),
             show_amount(line["amount_nanos"], currency),
         ]
-        for line in found["lines"]
+        for line in statement["lines"]
     ]
-    columns = ["SECTION", "WHAT", "QUANTITY>", "AMOUNT>"]
-    output.print(found, table(columns, [opening, *rows, closing]))
+    return [opening, *lines, closing]
 
 
 @app.command
