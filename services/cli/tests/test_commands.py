@@ -93,6 +93,26 @@ def test_a_tenant_from_creation_to_its_revoked_key(busbar: Busbar) -> None:
     assert busbar("usage", "--tenant", "acme", "--json").json == {"items": []}
 
 
+def test_a_list_that_stops_says_so(busbar: Busbar) -> None:
+    busbar("tenant", "create", "Listed Ltd", "--tenant-id", "listed")
+    for number in range(3):
+        busbar("key", "create", "listed", "--name", f"key-{number}")
+        busbar("tenant", "topup", "listed", "1", "--reference", f"r{number}")
+    two, all_of_them = (
+        busbar("key", "list", "listed", "--limit", "2"),
+        busbar("key", "list", "listed"),
+    )
+    as_json = busbar("ledger", "--tenant", "listed", "--limit", "2", "--json")
+    exact = busbar("ledger", "--tenant", "listed", "--limit", "3")
+
+    assert "key-1" in two.out
+    assert "key-2" not in two.out
+    assert two.err == "there are more than these 2: say --limit 20\n"
+    assert ("key-2" in all_of_them.out, all_of_them.err, exact.err) == (True, "", "")
+    assert len(as_json.json["items"]) == 2
+    assert as_json.err == two.err
+
+
 def test_credit_prices_and_a_corrected_top_up(busbar: Busbar, tmp_path: Path) -> None:
     busbar("tenant", "create", "Priced", "--tenant-id", "priced")
     wrong = busbar("tenant", "topup", "priced", "5", "--reference", "wire", "--json").json

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 
 import pytest
-from busbar_cli.output import DEFAULT, begins, brief, show_digest, table
+from busbar_cli.api import Listed
+from busbar_cli.commands.audit import why_nothing
+from busbar_cli.output import DEFAULT, Output, begins, brief, show_digest, table
 
 _COLOUR = re.compile(r"\x1b\[[\d;]*m")
 
@@ -88,3 +91,33 @@ def test_one_long_cell_does_not_widen_the_other_rows(
 )
 def test_a_list_gives_a_reason_one_short_line(text: str, listed: str) -> None:
     assert brief(text) == listed
+
+
+def test_who_sees_only_the_beginning_of_a_list_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    items = [{"name": f"one-{number}"} for number in range(50)]
+    rows = table(["NAME"], [[one["name"]] for one in items])
+
+    DEFAULT.print_list(Listed(items, more=True), rows)
+    some = capsys.readouterr()
+    DEFAULT.print_list(Listed(items, more=False), rows)
+    all_of_it = capsys.readouterr()
+    Output(json=True).print_list(Listed(items, more=True), rows)
+    as_json = capsys.readouterr()
+
+    assert some.err == "there are more than these 50: say --limit 500\n"
+    assert (all_of_it.out, all_of_it.err) == (some.out, "")
+    assert json.loads(as_json.out) == {"items": items}
+    assert as_json.err == some.err
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (False, "3 attempts: 2 not charged, 1 other attempt charged"),
+        (True, "the newest 3 attempts: 2 not charged, 1 other attempt charged; there are more"),
+    ],
+)
+def test_a_page_of_leakage_is_not_told_as_all_of_it(said: str, *, more: bool) -> None:
+    reasons = ("not_charged", "other_attempt_charged", "not_charged")
+
+    assert why_nothing(Listed([{"reason": reason} for reason in reasons], more)) == said

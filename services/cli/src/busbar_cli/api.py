@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -24,6 +24,14 @@ _THERE_BEFORE = 200
 """Where what is made anew is answered with 201."""
 _MALFORMED = {400, 422}
 _UNAVAILABLE = {408, 429, 502, 503, 504}
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """As much of a list as was asked for; `more`: it goes on after that."""
+
+    items: list[Json]
+    more: bool
 
 
 @dataclass(slots=True)
@@ -59,17 +67,17 @@ class Api:
         headers = {"Content-Type": "application/octet-stream"}
         return self.call("POST", path, content=content, headers=headers, read_s=_SEND_S)
 
-    def pages(self, path: str, limit: int, **query: Any) -> Iterator[Json]:
+    def listed(self, path: str, limit: int, **query: Any) -> Listed:
         """Rows of a list that comes in pages, `limit` at most."""
-        cursor: str | None = None
-        while limit > 0:
-            page = self.get(path, **query, limit=min(limit, _PAGE_MAX), cursor=cursor)
-            rows = page["items"]
-            yield from rows[:limit]
-            limit -= len(rows)
+        found, cursor = list[Json](), None
+        while len(found) < limit:
+            wanted = min(limit - len(found), _PAGE_MAX)
+            page = self.get(path, **query, limit=wanted, cursor=cursor)
+            found += page["items"]
             cursor = page.get("next_cursor")
-            if not rows or not cursor:
-                return
+            if not page["items"] or not cursor:
+                return Listed(found, more=False)
+        return Listed(found, more=True)
 
     def download(self, path: str, **query: Any) -> bytes:
         """GET what is not JSON, as it is."""

@@ -18,6 +18,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from busbar_cli.api import Listed
 from busbar_cli.failures import CommandError
 
 _STYLES = {
@@ -62,6 +63,14 @@ class Output:
         except OSError as error:
             raise CommandError(f"{_UNWRITTEN}: {error.strerror}") from error
 
+    def print_list(self, listed: Listed, human: Any) -> None:
+        """The same of a list; who sees only its beginning is told how to see more of it."""
+        self.print({"items": listed.items}, human)
+        if listed.more:
+            shown = len(listed.items)
+            said = f"there are more than these {shown:,}: say --limit {shown * _MORE_TIMES}"
+            err().print(said, style="yellow", soft_wrap=True)
+
     def _write(self, answer: Any, human: Any) -> None:
         if self.json:
             sys.stdout.write(json.dumps(answer, indent=2, ensure_ascii=False) + "\n")
@@ -78,6 +87,7 @@ class Output:
 
 
 DEFAULT = Output()
+_MORE_TIMES = 10
 _WIDEST = 4_000
 _BRIEF_CHARS = 100
 _PADDING = re.compile(r"(?<! )(?: |\x1b\[[\d;]*m)+$")

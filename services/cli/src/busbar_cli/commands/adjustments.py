@@ -71,7 +71,7 @@ def list_(tenant: str, *, limit: HowMany = 100, output: Output = DEFAULT) -> Non
         How many at most.
     """
     path = f"{TENANTS}/{find_tenant(tenant)['tenant_id']}/credits"
-    credits_ = list(Api("billing").pages(path, limit))
+    credits_ = Api("billing").listed(path, limit)
     rows = [
         [
             one["credit_id"],
@@ -81,10 +81,10 @@ def list_(tenant: str, *, limit: HowMany = 100, output: Output = DEFAULT) -> Non
             show_amount(one["amount_nanos"], one["currency"]),
             show_amount(one["unspent_nanos"], one["currency"]),
         ]
-        for one in credits_
+        for one in credits_.items
     ]
     columns = ["CREDIT", "GIVEN", "REFERENCE", "EXPIRES", "AMOUNT>", "UNSPENT>"]
-    output.print({"items": credits_}, table(columns, rows, empty="no credit was given"))
+    output.print_list(credits_, table(columns, rows, empty="no credit was given"))
 
 
 @credit.command

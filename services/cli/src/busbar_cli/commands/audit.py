@@ -7,7 +7,7 @@ from collections import Counter
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from busbar_cli.api import Api, Json
+from busbar_cli.api import Api, Json, Listed
 from busbar_cli.commands.tenants import find_tenant
 from busbar_cli.failures import CommandError, Exit
 from busbar_cli.output import DEFAULT, HowMany, Output, err, show_moment, show_node, table
@@ -145,7 +145,7 @@ def leakage(
     """
     tenant_id = find_tenant(tenant)["tenant_id"] if tenant is not None else None
     query = {"tenant_id": tenant_id, "since": since, "until": until}
-    found = list(Api("billing").pages("/admin/v1/leakage", limit, **query))
+    found = Api("billing").listed("/admin/v1/leakage", limit, **query)
     rows = [
         [
             show_moment(one["ended_at"]),
@@ -158,12 +158,18 @@ def leakage(
             f"{one['compute_us'] / 1_000:.1f}",
             "" if one["energy_mj"] is None else f"{one['energy_mj'] / 1_000:.1f}",
         ]
-        for one in found
+        for one in found.items
     ]
     columns = ["ENDED", "REQUEST", "ATTEMPT>", "WHY", "TENANT", "DEPLOYMENT", "NODE"]
     columns += ["COMPUTE ms>", "ENERGY J>"]
-    output.print({"items": found}, table(columns, rows, empty="nothing was worked for nothing"))
-    if not output.json and found:
-        reasons = Counter(one["reason"].replace("_", " ") for one in found)
-        said = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
-        output.print(found, f"{len(found)} attempts: {said}")
+    output.print_list(found, table(columns, rows, empty="nothing was worked for nothing"))
+    if not output.json and found.items:
+        output.print(found, why_nothing(found))
+
+
+def why_nothing(found: Listed) -> str:
+    """How many attempts are listed, by what became of them."""
+    reasons = Counter(one["reason"].replace("_", " ") for one in found.items)
+    counted = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+    said = f"{len(found.items):,} attempts: {counted}"
+    return f"the newest {said}; there are more" if found.more else said

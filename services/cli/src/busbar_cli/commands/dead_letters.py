@@ -20,6 +20,7 @@ from google.protobuf.message import DecodeError, Message
 from nats.aio.client import Client
 from nats.js.client import JetStreamContext
 
+from busbar_cli.api import Listed
 from busbar_cli.bus_session import on_the_bus
 from busbar_cli.failures import CommandError, Exit
 from busbar_cli.output import DEFAULT, Output, brief, show_bytes, show_time, table
@@ -43,12 +44,13 @@ def list_letters(*, subject: str = ">", limit: Bounded = 50, output: Output = DE
     """
 
     async def work(client: Client, _: ProvisionSettings) -> list[Letter]:
-        return await _selected(client.jetstream(timeout=5), (), subject, limit)
+        # The one too many only says that there are more.
+        return await _selected(client.jetstream(timeout=5), (), subject, limit + 1)
 
     found = on_the_bus("operator", work)
-    items = [_summary(one) for one in found]
-    rows = [_row(one) for one in found]
-    output.print({"items": items}, table(_COLUMNS, rows, empty="no dead letters"))
+    listed = Listed([_summary(one) for one in found[:limit]], more=len(found) > limit)
+    rows = [_row(one) for one in found[:limit]]
+    output.print_list(listed, table(_COLUMNS, rows, empty="no dead letters"))
 
 
 def letter(letter_id: LetterId, *, output: Output = DEFAULT) -> None:

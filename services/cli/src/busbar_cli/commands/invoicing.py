@@ -67,9 +67,9 @@ def set_(
 @app.command(name="list")
 def list_(*, limit: HowMany = 1000, output: Output = DEFAULT) -> None:
     """List the entities."""
-    found = list(Api("billing").pages(_ENTITIES, limit))
-    rows = [[one["entity_id"], one["name"], one["number_prefix"], _tax(one)] for one in found]
-    output.print({"items": found}, table(["ID", "NAME", "NUMBERS", "TAX"], rows))
+    found = Api("billing").listed(_ENTITIES, limit)
+    rows = [[one["entity_id"], one["name"], one["number_prefix"], _tax(one)] for one in found.items]
+    output.print_list(found, table(["ID", "NAME", "NUMBERS", "TAX"], rows))
 
 
 @app.command

@@ -7,7 +7,7 @@ from typing import Literal
 
 from cyclopts import App
 
-from busbar_cli.api import Api, Json, segment
+from busbar_cli.api import Api, Json, Listed, segment
 from busbar_cli.commands.plans import AWAY
 from busbar_cli.commands.tenants import TENANTS, find_tenant
 from busbar_cli.failures import CommandError, Exit
@@ -69,7 +69,7 @@ def create(
 
 @app.command(name="list")
 def list_(tenant: str, *, limit: HowMany = 1000, output: Output = DEFAULT) -> None:
-    """List a tenant's keys.
+    """List a tenant's keys, the oldest first.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ def list_(tenant: str, *, limit: HowMany = 1000, output: Output = DEFAULT) -> No
     limit
         How many at most.
     """
-    keys = list(Api("billing").pages(f"{TENANTS}/{find_tenant(tenant)['tenant_id']}/keys", limit))
+    keys = Api("billing").listed(f"{TENANTS}/{find_tenant(tenant)['tenant_id']}/keys", limit)
     _print_keys(keys, output)
 
 
@@ -92,7 +92,7 @@ def find(prefix: str, *, output: Output = DEFAULT) -> None:
         The first nine characters of the key, as lists show them; more are not sent.
     """
     keys = Api("billing").get("/admin/v1/keys", prefix=prefix[:_PREFIX_CHARACTERS])["items"]
-    _print_keys(keys, output)
+    _print_keys(Listed(keys, more=False), output)
 
 
 @app.command
@@ -142,7 +142,7 @@ def rotate(key_id: str, *, old_valid_until: str | None = None, output: Output = 
     _show_once(Api("billing").post(f"/admin/v1/keys/{segment(key_id)}/rotate", body), output)
 
 
-def _print_keys(keys: list[Json], output: Output) -> None:
+def _print_keys(keys: Listed, output: Output) -> None:
     rows = [
         [
             one["key_id"],
@@ -156,10 +156,10 @@ def _print_keys(keys: list[Json], output: Output) -> None:
             show_moment(one["last_used_at"]) or "never",
             show_moment(one["created_at"]),
         ]
-        for one in keys
+        for one in keys.items
     ]
     columns = ["ID", "TENANT", "NAME", "PREFIX", "SCOPES", "DEPLOYMENTS", "EXPIRES", "STATE"]
-    output.print({"items": keys}, table([*columns, "LAST USED", "CREATED"], rows))
+    output.print_list(keys, table([*columns, "LAST USED", "CREATED"], rows))
 
 
 def _show_once(made: Json, output: Output) -> None:

@@ -69,7 +69,7 @@ def usage(
         return
     tenant_id = find_tenant(tenant)["tenant_id"] if tenant is not None else None
     query = {"tenant_id": tenant_id, "since": since, "until": until}
-    records = list(Api("billing").pages("/admin/v1/usage", limit, **query))
+    records = Api("billing").listed("/admin/v1/usage", limit, **query)
     rows = [
         [
             show_moment(one["admitted_at"]),
@@ -82,14 +82,14 @@ def usage(
             "voided" if one["voided"] else one["outcome"],
             show_amount(one["amount_nanos"], one["currency"]),
         ]
-        for one in records
+        for one in records.items
     ]
     columns = ["TIME", "REQUEST", "TENANT", "DEPLOYMENT", "API", "IN>", "OUT>", "OUTCOME", "COST>"]
-    output.print({"items": records}, table(columns, rows, empty="no billed requests"))
+    output.print_list(records, table(columns, rows, empty="no billed requests"))
 
 
 def _buckets(limit: int, output: Output, **query: str | None) -> None:
-    found = list(Api("billing").pages("/admin/v1/usage/buckets", limit, **query))
+    found = Api("billing").listed("/admin/v1/usage/buckets", limit, **query)
     rows = [
         [
             show_moment(one["bucket_at"]),
@@ -99,11 +99,11 @@ def _buckets(limit: int, output: Output, **query: str | None) -> None:
             one["output_tokens"],
             show_amount(one["amount_nanos"], one["currency"]),
         ]
-        for one in found
+        for one in found.items
     ]
     group = "" if query["group_by"] == "nothing" else str(query["group_by"]).upper()
     columns = ["FROM", group, "REQUESTS>", "IN>", "OUT>", "COST>"]
-    output.print({"items": found}, table(columns, rows, empty="no usage in that time"))
+    output.print_list(found, table(columns, rows, empty="no usage in that time"))
 
 
 def balance(tenant: str, *, output: Output = DEFAULT) -> None:
@@ -138,9 +138,9 @@ def ledger(
     """
     tenant_id = find_tenant(tenant)["tenant_id"] if tenant is not None else None
     query = {"tenant_id": tenant_id, "request_id": request}
-    transfers = list(Api("billing").pages("/admin/v1/ledger", limit, **query))
-    rows = [row for transfer in transfers for row in posting_rows(transfer)]
-    output.print({"items": transfers}, table(POSTING_COLUMNS, rows, empty="no transfers"))
+    transfers = Api("billing").listed("/admin/v1/ledger", limit, **query)
+    rows = [row for transfer in transfers.items for row in posting_rows(transfer)]
+    output.print_list(transfers, table(POSTING_COLUMNS, rows, empty="no transfers"))
 
 
 POSTING_COLUMNS = ["TIME", "TRANSFER", "KIND", "REQUEST", "ACCOUNT", "TENANT", "AMOUNT>"]

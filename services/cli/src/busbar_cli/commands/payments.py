@@ -48,10 +48,10 @@ def events(*, limit: HowMany = 50, output: Output = DEFAULT) -> None:
     limit
         How many at most.
     """
-    found = list(Api("billing").pages("/admin/v1/payments/events", limit))
+    found = Api("billing").listed("/admin/v1/payments/events", limit)
     rows = [
         [show_moment(one["received_at"]), one["event_id"], one["type"], one["outcome"]]
-        for one in found
+        for one in found.items
     ]
     columns = ["RECEIVED", "EVENT", "TYPE", "OUTCOME"]
-    output.print({"items": found}, table(columns, rows, empty="no events"))
+    output.print_list(found, table(columns, rows, empty="no events"))

@@ -110,14 +110,14 @@ def set_(
 @app.command(name="list")
 def list_(*, limit: HowMany = 1000, output: Output = DEFAULT) -> None:
     """List the plans."""
-    plans = list(Api("billing").pages(PLANS, limit))
+    plans = Api("billing").listed(PLANS, limit)
     rows = [
         [one["plan_id"], one["name"], *[value for _, value in limit_rows(one["limits"], None)]]
-        for one in plans
+        for one in plans.items
     ]
     columns = ["ID", "NAME", "REQ/MIN>", "TOKENS/MIN>", "IN FLIGHT>", "BUDGET>", "BAND", "WEIGHT>"]
     empty = "none; make one: busbar plan set NAME --requests-per-minute 60"
-    output.print({"items": plans}, table(columns, rows, empty=empty))
+    output.print_list(plans, table(columns, rows, empty=empty))
 
 
 @app.command

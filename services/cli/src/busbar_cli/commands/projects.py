@@ -39,7 +39,7 @@ def list_(tenant: str, *, limit: HowMany = 1000, output: Output = DEFAULT) -> No
         How many at most.
     """
     path = f"{TENANTS}/{find_tenant(tenant)['tenant_id']}/projects"
-    projects = list(Api("billing").pages(path, limit))
+    projects = Api("billing").listed(path, limit)
     rows = [
         [
             one["project_id"],
@@ -47,9 +47,9 @@ def list_(tenant: str, *, limit: HowMany = 1000, output: Output = DEFAULT) -> No
             "archived" if one["archived_at"] else "open",
             show_moment(one["created_at"]),
         ]
-        for one in projects
+        for one in projects.items
     ]
-    output.print({"items": projects}, table(["ID", "NAME", "STATE", "CREATED"], rows))
+    output.print_list(projects, table(["ID", "NAME", "STATE", "CREATED"], rows))
 
 
 @app.command

@@ -30,7 +30,7 @@ def list_(*, tenant: str | None = None, limit: HowMany = 50, output: Output = DE
         How many at most.
     """
     tenant_id = find_tenant(tenant)["tenant_id"] if tenant is not None else None
-    found = list(Api("billing").pages(STATEMENTS, limit, tenant_id=tenant_id))
+    found = Api("billing").listed(STATEMENTS, limit, tenant_id=tenant_id)
     rows = [
         [
             one["number"],
@@ -41,10 +41,10 @@ def list_(*, tenant: str | None = None, limit: HowMany = 50, output: Output = DE
             show_amount(one["credited_nanos"] or one["closing_nanos"], one["currency"]),
             show_moment(one["issued_at"]),
         ]
-        for one in found
+        for one in found.items
     ]
     columns = ["NUMBER", "TENANT", "MONTH", "KIND", "CHARGED>", "CLOSING OR CREDIT>", "ISSUED"]
-    output.print({"items": found}, table(columns, rows, empty="no statements"))
+    output.print_list(found, table(columns, rows, empty="no statements"))
 
 
 @app.command

@@ -53,15 +53,13 @@ def list_(*, limit: HowMany = 1000, output: Output = DEFAULT) -> None:
     limit
         How many at most.
     """
-    tenants = list(Api("billing").pages(TENANTS, limit))
+    tenants = Api("billing").listed(TENANTS, limit)
     rows = [
         [one["tenant_id"], one["name"], one["currency"], show_moment(one["created_at"])]
-        for one in tenants
+        for one in tenants.items
     ]
     empty = "none; create one: busbar tenant create NAME"
-    output.print(
-        {"items": tenants}, table(["ID", "NAME", "CURRENCY", "CREATED"], rows, empty=empty)
-    )
+    output.print_list(tenants, table(["ID", "NAME", "CURRENCY", "CREATED"], rows, empty=empty))
 
 
 @app.command

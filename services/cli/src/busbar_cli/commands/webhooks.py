@@ -158,7 +158,7 @@ def deliveries(
         How many at most.
     """
     path = f"{_path(tenant, endpoint_id)}/deliveries"
-    found = list(Api("billing").pages(path, limit))
+    found = Api("billing").listed(path, limit)
     rows = [
         [
             one["delivery_id"],
@@ -169,10 +169,10 @@ def deliveries(
             show_moment(one["created_at"]),
             show_moment(one["next_attempt_at"]),
         ]
-        for one in found
+        for one in found.items
     ]
     columns = ["ID", "TYPE", "STATE", "ATTEMPTS>", "ANSWER", "OF", "NEXT ATTEMPT"]
-    output.print({"items": found}, table(columns, rows, empty="nothing was sent there"))
+    output.print_list(found, table(columns, rows, empty="nothing was sent there"))
 
 
 @app.command
