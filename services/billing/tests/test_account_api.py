@@ -256,8 +256,38 @@ async def test_when_a_key_was_last_used_is_known_to_the_minute(mine: Account) ->
     used = await eventually(last_used, within_s=30, what="the use is written")
     assert used is not None
     moment = datetime.fromisoformat(used)
-    assert moment.second == 0
+    created = datetime.fromisoformat((await mine.json("GET", f"/keys/{key_id}"))["created_at"])
+    assert moment == max(moment.replace(second=0, microsecond=0), created)
     assert datetime.now(UTC) - moment < timedelta(minutes=3)
+
+
+async def test_a_key_that_asks_for_the_account_is_in_use(mine: Account) -> None:
+    async def used() -> dict[str, Json] | None:
+        listed = (await mine.json("GET", "/keys"))["items"]
+        await mine.call("GET", "/balance", "read_usage")
+        found = {one["name"]: one for one in listed if one["last_used_at"]}
+        return found if {"administer", "read_usage"} <= found.keys() else None
+
+    found = await eventually(used, within_s=30, what="the uses are written")
+    assert found is not None
+    moments = [(one["created_at"], one["last_used_at"]) for one in found.values()]
+    assert all(
+        datetime.fromisoformat(created) <= datetime.fromisoformat(used) for created, used in moments
+    )
+
+
+async def test_a_key_that_is_refused_was_not_used(mine: Account) -> None:
+    refused = await mine.call("POST", "/projects", "read_usage", json={"name": "mine"})
+
+    async def administered() -> Json | None:
+        listed = (await mine.json("GET", "/keys"))["items"]
+        by_name = {one["name"]: one for one in listed}
+        return by_name if by_name["administer"]["last_used_at"] else None
+
+    by_name = await eventually(administered, within_s=30, what="the uses are written")
+    assert by_name is not None
+    assert refused.status_code == 403
+    assert by_name["read_usage"]["last_used_at"] is None
 
 
 def routes(document: Json) -> list[tuple[str, str]]:

@@ -154,7 +154,7 @@ async def serve(settings: Settings, stop: Stop) -> None:
         await stack.enter_async_context(consuming([usage, *measured], stop))
         token = settings.operator_token.get_secret_value()
         admin = admin_application(parts, token, hmac_secret)
-        account = account_application(parts, hmac_secret)
+        account = account_application(parts, hmac_secret, key_use.used)
         ops = ops_application(lambda: not_ready(database, client))
         host = settings.http_host
         await stack.enter_async_context(serve_http(admin, host, settings.http_port))

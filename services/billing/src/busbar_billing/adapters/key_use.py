@@ -1,4 +1,5 @@
-"""When each key was last used: noticed as usage is posted, to the minute, written in batches."""
+"""When each key was last used: noticed as usage is posted and as customers ask for their account,
+to the minute, written in batches."""
 
 from __future__ import annotations
 
@@ -30,9 +31,13 @@ class KeyUse:
     def usage_posted(self, charged: Sequence[RatedRecord]) -> None:
         """These records were charged."""
         for one in charged:
-            key_id, minute = one.record.key_id, one.record.finished_unix_ns // _NS_PER_MINUTE
-            if minute > self._written.get(key_id, 0) and minute > self._unwritten.get(key_id, 0):
-                self._unwritten[key_id] = minute
+            self.used(one.record.key_id, one.record.finished_unix_ns)
+
+    def used(self, key_id: str, unix_ns: int) -> None:
+        """A key was used; only noticed here, so that nobody waits for the database."""
+        minute = unix_ns // _NS_PER_MINUTE
+        if minute > self._written.get(key_id, 0) and minute > self._unwritten.get(key_id, 0):
+            self._unwritten[key_id] = minute
 
     async def run(self) -> None:
         """Write what was noticed, for ever."""

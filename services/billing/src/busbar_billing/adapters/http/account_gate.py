@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 
 from busbar_errors import Unavailable
 from busbar_observability.operator_gate import BoundedBodies
@@ -17,6 +18,9 @@ from busbar_billing.adapters.http.errors import answer
 from busbar_billing.adapters.postgres.keys import Keys
 from busbar_billing.domain.keys import ApiKey, is_key_text, key_digest
 from busbar_billing.domain.keys import Scope as KeyScope
+
+NoticesUse = Callable[[str, int], None]
+"""Told of each call that is let in: the key's id, and when, as Unix time in ns."""
 
 AT_ONCE = 4
 """Calls worked on together: they share the database with the posting of usage."""
@@ -31,9 +35,12 @@ class AccountGate:
     """ASGI: refuses whoever has no key with the right scope before anything is routed, on unknown
     paths alike. Whose key it is stands in scope["state"]["key"] afterwards."""
 
-    def __init__(self, app: ASGIApp, keys: Keys, hmac_secret: bytes) -> None:
+    def __init__(
+        self, app: ASGIApp, keys: Keys, hmac_secret: bytes, notice_use: NoticesUse
+    ) -> None:
         self._app = BoundedBodies(app)
         self._keys = keys
+        self._notice_use = notice_use
         self._hmac_secret = hmac_secret
         self._room = asyncio.Semaphore(AT_ONCE)
         self._inside = 0
@@ -71,6 +78,7 @@ class AccountGate:
             message = f"this API key lacks the scope {wanted}"
             return answer(403, message, "permission_error", "forbidden")
         scope.setdefault("state", {})["key"] = key
+        self._notice_use(key.key_id, time.time_ns())
         return None
 
     async def _find(self, digest: bytes) -> ApiKey | None:

@@ -19,7 +19,7 @@ from busbar_billing.adapters.bus.key_directory import KeyDirectory
 from busbar_billing.adapters.bus.policy_directory import PolicyDirectory
 from busbar_billing.adapters.bus.price_directory import PriceDirectoryBucket
 from busbar_billing.adapters.http import account, account_keys, errors
-from busbar_billing.adapters.http.account_gate import AccountGate, calling_tenant
+from busbar_billing.adapters.http.account_gate import AccountGate, NoticesUse, calling_tenant
 from busbar_billing.adapters.http.account_view import opens_views
 from busbar_billing.adapters.http.adjustments import adjustment_routes
 from busbar_billing.adapters.http.audit import audit_routes
@@ -137,7 +137,7 @@ def admin_application(parts: Parts, operator_token: str, hmac_secret: bytes) -> 
     return OperatorGate(app, OperatorToken(operator_token))
 
 
-def account_application(parts: Parts, hmac_secret: bytes) -> ASGIApp:
+def account_application(parts: Parts, hmac_secret: bytes, notice_use: NoticesUse) -> ASGIApp:
     """Every route of customers, behind their own keys; documented at /openapi.json."""
     desk = KeyDesk(parts.keys, parts.directory, parts.events, hmac_secret)
     app = _application(
@@ -155,7 +155,7 @@ def account_application(parts: Parts, hmac_secret: bytes) -> ASGIApp:
     app.include_router(account_keys.key_routes(desk))
     app.include_router(account.checkout_routes(parts.tenants, parts.provider.checkout))
     include_webhooks(app, parts, hmac_secret, account.PREFIX, calling_tenant)
-    gated = AccountGate(app, parts.keys, hmac_secret)
+    gated = AccountGate(app, parts.keys, hmac_secret, notice_use)
     return WebhooksBeside(gated, webhook_application(parts))
 
 

@@ -59,13 +59,18 @@ def show_key(stored: StoredKey) -> schemas.KeyAnswer:
         expires_at=None if expires is None else moment(expires * 1_000_000),
         created_at=stored.created_at,
         revoked_at=stored.revoked_at,
-        last_used_at=stored.last_used_at,
+        last_used_at=_not_before(stored.created_at, stored.last_used_at),
         previous_secret=None
         if previous is None
         else schemas.PreviousSecretAnswer(
             prefix=previous.prefix, valid_until=moment(previous.until_unix_ms * 1_000_000)
         ),
     )
+
+
+def _not_before(created_at: datetime, last_used_at: datetime | None) -> datetime | None:
+    """Uses are noted by the minute that they fell into, which may have begun before the key."""
+    return None if last_used_at is None else max(created_at, last_used_at)
 
 
 def show_transfer(posted: PostedTransfer) -> schemas.TransferAnswer:
