@@ -25,7 +25,7 @@ _STYLES = {
     "ready": "green", "ok": "green", "active": "green", "kept": "green", "completed": "green",
     "progressing": "yellow", "suspect": "yellow", "draining": "yellow", "loading": "yellow",
     "failing": "red", "failed": "red", "unplaceable": "red", "unplaced": "red", "lost": "red",
-    "revoked": "dim", "stopped": "dim", "asleep": "dim",
+    "revoked": "dim", "expired": "dim", "stopped": "dim", "asleep": "dim",
 }  # fmt: skip
 
 

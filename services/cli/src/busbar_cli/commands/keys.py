@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from typing import Literal
 
 from cyclopts import App
@@ -115,6 +116,7 @@ def show(key_id: str, *, output: Output = DEFAULT) -> None:
         ["prefix", found["prefix"]],
         ["scopes", ", ".join(found["scopes"])],
         ["deployments", ", ".join(found["deployments"]) or "all"],
+        ["state", state_of(found, datetime.now(UTC))],
         ["expires", show_moment(found["expires_at"]) or "never"],
         ["revoked", show_moment(found["revoked_at"]) or "no"],
         ["last used", show_moment(found["last_used_at"]) or "never"],
@@ -142,7 +144,16 @@ def rotate(key_id: str, *, old_valid_until: str | None = None, output: Output = 
     _show_once(Api("billing").post(f"/admin/v1/keys/{segment(key_id)}/rotate", body), output)
 
 
+def state_of(key: Json, now: datetime) -> str:
+    """Whether a key is accepted: active, and else why not."""
+    if key["revoked_at"]:
+        return "revoked"
+    ends = key["expires_at"]
+    return "expired" if ends and datetime.fromisoformat(ends) <= now else "active"
+
+
 def _print_keys(keys: Listed, output: Output) -> None:
+    now = datetime.now(UTC)
     rows = [
         [
             one["key_id"],
@@ -152,7 +163,7 @@ def _print_keys(keys: Listed, output: Output) -> None:
             ", ".join(one["scopes"]),
             ", ".join(one["deployments"]) or "all",
             show_moment(one["expires_at"]) or "never",
-            "revoked" if one["revoked_at"] else "active",
+            state_of(one, now),
             show_moment(one["last_used_at"]) or "never",
             show_moment(one["created_at"]),
         ]
