@@ -88,11 +88,26 @@ async def test_a_paid_checkout_is_credited_once_however_often_it_is_told(
     another_event = await outcome(billing, checkout(tenant, intent))
 
     assert sorted(answers) == ["posted", *["repeated"] * 4]
-    assert another_event == "waiting"  # the same payment: nothing is left to post
+    assert another_event == "nothing new"  # the same payment: nothing is left to post
     assert await billing.balance(tenant) == 2_500 * CENTS
     [transfer] = await billing.transfers(tenant_id=tenant)
     assert transfer["kind"] == "top_up"
     assert transfer["reason"] == f"stripe:{intent}"
+
+
+async def test_an_event_waits_only_for_another_that_is_to_come(
+    billing: Service, tenant: str, intent: str
+) -> None:
+    early = await outcome(billing, refund(intent, 500))
+    unknown = await outcome(billing, checkout("", intent))
+    paid = await outcome(billing, checkout(tenant, intent))
+    older = [await outcome(billing, refund(intent, cents)) for cents in (1_000, 700)]
+    listed = await billing.json("GET", "/payments/events", params={"limit": 1})
+
+    assert (early, unknown, paid) == ("waiting", "waiting", "posted")
+    assert older == ["posted", "nothing new"]
+    assert listed["items"][0]["outcome"] == "nothing new"
+    assert await billing.balance(tenant) == 1_500 * CENTS
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))

@@ -90,6 +90,11 @@ class Payment:
         )
 
     @property
+    def waits(self) -> bool:
+        """Whether another event must come before anything can be posted: who paid, or what."""
+        return not (self.tenant_id and self.paid_nanos)
+
+    @property
     def due_paid_nanos(self) -> int:
         """What is still to be added to the tenant's balance."""
         return self.paid_nanos - self.posted_paid_nanos if self.tenant_id else 0

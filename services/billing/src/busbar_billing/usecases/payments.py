@@ -14,7 +14,12 @@ from busbar_billing.domain import ledger
 from busbar_billing.domain.ledger import Transfer
 from busbar_billing.domain.payments import Payment, checked_payment, payment_returned
 
-POSTED, STORED, REPEATED, WAITING = "posted", "stored", "repeated", "waiting"
+POSTED, STORED, REPEATED = "posted", "stored", "repeated"
+WAITING = "waiting"
+"""For another event of the same payment: who paid it, or that it was paid at all."""
+NOTHING_NEW = "nothing new"
+"""All that follows from it is in the ledger already."""
+ORDERLY = frozenset({POSTED, STORED, REPEATED, WAITING, NOTHING_NEW})
 """What became of an event; anything else is the reason for which it was refused."""
 
 
@@ -107,4 +112,6 @@ async def _fold(rows: PaymentRows, told: Payment, transfer_ids: Callable[[], UUI
         transfers.append(payment_returned(transfer_ids(), payment, back, available))
         payment = replace(payment, posted_returned_nanos=payment.posted_returned_nanos + back)
     await rows.save(payment, transfers)
-    return POSTED if transfers else WAITING
+    if transfers:
+        return POSTED
+    return WAITING if payment.waits else NOTHING_NEW

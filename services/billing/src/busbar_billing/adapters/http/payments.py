@@ -19,14 +19,7 @@ from busbar_billing.adapters.http.paging import PAGE_DEFAULT, Cursor, Limit, dec
 from busbar_billing.adapters.postgres.payments import Payments, StoredEvent
 from busbar_billing.adapters.postgres.tenants import Tenants
 from busbar_billing.domain.money import checked_top_up
-from busbar_billing.usecases.payments import (
-    POSTED,
-    REPEATED,
-    STORED,
-    WAITING,
-    ProviderEvent,
-    take_event,
-)
+from busbar_billing.usecases.payments import ORDERLY, ProviderEvent, take_event
 
 log = structlog.get_logger()
 
@@ -93,7 +86,8 @@ class CheckoutAnswer(BaseModel):
 
 
 class ProviderEventAnswer(BaseModel):
-    """An event and what became of it: posted, stored, waiting, or why it was refused."""
+    """An event and what became of it: posted, stored, waiting (for another event of the payment,
+    such as that it was paid), nothing new, or why it was refused."""
 
     event_id: str
     type: str
@@ -156,7 +150,7 @@ def provider_routes(payments: Payments, read_event: ReadsEvents) -> APIRouter:
         payload = await request.body()
         event = read_event(payload, request.headers.get("stripe-signature"))
         outcome = await take_event(payments, event, uuid7)
-        if outcome not in {POSTED, STORED, REPEATED, WAITING}:
+        if outcome not in ORDERLY:
             metrics.PAYMENTS_REFUSED.inc()
             log.error("payment refused", event_id=event.event_id, reason=outcome)
         return TakenAnswer(outcome=outcome)
