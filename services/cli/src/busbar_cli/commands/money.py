@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
+from decimal import Decimal
 from typing import Literal
 
 from cyclopts import App
@@ -177,6 +178,23 @@ def explain(request_id: str, *, output: Output = DEFAULT) -> None:
         )
     path = f"/admin/v1/usage/{request_segment(request_id)}"
     found = Api("billing").get(path)
+    total = show_amount(found["amount_nanos"], found["currency"])
+    said = (
+        f"{found['request_id']}  {found['deployment']} by {found['api']} for {found['tenant_id']}\n"
+        f"{show_moment(found['admitted_at'])}  on {show_node(found['node'])}, "
+        f"price book {found['price_version']}, class {found['rated_class']}"
+    )
+    if not output.json:
+        output.print(found, said)
+    columns = ["COMPONENT", "USED BEFORE>", "QUANTITY>", "PRICE>", "NANOS>"]
+    output.print(found, table(columns, charge_rows(found)))
+    if not output.json:
+        taken_back = f"  (taken back: {found['void_reason']})" if found["voided"] else ""
+        output.print(found, f"charged {total}{taken_back}")
+
+
+def charge_rows(found: Json) -> list[list[str]]:
+    """The lines of a charge, which add up to it: what rounding it took or gave is one of them."""
     rows = [
         [
             line["component"],
@@ -189,16 +207,6 @@ def explain(request_id: str, *, output: Output = DEFAULT) -> None:
         ]
         for line in found["lines"]
     ]
-    total = show_amount(found["amount_nanos"], found["currency"])
-    said = (
-        f"{found['request_id']}  {found['deployment']} by {found['api']} for {found['tenant_id']}\n"
-        f"{show_moment(found['admitted_at'])}  on {show_node(found['node'])}, "
-        f"price book {found['price_version']}, class {found['rated_class']}"
-    )
-    if not output.json:
-        output.print(found, said)
-    columns = ["COMPONENT", "USED BEFORE>", "QUANTITY>", "PRICE>", "NANOS>"]
-    output.print(found, table(columns, rows))
-    if not output.json:
-        taken_back = f"  (taken back: {found['void_reason']})" if found["voided"] else ""
-        output.print(found, f"charged {total}{taken_back}")
+    exact = sum((Decimal(line["exact_nanos"]) for line in found["lines"]), Decimal(0))
+    rounding = found["amount_nanos"] - exact
+    return [*rows, ["rounding", "", "", "", f"{rounding:f}"]] if rounding else rows

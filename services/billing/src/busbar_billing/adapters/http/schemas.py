@@ -221,7 +221,8 @@ class UsageAnswer(BaseModel):
 
 
 class ExplainedUsageAnswer(UsageAnswer):
-    """A billed request with the lines whose exact sum, rounded half-even, is its amount."""
+    """A billed request with the lines whose exact sum is its amount, once that is rounded half-even
+    to the `charge_quantum_nanos` of its price book."""
 
     lines: list[RatingLine]
 
