@@ -306,6 +306,17 @@ async def test_a_charge_is_refunded_in_parts_and_never_beyond(
     assert changed.status_code == 409
 
 
+async def test_too_large_a_refund_is_told_in_the_currency(
+    billing: Service, gateway: Gateway, tenant: str
+) -> None:
+    [request] = await use(billing, gateway, tenant)
+    refused = await refund(billing, request, amount_nanos=10**9)
+
+    assert refused.status_code == 422
+    said = refused.json()["error"]["message"]
+    assert "0.0001 USD (100000 nanos) are left, not 1.00 USD (1000000000 nanos) (refunds" in said
+
+
 async def test_a_refund_gives_own_money_back_before_credit(
     billing: Service, gateway: Gateway, tenant: str
 ) -> None:

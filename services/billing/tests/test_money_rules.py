@@ -10,7 +10,12 @@ import pytest
 from busbar_billing.domain import ledger
 from busbar_billing.domain.leases import Funding
 from busbar_billing.domain.ledger import Account, AccountKind, Posting, Transfer, TransferKind
-from busbar_billing.domain.money import checked_currency, checked_top_up, round_half_even
+from busbar_billing.domain.money import (
+    checked_currency,
+    checked_top_up,
+    round_half_even,
+    say_amount,
+)
 from busbar_billing.domain.prices import (
     FALLBACK_CLASS,
     PER_UNITS,
@@ -341,3 +346,16 @@ def test_what_is_no_currency_in_use_is_refused(code: str) -> None:
 @pytest.mark.parametrize("code", ["USD", "EUR", "JPY", "XOF", "ZWG"])
 def test_a_currency_in_use_is_taken(code: str) -> None:
     assert checked_currency(code) == code
+
+
+@pytest.mark.parametrize(
+    ("nanos", "said"),
+    [
+        (14_000, "0.000014 USD (14000 nanos)"),
+        (1_000 * 10**9, "1,000.00 USD (1000000000000 nanos)"),
+        (-1_500_000_000, "-1.50 USD (-1500000000 nanos)"),
+        (0, "0.00 USD (0 nanos)"),
+    ],
+)
+def test_refusals_tell_amounts_to_people_and_to_programs(nanos: int, said: str) -> None:
+    assert say_amount(nanos, "USD") == said

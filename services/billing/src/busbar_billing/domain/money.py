@@ -11,6 +11,8 @@ from busbar_errors import Rejected
 
 from busbar_billing.domain import currencies
 
+NANOS = 10**9
+_DECIMALS_MIN = 2
 AMOUNT_NANOS_MAX = 2**63 - 1
 TOP_UP_NANOS_MAX = 10**15
 """A million units of the currency: more at once is a typing error."""
@@ -28,6 +30,14 @@ def round_half_even(numerator: int, denominator: int) -> int:
     if twice > denominator or (twice == denominator and quotient % 2 == 1):
         return quotient + 1
     return quotient
+
+
+def say_amount(amount_nanos: int, currency: str) -> str:
+    """An amount as refusals tell it, to people and to programs: 0.000014 USD (14000 nanos)."""
+    whole, part = divmod(abs(amount_nanos), NANOS)
+    decimals = f"{part:09d}".rstrip("0").ljust(_DECIMALS_MIN, "0")
+    sign = "-" if amount_nanos < 0 else ""
+    return f"{sign}{whole:,}.{decimals} {currency} ({amount_nanos} nanos)"
 
 
 def checked_currency(code: str) -> str:

@@ -18,7 +18,7 @@ from enum import StrEnum
 from busbar_errors import Conflict, Rejected
 
 from busbar_billing.domain.ledger import TransferKind
-from busbar_billing.domain.money import round_half_even
+from busbar_billing.domain.money import round_half_even, say_amount
 from busbar_billing.domain.prices import Component
 from busbar_billing.domain.rating import SCALE
 
@@ -360,15 +360,25 @@ class GivenBack:
         return max(0, self.noted_nanos + self.single_nanos - self.used_nanos)
 
 
-def checked_credit(given: GivenBack, amount_nanos: int) -> int:
+def checked_credit(given: GivenBack, amount_nanos: int, currency: str) -> int:
     """Return an amount that a credit note may give back; raise Rejected or Conflict otherwise."""
     if amount_nanos <= 0:
         raise Rejected(f"a credit note gives money back: {amount_nanos} nanos is not positive")
     if amount_nanos > given.left_nanos:
+        used, noted, single, left, wanted = (
+            say_amount(one, currency)
+            for one in (
+                given.used_nanos,
+                given.noted_nanos,
+                given.single_nanos,
+                given.left_nanos,
+                amount_nanos,
+            )
+        )
         raise Conflict(
-            f"the requests on the statement cost {given.used_nanos} nanos, of which "
-            f"{given.noted_nanos} were given back by credit notes and {given.single_nanos} by "
-            f"refunds of single requests: {given.left_nanos} are left, {amount_nanos} is too much"
+            f"the requests on the statement cost {used}, of which {noted} were given back by "
+            f"credit notes and {single} by refunds of single requests: {left} are left, "
+            f"{wanted} is too much"
         )
     return amount_nanos
 

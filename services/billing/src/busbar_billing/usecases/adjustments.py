@@ -12,7 +12,7 @@ from busbar_errors import Conflict, NotFound, Rejected
 
 from busbar_billing.domain import ledger, promotions
 from busbar_billing.domain.ledger import Transfer, TransferKind
-from busbar_billing.domain.money import checked_currency, checked_given
+from busbar_billing.domain.money import checked_currency, checked_given, say_amount
 from busbar_billing.domain.names import checked_reference, checked_text
 from busbar_billing.domain.promotions import Credit, Spending
 from busbar_billing.domain.usage import UNIX_NS_MAX
@@ -200,7 +200,8 @@ async def refund_charge(
         if not left:
             raise Rejected(f"the charge of {name} was given back in full already{_NOTED}")
         if not 0 < amount <= left:
-            raise Rejected(f"of the charge of {name} {left} nanos are left, not {amount}{_NOTED}")
+            is_left, not_left = (say_amount(one, state.currency) for one in (left, amount))
+            raise Rejected(f"of the charge of {name} {is_left} are left, not {not_left}{_NOTED}")
         posted = await transaction.post(wanted)
         promotional = promotions.credit_in_refund(
             state.amount_nanos, state.credit_first_nanos, state.refunded_nanos, amount
@@ -241,9 +242,10 @@ async def correct_transfer(
         taken = next(one for one in undone.postings if one.account.tenant_id is not None)
         available = await transaction.lock_available(wrong.tenant_id, taken.account.currency)
         if available < -taken.amount_nanos:
+            currency = taken.account.currency
             raise Conflict(
-                f"tenant {wrong.tenant_id} has {available} nanos outside of leases, "
-                f"not the {-taken.amount_nanos} to be taken back"
+                f"tenant {wrong.tenant_id} has {say_amount(available, currency)} outside of "
+                f"leases, not the {say_amount(-taken.amount_nanos, currency)} to be taken back"
             )
         return await transaction.post(undone)
 

@@ -198,7 +198,8 @@ class Statements:
                 if issued.credited_nanos != amount_nanos:
                     raise Conflict(f"reference {reference!r} already gave back another amount")
                 return issued
-            checked_credit(await given_back_of(connection, number), amount_nanos)
+            given = await given_back_of(connection, number)
+            checked_credit(given, amount_nanos, corrected.statement.currency)
             await self._journal.append(
                 connection,
                 [_credit_transfer(corrected, amount_nanos, reason, reference, transfer_id)],
