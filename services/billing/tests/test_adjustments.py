@@ -332,6 +332,24 @@ async def test_a_refund_gives_own_money_back_before_credit(
     assert await unspent(billing, tenant) == {"gift": 40_000}
 
 
+async def test_a_refund_says_what_of_it_was_credit_that_has_ended(
+    billing: Service, gateway: Gateway, tenant: str
+) -> None:
+    soon = await give(billing, tenant, 30_000, 1, "soon")
+    await give(billing, tenant, 20_000, 10, "later")
+    [request] = await use(billing, gateway, tenant)
+    path = f"/credits/{soon['transfer_id']}/withdrawals"
+    await billing.json("POST", path, json={"reason": "by mistake"})
+    own = await refund(billing, request, amount_nanos=50_000, reference="own")
+    kept = await refund(billing, request, amount_nanos=25_000, reference="kept")
+    rest = await refund(billing, request, reference="rest")
+    again = await refund(billing, request, reference="rest")
+    told = [one.json()["ended_credit_nanos"] for one in (own, kept, rest, again)]
+
+    assert told == [0, 5_000, 25_000, 25_000]
+    assert (rest.status_code, again.status_code) == (201, 200)
+
+
 async def test_a_void_after_a_refund_takes_nothing_back_twice(
     billing: Service, gateway: Gateway, tenant: str
 ) -> None:

@@ -39,6 +39,15 @@ class ChargeState:
 
 
 @dataclass(frozen=True, slots=True)
+class Refunded:
+    """A posted refund; `ended_credit_nanos` of it went to promotional credit that had expired or
+    was withdrawn by then, and is taken back as soon as that is noticed."""
+
+    posted: PostedTransfer
+    ended_credit_nanos: int
+
+
+@dataclass(frozen=True, slots=True)
 class EndingCredit:
     """A credit that is to end; `withdrawn_for` None: because its time is over."""
 
@@ -90,6 +99,10 @@ class AdjustmentTransaction(Protocol):
 
     async def add_spending(self, spending: Sequence[Spending]) -> None:
         """What was spent of credits, or came back."""
+        ...
+
+    async def given_to_ended_credit(self, transfer_id: UUID) -> int:
+        """What a posted transfer gave back to credits that had ended before it, in nanos."""
         ...
 
     async def expired_credit(self, now_unix_ns: int, after: UUID) -> EndingCredit | None:
@@ -174,7 +187,7 @@ async def refund_charge(
     reference: str,
     reason: str,
     transfer_id: UUID,
-) -> PostedTransfer:
+) -> Refunded:
     """Give back part of a charge, or what is left of it; never more than was charged, together
     with what credit notes gave back of its statement.
 
@@ -196,7 +209,7 @@ async def refund_charge(
             raise Conflict(f"the charge of {name} was taken back: nothing is left to refund")
         before = await _posted_before(transaction, wanted, any_amount=amount_nanos is None)
         if before is not None:
-            return before
+            return await _refunded(transaction, before)
         if not left:
             raise Rejected(f"the charge of {name} was given back in full already{_NOTED}")
         if not 0 < amount <= left:
@@ -208,7 +221,12 @@ async def refund_charge(
         )
         given = promotions.give_back(transfer_id, request_id, state.credit_spent, promotional)
         await transaction.add_spending(given)
-    return posted
+        return await _refunded(transaction, posted)
+
+
+async def _refunded(transaction: AdjustmentTransaction, posted: PostedTransfer) -> Refunded:
+    transfer_id = posted.transfer.transfer_id
+    return Refunded(posted, await transaction.given_to_ended_credit(transfer_id))
 
 
 _NOTED = " (refunds of it and credit notes on its statement count)"

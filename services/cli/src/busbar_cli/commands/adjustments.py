@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import uuid
+from decimal import Decimal
 
 from cyclopts import App
 
-from busbar_cli.amounts import read_amount, show_amount
+from busbar_cli.amounts import NANOS, read_amount, show_amount
 from busbar_cli.api import Api, Json, request_segment, segment
 from busbar_cli.commands.tenants import TENANTS, find_tenant, said_before
 from busbar_cli.failures import CommandError, Exit
@@ -142,7 +143,8 @@ def refund(
     if amount is not None:
         body["amount_nanos"] = read_amount(amount)
     transfer, repeated = Api("billing").post_once(path, body)
-    output.print(transfer, f"refunded {_to_tenant(transfer)}{said_before(transfer, repeated)}")
+    said = f"refunded {_to_tenant(transfer)}{said_before(transfer, repeated)}"
+    output.print(transfer, said + what_goes_again(transfer))
 
 
 def correct(transfer_id: str, *, reason: str, output: Output = DEFAULT) -> None:
@@ -163,8 +165,26 @@ def correct(transfer_id: str, *, reason: str, output: Output = DEFAULT) -> None:
     output.print(transfer, said + said_before(transfer, repeated))
 
 
+def what_goes_again(refund: Json) -> str:
+    """What the tenant does not keep of a refund, and how to give it all the same."""
+    ended = refund["ended_credit_nanos"]
+    if not ended:
+        return ""
+    posting = _of_tenant(refund)
+    return (
+        f"\n{show_amount(ended, posting['currency'])} of it was promotional credit that has "
+        "expired or was withdrawn, and is taken back; to give it all the same: "
+        f"busbar credit give {posting['tenant_id']} {Decimal(ended) / NANOS:f} --expires TIME "
+        "--reference NAME"
+    )
+
+
+def _of_tenant(transfer: Json) -> Json:
+    return next(one for one in transfer["postings"] if one["tenant_id"])
+
+
 def _to_tenant(transfer: Json) -> str:
     """What a transfer gave to its tenant, and to whom."""
-    posting = next(one for one in transfer["postings"] if one["tenant_id"])
+    posting = _of_tenant(transfer)
     amount = show_amount(posting["amount_nanos"], posting["currency"])
     return f"{amount} to {posting['tenant_id']}"

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import AwareDatetime, BaseModel, Field, StrictInt, StrictStr
 
-from busbar_billing.adapters.http.schemas import CurrencyCode, Wanted
+from busbar_billing.adapters.http.schemas import CurrencyCode, TransferAnswer, Wanted
 from busbar_billing.domain.money import TOP_UP_NANOS_MAX
 from busbar_billing.domain.names import REFERENCE_MAX
 from busbar_billing.domain.rating import CHARGE_NANOS_MAX
@@ -57,6 +57,14 @@ class WantedRefund(Wanted):
     amount_nanos: Annotated[StrictInt, Field(gt=0, le=CHARGE_NANOS_MAX)] | None = None
     reference: Reference
     reason: Reason
+
+
+class RefundAnswer(TransferAnswer):
+    """The transfer of a refund. `ended_credit_nanos` of it was paid from promotional credit that
+    had expired or was withdrawn before the refund: that goes again within seconds, and the tenant
+    keeps it only when it is given as a new credit."""
+
+    ended_credit_nanos: int
 
 
 class WantedCorrection(Wanted):

@@ -77,12 +77,12 @@ def adjustment_routes(adjustments: Adjustments, tenants: Tenants, given: Credits
         response.status_code = 200 if repeated else 201
         return show_credit(await given.get(named))
 
-    @router.post("/usage/{request_id}/refunds", status_code=201, responses=_REPEATED)
+    @router.post("/usage/{request_id}/refunds", status_code=201, responses=_REFUNDED)
     async def refund(
         request_id: str, wanted: adjustment_schemas.WantedRefund, response: Response
-    ) -> schemas.TransferAnswer:
+    ) -> adjustment_schemas.RefundAnswer:
         """Refund a charge, whole or in part."""
-        posted = await refund_charge(
+        refunded = await refund_charge(
             adjustments,
             request_id=read_request_id(request_id),
             amount_nanos=wanted.amount_nanos,
@@ -90,7 +90,10 @@ def adjustment_routes(adjustments: Adjustments, tenants: Tenants, given: Credits
             reason=wanted.reason,
             transfer_id=uuid7(),
         )
-        return _show(posted, response)
+        shown = _show(refunded.posted, response).model_dump()
+        return adjustment_schemas.RefundAnswer(
+            **shown, ended_credit_nanos=refunded.ended_credit_nanos
+        )
 
     @router.post("/transfers/{transfer_id}/corrections", status_code=201, responses=_REPEATED)
     async def correct(
@@ -110,6 +113,9 @@ def adjustment_routes(adjustments: Adjustments, tenants: Tenants, given: Credits
 
 _WITHDRAWN: dict[int | str, dict[str, Any]] = {
     200: {"model": adjustment_schemas.CreditAnswer, "description": "Withdrawn before."}
+}
+_REFUNDED: dict[int | str, dict[str, Any]] = {
+    200: {"model": adjustment_schemas.RefundAnswer, "description": "Posted before."}
 }
 _REPEATED: dict[int | str, dict[str, Any]] = {
     200: {"model": schemas.TransferAnswer, "description": "Posted before."}

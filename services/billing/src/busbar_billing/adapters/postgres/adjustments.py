@@ -62,6 +62,14 @@ _EXPIRED = f"""
     ORDER BY u.credit_id
     LIMIT 1
 """
+# As it was when the transfer was posted: asked again later it is the same.
+_GIVEN_TO_ENDED = """
+    SELECT coalesce(-sum(s.amount_nanos), 0)::bigint
+    FROM promotional_spending AS s
+    INNER JOIN promotional_unspent AS u USING (credit_id)
+    INNER JOIN transfers AS t USING (transfer_id)
+    WHERE s.transfer_id = $1 AND u.expires_at <= t.posted_at
+"""
 _ADD_WITHDRAWAL = """
     INSERT INTO promotional_withdrawals (credit_id, tenant_id, reason) VALUES ($1, $2, $3)
 """
@@ -160,6 +168,10 @@ class AdjustmentRows:
     async def add_spending(self, spending: Sequence[Spending]) -> None:
         """What was spent of credits, or came back."""
         await promotions.add_spending(self._connection, spending)
+
+    async def given_to_ended_credit(self, transfer_id: UUID) -> int:
+        """What a posted transfer gave back to credits that had ended before it, in nanos."""
+        return await self._connection.fetchval(_GIVEN_TO_ENDED, transfer_id)
 
     async def expired_credit(self, now_unix_ns: int, after: UUID) -> EndingCredit | None:
         """The next expired or withdrawn credit that has something left."""
