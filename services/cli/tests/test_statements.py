@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from busbar_cli.amounts import show_quantity
 from busbar_cli.api import Json
-from busbar_cli.commands.statements import credit_note_rows, statement_rows
+from busbar_cli.commands.statements import credit_note_rows, said_of_note, statement_rows
 
+GAVE = "BB-000002  gave $0.001 of BB-000001 back at 2026-11-22 03:00:00 already"
 LINE: Json = {"section": "usage", "model": "simple", "day": None, "amount_nanos": -12_851_785}
 STATEMENT: Json = {
     "currency": "USD",
@@ -54,3 +55,26 @@ def test_a_credit_note_shows_what_it_gives_back_and_why() -> None:
     assert credit_note_rows({**STATEMENT, **told}) == [
         ["given back", "of statement BB-000001 of 2026-10: slow answers", "", "$0.001"]
     ]
+
+
+@pytest.mark.parametrize(
+    ("reason", "repeated", "said"),
+    [
+        ("slow", False, "BB-000002  gives $0.001 of BB-000001 back"),
+        ("slow", True, f"{GAVE}: nothing changed"),
+        ("late", True, f"{GAVE}, for the reason 'slow', which stays: nothing changed"),
+    ],
+)
+def test_a_credit_note_that_is_asked_for_again_is_said_to_be_there(
+    reason: str, said: str, *, repeated: bool
+) -> None:
+    note = {
+        **STATEMENT,
+        "number": "BB-000002",
+        "corrects": "BB-000001",
+        "credited_nanos": 1_000_000,
+        "reason": "slow",
+        "issued_at": "2026-11-22T03:00:00Z",
+    }
+
+    assert said_of_note(note, reason=reason, repeated=repeated) == said

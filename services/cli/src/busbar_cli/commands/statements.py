@@ -130,6 +130,18 @@ def credit_note(
         Makes a repeat harmless: the same one is carried out once.
     """
     body = {"amount_nanos": read_amount(amount), "reason": reason, "reference": reference}
-    note = Api("billing").post(f"{STATEMENTS}/{segment(number)}/credit-notes", body)
+    path = f"{STATEMENTS}/{segment(number)}/credit-notes"
+    note, repeated = Api("billing").post_once(path, body)
+    output.print(note, said_of_note(note, reason=reason, repeated=repeated))
+
+
+def said_of_note(note: Json, *, reason: str, repeated: bool) -> str:
+    """What a credit note gives back; of one that was there already, that nothing changed."""
     given = show_amount(note["credited_nanos"], note["currency"])
-    output.print(note, f"{note['number']}  gives {given} of {number} back")
+    if not repeated:
+        return f"{note['number']}  gives {given} of {note['corrects']} back"
+    at = show_moment(note["issued_at"])
+    said = f"{note['number']}  gave {given} of {note['corrects']} back at {at} already"
+    if note["reason"] != reason:
+        said += f", for the reason {note['reason']!r}, which stays"
+    return f"{said}: nothing changed"
