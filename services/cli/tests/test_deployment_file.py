@@ -22,7 +22,7 @@ def test_the_example_is_read_and_paths_are_relative_to_the_file(tmp_path: Path) 
     assert (chat.name, chat.replicas, chat.regions, chat.tenants) == ("chat", 2, ["r1"], ["acme"])
     assert (chat.survives_site_loss, chat.pins) == (True, ["r1/s1", "r1/s2/n4"])
     assert (chat.max_replicas, chat.value_per_request) == (6, Decimal("0.0004"))
-    assert chat.scale_down_after_s == 600
+    assert (chat.scale_down_after_s, chat.per_site_max, chat.per_feeder_max) == (600, 3, 0)
     assert chat.path == tmp_path / "models" / "tiny-lm"
     assert (echo.name, echo.at_once, chat.at_once) == ("echo", True, False)
 
@@ -54,6 +54,9 @@ def test_defaults(tmp_path: Path) -> None:
         ("- {name: m, bundle: b, replicas: -1}", "0.replicas"),
         ("- {name: m, bundle: b, replicas: two}", "0.replicas"),
         ("- {name: m, bundle: b, replicas: 5, max_replicas: 2}", "max_replicas allows 2"),
+        ("- {name: m, bundle: b, per_site_max: 0}", "0.per_site_max: .* leave it out for that"),
+        ("- {name: m, bundle: b, per_feeder_max: 0}", "0.per_feeder_max: .* leave it out"),
+        ("- {name: m, bundle: b, per_feeder_max: -1}", "0.per_feeder_max"),
         ("- {name: m, bundle: b, colour: red}", "0.colour"),
         ("- {name: m, bundle: b, regions: []}", "0.regions: .* leave it out, or name some"),
         ("- {name: m, bundle: b, tenants: []}", "0.tenants: .* leave it out, or name some"),

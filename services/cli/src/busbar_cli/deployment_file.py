@@ -53,6 +53,16 @@ Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 Count = Annotated[int, Field(ge=0, le=1000, strict=True)]
 
 
+def _any_number_unsaid(most: int) -> int:
+    if most == 0:
+        raise ValueError("0 would mean any number: leave it out for that, or say 1 or more")
+    return most
+
+
+Most = Annotated[Count, AfterValidator(_any_number_unsaid)]
+"""The API has 0 for any number: nobody who types 0 means that."""
+
+
 def _some(named: list[str]) -> list[str]:
     if not named:
         raise ValueError("an empty list would mean all: leave it out, or name some")
@@ -88,8 +98,8 @@ class Declared(BaseModel):
     tenants: Annotated[list[str], Some] = []
     survives_site_loss: bool = False
     pins: Annotated[list[str], Some] = []
-    per_site_max: Count = 0
-    per_feeder_max: Count = 0
+    per_site_max: Most = 0
+    per_feeder_max: Most = 0
     max_replicas: Count = 0
     scale_down_after_s: Annotated[int, Field(ge=1, le=86_400, strict=True)] = 300
     value_per_request: Annotated[Decimal, Field(ge=0, le=1_000_000, decimal_places=9)] = Decimal(0)
