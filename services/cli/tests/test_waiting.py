@@ -41,6 +41,20 @@ def test_what_was_rolled_back_before_does_not_matter() -> None:
     assert wait(view(rolled_back=BACK)) == [view(rolled_back=BACK)]
 
 
+def test_of_replicas_that_failed_it_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    failed = {
+        "node": "r1.s1.n1",
+        "state": "failed",
+        "reason": "load failed:\n  [/weights] is empty",
+    }
+    states = [failed, {**failed, "node": "r1.s2.n1"}, {**failed, "state": "loading", "reason": ""}]
+    wait({**view(), "status": "progressing", "replica_states": states}, view())
+
+    assert capsys.readouterr().err.startswith(
+        "1 of 1 replicas ready; m failed/loading (load failed: [/weights] is empty)\n"
+    )
+
+
 def test_when_time_is_up_it_says_what_the_rollout_waits_for() -> None:
     with pytest.raises(CommandError, match=r"observing: watched 3 of 120 s"):
         wait(view("observing"), timeout_s=0.0)

@@ -6,11 +6,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from rich.text import Text
+
 from busbar_cli.api import Json
 from busbar_cli.failures import CommandError, Exit
-from busbar_cli.output import err
+from busbar_cli.output import brief, err
 
 _POLL_S = 0.25
+_FAILED = "failed"
 _DONE = {"ready", "stopped", "asleep"}
 _HOPELESS_AFTER_S = {"unplaceable": 10.0, "failing": 20.0}
 """How long a state may last before it counts: nodes may still be coming, loads are retried."""
@@ -60,9 +63,9 @@ def wait_until_ready(look: Callable[[], list[Json]], patience: Patience) -> list
             line = _line(views)
             if line != last:
                 last = line
-                spinner.update(line)
+                spinner.update(Text(line))
                 if not console.is_terminal:
-                    console.print(line, soft_wrap=True)
+                    console.print(Text(line), soft_wrap=True)
             if reason := patience.rolled_back(views):
                 raise CommandError(reason)
             if all(one["status"] in _DONE and not one["rollout"]["canary"] for one in views):
@@ -102,4 +105,7 @@ def _line(views: list[Json]) -> str:
 
 def _doing(view: Json) -> str:
     states = sorted({at["state"] for at in view["replica_states"] if at["state"] != "ready"})
-    return f"{view['name']} {'/'.join(states) or view['status']}"
+    said = f"{view['name']} {'/'.join(states) or view['status']}"
+    failed = [at["reason"] for at in view["replica_states"] if at["state"] == _FAILED]
+    reasons = dict.fromkeys(brief(reason) for reason in failed if reason)
+    return f"{said} ({'; '.join(reasons)})" if reasons else said
