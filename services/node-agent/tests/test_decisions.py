@@ -15,7 +15,7 @@ from busbar_node_agent.domain.measured import MeasuredBuffer
 from busbar_node_agent.domain.naming import named_config
 from busbar_node_agent.domain.tensors import Tensor, TensorMalformed, difference, pack, unpack
 from busbar_node_agent.domain.usage import TokenCount
-from busbar_node_agent.domain.verdicts import FailureKind, judge, refusal_code
+from busbar_node_agent.domain.verdicts import FailureKind, judge, load_failure, refusal_code
 from busbar_node_agent.usecases.lane import CHECKED_FOR_S, Lane
 from busbar_node_agent.usecases.supervise import PROBE_INTERVAL_S, PROBE_TIMEOUT_S
 from hypothesis import given
@@ -406,3 +406,33 @@ def test_the_pause_grows_to_its_cap(failures: int) -> None:
     pause_s = backoff_s(failures, first_s=0.5, cap_s=60.0)
 
     assert 0.5 <= pause_s <= 60.0
+
+
+# --- why a model does not load
+
+_WHY = "Internal: ValueError: no weights\n\nAt:\n  /repository/m/1/model.py(3): initialize"
+_UNREADABLE = "failed to load 'm', failed to poll from model repository"
+_AT_LOAD = "load failed for model 'm': version 1 is at UNAVAILABLE state: "
+
+
+@pytest.mark.parametrize(
+    ("refusal", "complaint", "reason"),
+    [
+        # As Triton 2.51 says it of a Python model that raises: in its answer, and in its log.
+        (
+            f"{_AT_LOAD}{_WHY}\n;\n",
+            f"failed to load 'm' version 1: {_WHY}\n",
+            f"{_AT_LOAD}{_WHY}",
+        ),
+        (f"{_AT_LOAD}{_WHY}\n;\n", "", f"{_AT_LOAD}{_WHY}"),
+        (
+            _UNREADABLE,
+            "Poll failed for model directory 'm': no such backend\n",
+            f"{_UNREADABLE}; Triton says: Poll failed for model directory 'm': no such backend",
+        ),
+        ("failed to load 'm'", "failed to load 'm'", "failed to load 'm'"),
+        ("failed to load 'm'", "no more: ", "failed to load 'm'; Triton says: no more:"),
+    ],
+)
+def test_why_a_model_does_not_load_is_said_once(refusal: str, complaint: str, reason: str) -> None:
+    assert load_failure(refusal, complaint) == reason

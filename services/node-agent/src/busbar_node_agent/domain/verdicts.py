@@ -87,3 +87,13 @@ def judge(code: str, message: str, *, loaded: bool) -> Failure:
     if kind in _BLAMED_ON_RELOADING and gone:
         return Failure(FailureKind.UNAVAILABLE, reason)
     return Failure(kind, reason)
+
+
+def load_failure(refusal: str, complaint: str) -> str:
+    """Why a model does not load, once: by the refusal of Triton, which ends what it says of each
+    version with ";", and by its log ("" for nothing), which may repeat that in its own frame."""
+    reason = refusal.rstrip().removesuffix(";").rstrip()
+    _, _, said = complaint.strip().partition(": ")
+    if not complaint or complaint.strip() in reason or (said and said in reason):
+        return reason
+    return f"{reason}; Triton says: {complaint.strip()}"

@@ -20,6 +20,7 @@ from google.protobuf.message import Message
 from busbar_node_agent.domain.backoff import backoff_s
 from busbar_node_agent.domain.credits import Credits
 from busbar_node_agent.domain.desired import Assignment
+from busbar_node_agent.domain.verdicts import load_failure
 from busbar_node_agent.usecases.lane import Lane, TokenCounter, TritonRefused
 from busbar_node_agent.usecases.supervise import Session, TritonSupervisor
 from busbar_node_agent.usecases.work import WorkInHand
@@ -268,10 +269,8 @@ class Replica:
             await _under(session, asyncio.shield(self._load))
         except TritonRefused as error:
             complaint = await _under(session, session.run.complaint(self.deployment, began_s))
-            if not complaint or complaint in error.reason:
-                raise
             said = complaint[:_COMPLAINT_CHARS_MAX]
-            raise TritonRefused(error.code, f"{error.reason}; Triton says: {said}") from error
+            raise TritonRefused(error.code, load_failure(error.reason, said)) from error
 
     async def _pull(self, session: Session, bundle: Bundle) -> str:
         lane = self._lane = Lane(
