@@ -153,8 +153,8 @@ class MemoryLedger:
     async def give_back_used(self, request_ids: Collection[UUID]) -> None:
         del request_ids
 
-    async def not_posted(self, records: Sequence[UsageRecord]) -> list[UsageRecord]:
-        return [record for record in records if record.request_id not in self.records]
+    async def posted(self, request_ids: Collection[UUID]) -> dict[UUID, UsageRecord]:
+        return {key: self.records[key].record for key in request_ids if key in self.records}
 
     async def add_records(self, rated: Sequence[RatedRecord]) -> set[UUID]:
         fresh = {one.record.request_id: one for one in rated}

@@ -16,6 +16,7 @@ from harness.polling import eventually
 from nats.aio.client import Client
 
 COST_NANOS = 100_000
+HOUR_NS = 3600 * 10**9
 
 
 async def test_a_record_becomes_one_balanced_charge(
@@ -128,7 +129,7 @@ async def dead_letters(bus: Client, sequence: int) -> list[dict[str, str]]:
     jetstream = bus.jetstream(timeout=5)
     found: list[dict[str, str]] = []
     state = (await jetstream.stream_info(topology.DLQ.name)).state
-    for number in range(state.first_seq, state.last_seq + 1):
+    for number in range(max(state.first_seq, 1), state.last_seq + 1):  # 0 where it never had any
         letter = await jetstream.get_msg(topology.DLQ.name, number)
         headers = letter.headers or {}
         if headers.get("Busbar-Sequence") == str(sequence):
@@ -234,6 +235,60 @@ async def test_posted_between_insert_and_acknowledgement_is_a_duplicate_afterwar
     await eventually(duplicates, within_s=10, what="a duplicate", until=lambda n: n > before)
     query = "SELECT count(*) FROM transfers WHERE request_id = $1"
     assert await as_service.fetchval(query, UUID(bytes=record.request_id)) == 1
+
+
+async def test_another_record_of_a_charged_request_is_put_aside_and_not_charged(
+    billing: Service, gateway: Gateway, bus: Client, tenant: str
+) -> None:
+    before = await billing.metric("busbar_billing_conflicting_records_total")
+    kept, beside = gateway.record(tenant), gateway.record(tenant)
+    more = usage_pb2.UsageRecord()
+    more.CopyFrom(kept)
+    more.output_tokens = 1_000_000
+    slower = usage_pb2.UsageRecord()
+    slower.CopyFrom(beside)
+    slower.finished_unix_ns += 10**6
+    await gateway.publish(kept, voids=(gateway.void(kept),))
+    await billing.posted(tenant, 1)
+    later = await gateway.publish(more, kept)
+    at_once = await gateway.publish(beside, slower, beside)
+
+    [of_more] = await eventually(lambda: dead_letters(bus, later), within_s=20, what="one letter")
+    [of_slower] = await eventually(
+        lambda: dead_letters(bus, at_once), within_s=20, what="one more letter"
+    )
+    assert "output_tokens 1000000 instead of 0" in of_more["Busbar-Reason"]
+    assert "a duration in us of 2000 instead of 1000" in of_slower["Busbar-Reason"]
+    for letter, record in ((of_more, more), (of_slower, slower)):
+        alone = decode(usage_pb2.UsageRecorded, bytes.fromhex(letter["payload"]))
+        assert list(alone.records) == [record]
+    assert len(await billing.usage(tenant)) == 2
+    assert await billing.balance(tenant) == -COST_NANOS
+    after = await billing.metric("busbar_billing_conflicting_records_total")
+    assert after - before >= 2
+
+
+async def test_the_same_told_otherwise_is_a_repeat(
+    billing: Service, gateway: Gateway, bus: Client, tenant: str
+) -> None:
+    """As a gateway of another release encodes it, or one tells it later: with fields that we do not
+    know, under another span, by a clock that is set otherwise meanwhile."""
+    first = gateway.record(tenant, output_tokens=3, traceparent=f"00-{'ab' * 16}-{'cd' * 8}-01")
+    again = gateway.record(tenant, request_id=first.request_id, output_tokens=3)
+    again.admitted_unix_ns = first.admitted_unix_ns - HOUR_NS
+    again.finished_unix_ns = first.finished_unix_ns - HOUR_NS
+    again.MergeFromString(b"\xc2\x3e\x02hi")  # field 1000
+    before = await billing.metric("busbar_billing_duplicates_total")
+    await gateway.publish(first)
+    await billing.posted(tenant, 1)
+    sequence = await gateway.publish(again)
+
+    async def duplicates() -> float:
+        return await billing.metric("busbar_billing_duplicates_total")
+
+    await eventually(duplicates, within_s=20, what="a duplicate", until=lambda n: n > before)
+    assert len(await billing.transfers(tenant_id=tenant)) == 1
+    assert await dead_letters(bus, sequence) == []
 
 
 async def test_charges_are_announced(

@@ -6,6 +6,10 @@ from prometheus_client import Counter, Gauge, Histogram
 
 RECORDS_POSTED = Counter("busbar_billing_records_posted", "Usage records charged to the ledger")
 DUPLICATES = Counter("busbar_billing_duplicates", "Records and voids that were there already")
+CONFLICTING = Counter(
+    "busbar_billing_conflicting_records",
+    "Records put aside because there was another of their request, with other content",
+)
 VOIDS_POSTED = Counter("busbar_billing_voids_posted", "Charges taken back")
 UNPRICED = Counter(
     "busbar_billing_unpriced_records", "Records rated by the fallback class", ["deployment"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from uuid import UUID
 
@@ -55,6 +55,13 @@ class UsageRecord:
     lease_id: UUID | None = None
     stream_sequence: int = 0
     """The message of USAGE that brought it; 0: none."""
+
+
+_TOLD_OTHERWISE = frozenset(
+    {"gateway_id", "traceparent", "stream_sequence", "admitted_unix_ns", "finished_unix_ns"}
+)
+_DELIVERED = [one.name for one in fields(UsageRecord) if one.name not in _TOLD_OTHERWISE]
+_SHOWN_MAX = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +130,32 @@ def by_the_stream_clock(record: UsageRecord, stored_unix_ns: int) -> UsageRecord
         admitted_unix_ns=record.admitted_unix_ns - ahead_ns,
         finished_unix_ns=record.finished_unix_ns - ahead_ns,
     )
+
+
+def unlike(record: UsageRecord, kept: UsageRecord) -> str:
+    """What a record says otherwise than the one that is kept of the same request; "" where it
+    repeats that one.
+
+    Who told it, and when, is no part of what was delivered: its times move with when it came
+    (`by_the_stream_clock`) and are kept to the microsecond, so only what lies between them counts.
+    """
+    pairs = [(name, getattr(record, name), getattr(kept, name)) for name in _DELIVERED]
+    took_us, kept_us = _took_us(record), _took_us(kept)
+    if abs(took_us - kept_us) > 1:
+        pairs.append(("a duration in us of", took_us, kept_us))
+    return ", ".join(
+        f"{name} {_shown(said)} instead of {_shown(before)}"
+        for name, said, before in pairs
+        if said != before
+    )
+
+
+def _took_us(record: UsageRecord) -> int:
+    return record.finished_unix_ns // 1_000 - record.admitted_unix_ns // 1_000
+
+
+def _shown(value: object) -> str:
+    return str(value) if isinstance(value, int) else repr(str(value)[:_SHOWN_MAX])
 
 
 def first_of_each(records: Iterable[UsageRecord]) -> list[UsageRecord]:

@@ -17,7 +17,13 @@ from busbar_billing.domain.metering import Meter, consumed_by, meters_of
 from busbar_billing.domain.prices import PriceBook, PriceBooks
 from busbar_billing.domain.promotions import Charged
 from busbar_billing.domain.rating import Rating, rate
-from busbar_billing.domain.usage import UsageRecord, UsageVoid, check_billable, first_of_each
+from busbar_billing.domain.usage import (
+    UsageRecord,
+    UsageVoid,
+    check_billable,
+    first_of_each,
+    unlike,
+)
 from busbar_billing.usecases.promotions import CreditTransaction, settle_credit
 
 _NOTHING: Mapping[Meter, int] = {}
@@ -67,6 +73,8 @@ class PostingReport:
 
     charged: Sequence[RatedRecord] = field(default_factory=list[RatedRecord])
     refused: Sequence[Refused] = field(default_factory=list[Refused])
+    conflicting: Sequence[Refused] = field(default_factory=list[Refused])
+    """Records of requests of which there is one already, and with other content."""
     voided: Sequence[Transfer] = field(default_factory=list[Transfer])
     duplicates: int = 0
     uncovered: Sequence[Uncovered] = field(default_factory=list[Uncovered])
@@ -95,8 +103,8 @@ class PostingTransaction(CreditTransaction, Protocol):
         """Take what these records had added out of what was used."""
         ...
 
-    async def not_posted(self, records: Sequence[UsageRecord]) -> list[UsageRecord]:
-        """Those of the records that are not in the inbox."""
+    async def posted(self, request_ids: Collection[UUID]) -> Mapping[UUID, UsageRecord]:
+        """What the inbox has of these requests."""
         ...
 
     async def add_records(self, rated: Sequence[RatedRecord]) -> set[UUID]:
@@ -164,7 +172,8 @@ async def post_usage(
         used: dict[Meter, int] = {}
         if meters:
             used = await transaction.lock_used(meters)
-            firsts = await transaction.not_posted(firsts)
+            there = await transaction.posted([one.request_id for one in firsts])
+            firsts = [one for one in firsts if one.request_id not in there]
         rated, refused = rate_records(firsts, books, currencies, new_id, used)
         # 2. Keep out what is there already.
         fresh = await transaction.add_records(rated)
@@ -172,6 +181,7 @@ async def post_usage(
         met = await transaction.voided(fresh | fresh_voids)
         # 3. Charge: the lease that served it, else the balance, else the tenant owes it.
         charged = [one for one in rated if one.record.request_id in fresh]
+        conflicting = await _conflicting(transaction, records, charged, refused)
         leases = await _lock_leases(transaction, charged, met)
         fundings = await _fund(transaction, charged, met, leases)
         await transaction.add_transfers(
@@ -185,8 +195,31 @@ async def post_usage(
             await transaction.give_back_used([one.request_id for one in met])
         # 5. Promotional credit pays first.
         await settle_credit(transaction, [_charged(one) for one in charged], voided, new_id)
-    duplicates = len(records) - len(refused) - len(charged) + len(voids) - len(fresh_voids)
-    return PostingReport(charged, refused, voided, duplicates, uncovered_of(charged, fundings))
+    repeats = len(records) - len(charged) - len(refused) - len(conflicting)
+    duplicates = repeats + len(voids) - len(fresh_voids)
+    uncovered = uncovered_of(charged, fundings)
+    return PostingReport(charged, refused, conflicting, voided, duplicates, uncovered)
+
+
+async def _conflicting(
+    transaction: PostingTransaction,
+    records: Sequence[UsageRecord],
+    charged: Sequence[RatedRecord],
+    refused: Sequence[Refused],
+) -> list[Refused]:
+    """Of the records that were neither charged nor refused those that are no repeats."""
+    if len(charged) + len(refused) == len(records):
+        return []
+    first = {one.record.request_id: one.record for one in (*charged, *refused)}
+    again = [one for one in records if first.get(one.request_id) is not one]
+    kept = {**first, **await transaction.posted({one.request_id for one in again})}
+    found: list[Refused] = []
+    for record in again:
+        otherwise = unlike(record, kept[record.request_id])
+        if otherwise:
+            reason = f"another record of this request came before: this one has {otherwise}"
+            found.append(Refused(record, reason))
+    return found
 
 
 async def _lock_leases(

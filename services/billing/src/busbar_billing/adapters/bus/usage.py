@@ -74,8 +74,8 @@ class UsagePoster:
             inbox.add(message)
         for records, voids in transactions(inbox.records, inbox.voids):
             report = await self._post(records, voids)
-            for one in report.refused:
-                inbox.refuse_record(one.record.request_id, one.reason)
+            for one in (*report.refused, *report.conflicting):
+                inbox.refuse_record(one.record, one.reason)
         return inbox.refusals
 
     async def _post(self, records: list[UsageRecord], voids: list[UsageVoid]) -> PostingReport:
@@ -85,6 +85,7 @@ class UsagePoster:
         metrics.POSTING_SECONDS.observe((end_ns - start_ns) / 1e9)
         metrics.RECORDS_POSTED.inc(len(report.charged))
         metrics.DUPLICATES.inc(report.duplicates)
+        metrics.CONFLICTING.inc(len(report.conflicting))
         metrics.VOIDS_POSTED.inc(len(report.voided))
         for one in report.charged:
             if one.rating.rated_class != one.record.price_class:
@@ -130,7 +131,7 @@ class Inbox:
         self.records: list[UsageRecord] = []
         self.voids: list[UsageVoid] = []
         self.refusals: list[Refusal] = []
-        self._origins: dict[UUID, tuple[Msg, str, usage_pb2.UsageRecord]] = {}
+        self._origins: dict[UsageRecord, tuple[Msg, str, usage_pb2.UsageRecord]] = {}
 
     def add(self, message: Msg) -> None:
         """Take what can be read of a message."""
@@ -151,7 +152,7 @@ class Inbox:
                 timed = by_the_stream_clock(read, stored)
                 moved += timed is not read
                 self.records.append(timed)
-                self._origins.setdefault(read.request_id, (message, batch.gateway_id, record))
+                self._origins.setdefault(timed, (message, batch.gateway_id, record))
         if moved:
             metrics.CLOCK_CORRECTED.inc(moved)
             log.warning("gateway's clock off", gateway=batch.gateway_id[:_REASON_MAX], moved=moved)
@@ -162,9 +163,9 @@ class Inbox:
                 only = usage_pb2.UsageRecorded(gateway_id=batch.gateway_id, voids=[void])
                 self._refuse(message, only, error.reason)
 
-    def refuse_record(self, request_id: UUID, reason: str) -> None:
+    def refuse_record(self, read: UsageRecord, reason: str) -> None:
         """Leave out a record that was read but cannot be billed."""
-        message, gateway_id, record = self._origins[request_id]
+        message, gateway_id, record = self._origins[read]
         self._refuse(message, _alone(gateway_id, record), reason)
 
     def _refuse(self, message: Msg, only: usage_pb2.UsageRecorded, reason: str) -> None:

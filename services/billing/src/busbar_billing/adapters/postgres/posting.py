@@ -14,6 +14,7 @@ from busbar_billing.adapters.postgres.giving_back import given_back_of, noted_st
 from busbar_billing.adapters.postgres.journal import TRANSFER_ROWS, Journal, read_transfers
 from busbar_billing.adapters.postgres.leases import lock_balances, lock_leases, spend_leases
 from busbar_billing.adapters.postgres.prices import Prices, from_unix_ns
+from busbar_billing.adapters.postgres.reading import read_record
 from busbar_billing.domain.leases import Lease
 from busbar_billing.domain.ledger import Transfer
 from busbar_billing.domain.metering import Meter
@@ -45,7 +46,7 @@ _ADD_RECORDS = """
     ON CONFLICT DO NOTHING
     RETURNING request_id
 """
-_POSTED = "SELECT request_id FROM usage_records WHERE request_id = ANY($1::uuid[])"
+_POSTED = "SELECT * FROM usage_records WHERE request_id = ANY($1::uuid[])"
 _ADD_VOIDS = """
     INSERT INTO usage_voids (request_id, tenant_id, reason)
     SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[])
@@ -132,11 +133,10 @@ class LedgerTransaction:
         """Take what these records had added out of what was used."""
         await metering.give_back_used(self._connection, request_ids)
 
-    async def not_posted(self, records: Sequence[UsageRecord]) -> list[UsageRecord]:
-        """Those of the records that are not in the inbox."""
-        rows = await self._connection.fetch(_POSTED, [record.request_id for record in records])
-        posted = {row["request_id"] for row in rows}
-        return [record for record in records if record.request_id not in posted]
+    async def posted(self, request_ids: Collection[UUID]) -> Mapping[UUID, UsageRecord]:
+        """What the inbox has of these requests."""
+        rows = await self._connection.fetch(_POSTED, list(request_ids))
+        return {row["request_id"]: read_record(row) for row in rows}
 
     async def add_records(self, rated: Sequence[RatedRecord]) -> set[UUID]:
         """Put records into the inbox; returns the request ids that were not there yet."""
