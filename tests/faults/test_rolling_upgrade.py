@@ -7,21 +7,26 @@ same models. Not one request may fail, no stream break off.
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from busbar_messaging.background import end
 from busbar_runtime.platform import Platform
 from harness.another_gateway import AnotherGateway, another_gateway
 from harness.another_node import another_node
 from harness.another_service import AnotherService
 from harness.audit import busbar
 from harness.balancer import Backend, balancer
-from harness.operator import PAID_IN_NANOS, Customer, Operator
+from harness.bundles import files_of
+from harness.deploying import deploy
+from harness.operator import PAID_IN_NANOS, Customer, Operator, edge
 from harness.polling import eventually
 from harness.steady_load import Clients, LoadLog, steady_load
 
@@ -29,6 +34,7 @@ REPO = Path(__file__).resolve().parents[2]
 NOTICE_S = 1
 GRACE_S, LATE_S = 8, 5
 MODELS = ("echo-fp32", "all-minilm-l6-v2", "repeat", "tiny-lm")
+SLOW, LOADING_S = "slow-to-load", 25
 PREVIOUS = REPO / "tests" / "contracts" / "previous_release.commit"
 GATEWAY = {"BUSBAR_STOP_NOTICE": f"PT{NOTICE_S}S", "BUSBAR_STOP_GRACE": "PT20S"}
 
@@ -164,16 +170,65 @@ async def test_a_node_is_drained_under_load_and_says_what_became_of_its_requests
     await assert_nothing_failed(operator, customer, log)
 
 
-async def test_agents_are_upgraded_one_after_the_other(
-    platform: Platform, operator: Operator, customer: Customer, fleet: Fleet
+@asynccontextmanager
+async def slow_model(platform: Platform, operator: Operator, place: Path) -> AsyncIterator[None]:
+    """SLOW on both nodes: as a model of some size, it takes a while to load."""
+    files = files_of(REPO / "deploy" / "demo" / "models" / "slow-echo")
+    files["1/model.py"] = files["1/model.py"].replace(
+        b"class TritonPythonModel:\n",
+        b"class TritonPythonModel:\n    def initialize(self, args):\n        time.sleep(%d)\n\n"
+        % LOADING_S,
+    )
+    for named in ("config.pbtxt", "busbar.yaml"):
+        files[named] = files[named].replace(b"slow-echo", SLOW.encode(), 1)
+    for path, content in files.items():
+        (place / path).parent.mkdir(parents=True, exist_ok=True)
+        (place / path).write_bytes(content)
+    await deploy(platform, [{"name": SLOW, "path": str(place), "replicas": 2}])
+    try:
+        yield
+    finally:
+        await operator.json("scheduler", "DELETE", f"/admin/v1/deployments/{SLOW}")
+
+
+@asynccontextmanager
+async def asked(fleet: Fleet, operator: Operator) -> AsyncIterator[Counter[int]]:
+    """A customer of its own asks SLOW during the block; how often it got which status."""
+    statuses, customer = Counter[int](), await operator.customer()
+    for gateway in fleet.gateways:
+        await operator.known(customer.key, gateway.http)
+    body = {
+        "inputs": [
+            {"name": "INPUT0", "datatype": "FP32", "shape": [1], "data": [1.5]},
+            {"name": "delay_ms", "datatype": "INT32", "shape": [1], "data": [50]},
+        ]
+    }
+
+    async def ask() -> None:
+        async with edge(fleet.http, customer.key) as client:
+            while True:
+                answer = await client.post(f"/v2/models/{SLOW}/infer", json=body)
+                statuses[answer.status_code] += 1
+
+    task = asyncio.create_task(ask())
+    try:
+        yield statuses
+        assert not task.done(), "it asked to the end"
+    finally:
+        await end([task])
+
+
+async def test_agents_are_upgraded_one_after_the_other_by_what_readyz_says(
+    platform: Platform, operator: Operator, customer: Customer, fleet: Fleet, tmp_path: Path
 ) -> None:
-    async with loaded(fleet, operator, customer) as log:
-        status = await fleet.node.restart()
-        await scale(operator, 2)
-        await platform.restart("node-agent")
+    async with slow_model(platform, operator, tmp_path):
+        async with asked(fleet, operator) as statuses, loaded(fleet, operator, customer) as log:
+            status = await fleet.node.restart()
+            await platform.restart("node-agent")
         await scale(operator, 2)
 
     assert status == 0
+    assert set(statuses) == {200}, statuses
     await assert_nothing_failed(operator, customer, log)
 
 

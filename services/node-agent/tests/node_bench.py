@@ -11,6 +11,8 @@ import struct
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -245,6 +247,25 @@ class NodeBench:
     async def ready(self, *deployments: str, within_s: float = READY_WITHIN_S) -> None:
         for deployment in deployments:
             await self.replica(deployment, status_pb2.REPLICA_STATE_READY, within_s=within_s)
+
+    async def unready(self) -> list[str]:
+        """Why the agent says that it is not ready; nothing when it is."""
+
+        def asked() -> list[str]:
+            try:
+                urllib.request.urlopen(
+                    f"http://127.0.0.1:{self.ops_port}/readyz", timeout=2
+                ).close()
+            except urllib.error.HTTPError as answer:
+                return json.loads(answer.read())["reasons"]
+            except OSError as error:
+                return [f"it does not answer: {error}"]
+            return []
+
+        return await asyncio.to_thread(asked)
+
+    async def says_ready(self) -> bool:
+        return not await self.unready()
 
     async def pulse(self) -> None:
         """Show for ever that the bus can be written to, as every scheduler does."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from busbar_node_agent.domain.energy import EnergyShares
 from busbar_node_agent.domain.health import FAILURES_MAX, STILL_MAX_S, ProbeHistory, Standstill
 from busbar_node_agent.domain.measured import MeasuredBuffer
 from busbar_node_agent.domain.naming import named_config
+from busbar_node_agent.domain.starting import Start, given_up
 from busbar_node_agent.domain.tensors import Tensor, TensorMalformed, difference, pack, unpack
 from busbar_node_agent.domain.usage import TokenCount
 from busbar_node_agent.domain.verdicts import FailureKind, judge, load_failure, refusal_code
@@ -21,7 +23,7 @@ from busbar_node_agent.usecases.supervise import PROBE_INTERVAL_S, PROBE_TIMEOUT
 from hypothesis import given
 from hypothesis import strategies as st
 
-SIMPLE = Assignment("simple", "sha256:a", 4)
+SIMPLE, OTHER = Assignment("simple", "sha256:a", 4), Assignment("other", "sha256:b", 1)
 
 
 # --- credits
@@ -309,6 +311,57 @@ async def test_a_model_that_has_passed_its_check_is_not_doubted_again_for_a_whil
     assert first == (True, True)
     assert at_once == (False, False)
     assert lane.doubted
+
+
+# --- being ready
+
+
+def test_a_node_that_found_nothing_to_hold_waits_for_nothing() -> None:
+    start = Start(within_s=60.0)
+    start.begin({}, 0.0)
+
+    assert start.awaited({"simple": SIMPLE}, 1.0) == []
+
+
+def test_what_was_found_is_awaited_until_the_fleet_knows_of_it_and_never_again() -> None:
+    start, found = Start(within_s=60.0), {"simple": SIMPLE, "other": OTHER}
+    start.begin(found, 0.0)
+    first = start.awaited(found, 1.0)
+    start.reported(["simple", "nobody's"])
+    second = start.awaited(found, 2.0)
+    start.reported(["other"])
+    start.begin(found, 3.0)
+
+    assert (first, second) == (["simple", "other"], ["other"])
+    assert start.awaited(found, 4.0) == []
+
+
+def test_what_is_not_wanted_any_more_or_in_another_version_is_not_awaited() -> None:
+    start = Start(within_s=60.0)
+    start.begin({"simple": SIMPLE, "other": OTHER}, 0.0)
+    changed = replace(SIMPLE, bundle_digest="sha256:new")
+
+    assert start.awaited({"simple": changed}, 1.0) == []
+    assert start.awaited({"simple": SIMPLE, "other": OTHER}, 2.0) == []
+
+
+def test_what_takes_longer_than_its_bound_is_not_awaited() -> None:
+    start = Start(within_s=60.0)
+    start.begin({"simple": SIMPLE}, 100.0)
+
+    assert start.awaited({"simple": SIMPLE}, 159.0) == ["simple"]
+    assert start.awaited({"simple": SIMPLE}, 160.0) == []
+    assert start.overdue == ["simple"]
+
+
+@pytest.mark.parametrize(
+    ("failed_count", "crashed_count", "given"),
+    [(0, 0, False), (2, 1, False), (3, 0, True), (2, 2, True)],
+)
+def test_a_model_is_given_up_as_the_scheduler_gives_it_up(
+    failed_count: int, crashed_count: int, given: bool
+) -> None:
+    assert given_up(failed_count, crashed_count) is given
 
 
 # --- accounting

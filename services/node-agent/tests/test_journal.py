@@ -236,6 +236,17 @@ async def test_a_failed_write_costs_its_record_alone_and_is_got_over_without_ano
     }
 
 
+async def test_an_agent_that_ends_takes_nothing_and_waits_for_no_records(
+    site: Client, tmp_path: Path
+) -> None:
+    publisher, _ = run(site, tmp_path, "ending")
+    before = publisher.refusal()
+    await publisher.flush(1.0)
+
+    assert before == ""
+    assert publisher.refusal() == "the agent ends, and keeps no more cost records"
+
+
 async def test_a_node_whose_journal_is_full_takes_no_work_until_it_is_stored(
     site: Client, tmp_path: Path
 ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import urllib.error
 import urllib.request
 
 import pytest
@@ -239,14 +238,7 @@ async def test_a_deposed_leaders_placement_is_ignored(node: NodeBench) -> None:
 
 
 async def test_the_agent_is_ready_once_it_knows_what_is_wanted(node: NodeBench) -> None:
-    async def ready() -> bool:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{node.ops_port}/readyz", timeout=2):
-                return True
-        except urllib.error.URLError:
-            return False
-
-    await poll(ready, 10.0)
+    await poll(node.says_ready, 10.0)
     with urllib.request.urlopen(f"http://127.0.0.1:{node.ops_port}/metrics", timeout=2) as answer:
         metrics = answer.read().decode()
 
@@ -254,3 +246,53 @@ async def test_the_agent_is_ready_once_it_knows_what_is_wanted(node: NodeBench) 
     lease = await node.lease()
     assert lease.ready
     assert (await node.status()).capacity.memory_mib == 2048
+
+
+async def restarted(node: NodeBench) -> list[str]:
+    """Replace the agent, and wait until it says that it is ready; why it was not meanwhile."""
+    assert node.stop_agent() == 0
+    node.start_agent()
+    reasons = list[str]()
+
+    async def ready() -> bool:
+        reasons.extend(found := await node.unready())
+        return not found
+
+    await poll(ready, 60.0, what=lambda: str(reasons[-1:]))
+    return reasons
+
+
+def slow_to_load(files: dict[str, bytes]) -> None:
+    """As a model of some size: five seconds until it is loaded."""
+    slow = b"class TritonPythonModel:\n    def initialize(self, args):\n        time.sleep(5)\n\n"
+    files["1/model.py"] = files["1/model.py"].replace(b"class TritonPythonModel:\n", slow)
+
+
+async def test_a_restarted_agent_is_ready_once_what_it_held_serves_again(node: NodeBench) -> None:
+    slow = await node.push("slow-echo", slow_to_load)
+    await node.place({"slow-echo": (slow, 2), "simple": (await node.push("simple"), 1)})
+    await node.ready("slow-echo", "simple")
+
+    reasons = await restarted(node)
+    states = {each.deployment: each.state for each in (await node.status()).replicas}
+    await node.place({"slow-echo": (slow, 2), "again": (slow, 1)})
+    await node.replica("again", LOADING)
+
+    assert states == {"slow-echo": READY, "simple": READY}
+    assert "slow-echo, which was here before, is loading" in reasons
+    assert await node.unready() == [], "what is placed later does not take it back"
+
+
+async def test_what_fails_to_load_keeps_no_agent_from_being_ready(node: NodeBench) -> None:
+    def edit(files: dict[str, bytes]) -> None:
+        files["1/model.py"] = b"import no_such_module\n"
+
+    await node.place({"slow-echo": (await node.push("slow-echo", edit), 1)})
+    await node.replica("slow-echo", FAILED)
+
+    reasons = await restarted(node)
+    (replica,) = (await node.status()).replicas
+
+    assert replica.state != READY
+    assert replica.failed_count >= 3
+    assert [one for one in reasons if "slow-echo, which was here before, is failed" in one]

@@ -13,6 +13,7 @@ from busbar_messaging.hot_connection import HotConnection
 from busbar_messaging.topology import sealed_queue, work_consumer, work_stream, work_subject
 from busbar_node_agent.adapters.puller import WorkPuller
 from busbar_node_agent.domain.credits import Credits
+from busbar_node_agent.domain.starting import Start
 from busbar_node_agent.usecases.lane import Lane
 from busbar_node_agent.usecases.reconcile import Reconciler
 from harness.polling import eventually
@@ -109,7 +110,7 @@ async def test_it_goes_on_where_its_queue_is_called_otherwise(
 def test_work_of_another_deployments_queue_is_asked_for_by_nobody() -> None:
     told = plan_pb2.ReplicaAssignment(deployment="mine", queue=sealed_queue("theirs", "a" * 32))
     tools: Any = None  # nothing is started with them
-    reconciler = Reconciler(tools)
+    reconciler = Reconciler(tools, Start(0.0))
 
     with pytest.raises(Rejected, match="is not the name of a work queue of 'mine'"):
         reconciler.desire(plan_pb2.NodePlacement(replicas=[told]))

@@ -35,6 +35,9 @@ PASSED_ON_TO_BILLING = (
     "BUSBAR_WEBHOOK_ALLOWED_NETWORKS",
 )
 READY_TIMEOUT = timedelta(seconds=90)  # two busy cores, five interpreters, Triton proving itself
+# How long an agent that is started again waits for its models: less than READY_TIMEOUT, so that
+# slow ones do not keep the platform from coming up.
+MODELS_READY_WITHIN = "PT60S"
 # The node agent drains for up to 15 s, then gives Triton 10 s to unload.
 LONG_STOP = timedelta(seconds=35)
 
@@ -135,6 +138,7 @@ def agent_spec(
             "BUSBAR_SITE": node.site,
             "BUSBAR_NODE": node.node,
             **_trusting(wiring.secrets),
+            "BUSBAR_COME_UP_WITHIN": MODELS_READY_WITHIN,
             "BUSBAR_TRITON_COMMAND": json.dumps(ensure_triton(wiring.home.cache).command),
         }
         return {**wiring.bus_of_node(node), **_for_all(agent, wiring), **own, **extra}

@@ -45,6 +45,7 @@ from busbar_node_agent.adapters.spans import Spans
 from busbar_node_agent.adapters.state_lock import StateLock
 from busbar_node_agent.adapters.triton_process import TritonAddress, TritonCommand
 from busbar_node_agent.domain.bus_time import BusTime
+from busbar_node_agent.domain.starting import Start
 from busbar_node_agent.settings import Settings
 from busbar_node_agent.usecases.lane import Lane
 from busbar_node_agent.usecases.reconcile import Reconciler
@@ -105,7 +106,8 @@ class Agent:
             "draining": self.reporter.draining,
             self.measured.refusal(): bool(self.measured.refusal()),
         }
-        return [reason for reason, applies in reasons.items() if applies]
+        here = [reason for reason, applies in reasons.items() if applies]
+        return here + self.reconciler.coming_up()
 
     async def drain(self) -> None:
         """Take no more work, finish or hand back what is in hand, and leave Triton clean."""
@@ -174,7 +176,7 @@ def build(settings: Settings, client: Client, tracer: Tracer, tenure: Tenure) ->
         loading=asyncio.Semaphore(settings.loads_at_once),
         suspects=asyncio.Lock(),
     )
-    reconciler = Reconciler(tools)
+    reconciler = Reconciler(tools, Start(settings.come_up_within.total_seconds()))
     reporter = Reporter(
         node=node.key,
         run_id=run_id,

@@ -43,6 +43,10 @@ class Settings(BundleKeySettings):
     memory_mib: int | None = Field(default=None, ge=1)
     slots: int = Field(default=256, ge=1, le=10_000)
     drain_grace: timedelta = timedelta(seconds=15)
+    come_up_within: timedelta = timedelta(minutes=15)
+    """Longest that an agent waits, before it says that it is ready, for models that it finds placed
+    on its node as it starts. They serve as soon as they can in any case.
+    """
     bundle_mib_max: int = Field(default=4096, ge=1)
     bundle_cache_mib_max: int = Field(default=16 * 1024, ge=1)
     journal_kib: int = Field(default=16 * 1024, ge=64)

@@ -51,7 +51,7 @@ async def follow_placement(
                 # No command: it carries no fencing token. An empty placement empties the node.
                 log.warning("placement deleted; keeping what is held")
             case Current():
-                reconciler.heard = True
+                reconciler.all_heard()
             case _:
                 pass
 

@@ -55,9 +55,12 @@ class MeasuredPublisher:
         self._storing = asyncio.Lock()
         self._reason = ""
         self._kept = True
+        self._ended = False
 
     def refusal(self) -> str:
         """Why no new work may be taken, since what it costs could be lost; empty when it may."""
+        if self._ended:
+            return "the agent ends, and keeps no more cost records"
         if not self._journal.closed:
             return ""
         waiting = f"{len(self._buffer)} cost records wait to be stored at the site"
@@ -109,6 +112,7 @@ class MeasuredPublisher:
                     await self._store_next()
         except TimeoutError:
             log.warning("cost records not stored yet", count=len(self._buffer))
+        self._ended = True
         self._journal.close(empty=not len(self._buffer))
 
     async def _store_left_behind(self) -> None:

@@ -6,11 +6,13 @@ import asyncio
 from dataclasses import dataclass, field
 
 import structlog
+from busbar_contracts.node.v1 import status_pb2
 from busbar_contracts.scheduler.v1 import plan_pb2
 from busbar_errors import Rejected
 from busbar_messaging.topology import queue_name
 
 from busbar_node_agent.domain.desired import Assignment, Present, next_steps
+from busbar_node_agent.domain.starting import Start
 from busbar_node_agent.usecases.replica import DRAIN_TIMEOUT_S, Replica, Tools
 
 log = structlog.get_logger()
@@ -21,6 +23,7 @@ class Reconciler:
     """The desired state as last told, and the replicas that carry it out."""
 
     tools: Tools
+    start: Start
     replicas: dict[str, Replica] = field(default_factory=dict[str, Replica])
     revision: int = 0
     heard: bool = False
@@ -50,6 +53,34 @@ class Reconciler:
         self._drain_s = min(within_s, DRAIN_TIMEOUT_S) if within_s else DRAIN_TIMEOUT_S
         self._desired = desired
         self._wake.set()
+
+    def all_heard(self) -> None:
+        """The desired state was read completely; at the first time this is what it starts with."""
+        self.heard = True
+        self.start.begin(self._desired, asyncio.get_running_loop().time())
+
+    def settled(self) -> list[str]:
+        """Deployments whose model has come up, or was given up, as they are to be held now."""
+        return [
+            name
+            for name, replica in self.replicas.items()
+            if replica.settled and not replica.leaving
+        ]
+
+    def coming_up(self) -> list[str]:
+        """Why the node is not what it was told to be as it started; at last it is, or gives up."""
+        late = len(self.start.overdue)
+        awaited = self.start.awaited(self._desired, asyncio.get_running_loop().time())
+        if overdue := self.start.overdue[late:]:
+            log.warning("ready without models that take long", deployments=overdue)
+        return [f"{name}, which was here before, is {self._state(name)}" for name in awaited]
+
+    def _state(self, deployment: str) -> str:
+        replica = self.replicas.get(deployment)
+        if replica is None:
+            return "about to be fetched"
+        state = status_pb2.ReplicaState.Name(replica.state).removeprefix("REPLICA_STATE_").lower()
+        return f"{state}: {replica.reason}" if replica.reason else state
 
     def doubt(self, deployment: str) -> None:
         """An answer of its model could not be read: have it checked."""

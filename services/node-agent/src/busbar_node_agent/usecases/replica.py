@@ -20,6 +20,7 @@ from google.protobuf.message import Message
 from busbar_node_agent.domain.backoff import backoff_s
 from busbar_node_agent.domain.credits import Credits
 from busbar_node_agent.domain.desired import Assignment
+from busbar_node_agent.domain.starting import given_up
 from busbar_node_agent.domain.verdicts import load_failure
 from busbar_node_agent.usecases.lane import Lane, TokenCounter, TritonRefused
 from busbar_node_agent.usecases.supervise import Session, TritonSupervisor
@@ -127,6 +128,8 @@ class Replica:
         self.state: status_pb2.ReplicaState.ValueType = FETCHING
         self.reason = ""
         self.leaving = False
+        self.settled = False
+        """Whether it has come up once, or failed so often that nobody should wait for it."""
         self.model_metadata = b""
         self.model_config = b""
         self._tools = tools
@@ -298,6 +301,7 @@ class Replica:
 
     def _became_ready(self) -> None:
         took_s = asyncio.get_running_loop().time() - self._wanted_s
+        self.settled = True
         self._set(READY)
         event = events_pb2.ReplicaBecameReady(
             node=self._tools.node,
@@ -369,6 +373,7 @@ class Replica:
         )
 
     def _fail(self, reason: str) -> None:
+        self.settled = self.settled or given_up(self.failed_count, self.crashed_count)
         self._set(FAILED, reason)
         event = events_pb2.ReplicaFailed(
             node=self._tools.node,

@@ -95,7 +95,7 @@ class Reporter:
 
     async def write_status(self) -> bool:
         """Write the status now; returns whether it was stored."""
-        self._refused = self.refusal()
+        self._refused, settled = self.refusal(), self.reconciler.settled()
         status = status_pb2.NodeStatus(
             node=self.node,
             agent_run_id=self.run_id,
@@ -111,7 +111,10 @@ class Reporter:
             refusal=self._refused,
             reads_queue_names=True,
         )
-        return await self._put("status", self.put_status, status.SerializeToString())
+        stored = await self._put("status", self.put_status, status.SerializeToString())
+        if stored:
+            self.reconciler.start.reported(settled)
+        return stored
 
     def _replicas(self) -> list[status_pb2.ReplicaStatus]:
         return [
