@@ -85,12 +85,42 @@ async def test_every_answer_says_what_is_left_and_a_refusal_when_to_come_back(ed
     assert not [name for name in stranger.headers if name.startswith("x-ratelimit")]
 
 
+async def test_kserve_answers_say_what_is_left_and_a_refusal_when_to_come_back(edge: Edge) -> None:
+    name, _ = await edge.platform.deploy()
+    await put_policy(edge.platform, TenantPolicy(requests_per_minute=2, tokens_per_minute=6000))
+    address = f"/v2/models/{name}"
+    body = {"inputs": [{"name": "IN", "datatype": "FP32", "shape": [4], "data": [1, 2, 3, 4]}]}
+    keyed = {"idempotency-key": name}
+    async with http(edge) as client:
+        described = await client.get(address)
+        first = await client.post(f"{address}/infer", json=body, headers=keyed)
+        wrong = await client.post(f"{address}/infer", json={})
+        second = await client.post(f"{address}/infer", json=body)
+        repeated = await client.post(f"{address}/infer", json=body, headers=keyed)
+        refused = await client.post(f"{address}/infer", json=body)
+        live = await client.get("/v2/health/live")
+
+    said = [(described, "2"), (first, "1"), (wrong, "1"), (second, "0"), (repeated, "0")]
+    for answer, remaining in [*said, (refused, "0")]:
+        assert answer.headers.get_list("x-ratelimit-limit-requests") == ["2"]
+        assert answer.headers.get_list("x-ratelimit-remaining-requests") == [remaining]
+        assert answer.headers["x-ratelimit-reset-requests"].endswith("s")
+        assert answer.headers["x-ratelimit-limit-tokens"] == "6000"
+        assert int(answer.headers["x-ratelimit-remaining-tokens"]) <= 6000
+        assert answer.headers["x-ratelimit-reset-tokens"].endswith("s")
+    assert [answer.status_code for answer, _ in said] == [200, 200, 400, 200, 200]
+    assert refused.status_code == 429
+    assert 1 <= int(refused.headers["retry-after"]) <= 31
+    assert not [name for name in live.headers if name.startswith("x-ratelimit")]
+
+
 async def test_without_limits_nothing_is_said_of_any(edge: Edge) -> None:
     await put_policy(edge.platform, TenantPolicy())
     async with http(edge) as client:
-        listed = await client.get("/v1/models")
+        answers = [await client.get(path) for path in ("/v1/models", "/v2")]
 
-    assert not [name for name in listed.headers if name.startswith("x-ratelimit")]
+    for answer in answers:
+        assert not [name for name in answer.headers if name.startswith("x-ratelimit")]
 
 
 async def test_tokens_used_are_counted_and_the_sdk_sees_a_rate_limit(edge: Edge) -> None:

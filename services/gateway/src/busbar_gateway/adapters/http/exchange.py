@@ -107,7 +107,7 @@ class Exchange:
 
     def rate_limits(self) -> Headers:
         """What the caller has left of its limits, as it is now; nothing before it is known."""
-        if self.standings is None or self.caller is _NOBODY or self.family != "openai":
+        if self.standings is None or self.caller is _NOBODY:
             return []
         return rate_limit_headers(self.standings(self.caller.tenant_id))
 

@@ -1,4 +1,4 @@
-"""What is left of a tenant's limits, in OpenAI's headers.
+"""What is left of a tenant's limits, in OpenAI's headers; KServe v2 has none of its own.
 
 Source: https://platform.openai.com/docs/guides/rate-limits (rate limits in headers).
 """
