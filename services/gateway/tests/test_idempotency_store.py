@@ -141,6 +141,21 @@ async def test_a_failure_leaves_nothing_in_the_bucket(
     await eventually(nothing)
 
 
+async def test_a_bus_that_is_away_is_said_in_words(
+    nats_server: NatsServer, provisioner: Client
+) -> None:
+    client = await connect(BusSettings(**bus_settings(nats_server, "gateway")), "test-idempotency")
+    store = IdempotencyStore(client)
+    await close(client)
+
+    for call in (store.find("name"), store.claim("name", MINE, None)):
+        with pytest.raises(Unavailable) as refused:
+            await call
+        assert refused.value.reason == (
+            "idempotency keys cannot be looked up now: their store does not answer; try again"
+        )
+
+
 @given(
     entry=st.none()
     | st.builds(

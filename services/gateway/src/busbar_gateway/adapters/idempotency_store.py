@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import structlog
 from busbar_contracts.gateway.v1.idempotency_pb2 import (
     HttpHeader,
     IdempotentAnswer,
@@ -28,6 +29,8 @@ from nats.js.kv import KeyValue
 
 from busbar_gateway.domain.answer_shares import KeptAnswers
 from busbar_gateway.domain.idempotency import Entry, KeptAnswer
+
+log = structlog.get_logger()
 
 CALL_TIMEOUT_S = 2.0
 _WRONG_LAST_SEQUENCE = 10071
@@ -135,7 +138,11 @@ class IdempotencyStore:
 
 
 def _unavailable(error: BaseException) -> Unavailable:
-    return Unavailable(f"idempotency keys cannot be looked up now: {error!r}")
+    """What customers read; what the bus said is for the log."""
+    log.warning("idempotency keys not looked up", error=repr(error))
+    return Unavailable(
+        "idempotency keys cannot be looked up now: their store does not answer; try again"
+    )
 
 
 def _encode(entry: Entry) -> bytes:
