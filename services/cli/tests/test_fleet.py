@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from busbar_cli.api import Json
 from busbar_cli.commands.deployments import standing
-from busbar_cli.commands.fleet import add_orders, why
+from busbar_cli.commands.fleet import add_orders, promised, why
+from busbar_cli.output import silent
 
 SILENT = "it holds its lease, but fell silent about 3 requests in a row"
 
@@ -44,3 +45,21 @@ def test_a_node_that_was_told_nothing_says_itself_what_is_wrong() -> None:
     add_orders([node], [])
 
     assert why(node) == "silent"
+
+
+@pytest.mark.parametrize(
+    ("deployment", "said"),
+    [
+        ({"replicas": 2}, "2"),
+        ({"replicas": 2, "max_replicas": 2}, "2"),
+        ({"replicas": 1, "max_replicas": 3}, "1-3"),
+    ],
+)
+def test_a_deployment_that_follows_demand_says_how_far(deployment: Json, said: str) -> None:
+    assert promised(deployment) == said
+
+
+def test_what_a_node_does_is_not_known_while_it_is_not_heard() -> None:
+    assert [state for state in ("ok", "waiting", "draining", "restarting") if silent(state)] == []
+    assert silent("suspect")
+    assert silent("lost")

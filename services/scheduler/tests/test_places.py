@@ -80,6 +80,31 @@ async def test_a_drained_node_empties_once_its_replacement_serves(bus: Bus) -> N
     assert resumed["order"]["order"] == "serve"
 
 
+async def test_what_a_node_that_fell_silent_holds_is_not_known(bus: Bus) -> None:
+    async with scheduling(bus) as running:
+        async with living(bus, FIRST) as first:
+            await running.push(bundle())
+            async with obeying(running, [first]):
+                await running.put("simple", {"bundle": "simple"})
+                heard = await eventually(
+                    lambda: running.get(NODE_PATH),
+                    within_s=30,
+                    what="a replica",
+                    until=lambda view: [one["state"] for one in view["replicas"]] == ["ready"],
+                )
+        silent = await eventually(
+            lambda: running.get(NODE_PATH),
+            within_s=30,
+            what="silence",
+            until=lambda view: view["health"] == "suspect",
+        )
+
+    assert heard["health"] == "ok"
+    assert [(one["deployment"], one["state"]) for one in silent["replicas"]] == [
+        ("simple", "unknown")
+    ]
+
+
 async def test_a_cordoned_site_keeps_what_it_has_and_gets_nothing_new(bus: Bus) -> None:
     async with scheduling(bus) as running, living(bus, FIRST) as first:
         await running.push(bundle())

@@ -64,6 +64,29 @@ def test_a_status_alone_does_not_prove_life() -> None:
     assert node.state == "suspect"
 
 
+def test_what_a_silent_node_holds_is_not_known() -> None:
+    fleet = seen("r1.s1.n1")
+    fleet.placements.put("r1.s1.n1", frozenset({"embed", "chat"}))
+    found = [rollup.node_views(fleet, age_s)[0] for age_s in (3.9, 4.1, 60.1)]
+
+    assert [[(r.deployment, r.state) for r in node.replicas] for node in found] == [
+        [("chat", "missing"), ("embed", "ready")],
+        [("chat", "unknown"), ("embed", "unknown")],
+        [("chat", "unknown"), ("embed", "unknown")],
+    ]
+
+
+def test_what_an_agent_reported_says_nothing_of_the_one_that_took_its_place() -> None:
+    fleet = seen("r1.s1.n1", lease=replace(LEASE, agent_run_id="run2"))
+    [before] = rollup.node_views(fleet, 0.0)
+    fleet.node_reported("r1.s1.n1", replace(NODE, agent_run_id="run2"), 1.0)
+    [after] = rollup.node_views(fleet, 1.0)
+
+    assert (before.state, before.reason) == ("waiting", "its agent has not reported since it began")
+    assert (before.ready_slots, [one.state for one in before.replicas]) == (0, ["unknown"])
+    assert (after.state, [one.state for one in after.replicas]) == ("ok", ["ready"])
+
+
 def test_capacity_counts_only_nodes_that_are_heard_of() -> None:
     fleet = seen("r1.s1.n1", "r1.s1.n2", "r1.s2.n1", "r2.s1.n1")
     for alive in ("r1.s1.n1", "r2.s1.n1"):

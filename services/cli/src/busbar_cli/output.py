@@ -188,6 +188,11 @@ def begins(digest: str, shown: str) -> bool:
     return digest.removeprefix("sha256:").startswith(shown.removeprefix("sha256:"))
 
 
+def silent(state: str) -> bool:
+    """Whether a node of that state or health is not heard, so that what it does is not known."""
+    return state in {"suspect", "lost"}
+
+
 def show_node(key: str) -> str:
     """region/site/node."""
     return key.replace(".", "/")

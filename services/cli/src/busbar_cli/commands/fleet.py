@@ -6,7 +6,7 @@ from typing import Any
 
 from busbar_cli.api import Api, Json
 from busbar_cli.failures import CommandError
-from busbar_cli.output import DEFAULT, Output, err, show_node, table
+from busbar_cli.output import DEFAULT, Output, err, show_node, silent, table
 
 
 def fleet(*, output: Output = DEFAULT) -> None:
@@ -49,13 +49,19 @@ def why(node: Json) -> str:
     return f"{order['order']}: {order['reason']}" if order["reason"] else order["order"]
 
 
+def promised(deployment: Json) -> str:
+    """How many replicas it is promised; and up to how many, where demand may ask for more."""
+    least, most = deployment["replicas"], deployment.get("max_replicas", 0)
+    return f"{least}-{most}" if most > least else f"{least}"
+
+
 def _nodes(view: Json) -> Any:
     rows = [
         [
             show_node(one["node"]),
             one["state"],
             one["triton_state"],
-            f"{one['in_flight']}/{one['ready_slots']}",
+            "unknown" if silent(one["state"]) else f"{one['in_flight']}/{one['ready_slots']}",
             f"{one['memory_mib']} MiB",
             ", ".join(f"{at['deployment']} {at['state']}" for at in one["replicas"]),
             why(one),
@@ -71,7 +77,7 @@ def _deployments(view: Json) -> Any:
         [
             one["deployment"],
             one["state"],
-            f"{one['ready_replicas']}/{one['replicas']}",
+            f"{one['ready_replicas']}/{promised(one)}",
             f"{one['in_flight']}/{one['ready_slots']}",
             one["queued"],
             f"{one['rates_10s']['completed_per_s']:.1f}",

@@ -12,7 +12,7 @@ from cyclopts.validators import Number
 from busbar_cli.amounts import read_amount, show_amount
 from busbar_cli.api import Api, Json
 from busbar_cli.failures import CommandError, Exit
-from busbar_cli.output import DEFAULT, Output, err, out, show_node, table
+from busbar_cli.output import DEFAULT, Output, err, out, show_node, silent, table
 
 site_app = App(name="site", help="Sites: list, show, set, cordon, drain, resume.")
 node_app = App(name="node", help="Nodes: list, show, cordon, drain, resume.")
@@ -388,7 +388,7 @@ def _node_table(views: list[Json]) -> object:
             one["order"]["order"],
             f"{one['memory_free_mib']} of {one['memory_mib']} MiB",
             f"{one['slots_free']} of {one['slots']}",
-            one["in_flight"],
+            "unknown" if silent(one["health"]) else one["in_flight"],
             len(one["replicas"]),
             one["order"]["reason"] or one["refusal"],
         ]

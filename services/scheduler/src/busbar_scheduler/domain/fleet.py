@@ -87,6 +87,11 @@ class Health(StrEnum):
         return self in {Health.OK, Health.NOT_READY, Health.RESTARTING, Health.DRAINING}
 
     @property
+    def known(self) -> bool:
+        """Whether it holds what it last reported."""
+        return self.heard and self is not Health.RESTARTING
+
+    @property
     def takes_new(self) -> bool:
         """Whether more may be placed there."""
         return self in {Health.OK, Health.NOT_READY}

@@ -59,7 +59,13 @@ def _replica(replica: ReplicaStatus) -> ReplicaReport:
 def lease_report(value: bytes) -> LeaseReport:
     """A value of the `leases` bucket."""
     lease = decode(NodeLease, value)
-    return LeaseReport(lease.ready, lease.in_flight, lease.finished_count, lease.failed_count)
+    return LeaseReport(
+        ready=lease.ready,
+        in_flight=lease.in_flight,
+        finished_count=lease.finished_count,
+        failed_count=lease.failed_count,
+        agent_run_id=lease.agent_run_id,
+    )
 
 
 def gateway_report(value: bytes) -> GatewayReport:

@@ -32,7 +32,10 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaView:
-    """One model on one node; `state` is "missing" when it is wanted and not reported."""
+    """One model on one node; `state` is "missing" when it is wanted and not reported.
+
+    It is "unknown" while the node is silent, or its agent began anew and has not reported.
+    """
 
     deployment: str
     bundle_digest: str
@@ -113,7 +116,7 @@ class CapacityView:
 
 @dataclass(frozen=True, slots=True)
 class DeploymentView:
-    """One deployment: "ready", "partial" (fewer replicas than wanted) or "unready"."""
+    """One deployment: "ready", "partial" (fewer replicas than promised) or "unready"."""
 
     deployment: str
     state: str
@@ -124,6 +127,7 @@ class DeploymentView:
     task: str
     price_class: str
     replicas: int
+    max_replicas: int
     ready_replicas: int
     ready_slots: int
     regions: list[CapacityView]

@@ -43,6 +43,8 @@ class LeaseReport:
     in_flight: int
     finished_count: int
     failed_count: int
+    agent_run_id: str = ""
+    """Which run of the agent lives; "" when it does not say."""
 
 
 @dataclass(frozen=True, slots=True)

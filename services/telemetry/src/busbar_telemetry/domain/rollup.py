@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import chain
 
 from busbar_telemetry.domain.fleet import (
@@ -88,6 +88,8 @@ def _node_state(record: NodeRecord, heard_ago_s: float) -> tuple[str, str]:
     report = record.report
     if report is None or record.lease is None:
         return "waiting", "not reported in full yet"
+    if _restarted(record):
+        return "waiting", "its agent has not reported since it began"
     if report.draining:
         return "draining", ""
     if report.triton_state != "ready":
@@ -95,6 +97,12 @@ def _node_state(record: NodeRecord, heard_ago_s: float) -> tuple[str, str]:
             f": {report.triton_reason}" if report.triton_reason else ""
         )
     return ("ok", "") if record.lease.ready else ("waiting", "takes no work yet")
+
+
+def _restarted(record: NodeRecord) -> bool:
+    """Whether what was reported is of an earlier run than the one that lives."""
+    report, lease = record.report, record.lease
+    return bool(report and lease and lease.agent_run_id not in {"", report.agent_run_id})
 
 
 _UNKNOWN_NODE = NodeReport("", "", 0, 0, (), False, "unknown", "", 0, False, ())  # noqa: FBT003
@@ -105,7 +113,10 @@ def _node_view(key: str, record: NodeRecord, wanted: frozenset[str], now_s: floa
     state, reason = _node_state(record, heard_ago_s)
     region, site, name = key.split(".")
     report, lease = record.report or _UNKNOWN_NODE, record.lease
+    known = state in HEARD_STATES and not _restarted(record)
     replicas = _replica_views(report, wanted)
+    if not known:
+        replicas = [replace(one, state="unknown", reason="") for one in replicas]
     ready_slots = sum(replica.slots for replica in replicas if replica.state == "ready")
     return NodeView(
         node=key,
@@ -117,8 +128,8 @@ def _node_view(key: str, record: NodeRecord, wanted: frozenset[str], now_s: floa
         heard_ago_s=round(heard_ago_s, 1),
         agent_version=report.agent_version,
         agent_run_id=report.agent_run_id,
-        triton_state=report.triton_state,
-        triton_reason=report.triton_reason,
+        triton_state=report.triton_state if known else "unknown",
+        triton_reason=report.triton_reason if known else "",
         triton_restarts=report.triton_restarts,
         memory_mib=report.memory_mib,
         slots=report.slots,
@@ -195,6 +206,7 @@ def _deployment_view(
         task=declared.task,
         price_class=declared.price_class,
         replicas=declared.replicas,
+        max_replicas=declared.max_replicas,
         ready_replicas=ready_replicas,
         ready_slots=sum(target.ready_slots for target in route.targets),
         regions=[

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from busbar_scheduler.adapters.fleet_table import Claim, Handled
 from busbar_scheduler.domain.accounts import room_on
 from busbar_scheduler.domain.decisions import Verdict
-from busbar_scheduler.domain.fleet import Avoided, Node, Order
+from busbar_scheduler.domain.fleet import Avoided, Node, Order, ReplicaState
 from busbar_scheduler.domain.orders import Described, Told
 from busbar_scheduler.domain.planning import Plan
 
@@ -107,7 +107,9 @@ class HeldView(BaseModel):
     """A replica that a node holds, or that the plan wants there."""
 
     deployment: str
-    state: str = Field(description="as the node reports it; empty when it reports none")
+    state: str = Field(
+        description="as the node reports it; empty when it reports none, unknown while it is silent"
+    )
     verdict: str = Field(description="kept, placed, leaving or removed; empty: left over")
     elsewhere: list[str] = Field(description="other nodes where the plan has it")
 
@@ -175,7 +177,11 @@ class NodeDetail(BaseModel):
     ) -> NodeDetail:
         """As the API shows it."""
         room = room_on(plan.packing, node.key)
-        states = {one.deployment: str(one.state) for one in node.replicas}
+        known = node.health.known
+        states = {
+            one.deployment: str(one.state if known else ReplicaState.UNKNOWN)
+            for one in node.replicas
+        }
         verdicts = {
             one.deployment: str(one.verdict)
             for one in plan.decisions
