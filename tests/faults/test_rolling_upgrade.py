@@ -174,11 +174,9 @@ async def test_a_node_is_drained_under_load_and_says_what_became_of_its_requests
 async def slow_model(platform: Platform, operator: Operator, place: Path) -> AsyncIterator[None]:
     """SLOW on both nodes: as a model of some size, it takes a while to load."""
     files = files_of(REPO / "deploy" / "demo" / "models" / "slow-echo")
-    files["1/model.py"] = files["1/model.py"].replace(
-        b"class TritonPythonModel:\n",
-        b"class TritonPythonModel:\n    def initialize(self, args):\n        time.sleep(%d)\n\n"
-        % LOADING_S,
-    )
+    begins = b"class TritonPythonModel:\n"
+    slow = b"    def initialize(self, args):\n        threading.Event().wait(%d)\n\n" % LOADING_S
+    files["1/model.py"] = files["1/model.py"].replace(begins, begins + slow)
     for named in ("config.pbtxt", "busbar.yaml"):
         files[named] = files[named].replace(b"slow-echo", SLOW.encode(), 1)
     for path, content in files.items():

@@ -108,17 +108,18 @@ async def buckets(billing: Service, tenant: str, **params: Any) -> list[Json]:
 async def test_buckets_say_what_was_posted_and_not_taken_back(
     billing: Service, gateway: Gateway, tenant: str
 ) -> None:
+    keys = [await key_of(billing, tenant) for _ in range(3)]
     records = [
         gateway.record(
             tenant,
-            key_id=f"key_{n % 3}",
+            key_id=keys[n % 3],
             project_id="prj_a" if n < 4 else "",
             deployment=f"m-{n % 2}",
             input_tokens=1_000 * (n + 1),
         )
         for n in range(12)
     ]
-    gone = gateway.record(tenant, key_id="key_0", deployment="m-0", input_tokens=5)
+    gone = gateway.record(tenant, key_id=keys[0], deployment="m-0", input_tokens=5)
     await gateway.publish(*records, gone)
     await gateway.publish(*records)
     await gateway.publish(voids=(gateway.void(gone),))
@@ -143,8 +144,14 @@ async def test_buckets_say_what_was_posted_and_not_taken_back(
     assert {one["group"]: one["input_tokens"] for one in paged} == by_key
     projects = await buckets(billing, tenant, group_by="project")
     assert {one["group"]: one["requests"] for one in projects} == {"": 8, "prj_a": 4}
-    [only] = await buckets(billing, tenant, group_by="model", model="m-1", key_id="key_1")
+    [only] = await buckets(billing, tenant, group_by="model", model="m-1", key_id=keys[1])
     assert (only["group"], only["requests"]) == ("m-1", 2)
+
+
+async def key_of(billing: Service, tenant: str) -> str:
+    """The id of a new key."""
+    made = await billing.json("POST", f"/tenants/{tenant}/keys", json={"name": "n"})
+    return made["key_id"]
 
 
 async def test_what_cannot_be_asked_is_refused(billing: Service, tenant: str) -> None:

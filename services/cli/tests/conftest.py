@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from busbar_cli.main import run
+from busbar_runtime.platform import Platform
+from harness.command import Busbar, Said
 
 MANIFEST = """\
 name: small
@@ -33,3 +37,35 @@ def model(tmp_path: Path) -> Path:
     (made / "config.pbtxt").write_text(CONFIG)
     (made / "1" / "model.py").write_text("pass\n")
     return made
+
+
+@pytest.fixture(scope="module")
+def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    """The three services that have an admin API, and no nodes."""
+    parts = ["billing", "scheduler", "telemetry", "provisioner"]
+    running = Platform(tmp_path_factory.mktemp("cli"), parts=parts)
+    running.launch()
+    yield running
+    running.shutdown()
+
+
+@pytest.fixture
+def nobody(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Busbar:
+    """The command where no platform runs."""
+    monkeypatch.delenv("BUSBAR_OPERATOR_TOKEN", raising=False)
+    monkeypatch.setenv("BUSBAR_ENDPOINTS", "/nowhere/endpoints.json")
+
+    def busbar(*arguments: str) -> Said:
+        capsys.readouterr()
+        status = run(arguments)
+        said = capsys.readouterr()
+        return Said(status, said.out, said.err)
+
+    return busbar
+
+
+@pytest.fixture
+def busbar(nobody: Busbar, platform: Platform, monkeypatch: pytest.MonkeyPatch) -> Busbar:
+    """The command on the running platform."""
+    monkeypatch.setenv("BUSBAR_ENDPOINTS", str(platform.home.endpoints_file))
+    return nobody

@@ -2,72 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
-from busbar_cli.main import run
 from busbar_contracts.gateway.v1 import usage_pb2
 from busbar_runtime.platform import Platform
 from busbar_runtime.postgres import binary
+from harness.command import Busbar, Said
 from harness.polling import says
 from harness.usage_sent import publish_usage
 from usage_records import answered
 
-
-@dataclass(frozen=True)
-class Said:
-    """What a command did."""
-
-    status: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> dict[str, Any]:
-        """Its answer; standard output held nothing else."""
-        return json.loads(self.out)
-
-
 GIVE = ["credit", "give", "--expires", "2090-01-01T00:00:00Z", "--reference", "r"]
-Busbar = Callable[..., Said]
-
-
-@pytest.fixture(scope="module")
-def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
-    """The three services that have an admin API, and no nodes."""
-    parts = ["billing", "scheduler", "telemetry", "provisioner"]
-    running = Platform(tmp_path_factory.mktemp("cli"), parts=parts)
-    running.launch()
-    yield running
-    running.shutdown()
-
-
-@pytest.fixture
-def nobody(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Busbar:
-    """The command where no platform runs."""
-    monkeypatch.delenv("BUSBAR_OPERATOR_TOKEN", raising=False)
-    monkeypatch.setenv("BUSBAR_ENDPOINTS", "/nowhere/endpoints.json")
-
-    def busbar(*arguments: str) -> Said:
-        capsys.readouterr()
-        status = run(arguments)
-        said = capsys.readouterr()
-        return Said(status, said.out, said.err)
-
-    return busbar
-
-
-@pytest.fixture
-def busbar(nobody: Busbar, platform: Platform, monkeypatch: pytest.MonkeyPatch) -> Busbar:
-    """The command on the running platform."""
-    monkeypatch.setenv("BUSBAR_ENDPOINTS", str(platform.home.endpoints_file))
-    return nobody
 
 
 def test_a_tenant_from_creation_to_its_revoked_key(busbar: Busbar) -> None:
@@ -461,27 +409,6 @@ def test_a_wrong_token_is_said(busbar: Busbar, monkeypatch: pytest.MonkeyPatch) 
 
     assert busbar("deploy", "list").status == 1
     assert "operator token" in busbar("tenant", "list").err
-
-
-@pytest.mark.parametrize("arguments", [["fleet"], ["bus", "verify"], ["tenant", "list"]])
-def test_without_a_platform_it_says_how_to_start_one(nobody: Busbar, arguments: list[str]) -> None:
-    failed = nobody(*arguments)
-
-    assert (failed.status, failed.out) == (4, "")
-    assert "./just up" in failed.err
-
-
-def test_a_platform_that_does_not_answer(
-    nobody: Busbar, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    file = tmp_path / "endpoints.json"
-    file.write_text(
-        json.dumps({"admin": {"telemetry": "http://127.0.0.1:9"}, "keys": {"operator": "x"}})
-    )
-    monkeypatch.setenv("BUSBAR_ENDPOINTS", str(file))
-
-    assert nobody("fleet").status == 4
-    assert "names no address of billing" in nobody("tenant", "list").err.replace("\n", " ")
 
 
 def test_statements_are_listed_and_what_cannot_be_closed_is_refused(busbar: Busbar) -> None:

@@ -264,8 +264,9 @@ async def restarted(node: NodeBench) -> list[str]:
 
 def slow_to_load(files: dict[str, bytes]) -> None:
     """As a model of some size: five seconds until it is loaded."""
-    slow = b"class TritonPythonModel:\n    def initialize(self, args):\n        time.sleep(5)\n\n"
-    files["1/model.py"] = files["1/model.py"].replace(b"class TritonPythonModel:\n", slow)
+    begins = b"class TritonPythonModel:\n"
+    slow = begins + b"    def initialize(self, args):\n        threading.Event().wait(5)\n\n"
+    files["1/model.py"] = files["1/model.py"].replace(begins, slow)
 
 
 async def test_a_restarted_agent_is_ready_once_what_it_held_serves_again(node: NodeBench) -> None:

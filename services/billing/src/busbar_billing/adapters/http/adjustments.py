@@ -36,8 +36,8 @@ from busbar_billing.usecases.adjustments import (
 from busbar_billing.usecases.tenants import PostedTransfer
 
 
-def adjustment_routes(adjustments: Adjustments, tenants: Tenants, given: Credits) -> APIRouter:
-    """POST, GET /tenants/{id}/credits; POST withdrawals, refunds of a request, corrections."""
+def credit_routes(adjustments: Adjustments, tenants: Tenants, given: Credits) -> APIRouter:
+    """POST, GET /tenants/{id}/credits; POST withdrawals."""
     router = APIRouter(prefix="/admin/v1", tags=["adjustments"])
 
     @router.post("/tenants/{tenant_id}/credits", status_code=201, responses=_REPEATED)
@@ -76,6 +76,13 @@ def adjustment_routes(adjustments: Adjustments, tenants: Tenants, given: Credits
         )
         response.status_code = 200 if repeated else 201
         return show_credit(await given.get(named))
+
+    return router
+
+
+def adjustment_routes(adjustments: Adjustments) -> APIRouter:
+    """POST refunds of a request and corrections of a transfer."""
+    router = APIRouter(prefix="/admin/v1", tags=["adjustments"])
 
     @router.post("/usage/{request_id}/refunds", status_code=201, responses=_REFUNDED)
     async def refund(

@@ -21,7 +21,7 @@ from busbar_billing.adapters.bus.price_directory import PriceDirectoryBucket
 from busbar_billing.adapters.http import account, account_keys, errors
 from busbar_billing.adapters.http.account_gate import AccountGate, NoticesUse, calling_tenant
 from busbar_billing.adapters.http.account_view import opens_views
-from busbar_billing.adapters.http.adjustments import adjustment_routes
+from busbar_billing.adapters.http.adjustments import adjustment_routes, credit_routes
 from busbar_billing.adapters.http.audit import audit_routes
 from busbar_billing.adapters.http.energy import energy_routes
 from busbar_billing.adapters.http.invoicing import invoicing_routes
@@ -130,7 +130,8 @@ def admin_application(parts: Parts, operator_token: str, hmac_secret: bytes) -> 
     app.include_router(leakage_routes(parts.leakage, parts.tenants))
     app.include_router(audit_routes(parts.auditor, parts.audit_walks))
     app.include_router(payment_routes(parts.payments, parts.tenants, parts.provider.checkout))
-    app.include_router(adjustment_routes(parts.adjustments, parts.tenants, parts.credits))
+    app.include_router(credit_routes(parts.adjustments, parts.tenants, parts.credits))
+    app.include_router(adjustment_routes(parts.adjustments))
     include_webhooks(
         app, parts, hmac_secret, "/admin/v1/tenants/{tenant_id}", named_tenant(parts.tenants)
     )
