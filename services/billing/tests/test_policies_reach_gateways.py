@@ -18,7 +18,7 @@ from busbar_contracts.billing.v1.tenants_pb2 import (
     TenantPolicy,
 )
 from busbar_messaging import topology
-from harness.polling import eventually, quickest_s
+from harness.polling import TRIES, eventually, quickest_s
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.errors import KeyNotFoundError, NoKeysError
@@ -53,6 +53,7 @@ async def test_a_tenant_is_known_with_its_plan_overrides_and_suspension(
     billing: Service, policies: KeyValue, tenant: str
 ) -> None:
     unlimited = await policy(policies, tenant)
+    started = time.monotonic()
     terms = await plan(billing, tenant, requests_per_minute=60, band="interactive", weight=3)
     planned = await policy(policies, tenant)
     body = {"plan_id": terms["plan_id"], "overrides": {"requests_per_minute": 0, "band": "batch"}}
@@ -63,6 +64,7 @@ async def test_a_tenant_is_known_with_its_plan_overrides_and_suspension(
     suspended = await policy(policies, tenant)
     await billing.json("POST", f"/tenants/{tenant}/resume")
     resumed = await policy(policies, tenant)
+    took_s = time.monotonic() - started
 
     assert unlimited == TenantPolicy(
         tenant_id=tenant, currency="USD", band=PRIORITY_BAND_STANDARD, weight=1
@@ -77,6 +79,7 @@ async def test_a_tenant_is_known_with_its_plan_overrides_and_suspension(
     assert (overridden.requests_per_minute, overridden.band) == (0, PRIORITY_BAND_BATCH)
     assert suspended.suspended_reason == "invoice 7 is unpaid"
     assert resumed == overridden
+    assert took_s < 4 * EFFECTIVE_S
 
 
 async def test_a_changed_plan_reaches_every_tenant_that_has_it(
@@ -166,24 +169,26 @@ async def test_ten_thousand_keys_are_bounded_listed_and_restored_after_their_pol
         await bus.jetstream(timeout=10).purge_stream(f"KV_{bucket.name}")
     watching = await bus.subscribe("$KV.*.>", cb=note, pending_msgs_limit=10 * MANY_KEYS)
     await billing.start()
-    began = time.monotonic()
-    last_key = page["items"][-1]["key_id"]
-    revoked = await billing.json("DELETE", f"/keys/{last_key}")
-    revoked_s = time.monotonic() - began
-    keys = await bus.jetstream(timeout=10).stream_info(f"KV_{topology.KEYS.name}")
+    doomed = iter(reversed(page["items"]))
+
+    async def until_revoked() -> float:
+        began = time.monotonic()
+        revoked = await billing.json("DELETE", f"/keys/{next(doomed)['key_id']}")
+        assert revoked["propagated"]
+        return time.monotonic() - began
+
+    revoked_s = await quickest_s(until_revoked, under_s=EFFECTIVE_S)
     await eventually(
         async_count(written, f"{topology.KEYS.name}."),
         within_s=RESTORED_S,
         what="every key is back",
-        until=lambda found: found >= MANY_KEYS - 1,  # one was revoked
+        until=lambda found: found >= MANY_KEYS - TRIES,  # so many were revoked at most
     )
     await watching.unsubscribe()
     found = await policy(policies, tenant)
     await admin.execute("UPDATE api_keys SET revoked_at = now() WHERE tenant_id = $1", tenant)
 
-    assert revoked["propagated"]
-    # It does not wait until all the others are written, however slow the machine is.
-    assert revoked_s < EFFECTIVE_S or keys.state.messages < MANY_KEYS
+    assert revoked_s < EFFECTIVE_S  # and does not wait until all the others are written
     assert refused.status_code == 422
     assert "10000 keys" in refused.json()["error"]["message"]
     assert len(page["items"]) == 1000

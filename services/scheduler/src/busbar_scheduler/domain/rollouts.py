@@ -20,7 +20,7 @@ class Phase(StrEnum):
     OBSERVING = "observing"
     """The new version takes a share of the requests and is watched."""
     TAKING_OVER = "taking over"
-    """It was found good and gets as many slots as the version that serves."""
+    """It was found good, or nobody watches it, and it gets as many slots as the one that serves."""
     SETTLING = "settling"
     """It serves everything while the deployment's own replicas change to its bundle."""
     LEAVING = "leaving"
@@ -47,13 +47,13 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True)
 class Canary:
-    """A version that is being tried."""
+    """A version that is to take over: on trial, or as soon as it is ready."""
 
     digest: str
     manifest: Manifest
     phase: Phase
     percent: int
-    """Share of the requests that it is to take while it is watched."""
+    """Share of the requests that it is to take while it is watched; 0 where nobody does."""
     since_unix_ms: int
     """When it came to stand there."""
 

@@ -58,7 +58,9 @@ class _RolloutPhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RolloutP
     ROLLOUT_PHASE_OBSERVING: _RolloutPhase.ValueType  # 1
     """The new version takes a share of the requests and is watched."""
     ROLLOUT_PHASE_TAKING_OVER: _RolloutPhase.ValueType  # 2
-    """It was found good and gets as many slots as the version that serves."""
+    """It was found good, or is taken without being watched, and gets as many slots as the version
+    that serves.
+    """
     ROLLOUT_PHASE_SETTLING: _RolloutPhase.ValueType  # 3
     """It serves everything while the deployment's own replicas change to its bundle."""
     ROLLOUT_PHASE_LEAVING: _RolloutPhase.ValueType  # 4
@@ -72,7 +74,9 @@ ROLLOUT_PHASE_UNSPECIFIED: RolloutPhase.ValueType  # 0
 ROLLOUT_PHASE_OBSERVING: RolloutPhase.ValueType  # 1
 """The new version takes a share of the requests and is watched."""
 ROLLOUT_PHASE_TAKING_OVER: RolloutPhase.ValueType  # 2
-"""It was found good and gets as many slots as the version that serves."""
+"""It was found good, or is taken without being watched, and gets as many slots as the version
+that serves.
+"""
 ROLLOUT_PHASE_SETTLING: RolloutPhase.ValueType  # 3
 """It serves everything while the deployment's own replicas change to its bundle."""
 ROLLOUT_PHASE_LEAVING: RolloutPhase.ValueType  # 4
@@ -313,7 +317,7 @@ Global___Rollout: _TypeAlias = Rollout  # noqa: Y015
 
 @_typing.final
 class Canary(_message.Message):
-    """A version that is being tried."""
+    """A version that is to take over: on trial, or as soon as it is ready."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -327,7 +331,7 @@ class Canary(_message.Message):
     phase: Global___RolloutPhase.ValueType
     """Where it stands."""
     percent: _builtins.int
-    """Share of the requests that it is to take, percent."""
+    """Share of the requests that it is to take, percent; 0 for none before it has taken over."""
     since_unix_ms: _builtins.int
     """Unix time in milliseconds at which it came to stand there."""
     @_builtins.property
