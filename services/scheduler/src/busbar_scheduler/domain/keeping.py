@@ -5,23 +5,27 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from busbar_scheduler.domain.arrays import Indices
+from busbar_scheduler.domain.arrays import Fleet, Indices
 from busbar_scheduler.domain.choosing import candidates
 from busbar_scheduler.domain.filling import missing
 from busbar_scheduler.domain.fleet import Deployment, Health, Order, ReplicaState
 from busbar_scheduler.domain.packing import NO_LIMIT, Packing
 from busbar_scheduler.domain.surviving import survivors
 
+_Usefulness = tuple[bool, int, bool, int]
+"""Silent, what it costs, not ready, and the node: the smallest is kept first."""
+
 
 def keep(packing: Packing, deployment: Deployment, wanted: int) -> dict[int, str]:
     """Leave replicas where they are, the most useful first; why the others are not left."""
     gone = dict[int, str]()
-    holders = sorted(
-        packing.fleet.before.get(deployment.name, ()),
-        key=lambda node: _usefulness(packing, node, deployment),
-    )
+    useful = {
+        node: _usefulness(packing, node, deployment)
+        for node in packing.fleet.before.get(deployment.name, ())
+    }
+    holders = sorted(useful, key=useful.__getitem__)
     if len(holders) > wanted:
-        holders = _spread(packing, holders, deployment)
+        holders = _spread(packing.fleet, holders, useful)
     # A spare can be told from the others only when all of them are known.
     most = NO_LIMIT if deployment.survives_site_loss else wanted
     for node in holders:
@@ -34,20 +38,19 @@ def keep(packing: Packing, deployment: Deployment, wanted: int) -> dict[int, str
     return gone
 
 
-def _usefulness(packing: Packing, node: int, deployment: Deployment) -> tuple[bool, int, bool, int]:
+def _usefulness(packing: Packing, node: int, deployment: Deployment) -> _Usefulness:
     there = packing.fleet.nodes[node]
     cost = int(packing.costs(deployment)[node])
     return (not there.health.serves, cost, not is_ready(packing, node, deployment), node)
 
 
-def _spread(packing: Packing, holders: list[int], deployment: Deployment) -> list[int]:
+def _spread(fleet: Fleet, holders: list[int], useful: Mapping[int, _Usefulness]) -> list[int]:
     """Among equals one of each region and site before a second: so those stay that stand apart."""
-    fleet = packing.fleet
-    useful = {node: _usefulness(packing, node, deployment)[:-1] for node in holders}
+    equal = {node: useful[node][:-1] for node in holders}
     at_site = _rank(holders, fleet.site)
-    apart = sorted(holders, key=lambda node: (useful[node], at_site[node], node))
+    apart = sorted(holders, key=lambda node: (equal[node], at_site[node], node))
     in_region = _rank(apart, fleet.region)
-    return sorted(apart, key=lambda node: (useful[node], in_region[node], at_site[node], node))
+    return sorted(apart, key=lambda node: (equal[node], in_region[node], at_site[node], node))
 
 
 def _rank(nodes: Iterable[int], group_of: Indices) -> dict[int, int]:
@@ -139,16 +142,17 @@ def _trim(
     packing: Packing, deployment: Deployment, wanted: int, worst_first: Iterable[int]
 ) -> dict[int, str]:
     """Let spares go that the promise does not need."""
-    gone = dict[int, str]()
+    gone, site_of = dict[int, str](), packing.fleet.site
+    left = packing.per_site(deployment.name)
     for node in worst_first:
         if deployment.name not in packing.on_node[node] or packing.count(deployment.name) <= wanted:
             continue
-        mark = packing.mark()
-        packing.release(node, deployment)
-        if survivors(packing.per_site(deployment.name)) >= deployment.replicas:
+        left[site_of[node]] -= 1
+        if survivors(left) >= deployment.replicas:
+            packing.release(node, deployment)
             gone[node] = "enough are left without it, whichever site is lost"
         else:
-            packing.undo(mark)
+            left[site_of[node]] += 1
     return gone
 
 

@@ -309,7 +309,6 @@ class Packing:
         if demand is None or not deployment.value_nanos_per_request:
             return -cost_nanos
         there = self.count(deployment.name)
-        before, after = (
-            economy.revenue_nanos_per_h(deployment, demand, count) for count in (there, there + 1)
-        )
-        return after - before - cost_nanos
+        before_nanos = economy.revenue_nanos_per_h(deployment, demand, there)
+        after_nanos = economy.revenue_nanos_per_h(deployment, demand, there + 1)
+        return after_nanos - before_nanos - cost_nanos
