@@ -255,6 +255,25 @@ def test_one_that_has_taken_over_is_taken_back_and_serves_until_the_old_one_does
         assert (route.canary.percent, bool(route.targets)) == (percent, old_is_ready)
 
 
+@pytest.mark.parametrize(
+    ("manifest", "percent"),
+    [(MODEL_2, 1), (replace(MODEL_2, stop=("###",)), 0)],
+    ids=["prepared alike", "prepared otherwise"],
+)
+def test_what_is_ready_of_a_version_that_takes_over_serves_while_nothing_else_does(
+    manifest: Manifest, percent: int
+) -> None:
+    waiting = exchange(replace(SERVING, rollout=None), NEW, manifest, 0, keep=True)
+    nodes = (node(0, ("m--canary", NEW, 4)), node(1))
+    snapshot = expanded(Snapshot(1, (waiting,), nodes))
+    route = joined(plan(snapshot).routes, snapshot)["m"]
+
+    assert route.targets == ()
+    assert route.canary is not None
+    assert [one.ready_slots for one in route.canary.targets] == [4]
+    assert route.canary.percent == percent
+
+
 @pytest.mark.parametrize(("phase", "serves"), [(Phase.SETTLING, NEW), (Phase.LEAVING, OLD)])
 def test_gateways_know_a_model_by_its_track_while_that_alone_serves(
     phase: Phase, serves: str

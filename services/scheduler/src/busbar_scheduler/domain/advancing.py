@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from busbar_scheduler.domain.comparing import worse
 from busbar_scheduler.domain.fleet import Bundle, Deployment
-from busbar_scheduler.domain.manifest import Manifest
+from busbar_scheduler.domain.manifest import Manifest, prepared_otherwise
 from busbar_scheduler.domain.rollouts import (
     HALF_PERCENT,
     Canary,
@@ -247,16 +247,7 @@ def cannot_share(before: Deployment | None, wished: Deployment) -> str:
         return ""
     if not _has_track(wished.name):
         return f"the name is too long for a rollout: {_NAME_CHARS_MAX - len(track_of(''))} at most"
-    was, new = before.manifest, wished.manifest
-    differing = [
-        what
-        for what, differs in (
-            ("task", was.task != new.task),
-            ("chat template", was.chat_template != new.chat_template),
-            ("stop strings", was.stop != new.stop),
-        )
-        if differs
-    ]
+    differing = prepared_otherwise(before.manifest, wished.manifest)
     if differing:
         return (
             f"the new version's {' and '.join(differing)} differ, and a request is prepared before "

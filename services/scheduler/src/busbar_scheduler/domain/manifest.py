@@ -34,3 +34,16 @@ class Manifest:
     power_w: int = 0
     """What one busy replica draws; 0 when its author did not say."""
     cached_tokens_output: str = ""
+
+
+def prepared_otherwise(was: Manifest, new: Manifest) -> list[str]:
+    """In what a request that was prepared for one version is not as the other wants it."""
+    return [
+        what
+        for what, differs in (
+            ("task", was.task != new.task),
+            ("chat template", was.chat_template != new.chat_template),
+            ("stop strings", was.stop != new.stop),
+        )
+        if differs
+    ]

@@ -14,6 +14,7 @@ from busbar_scheduler.domain.fleet import (
     Routes,
     Snapshot,
 )
+from busbar_scheduler.domain.manifest import prepared_otherwise
 from busbar_scheduler.domain.rollouts import Canary, Phase, is_track, track_of
 
 _PERCENT = 100
@@ -98,15 +99,21 @@ def joined(routes: Routes, snapshot: Snapshot) -> Routes:
     if not tried:
         return routes
     replicas = {one.name: one.replicas for one in snapshot.deployments}
+    manifests = {one.name: one.manifest for one in snapshot.deployments}
     found = {name: route for name, route in routes.items() if not is_track(name)}
     for name, canary in tried.items():
         track = track_of(name)
         if name in found and track in routes:
             needed = max(1, replicas[track] * canary.manifest.slots)
             alone = replicas[track] > 0 and not found[name].targets
+            stands_in = canary.phase is Phase.LEAVING or not prepared_otherwise(
+                manifests[name], canary.manifest
+            )
             found[name] = replace(
                 _described(found[name], routes[track]),
-                canary=_canary_route(canary, track, routes[track], needed, alone=alone),
+                canary=_canary_route(
+                    canary, track, routes[track], needed, alone=alone and stands_in
+                ),
             )
     return found
 
@@ -126,10 +133,11 @@ def _canary_route(
 ) -> CanaryRoute:
     """Its share shrinks with what it lacks, so that it gets no more than it can work on.
 
-    One that leaves serves on while no other does: gateways give any share of such to it whole.
+    While no other serves it gets some in any case, also where it has none before it takes over or
+    after it was given up: gateways give any share of such to it whole.
     """
     ready = sum(one.ready_slots for one in route.targets)
     percent = canary.share_percent * min(ready, needed_slots) // needed_slots
-    if canary.phase is Phase.LEAVING and alone and ready:
-        percent = 1
+    if alone and ready:
+        percent = max(1, percent)
     return CanaryRoute(track, canary.digest, percent, route.targets)
