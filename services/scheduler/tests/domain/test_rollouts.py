@@ -30,7 +30,7 @@ from busbar_scheduler.domain.fleet import (
 from busbar_scheduler.domain.manifest import Manifest, Task
 from busbar_scheduler.domain.planning import plan
 from busbar_scheduler.domain.rollout_news import Moved, news_of
-from busbar_scheduler.domain.rollouts import Canary, Phase, RolledBack, Rollout
+from busbar_scheduler.domain.rollouts import BY_HAND, Canary, Phase, RolledBack, Rollout
 from busbar_scheduler.domain.tracks import expanded, joined
 from busbar_scheduler.domain.watching import Sight, Standing, Watch
 from hypothesis import given
@@ -354,6 +354,16 @@ def test_what_a_declaration_comes_to() -> None:
     assert stopped.canary == Canary(NEW, MODEL_2, Phase.LEAVING, 10, 9)
     at_once = begin(begun, wish(NEWER, None), 9, keep=False)
     assert (at_once.digest, at_once.rollout) == (NEWER, None)
+
+
+def test_what_an_operator_rolled_back_is_had_again_by_declaring_it() -> None:
+    went_back = replace(SERVING, previous_digest=NEW, rolled_back=RolledBack(NEW, BY_HAND, 5))
+    given_up = give_up(tried(), BY_HAND, 5)
+
+    for before in (went_back, given_up):
+        again = begin(before, wish(NEW), 9, keep=True)
+        assert again.canary == Canary(NEW, MODEL_2, Phase.OBSERVING, 10, 9)
+        assert again.rolled_back is None
 
 
 def test_a_bundle_that_nobody_watches_takes_over_when_it_is_ready() -> None:

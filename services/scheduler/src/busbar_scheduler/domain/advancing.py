@@ -154,8 +154,8 @@ def begin(
     """What a declaration comes to, given what stands there.
 
     A new bundle with terms is tried beside the one that serves; it takes the place of one that
-    is being tried. One that was given up on the same terms is not tried again. Without terms see
-    `exchange`, also for `keep`.
+    is being tried. One that was given up on the same terms is not tried again, unless an operator
+    gave it up. Without terms see `exchange`, also for `keep`.
     """
     if before is None:
         return wished
@@ -176,7 +176,8 @@ def begin(
     if wished.rollout is None:
         alone = replace(serving, rolled_back=None)
         return exchange(alone, wished.digest, wished.manifest, now_unix_ms, keep=keep)
-    known_bad = before.rolled_back and before.rolled_back.digest == wished.digest
+    back = before.rolled_back
+    known_bad = back is not None and back.digest == wished.digest and not back.by_hand
     if (trying and trying.digest == wished.digest) or (
         known_bad and wished.rollout == before.rollout
     ):

@@ -71,6 +71,10 @@ class Canary:
         return 100 if full else self.percent
 
 
+BY_HAND = "the operator rolled it back"
+"""Why a version was given up that nobody but an operator found wrong."""
+
+
 @dataclass(frozen=True, slots=True)
 class RolledBack:
     """A version that was tried and given up; it is not tried again by itself."""
@@ -78,6 +82,11 @@ class RolledBack:
     digest: str
     reason: str
     at_unix_ms: int
+
+    @property
+    def by_hand(self) -> bool:
+        """Whether somebody chose to, who may choose to have it again."""
+        return self.reason == BY_HAND
 
 
 def track_of(deployment: str) -> str:

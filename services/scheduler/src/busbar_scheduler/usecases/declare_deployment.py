@@ -20,13 +20,19 @@ from busbar_scheduler.domain.advancing import (
 from busbar_scheduler.domain.explaining import bounds_crossed, contradictory
 from busbar_scheduler.domain.fleet import SCALE_DOWN_AFTER_S, Bundle, Deployment
 from busbar_scheduler.domain.rollout_news import news_of
-from busbar_scheduler.domain.rollouts import TRACK_SUFFIX, Phase, RolledBack, Rollout, is_track
+from busbar_scheduler.domain.rollouts import (
+    BY_HAND,
+    TRACK_SUFFIX,
+    Phase,
+    RolledBack,
+    Rollout,
+    is_track,
+)
 from busbar_scheduler.usecases.ports import Announcements, Declarations
 
 _ATTEMPTS_MAX = 5
 _DIGITS_MIN = 12
 """As many digits of a digest as lists show."""
-_BY_HAND = "the operator rolled it back"
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,13 +182,13 @@ async def roll_back(
         if back and not (at_once and phase is Phase.TAKING_OVER):
             return there
         if phase in {Phase.OBSERVING, Phase.TAKING_OVER} and not back:
-            return give_up(there, _BY_HAND, now_unix_ms)
+            return give_up(there, BY_HAND, now_unix_ms)
         bundle = _before(declarations, there, at_once=at_once)
         if phase is Phase.SETTLING:
-            return take_back(there, bundle, _BY_HAND, now_unix_ms)
+            return take_back(there, bundle, BY_HAND, now_unix_ms)
         keep = declarations.ready(there) > 0 and not at_once
         after = exchange(there, bundle.digest, bundle.manifest, now_unix_ms, keep=keep)
-        return replace(after, rolled_back=RolledBack(there.digest, _BY_HAND, now_unix_ms))
+        return replace(after, rolled_back=RolledBack(there.digest, BY_HAND, now_unix_ms))
 
     return await _roll(declarations, announcements, name, rolled_back)
 
