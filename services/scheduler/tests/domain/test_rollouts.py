@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
-from random import Random
 
 import pytest
 from busbar_scheduler.domain.advancing import (
@@ -18,7 +16,7 @@ from busbar_scheduler.domain.advancing import (
     settling,
     take_back,
 )
-from busbar_scheduler.domain.comparing import Outcomes, Tally, worse
+from busbar_scheduler.domain.comparing import Outcomes
 from busbar_scheduler.domain.fleet import (
     Bundle,
     Deployment,
@@ -33,6 +31,7 @@ from busbar_scheduler.domain.rollout_news import Moved, news_of
 from busbar_scheduler.domain.rollouts import BY_HAND, Canary, Phase, RolledBack, Rollout
 from busbar_scheduler.domain.tracks import expanded, joined
 from busbar_scheduler.domain.watching import Sight, Standing, Watch
+from counted import outcomes
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -49,11 +48,6 @@ def tried(phase: Phase = Phase.OBSERVING, percent: int = 10) -> Deployment:
     return replace(SERVING, canary=Canary(NEW, MODEL_2, phase, percent, 0))
 
 
-def outcomes(answered: int, failed: int = 0, latency_us: float = 1000.0) -> Outcomes:
-    log = math.log(latency_us)
-    return Outcomes(answered, failed, answered, answered * log, answered * log * log)
-
-
 def sight(canary: Outcomes = NOBODY, stable: Outcomes = NOBODY, **changes: object) -> Sight:
     seen = Sight(True, "", 1e6, 0.0, canary, stable, ALL_READY)
     return replace(seen, **changes)  # pyright: ignore[reportArgumentType]
@@ -66,29 +60,6 @@ def wish(digest: str, terms: Rollout | None = TERMS, **changes: object) -> Deplo
 
 def declared(before: Deployment, wished: Deployment) -> Deployment:
     return begin(before, wished, 2_000, keep=False)
-
-
-@given(st.integers(0, 2**32), st.floats(0, 0.3))
-def test_versions_that_fail_alike_are_hardly_ever_told_apart(seed: int, share: float) -> None:
-    random = Random(seed)
-    wrong = 0
-    for _ in range(20):
-        failed = [sum(random.random() < share for _ in range(count)) for count in (60, 300)]
-        canary, stable = outcomes(60 - failed[0], failed[0]), outcomes(300 - failed[1], failed[1])
-        wrong += bool(worse(canary, stable, Rollout(max_error_ratio=0.05)))
-
-    assert wrong <= 1
-
-
-@given(st.integers(20, 500), st.integers(1, 500), st.integers(0, 100))
-def test_one_more_failure_never_makes_a_version_look_better(
-    count: int, more: int, failed: int
-) -> None:
-    stable, failed = outcomes(200, 2), min(failed, count)
-    then = worse(outcomes(count - failed, failed), stable, TERMS)
-    now = worse(outcomes(max(0, count - failed - more), min(count, failed + more)), stable, TERMS)
-
-    assert not then or now
 
 
 @pytest.mark.parametrize(
@@ -461,30 +432,6 @@ def test_the_versions_together_have_what_the_old_one_had(
     else:
         assert route.percent <= percent
         assert ready * 100 >= route.percent * old
-
-
-def test_counts_of_gateways_add_up_across_their_restarts() -> None:
-    tally, key = Tally(), ("m", NEW)
-    tally.heard("g1", "a", {key: outcomes(5)}, 0.0)
-    tally.heard("g1", "a", {key: outcomes(7)}, 0.0)
-    tally.heard("g1", "b", {key: outcomes(2)}, 0.0)
-    tally.heard("g2", "a", {}, 0.0)
-    tally.heard("g2", "a", {key: outcomes(3)}, 0.0)
-    tally.heard("g2", "a", {key: outcomes(1)}, 0.0)
-
-    assert tally.of(*key).answered == 2 + 2 + 3 + 1
-    tally.keep(frozenset())
-    assert tally.of(*key) == Outcomes()
-
-
-def test_a_gateway_that_died_without_goodbye_is_forgotten_and_its_counts_stay() -> None:
-    tally, key = Tally(), ("m", NEW)
-    tally.heard("g1", "a", {}, 0.0)
-    tally.heard("g1", "a", {key: outcomes(5)}, 1.0)
-    tally.heard("g2", "a", {}, 602.0)
-    tally.heard("g1", "a", {key: outcomes(9)}, 603.0)
-
-    assert tally.of(*key).answered == 5
 
 
 def test_every_step_is_told_once_whoever_took_it() -> None:
