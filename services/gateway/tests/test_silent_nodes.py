@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 
 from busbar_contracts.node.v1.work_pb2 import InferenceWork
-from busbar_gateway.usecases.troubles import HEARD_WITHIN_S, HELD_FOR_S, NodeTroubles
+from busbar_gateway.usecases.troubles import (
+    FORGOTTEN_AFTER_S,
+    HEARD_WITHIN_S,
+    HELD_FOR_S,
+    NodeTroubles,
+)
 from gateway_harness import FakeAgent, Platform, Say, eventually, request
 
 QUEUE, REGION = "echo", "r1"
@@ -89,6 +95,29 @@ def test_a_suspicion_that_nothing_adds_to_ends_and_a_suspect_stays_one_until_it_
     assert at_first == {MUTE: 3}
     assert nothing_more == {}
     assert lost(troubles) == {MUTE: 2}
+
+
+class Name(str):
+    """One that can be asked whether anybody keeps it still."""
+
+    __slots__ = ("__weakref__",)
+
+
+def test_who_left_a_queue_long_ago_is_forgotten_unless_something_is_held_against_it() -> None:
+    troubles, name = Watched(), Name(IDLE)
+    kept = weakref.ref(name)
+    hear(troubles, 10.0, name)
+    del name
+    hear(troubles, 20.0, MUTE, WELL)
+    swallow(troubles, range(21, 22), WELL)
+    hear(troubles, 21.0 + FORGOTTEN_AFTER_S, FAR)
+    held_meanwhile = lost(troubles)
+    last = int(22 + FORGOTTEN_AFTER_S)
+    swallow(troubles, range(last, last + 1), FAR)
+
+    assert kept() is None
+    assert held_meanwhile == {}
+    assert lost(troubles) == {MUTE: 1}
 
 
 async def test_the_scheduler_is_told_who_swallows_work_without_a_word(platform: Platform) -> None:

@@ -10,6 +10,9 @@ _NODES_MAX = 4096
 _QUEUES_MAX = 4096
 HEARD_WITHIN_S = 10.0
 """Who was heard about a queue's work so shortly before still takes of it, as far as is known."""
+FORGOTTEN_AFTER_S = 600.0
+"""Who said nothing about a queue's work for so long has left it, and is forgotten when another
+comes: replicas move, and a gateway lives for months."""
 HELD_FOR_S = 3.0
 """Suspicion that nothing adds to ends before the scheduler acts on it: what a node that died left
 unsaid, others would have to answer for, where the last request was among it."""
@@ -46,6 +49,11 @@ class NodeTroubles:
             if len(self._heard_at) >= _QUEUES_MAX:
                 self._heard_at.clear()
             nodes = self._heard_at[queue] = {}
+        if node not in nodes:
+            over = now - FORGOTTEN_AFTER_S
+            gone = [one for one, at in nodes.items() if at < over and one not in self._held_at]
+            for one in gone:
+                del nodes[one]
         if node in nodes or len(nodes) < _NODES_MAX:
             nodes[node] = now
 
