@@ -194,6 +194,19 @@ async def test_old_rows_are_found_by_the_next_audit_from_zero(
     assert {one.split()[0] for one in told.breaches} == {"charges_rated_again", "answers_charged"}
 
 
+async def test_a_database_whose_clock_is_ahead_is_not_audited_from_zero_all_the_time(
+    ledger_copy: Database, busy: Parts, told: Told
+) -> None:
+    audit = auditor(busy, told)
+    await audit.look(datetime.now(UTC))
+    swept_at = (await audit.walks.standing()).swept_at
+    await harm(ledger_copy, "UPDATE audit_walks SET changed_at = now() + interval '1 hour'")
+    await audit.look(datetime.now(UTC))
+
+    assert swept_at is not None
+    assert (await audit.walks.standing()).swept_at == swept_at
+
+
 @pytest.mark.parametrize("sweeping", [False, True])
 async def test_after_a_clock_was_ahead_what_is_new_is_looked_at(
     ledger_copy: Database, busy: Parts, told: Told, *, sweeping: bool
