@@ -187,15 +187,10 @@ async def test_a_follower_of_headers_is_told_of_each_message_once_whatever_dies(
     await client.flush()
     seen: list[tuple[str | None, int]] = []
 
-    async def collect() -> None:
-        async with aclosing(watching.follow_headers(client, topology.IDEMPOTENCY.name)) as stored:
-            async for message in stored:
-                seen.append((message.headers.get("N"), message.size_bytes))  # noqa: PERF401
-
     async def has(count: int) -> bool:
         return len(seen) >= count
 
-    following = asyncio.create_task(collect())
+    following = asyncio.create_task(collect_headers(client, seen))
     await eventually(lambda: has(many), within_s=DEADLINE_S, what="all that was there is told")
     await nats_server.platform.kill("nats", signal.SIGKILL)
 
@@ -211,6 +206,39 @@ async def test_a_follower_of_headers_is_told_of_each_message_once_whatever_dies(
     await asyncio.gather(following, return_exceptions=True)
 
     assert seen == [*((str(number), 7) for number in range(many)), ("again", 0)]
+
+
+async def collect_headers(client: Client, seen: list[tuple[str | None, int]]) -> None:
+    """The header N and the size of each; "anew" where the bucket was made anew."""
+    async with aclosing(watching.follow_headers(client, topology.IDEMPOTENCY.name)) as told:
+        async for one in told:
+            anew = isinstance(one, watching.Anew)
+            seen.append(("anew", 0) if anew else (one.headers.get("N"), one.size_bytes))
+
+
+async def test_a_follower_of_headers_begins_at_the_beginning_of_a_bucket_that_was_made_anew(
+    client: Client, settings: provision.ProvisionSettings
+) -> None:
+    jetstream, bucket = client.jetstream(), topology.IDEMPOTENCY
+    subject = topology.entry_subject(bucket, "key", "")
+    for _ in range(3):
+        await jetstream.publish(subject, b"", headers={"N": "before"})
+    seen: list[tuple[str | None, int]] = []
+
+    async def last_is(what: str) -> bool:
+        return seen[-1:] == [(what, 0)]
+
+    following = asyncio.create_task(collect_headers(client, seen))
+    await eventually(lambda: last_is("before"), within_s=DEADLINE_S, what="what was there is told")
+    seen.clear()
+    await jetstream.delete_stream(f"KV_{bucket.name}")
+    await provision.apply(client, settings)
+    await jetstream.publish(subject, b"", headers={"N": "after"})
+    await eventually(lambda: last_is("after"), within_s=DEADLINE_S, what="what is there is told")
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
+
+    assert seen == [("anew", 0), ("after", 0)]
 
 
 async def test_a_durable_publish_outlives_a_restart_and_is_stored_once(

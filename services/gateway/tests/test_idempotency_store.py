@@ -16,8 +16,9 @@ from busbar_gateway.domain.idempotency import Entry, KeptAnswer, Step, next_step
 from busbar_messaging import topology
 from busbar_messaging.background import end
 from busbar_messaging.connection import BusSettings, close, connect
+from busbar_messaging.provision import ProvisionSettings, apply
 from busbar_runtime.pytest_plugin import NatsServer
-from gateway_harness import bus_settings, eventually
+from gateway_harness import OTHER_REGION, REGION, bus_settings, eventually
 from hypothesis import given
 from hypothesis import strategies as st
 from memory_store import MemoryStore
@@ -120,6 +121,34 @@ async def test_what_is_kept_counts_for_its_tenant_alone(store: Store) -> None:
     assert 50_000 + ENTRY_BYTES <= cost < 50_000 + 2 * ENTRY_BYTES
     assert 0 < store.wait_s(mine) <= 25 * 3600
     assert store.wait_s(other) == 0
+
+
+async def test_what_was_lost_with_the_bucket_counts_no_more(
+    nats_server: NatsServer, provisioner: Client
+) -> None:
+    client = await connect(BusSettings(**bus_settings(nats_server, "gateway")), "test-idempotency")
+    store, tenant = IdempotencyStore(client), uuid4().hex
+    following = asyncio.create_task(store.follow())
+
+    async def keep() -> None:
+        name = uuid4().hex
+        revision = await store.claim(name, MINE, None)
+        assert revision is not None
+        await store.keep(name, replace(MINE, answer=ANSWER), revision, tenant)
+
+    def counted() -> bool:
+        return store.left_bytes(tenant) < store.left_bytes("nobody")
+
+    await keep()
+    await eventually(counted)
+    await provisioner.jetstream().delete_stream(f"KV_{topology.IDEMPOTENCY.name}")
+    own = bus_settings(nats_server, "provisioner")
+    await apply(provisioner, ProvisionSettings(regions=[REGION, OTHER_REGION], **own))
+    await eventually(lambda: not counted(), within_s=30)
+    await keep()
+    await eventually(counted)
+    await end([following])
+    await close(client)
 
 
 async def test_a_failure_leaves_nothing_in_the_bucket(

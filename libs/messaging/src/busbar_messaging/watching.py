@@ -75,6 +75,11 @@ class Stored:
     """When the server stored it, by its clock."""
 
 
+@dataclass(frozen=True, slots=True)
+class Anew:
+    """The bucket was lost and made anew: what was reported of it is not there any more."""
+
+
 async def follow(
     client: Client, bucket: str, *, keys: str = ">", domain: str = ""
 ) -> AsyncGenerator[Change]:
@@ -118,14 +123,18 @@ async def _one_watch(
                 yield Current()
 
 
-async def follow_headers(client: Client, bucket: str) -> AsyncGenerator[Stored]:
+async def follow_headers(client: Client, bucket: str) -> AsyncGenerator[Stored | Anew]:
     """Report every message of a bucket once without its value: those that are there, then each new
     one, for ever. Remembers no key, so it serves for buckets with more of them than fit in memory.
     """
-    last = 0
+    last, made = 0, None
     while True:
         try:
             if client.is_connected:
+                before, made = made, await _made_at(client, bucket)
+                if before not in {None, made}:
+                    last = 0  # its numbers have begun anew, too
+                    yield Anew()
                 config = ConsumerConfig(
                     filter_subject=f"$KV.{bucket}.>",
                     deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
@@ -142,6 +151,10 @@ async def follow_headers(client: Client, bucket: str) -> AsyncGenerator[Stored]:
             _obey_cancellation()
             log.warning("bucket watch interrupted", bucket=bucket, error=repr(error))
         await asyncio.sleep(_RETRY_S)
+
+
+async def _made_at(client: Client, bucket: str) -> datetime | None:
+    return (await client.jetstream(timeout=2).stream_info(f"KV_{bucket}")).created
 
 
 async def _delivered(

@@ -18,7 +18,7 @@ from busbar_contracts.gateway.v1.idempotency_pb2 import (
 )
 from busbar_errors import Unavailable
 from busbar_messaging import topology
-from busbar_messaging.watching import follow_headers
+from busbar_messaging.watching import Anew, follow_headers
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
@@ -55,9 +55,7 @@ class IdempotencyStore:
     def __init__(self, client: Client, unix_s: Callable[[], float] = time.time) -> None:
         self._client = client
         self._unix_s = unix_s
-        self._kept = KeptAnswers(
-            topology.IDEMPOTENCY_BYTES_MAX, topology.IDEMPOTENCY_TTL.total_seconds()
-        )
+        self._kept = _nothing_kept()
         self._opened: KeyValue | None = None
 
     async def find(self, name: str) -> Found | None:
@@ -74,10 +72,11 @@ class IdempotencyStore:
 
     async def follow(self) -> None:
         """Keep count of what the bucket holds of each tenant, for ever."""
-        async for stored in follow_headers(self._client, topology.IDEMPOTENCY.name):
-            tenant_id = stored.headers.get(_TENANT)
-            if tenant_id is not None:
-                self._kept.add(tenant_id, stored.size_bytes, stored.stored_unix_ns / 1e9)
+        async for told in follow_headers(self._client, topology.IDEMPOTENCY.name):
+            if isinstance(told, Anew):
+                self._kept = _nothing_kept()
+            elif (tenant_id := told.headers.get(_TENANT)) is not None:
+                self._kept.add(tenant_id, told.size_bytes, told.stored_unix_ns / 1e9)
 
     def left_bytes(self, tenant_id: str) -> int:
         """How much more of this tenant's answers may be kept."""
@@ -135,6 +134,10 @@ class IdempotencyStore:
             except _FAILURES as error:
                 raise _unavailable(error) from error
         return self._opened
+
+
+def _nothing_kept() -> KeptAnswers:
+    return KeptAnswers(topology.IDEMPOTENCY_BYTES_MAX, topology.IDEMPOTENCY_TTL.total_seconds())
 
 
 def _unavailable(error: BaseException) -> Unavailable:
