@@ -26,6 +26,7 @@ from busbar_scheduler.domain.fleet import (
 from busbar_scheduler.domain.manifest import Manifest, Task
 from busbar_scheduler.domain.packing import Packing
 from busbar_scheduler.domain.planning import Plan, plan, replan
+from busbar_scheduler.domain.progress import progress_of
 from small_fleets import held_by, small_fleet
 
 DIGEST = "sha256:" + "a" * 64
@@ -223,6 +224,45 @@ def test_replicas_on_one_feeder_are_limited() -> None:
     assert "r1.s3.n1" in where(made)
     assert made.short == {"m": 1}
     assert "as many on its feeder" in made.decisions[0].reason
+
+
+@pytest.mark.parametrize("limit", ["per_site_max", "per_feeder_max"])
+@pytest.mark.parametrize(
+    "elsewhere", [True, False], ids=["there is room elsewhere", "there is none"]
+)
+def test_what_a_new_limit_forbids_serves_on_only_for_what_replaces_it(
+    limit: str, *, elsewhere: bool
+) -> None:
+    fleet, sites = nodes("r1.s1.n1", "r1.s1.n2"), {key: Site(key, 0) for key in ("r1.s1", "r1.s2")}
+    standing = Snapshot(1, (model(2),), fleet, sites=sites)
+    standing = carried_out(standing, plan(standing))
+    limited = model(2, **{limit: 1})
+    more = nodes("r1.s2.n1") if elsewhere else ()
+    told = replace(standing, deployments=(limited,), nodes=(*standing.nodes, *more))
+    made = plan(told)
+
+    verdicts = sorted(str(one.verdict) for one in made.decisions)
+    assert verdicts == sorted(
+        ["kept", "leaving", "placed"] if elsewhere else ["kept", "removed", "unplaced"]
+    )
+    progress = progress_of(limited, made, emptied(told))
+    assert progress.status == ("progressing" if elsewhere else "unplaceable")
+    assert ("only 1 could hold it with 1 at most" in progress.reason) is not elsewhere
+    after = carried_out(told, made)
+    done = plan(after)
+    assert (progress_of(limited, done, emptied(after)).status == "ready") is elsewhere
+    assert not breaches(after, done)
+
+
+def test_what_too_few_nodes_could_hold_says_what_the_others_lack() -> None:
+    fleet = nodes("r1.s1.n1", "r1.s2.n1", "r1.s3.n1")
+    fleet = (*fleet[:2], replace(fleet[2], health=Health.SUSPECT))
+    sites = {"r1.s1": Site("r1.s1", 0), "r1.s2": Site("r1.s2", 299), "r1.s3": Site("r1.s3", 0)}
+    never = impossible(model(3), emptied(Snapshot(1, (model(3),), fleet, sites=sites)))
+
+    assert never.endswith(
+        "only 1 could hold it (r1/s2/n1: 299 of 300 W free at its site; r1/s3/n1: is suspect)"
+    )
 
 
 @pytest.mark.parametrize(

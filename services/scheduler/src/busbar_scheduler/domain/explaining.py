@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from itertools import islice
 
 import numpy as np
 
@@ -202,7 +203,22 @@ def _too_many(packing: Packing, deployment: Deployment) -> str:
         if count
     ]
     limit = f" with {' and '.join(limits)}" if limits else ""
-    return f"{wanted}, but a node holds one at most and only {could} could hold it{limit}"
+    lacking = f" ({found})" if (found := _lacking(packing, deployment)) else ""
+    return f"{wanted}, but a node holds one at most and only {could} could hold it{limit}{lacking}"
+
+
+def _lacking(packing: Packing, deployment: Deployment) -> str:
+    """What the first few nodes lack that could hold it if they were larger, or well."""
+    others = (
+        at
+        for at in np.flatnonzero(packing.allowed(deployment) & packing.fleet.keeps).tolist()
+        if deployment.name not in packing.on_node[at]
+        and (packing.shortage(at, deployment) or not packing.fleet.nodes[at].health.takes_new)
+    )
+    return "; ".join(
+        f"{packing.fleet.nodes[at].label}: {_hindrance(packing, at, deployment)}"
+        for at in islice(others, _NODES_NAMED_MAX)
+    )
 
 
 def bounds_crossed(deployment: Deployment) -> str:

@@ -157,7 +157,11 @@ def _trim(
 
 
 def linger(packing: Packing, deployment: Deployment, wanted: int) -> list[int]:
-    """Replicas that go on serving where they are until those that replace them are ready."""
+    """Replicas that go on serving where they are until those that replace them are ready.
+
+    Beyond a limit per site or feeder only as many as there are on their way: where nothing
+    can come, the limit would be broken for good.
+    """
     held = set(packing.held(deployment.name))
     leaving = packing.fleet.before.get(deployment.name, frozenset()) - held
     if not leaving:
@@ -166,13 +170,18 @@ def linger(packing: Packing, deployment: Deployment, wanted: int) -> list[int]:
         is_ready(packing, node, deployment) and packing.fleet.nodes[node].health.serves
         for node in held
     )
-    stay = list[int]()
+    coming, stay = len(held) - serving, list[int]()
     for node in sorted(leaving):
         if serving + len(stay) >= wanted:
             break
-        if _may_linger(packing, node, deployment) and packing.fits(node, deployment):
-            packing.take(node, deployment)
-            stay.append(node)
+        if not _may_linger(packing, node, deployment) or not packing.fits(node, deployment):
+            continue
+        if _crowded(packing, node, deployment):
+            if not coming:
+                continue
+            coming -= 1
+        packing.take(node, deployment)
+        stay.append(node)
     return stay
 
 

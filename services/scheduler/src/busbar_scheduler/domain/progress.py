@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from busbar_scheduler.domain.decisions import Verdict
@@ -32,27 +33,29 @@ class Progress:
 
 def progress_of(deployment: Deployment, plan: Plan, empty: Packing) -> Progress:
     """What stands between a deployment and all its replicas being ready; `empty` as `emptied`."""
-    fleet = plan.packing.fleet
+    fleet, decisions = plan.packing.fleet, plan.decisions_on(deployment.name)
+    here = [one for one in decisions if one.verdict is not Verdict.REMOVED]
     replicas = tuple(
         _on_node(fleet.nodes[fleet.index[one.node]], deployment)
         if one.node
         else ReplicaProgress("", "unplaced", one.reason)
-        for one in plan.decisions_on(deployment.name)
-        if one.verdict is not Verdict.REMOVED
+        for one in here
     )
     ready = sum(one.state == "ready" for one in replicas)
-    wanted = len(replicas) - sum(
-        one.verdict is Verdict.LEAVING for one in plan.decisions_on(deployment.name)
-    )
-    if wanted == 0 and deployment.sleeps:
+    wanted = [
+        replica
+        for replica, one in zip(replicas, here, strict=True)
+        if one.verdict is not Verdict.LEAVING
+    ]
+    if not wanted and deployment.sleeps:
         return Progress("asleep", "nothing is asked; a request wakes it", ready, replicas)
-    if wanted == 0:
+    if not wanted:
         return Progress("stopped", "no replicas are wanted", ready, replicas)
-    if ready >= wanted:
+    if all(one.state == "ready" for one in wanted):
         return Progress("ready", "", ready, replicas)
     never = impossible(deployment, empty)
     failed_before = any(node.avoided(deployment.digest) for node in fleet.nodes)
-    status, reason = _summary(replicas, never, failed_before=failed_before)
+    status, reason = _summary(wanted, never, failed_before=failed_before)
     return Progress(status, reason, ready, replicas)
 
 
@@ -66,7 +69,7 @@ def _on_node(node: Node, deployment: Deployment) -> ReplicaProgress:
 
 
 def _summary(
-    replicas: tuple[ReplicaProgress, ...], never: str, *, failed_before: bool
+    replicas: Sequence[ReplicaProgress], never: str, *, failed_before: bool
 ) -> tuple[str, str]:
     if never:
         return "unplaceable", never
