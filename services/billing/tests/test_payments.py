@@ -9,6 +9,7 @@ import time
 from typing import Any
 from uuid import uuid4
 
+import asyncpg
 import httpx
 import pytest
 import stripe
@@ -203,6 +204,45 @@ async def test_an_event_that_cannot_be_right_is_kept_with_the_reason(
     assert reason in answer
     assert await billing.balance(tenant) == 0
     assert await billing.metric("busbar_billing_payments_refused_total") == before + 1
+
+
+RAISED = "UPDATE payments SET paid_nanos = paid_nanos + 7000000 WHERE reference = $1"
+LOWERED = """
+    UPDATE payments SET refunded_nanos = 0, posted_returned_nanos = 0 WHERE reference = $1
+"""
+
+
+@pytest.mark.parametrize(
+    "lied", [(RAISED, "top_up"), (LOWERED, "payment_returned")], ids=["raised", "lowered"]
+)
+async def test_an_event_of_a_payment_that_the_ledger_has_otherwise_is_kept_with_the_reason(
+    billing: Service, tenant: str, intent: str, admin: asyncpg.Connection, lied: tuple[str, str]
+) -> None:
+    """An answer of 500 would have it sent again for days, and nobody told why."""
+    harm, kind = lied
+    before = await billing.metric("busbar_billing_payments_refused_total")
+    for payload in (checkout(tenant, intent), refund(intent, 500)):
+        assert await outcome(billing, payload) == "posted"
+    await admin.execute(harm, f"stripe:{intent}")
+
+    answer = await outcome(billing, refund(intent, 500 if kind == "payment_returned" else 700))
+
+    assert answer.startswith(f"payment stripe:{intent} is not as the ledger has it")
+    assert f"{kind}:" in answer
+    assert await billing.balance(tenant) == 2_000 * CENTS
+    assert await billing.metric("busbar_billing_payments_refused_total") == before + 1
+
+
+async def test_a_payment_that_an_operator_has_posted_by_hand_is_not_posted_again(
+    billing: Service, tenant: str, intent: str
+) -> None:
+    wanted = {"amount_nanos": 2_500 * CENTS, "currency": "USD", "reference": f"stripe:{intent}"}
+    await billing.json("POST", f"/tenants/{tenant}/topups", json=wanted)
+
+    answer = await outcome(billing, checkout(tenant, intent))
+
+    assert "is posted already" in answer
+    assert await billing.balance(tenant) == 2_500 * CENTS
 
 
 @pytest.mark.parametrize("text", ["a\x00b", "\ud800", "\u202e'; DROP TABLE payments; --"])

@@ -56,6 +56,11 @@ class PaymentRows(Protocol):
         """The tenant's balance outside of leases, locked."""
         ...
 
+    async def is_posted(self, idempotency_key: str) -> bool:
+        """Whether the journal has a transfer under this key, which nobody else posts until the
+        end."""
+        ...
+
     async def save(self, payment: Payment, transfers: list[Transfer]) -> None:
         """Keep the payment as it is now and post the transfers."""
         ...
@@ -100,18 +105,32 @@ async def _fold(rows: PaymentRows, told: Payment, transfer_ids: Callable[[], UUI
     payment = (await rows.payment(told)).learn(told)
     transfers: list[Transfer] = []
     if due := payment.due_paid_nanos:
-        transfers.append(
-            ledger.top_up(
-                transfer_ids(), payment.tenant_id, due, payment.currency, payment.reference
-            )
+        paid = ledger.top_up(
+            transfer_ids(), payment.tenant_id, due, payment.currency, payment.reference
         )
+        # Before balances are locked, as whoever posts by hand does.
+        await _refuse_repeated(rows, paid, payment)
+        transfers.append(paid)
         payment = replace(payment, posted_paid_nanos=payment.posted_paid_nanos + due)
     if back := payment.due_returned_nanos:
         # What this payment itself has just added counts too.
         available = await rows.available(payment.tenant_id) + (due if transfers else 0)
-        transfers.append(payment_returned(transfer_ids(), payment, back, available))
+        returned = payment_returned(transfer_ids(), payment, back, available)
+        await _refuse_repeated(rows, returned, payment)
+        transfers.append(returned)
         payment = replace(payment, posted_returned_nanos=payment.posted_returned_nanos + back)
     await rows.save(payment, transfers)
     if transfers:
         return POSTED
     return WAITING if payment.waits else NOTHING_NEW
+
+
+async def _refuse_repeated(rows: PaymentRows, due: Transfer, payment: Payment) -> None:
+    """Raise Rejected where the journal has what the payment says is still due: somebody else posted
+    it under its name, or changed the payment."""
+    if await rows.is_posted(due.idempotency_key):
+        raise Rejected(
+            f"payment {payment.reference} is not as the ledger has it: it is kept as of "
+            f"{payment.paid_nanos} nanos, and {due.idempotency_key} is posted already; compare "
+            f"`busbar ledger --tenant {payment.tenant_id}` with the provider's books"
+        )

@@ -72,10 +72,7 @@ class Journal:
     async def post_once(self, transfer: Transfer) -> PostedTransfer:
         """Post, or return what was posted under the same idempotency key."""
         async with self._database.transaction() as connection:
-            # Held until commit: the same key at the same moment waits, then finds the first.
-            await connection.execute(
-                "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", transfer.idempotency_key
-            )
+            await lock_key(connection, transfer.idempotency_key)
             before = await posted_before(connection, transfer.idempotency_key)
             if before is not None:
                 return before
@@ -129,6 +126,11 @@ class Journal:
             found.update(_read_accounts(await connection.fetch(_ADD_ACCOUNTS, *_columns(new))))
             found.update(_read_accounts(await connection.fetch(_FIND_ACCOUNTS, *_columns(new))))
         return found
+
+
+async def lock_key(connection: Connection, key: str) -> None:
+    """Until the transaction ends the same key at the same moment waits, then finds the first."""
+    await connection.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", key)
 
 
 async def posted_before(connection: Connection, key: str) -> PostedTransfer | None:

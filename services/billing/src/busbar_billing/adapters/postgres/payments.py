@@ -10,7 +10,7 @@ from datetime import datetime
 import asyncpg
 
 from busbar_billing.adapters.postgres.database import Connection, Database
-from busbar_billing.adapters.postgres.journal import Journal
+from busbar_billing.adapters.postgres.journal import Journal, lock_key
 from busbar_billing.adapters.postgres.leases import lock_balances
 from busbar_billing.adapters.postgres.outbox import put_notices
 from busbar_billing.domain.ledger import Transfer
@@ -30,6 +30,7 @@ _SAVE = """
     lost_nanos = $5, posted_paid_nanos = $6, posted_returned_nanos = $7, changed_at = now()
     WHERE reference = $1
 """
+_POSTED = "SELECT EXISTS (SELECT FROM transfers WHERE idempotency_key = $1)"
 _EVENTS = """
     SELECT event_id, type, outcome, received_at FROM provider_events
     WHERE ($1::timestamptz IS NULL OR (received_at, event_id) < ($1, $2))
@@ -106,6 +107,12 @@ class PaymentRows:
         """The tenant's balance outside of leases, locked."""
         standing = (await lock_balances(self._connection, [tenant_id])).get(tenant_id)
         return standing.balance_nanos if standing is not None else 0
+
+    async def is_posted(self, idempotency_key: str) -> bool:
+        """Whether the journal has a transfer under this key, which nobody else posts until the
+        end."""
+        await lock_key(self._connection, idempotency_key)
+        return bool(await self._connection.fetchval(_POSTED, idempotency_key))
 
     async def save(self, payment: Payment, transfers: list[Transfer]) -> None:
         """Keep the payment as it is now and post the transfers."""
