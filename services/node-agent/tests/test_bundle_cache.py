@@ -216,6 +216,47 @@ async def test_a_chunk_that_was_replaced_in_the_store_gets_nowhere(bench: Bench)
     assert all(b"evil" not in path.read_bytes() for path in bench.root.rglob("*") if path.is_file())
 
 
+# Chunk → size listed, of a file of ten chunks of CHUNK_BYTES.
+MISLISTED = {
+    "cut short": {9: CHUNK_BYTES - 1},
+    "with more behind it": {9: CHUNK_BYTES + 1},
+    "into the next": {3: CHUNK_BYTES - 1},
+    "from the next": {3: CHUNK_BYTES - 1, 4: CHUNK_BYTES + 1},
+}
+
+
+@pytest.mark.parametrize("sizes", MISLISTED.values(), ids=MISLISTED)
+async def test_a_list_with_wrong_sizes_makes_no_file(bench: Bench, sizes: dict[int, int]) -> None:
+    made = model({"1/weights.bin": weights()})
+    digest = await bench.put(made.listing("1/weights.bin", sizes))
+
+    for _ in range(2):
+        with pytest.raises(Rejected, match=rf"lists {sizes[min(sizes)]} bytes .* {CHUNK_BYTES}"):
+            await bench.cache().fetch(digest)
+
+    assert all(path.stat().st_size < CHUNK_BYTES for path in (bench.root / "files").iterdir())
+
+
+@pytest.mark.parametrize("sizes", MISLISTED.values(), ids=MISLISTED)
+async def test_a_list_with_wrong_sizes_leaves_what_shares_its_chunks_alone(
+    bench: Bench, sizes: dict[int, int]
+) -> None:
+    data = weights()
+    made = model({"1/weights.bin": data})
+    path = (await bench.cache().fetch(await bench.put(made))).files["1/weights.bin"]
+    made_at_ns = path.stat().st_ctime_ns
+    bench.store.taken()
+
+    with pytest.raises(Rejected, match="lists"):
+        await bench.cache().fetch(await bench.put(made.listing("1/weights.bin", sizes)))
+    bench.store.taken()
+    again = await bench.cache().fetch(made.digest)
+
+    assert content(again, "1/weights.bin") == data
+    assert path.stat().st_ctime_ns == made_at_ns, "the file was made anew"
+    assert bench.store.taken() == 0
+
+
 @pytest.mark.parametrize("junk", [b"", b"\xff\xff", b"\x0a\x02\xff\xff"], ids=["empty", "a", "b"])
 async def test_a_broken_note_is_fetched_again_and_spoils_nothing(bench: Bench, junk: bytes) -> None:
     digest = await bench.put(model({"1/weights.bin": weights()}))

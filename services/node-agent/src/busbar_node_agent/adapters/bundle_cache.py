@@ -121,26 +121,40 @@ class BundleCache:
     async def _complete(self, key: str, file: BundledFile, *, is_fresh: bool) -> None:
         """Have the whole file, and nothing else, under its key."""
         pieces, whole, partial = pieces_of(file), self.disk.file(key), self.disk.partial(key)
-        if whole.exists():
-            bad = await asyncio.to_thread(damaged, whole, pieces)
-            if not bad and whole.stat().st_size == file.size_bytes:
-                return
-            log.warning("cached file is damaged", file=file.path, key=key, chunks=len(bad))
-            await asyncio.to_thread(self.disk.reopen, key)
-        elif is_fresh:
+        is_whole = whole.exists()
+        if is_fresh and not is_whole:
             bad = pieces
         else:
-            bad = await asyncio.to_thread(damaged, partial, pieces)
+            bad = await asyncio.to_thread(damaged, whole if is_whole else partial, pieces)
+        if is_whole and not bad and whole.stat().st_size == file.size_bytes:
+            return
         here = await asyncio.to_thread(self.disk.whole) if bad else {}
-
-        async def fetch_piece(piece: Piece) -> None:
-            content = await asyncio.to_thread(_read_here, here.get(piece.sha256))
-            if content is None:
-                content = await self.store.chunk(piece.sha256)
+        # Before the file is touched: other bundles may share it, and the list may be what is wrong.
+        first = [(piece, await self._content(piece, here)) for piece in bad[:1]]
+        if is_whole:
+            log.warning("cached file is damaged", file=file.path, key=key, chunks=len(bad))
+            await asyncio.to_thread(self.disk.reopen, key)
+        for piece, content in first:
             await asyncio.to_thread(write_piece, partial, piece, content)
 
-        await _each(fetch_piece, bad, CHUNKS_AT_ONCE)
+        async def fetch_piece(piece: Piece) -> None:
+            content = await self._content(piece, here)
+            await asyncio.to_thread(write_piece, partial, piece, content)
+
+        await _each(fetch_piece, bad[1:], CHUNKS_AT_ONCE)
         await asyncio.to_thread(self.disk.finish, key, file.size_bytes)
+
+    async def _content(self, piece: Piece, here: dict[bytes, tuple[Path, Piece]]) -> bytes:
+        """The chunk, from here or the store; raises Rejected when it has not the size listed."""
+        content = await asyncio.to_thread(_read_here, here.get(piece.sha256))
+        if content is None:
+            content = await self.store.chunk(piece.sha256)
+        if len(content) != piece.size_bytes:
+            raise Rejected(
+                f"the bundle lists {piece.size_bytes} bytes for chunk {piece.sha256.hex()}, "
+                f"which has {len(content)}"
+            )
+        return content
 
     def _lock(self, name: str) -> asyncio.Lock:
         return self._locks.setdefault(name, asyncio.Lock())

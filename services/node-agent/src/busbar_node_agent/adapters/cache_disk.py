@@ -217,13 +217,16 @@ def read_piece(descriptor: int, piece: Piece) -> bytes | None:
         content = os.pread(descriptor, piece.size_bytes, piece.offset)
     except OSError:
         return None
+    if len(content) != piece.size_bytes:
+        return None
     return content if hashlib.sha256(content).digest() == piece.sha256 else None
 
 
 def write_piece(path: Path, piece: Piece, content: bytes) -> None:
     """Put it where it belongs."""
     with _own_terms(path), path.open("r+b") as file:
-        os.pwrite(file.fileno(), content, piece.offset)
+        file.seek(piece.offset)
+        file.write(content)
 
 
 @contextlib.contextmanager
