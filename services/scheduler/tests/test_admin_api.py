@@ -211,11 +211,13 @@ def of_data(**more: bytes) -> Made:
             "1/weights.bin is a pickle",
         ),
         (of_data(**{"1/large.bin": bytes(4 * 1024 * 1024)}), None, "that a bundle may have"),
+        (bundle().listing("1/model.py", {0: 4}), None, "1/model.py: the bundle lists 4 bytes"),
+        (bundle().listing("1/model.py", {0: 6}), None, "which has 5 in the store"),
     ],
     ids=[
         *("name", "no-seal", "unknown", "other-contents", "no-base64", "unsealed", "no-signature"),
         *("code-approval-taken-off", "stranger", "strangers-seal", "publisher-approves"),
-        *("publisher", "not-approved", "pickle", "too-large"),
+        *("publisher", "not-approved", "pickle", "too-large", "cut-short", "longer-than-it-is"),
     ],
 )
 async def test_a_bad_bundle_is_refused_and_changes_nothing(

@@ -42,13 +42,14 @@ class BundleStore:
         self._stream = f"OBJ_{MODELS.name}"
         self._objects = ObjectStore(MODELS.name, self._stream, self._jetstream)
 
-    async def holds_chunk(self, sha256: bytes) -> bool:
-        """Whether the chunk is there, and not condemned."""
-        return await self._stays(chunk_object(sha256))
+    async def chunk_bytes(self, sha256: bytes) -> int | None:
+        """The chunk's size; None when it is not there, or condemned."""
+        info = await self._staying(chunk_object(sha256))
+        return None if info is None else info.size or 0
 
     async def holds_bundle(self, digest: str) -> bool:
         """Whether a bundle's contents and seals are there, and not condemned."""
-        return await self._stays(bundle_object(digest))
+        return await self._staying(bundle_object(digest)) is not None
 
     async def put_chunk(self, sha256: bytes, content: bytes) -> None:
         """Store a chunk; raises Rejected when it is another, Unavailable without room."""
@@ -75,12 +76,13 @@ class BundleStore:
         except DecodeError as error:
             raise Rejected(f"what is stored as {digest} is not a bundle: {error}") from error
 
-    async def _stays(self, name: str) -> bool:
+    async def _staying(self, name: str) -> ObjectInfo | None:
         with _own_terms(name):
             try:
-                return not is_condemned(await self._objects.get_info(name))
+                info = await self._objects.get_info(name)
             except NotFoundError:
-                return False
+                return None
+            return None if is_condemned(info) else info
 
     async def _put(self, name: str, content: bytes) -> None:
         options = ObjectMetaOptions(max_chunk_size=CHUNK_BYTES_MAX)

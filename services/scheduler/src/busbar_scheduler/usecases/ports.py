@@ -137,8 +137,8 @@ class Sites(Protocol):
 class ModelStore(Protocol):
     """Where bundles and their chunks lie."""
 
-    async def holds_chunk(self, sha256: bytes) -> bool:
-        """Whether the chunk is there, and stays."""
+    async def chunk_bytes(self, sha256: bytes) -> int | None:
+        """The chunk's size; None when it is not there, or does not stay."""
         ...
 
     async def holds_bundle(self, digest: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -64,8 +64,11 @@ class Intake:
         approved = self.trusted.opened(sealed, digest)
         contents = read_contents(sealed.contents, self.bundle_bytes_max)
         chunks = {chunk.sha256 for file in contents.files for chunk in file.chunks}
-        if lacking := await missing(self.store, chunks):
-            raise Conflict(f"{len(lacking)} of {len(chunks)} chunks are missing; push it again")
+        sizes = await _sizes(self.store, chunks)
+        if lacking := sum(size_bytes is None for size_bytes in sizes.values()):
+            raise Conflict(f"{lacking} of {len(chunks)} chunks are missing; push it again")
+        if reason := _mislisted(contents, sizes):
+            raise Rejected(reason)
         inspected = await self.inspect(contents)
         if inspected.code and not approved:
             raise Rejected(f"{inspected.code}; an operator must approve it: push it with --approve")
@@ -80,15 +83,36 @@ class Intake:
 
 async def missing(store: ModelStore, chunks: Iterable[bytes]) -> list[bytes]:
     """Those chunks that the store lacks, in the order given."""
+    sizes = await _sizes(store, chunks)
+    return [sha256 for sha256, size_bytes in sizes.items() if size_bytes is None]
+
+
+async def _sizes(store: ModelStore, chunks: Iterable[bytes]) -> dict[bytes, int | None]:
+    """Each chunk's size in the store, None where that lacks it, in the order given."""
     turn = asyncio.Semaphore(_LOOKUPS_AT_ONCE)
 
-    async def lacks(sha256: bytes) -> bool:
+    async def size_of_one(sha256: bytes) -> int | None:
         async with turn:
-            return not await store.holds_chunk(sha256)
+            return await store.chunk_bytes(sha256)
 
     wanted = list(dict.fromkeys(chunks))
-    lacking = await asyncio.gather(*map(lacks, wanted))
-    return [sha256 for sha256, is_lacking in zip(wanted, lacking, strict=True) if is_lacking]
+    return dict(zip(wanted, await asyncio.gather(*map(size_of_one, wanted)), strict=True))
+
+
+def _mislisted(contents: BundleContents, sizes: Mapping[bytes, int | None]) -> str:
+    """The first chunk that is listed with another size than it has; empty when none is.
+
+    A digest says nothing of where a chunk ends in its file: the sizes listed do.
+    """
+    for file in contents.files:
+        for chunk in file.chunks:
+            if chunk.size_bytes != sizes[chunk.sha256]:
+                return (
+                    f"{file.path}: the bundle lists {chunk.size_bytes} bytes for chunk "
+                    f"{chunk.sha256.hex()}, which has {sizes[chunk.sha256]} in the store; "
+                    "push it with --again if that is damaged"
+                )
+    return ""
 
 
 async def _vouch(store: ModelStore, digest: str, sealed: SealedBundle) -> None:
