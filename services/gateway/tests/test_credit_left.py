@@ -24,10 +24,15 @@ CHAT = Route(
 )
 FLAT = Route("flat", Manifest("flat", "1", "tensor", "flat"), 0, TARGETS)
 FLAT_NANOS = 30
+CHEAP = Route("cheap", Manifest("cheap", "1", "tensor", "cheap"), 0, TARGETS)
+CHEAP_NANOS = 20
 TOKENS = Rates(input_token=100 * SCALE, output_token=400 * SCALE)
-PRICES = PriceList(
-    [Sheet(1, "USD", "", 0, 0, {"tokens": TOKENS, "flat": Rates(request=FLAT_NANOS * SCALE)})]
-)
+CLASSES = {
+    "tokens": TOKENS,
+    "flat": Rates(request=FLAT_NANOS * SCALE),
+    "cheap": Rates(request=CHEAP_NANOS * SCALE),
+}
+PRICES = PriceList([Sheet(1, "USD", "", 0, 0, CLASSES)])
 PAYLOAD = b"x" * 80
 INPUT_NANOS = 2_000
 """Of the payload's twenty tokens."""
@@ -40,6 +45,8 @@ class Bank:
     """Lends as billing does. What was spent is posted only when its lease is closed."""
 
     balance: int
+    scarce: Refused = Refused.BALANCE
+    """What of the tenant's that is."""
     lent: dict[bytes, int] = field(default_factory=dict[bytes, int])
     closed: int = 0
     refused: int = 0
@@ -56,7 +63,7 @@ class Bank:
         wanted = max(ask.need_nanos, ask.want_nanos)
         enough = self.balance >= ask.need_nanos
         more = max(ask.need_nanos, min(wanted, self.balance // 4)) if enough and wanted else 0
-        refused = Refused.BALANCE if wanted and not more else None
+        refused = self.scarce if wanted and not more else None
         self.refused += refused is not None
         self.balance -= more
         if more:
@@ -177,3 +184,33 @@ async def test_who_waits_is_refused_when_all_that_comes_back_is_too_little() -> 
             await last
 
     assert bank.balance == 100 - 3 * 24
+
+
+@pytest.mark.parametrize(
+    ("scarce", "said"),
+    [
+        (Refused.BUDGET, "what is left of the month's budget does not cover this request"),
+        (Refused.BALANCE, "the balance does not cover this request"),
+    ],
+)
+async def test_what_covers_a_smaller_request_is_not_called_spent(
+    scarce: Refused, said: str
+) -> None:
+    async with credit_at(Bank(FLAT_NANOS - 1, scarce)) as credit:
+        with pytest.raises(InsufficientQuota, match=said):
+            await claimed(credit, call_of(FLAT))
+        smaller = await claimed(credit, call_of(CHEAP))
+
+        with pytest.raises(InsufficientQuota, match=said):  # what is in flight is not spent either
+            await claimed(credit, call_of(FLAT))
+
+    assert smaller.nanos == CHEAP_NANOS
+
+
+async def test_a_budget_of_which_nothing_is_left_is_spent() -> None:
+    async with credit_at(Bank(FLAT_NANOS, Refused.BUDGET)) as credit:
+        call = call_of(FLAT)
+        credit.spend(await claimed(credit, call), call, Delivered(0, 0, 0, "n", 1, 0), FLAT_NANOS)
+
+        with pytest.raises(InsufficientQuota, match="the month's budget is spent"):
+            await claimed(credit, call)

@@ -401,15 +401,25 @@ def judge(
     """Whether it is worth waiting for `lacking_nanos`: requests in flight claim more than they
     spend, the ledger may charge less than was spent, and other gateways give back what they do
     not use. `stuck_nanos` is claimed by those who wait themselves."""
-    lease = wallet.lease
-    ours = lease.free_nanos + lease.reserved_nanos - stuck_nanos if lease is not None else 0
+    ours = _ours_nanos(wallet) - stuck_nanos
     if ours >= lacking_nanos and (billing_away or wallet.refused is not Refused.SUSPENDED):
         return Verdict.WAIT
     if billing_away:
         return Verdict.AWAY
     if wallet.refused is None or now - wallet.refused_at > REFUSAL_HOLDS_S:
         return Verdict.WAIT
-    coming = ours + wallet.unposted_nanos + wallet.elsewhere_nanos
+    coming = left_nanos(wallet) - stuck_nanos
     if wallet.refused in _SCARCE and coming >= lacking_nanos:
         return Verdict.WAIT
     return Verdict.REFUSE
+
+
+def left_nanos(wallet: Wallet) -> int:
+    """What is not known to be spent of the balance, or of a budget that is scarcer: here, in
+    flight, at other gateways and in no lease."""
+    return _ours_nanos(wallet) + wallet.unposted_nanos + wallet.elsewhere_nanos
+
+
+def _ours_nanos(wallet: Wallet) -> int:
+    lease = wallet.lease
+    return lease.free_nanos + lease.reserved_nanos if lease is not None else 0

@@ -20,7 +20,6 @@ from busbar_gateway.domain.credit import (
     RETRY_S,
     Ask,
     Granted,
-    Refused,
     Reservation,
     Verdict,
     Wallet,
@@ -32,6 +31,7 @@ from busbar_gateway.domain.credit import (
 from busbar_gateway.domain.estimates import WorkHistory, least_nanos, likely_nanos, most_nanos
 from busbar_gateway.domain.failures import InsufficientQuota, RateLimited, Unavailable
 from busbar_gateway.domain.prices import PriceList, Rates
+from busbar_gateway.domain.shortfalls import why_refused
 from busbar_gateway.usecases.calls import InferenceCall
 from busbar_gateway.usecases.charging import Delivered
 
@@ -373,9 +373,7 @@ class Credit:
             return Unavailable(
                 "this tenant's credit cannot be checked at the moment", _RETRY_AFTER_AWAY_S
             )
-        refused = wallet.refused or Refused.BALANCE
-        reasons = _RAISED_REASONS if waiter.raised and refused in _RAISED_REASONS else _REASONS
-        return InsufficientQuota(reasons[refused])
+        return InsufficientQuota(why_refused(wallet, raised=waiter.raised))
 
     def _likely_nanos(self, call: InferenceCall, wallet: Wallet, now: float) -> int:
         tenant_id, route = wallet.tenant_id, call.route
@@ -425,26 +423,6 @@ class Credit:
 
     def _wallet_of(self, reservation: Reservation) -> Wallet:
         return self._wallets.get(reservation.tenant_id) or Wallet(reservation.tenant_id)
-
-
-_REASONS = {
-    Refused.BALANCE: "the balance does not cover this request: add credit and send it again",
-    Refused.BUDGET: "the month's budget is spent: raise it, or wait for the next month",
-    Refused.SUSPENDED: "this tenant is suspended: ask the operator",
-    Refused.UNKNOWN: "this tenant is unknown to billing: ask the operator",
-}
-
-_RAISED_REASONS = {
-    Refused.BALANCE: (
-        "an earlier answer of this model came to more than the balance, and so may this one:"
-        " add credit, ask for a shorter answer, or wait some minutes"
-    ),
-    Refused.BUDGET: (
-        "an earlier answer of this model came to more than is left of the month's budget, and so"
-        " may this one: raise it, ask for a shorter answer, or wait some minutes"
-    ),
-}
-"""Where only what was worked in vain is in the way of a request."""
 
 
 def _lacking(waiter: _Waiter) -> int:

@@ -28,9 +28,9 @@ class _LeaseRefusalEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LeaseRef
     LEASE_REFUSAL_UNSPECIFIED: _LeaseRefusal.ValueType  # 0
     """Not refused."""
     LEASE_REFUSAL_BALANCE: _LeaseRefusal.ValueType  # 1
-    """The balance is spent or held in leases of other gateways."""
+    """The balance is too little, or held in leases of other gateways."""
     LEASE_REFUSAL_BUDGET: _LeaseRefusal.ValueType  # 2
-    """The month's hard budget is spent."""
+    """What is left of the month's hard budget is too little, or held in leases of other gateways."""
     LEASE_REFUSAL_SUSPENDED: _LeaseRefusal.ValueType  # 3
     """The tenant is suspended."""
     LEASE_REFUSAL_UNKNOWN_TENANT: _LeaseRefusal.ValueType  # 4
@@ -44,9 +44,9 @@ class LeaseRefusal(_LeaseRefusal, metaclass=_LeaseRefusalEnumTypeWrapper):
 LEASE_REFUSAL_UNSPECIFIED: LeaseRefusal.ValueType  # 0
 """Not refused."""
 LEASE_REFUSAL_BALANCE: LeaseRefusal.ValueType  # 1
-"""The balance is spent or held in leases of other gateways."""
+"""The balance is too little, or held in leases of other gateways."""
 LEASE_REFUSAL_BUDGET: LeaseRefusal.ValueType  # 2
-"""The month's hard budget is spent."""
+"""What is left of the month's hard budget is too little, or held in leases of other gateways."""
 LEASE_REFUSAL_SUSPENDED: LeaseRefusal.ValueType  # 3
 """The tenant is suspended."""
 LEASE_REFUSAL_UNKNOWN_TENANT: LeaseRefusal.ValueType  # 4
