@@ -214,3 +214,26 @@ async def test_a_budget_of_which_nothing_is_left_is_spent() -> None:
 
         with pytest.raises(InsufficientQuota, match="the month's budget is spent"):
             await claimed(credit, call)
+
+
+@pytest.mark.parametrize(
+    ("left", "said"),
+    [
+        (INPUT_NANOS, "an earlier answer of this model"),
+        (INPUT_NANOS - 1, "what is left of the month's budget does not cover this request"),
+        (0, "the month's budget is spent"),
+    ],
+)
+async def test_an_earlier_answer_is_named_only_where_the_rest_would_do(
+    left: int, said: str
+) -> None:
+    before = 20_000
+    async with credit_at(Bank(before, Refused.BUDGET)) as credit:
+        await worked_in_vain(credit, call_of(CHAT), VAIN_NANOS)
+        other = call_of(FLAT)
+        reservation = await claimed(credit, other)
+        await credit.cover(reservation, other, before - left)
+        credit.spend(reservation, other, Delivered(0, 0, 0, "n", 1, 0), before - left)
+
+        with pytest.raises(InsufficientQuota, match=said):
+            await claimed(credit, call_of(CHAT, output_tokens_max=16))

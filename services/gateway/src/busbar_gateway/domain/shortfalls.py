@@ -29,8 +29,8 @@ _RAISED_REASONS = {
 
 
 def why_refused(wallet: Wallet, *, raised: bool) -> str:
-    """Why nothing will come that covers a request; `raised` where it asks for more than it must
-    because work was in vain."""
+    """Why nothing will come that covers a request; `raised` where what is left would do, had
+    nothing been worked in vain."""
     refused = wallet.refused or Refused.BALANCE
     if raised and refused in _RAISED_REASONS:
         return _RAISED_REASONS[refused]

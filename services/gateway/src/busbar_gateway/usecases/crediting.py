@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import monotonic, time_ns
 from typing import Protocol
 
@@ -26,6 +26,7 @@ from busbar_gateway.domain.credit import (
     apply_grant,
     close_lease,
     judge,
+    left_nanos,
     plan_ask,
 )
 from busbar_gateway.domain.estimates import WorkHistory, least_nanos, likely_nanos, most_nanos
@@ -65,11 +66,13 @@ class _Waiter:
     """What it takes of what is there; more than `nanos` once it has settled for less."""
     least: int
     """What it settles for when what is left of the balance is less than likely."""
-    reservation: Reservation | None
+    unraised: int
+    """What it would settle for if nothing had been worked in vain."""
+    reservation: Reservation | None = None
     """What it has already, when it needs more."""
-    done: asyncio.Future[Reservation]
-    raised: bool = False
-    """Whether work in vain keeps it from settling for less."""
+    done: asyncio.Future[Reservation] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
 
 
 class Credit:
@@ -125,13 +128,14 @@ class Credit:
         now = monotonic()
         likely, plain = self._likely_nanos(call, wallet, now), self._least_nanos(call, wallet)
         least = min(likely, max(plain, self._raised_nanos(call, wallet, now)))
-        return await self._wait(wallet, likely, least, call.deadline, raised=least > plain)
+        return await self._wait(wallet, _Waiter(likely, likely, least, plain), call.deadline)
 
     async def cover(self, reservation: Reservation, call: InferenceCall, nanos: int) -> None:
         """Raise a claim to `nanos`; raises as `wait` does, and then the claim is as before."""
         wallet = self._wallets.setdefault(reservation.tenant_id, Wallet(reservation.tenant_id))
         if not wallet.extend(reservation, nanos):
-            await self._wait(wallet, nanos, nanos, call.deadline, reservation)
+            waiter = _Waiter(nanos, nanos, nanos, nanos, reservation)
+            await self._wait(wallet, waiter, call.deadline)
 
     def worked_in_vain(self, call: InferenceCall, nanos: int) -> None:
         """A request was worked, came to `nanos`, and ends uncharged for lack of them: the next one
@@ -276,20 +280,10 @@ class Credit:
             if wallet is not None:
                 apply_grant(wallet, ask, grant, asked_at, loop.time())
 
-    async def _wait(
-        self,
-        wallet: Wallet,
-        nanos: int,
-        least: int,
-        deadline: float,
-        reservation: Reservation | None = None,
-        *,
-        raised: bool = False,
-    ) -> Reservation:
+    async def _wait(self, wallet: Wallet, waiter: _Waiter, deadline: float) -> Reservation:
         loop = asyncio.get_running_loop()
-        waiter = _Waiter(nanos, nanos, least, reservation, loop.create_future(), raised)
         waiting = self._waiting.setdefault(wallet.tenant_id, deque())
-        if reservation is None:
+        if waiter.reservation is None:
             waiting.append(waiter)
         else:  # what has been worked for comes before what has not begun
             waiting.appendleft(waiter)
@@ -299,7 +293,7 @@ class Credit:
         try:
             return await waiter.done
         except asyncio.CancelledError:
-            if waiter.done.done() and not waiter.done.cancelled() and reservation is None:
+            if waiter.done.done() and not waiter.done.cancelled() and not waiter.reservation:
                 self.release(waiter.done.result())
             raise
         finally:
@@ -373,7 +367,9 @@ class Credit:
             return Unavailable(
                 "this tenant's credit cannot be checked at the moment", _RETRY_AFTER_AWAY_S
             )
-        return InsufficientQuota(why_refused(wallet, raised=waiter.raised))
+        would_do = waiter.unraised <= left_nanos(wallet) - stuck_nanos
+        raised = would_do and waiter.unraised < waiter.least
+        return InsufficientQuota(why_refused(wallet, raised=raised))
 
     def _likely_nanos(self, call: InferenceCall, wallet: Wallet, now: float) -> int:
         tenant_id, route = wallet.tenant_id, call.route
