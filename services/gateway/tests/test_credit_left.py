@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import pytest
 from busbar_gateway.domain.credit import Ask, Granted, Refused, Reservation
-from busbar_gateway.domain.failures import InsufficientQuota
+from busbar_gateway.domain.failures import InsufficientQuota, RateLimited
 from busbar_gateway.domain.prices import SCALE, PriceList, Rates, Sheet
 from busbar_gateway.domain.routes import Caller, Manifest, Route, Target
 from busbar_gateway.usecases.calls import InferenceCall
@@ -89,8 +89,8 @@ async def credit_at(bank: Bank) -> AsyncIterator[Credit]:
         running.cancel()
 
 
-def call_of(route: Route, output_tokens_max: int = 0) -> InferenceCall:
-    deadline = time.monotonic() + 60
+def call_of(route: Route, output_tokens_max: int = 0, within_s: float = 60) -> InferenceCall:
+    deadline = time.monotonic() + within_s
     return InferenceCall(
         b"",
         Caller("t", "key"),
@@ -237,3 +237,27 @@ async def test_an_earlier_answer_is_named_only_where_the_rest_would_do(
 
         with pytest.raises(InsufficientQuota, match=said):
             await claimed(credit, call_of(CHAT, output_tokens_max=16))
+
+
+@pytest.mark.parametrize(
+    ("scarce", "said"),
+    [(Refused.BUDGET, "what is left of the month's budget"), (Refused.BALANCE, "the balance$")],
+)
+async def test_who_waits_in_vain_is_told_for_what(scarce: Refused, said: str) -> None:
+    async with credit_at(Bank(2 * FLAT_NANOS, scarce)) as credit:
+        for _ in range(2):
+            await claimed(credit, call_of(FLAT))
+
+        with pytest.raises(RateLimited, match=f"requests in flight claim .*{said}"):
+            await claimed(credit, call_of(FLAT, within_s=1))
+
+
+async def test_who_waits_for_a_silent_billing_is_not_told_what_is_scarce() -> None:
+    class Silent(Bank):
+        async def ask(self, asks: Sequence[Ask]) -> list[Granted]:
+            await asyncio.Event().wait()
+            return await super().ask(asks)
+
+    async with credit_at(Silent(FLAT_NANOS)) as credit:
+        with pytest.raises(RateLimited, match=r"^no credit came free"):
+            await claimed(credit, call_of(FLAT, within_s=0.1))

@@ -27,6 +27,12 @@ _RAISED_REASONS = {
 }
 """Where only what was worked in vain is in the way of a request."""
 
+_CLAIMED = {
+    Refused.BALANCE: "requests in flight claim what is left of the balance",
+    Refused.BUDGET: "requests in flight claim what is left of the month's budget",
+}
+_NOTHING_CAME = "no credit came free in time for this request"
+
 
 def why_refused(wallet: Wallet, *, raised: bool) -> str:
     """Why nothing will come that covers a request; `raised` where what is left would do, had
@@ -37,3 +43,10 @@ def why_refused(wallet: Wallet, *, raised: bool) -> str:
     if refused is Refused.BUDGET and left_nanos(wallet) <= 0:
         return _BUDGET_SPENT
     return _REASONS[refused]
+
+
+def why_nothing_came(wallet: Wallet) -> str:
+    """Why a request waited for money as long as any does."""
+    if wallet.refused is None:
+        return _NOTHING_CAME
+    return _CLAIMED.get(wallet.refused, _NOTHING_CAME)

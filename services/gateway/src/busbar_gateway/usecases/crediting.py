@@ -32,7 +32,7 @@ from busbar_gateway.domain.credit import (
 from busbar_gateway.domain.estimates import WorkHistory, least_nanos, likely_nanos, most_nanos
 from busbar_gateway.domain.failures import InsufficientQuota, RateLimited, Unavailable
 from busbar_gateway.domain.prices import PriceList, Rates
-from busbar_gateway.domain.shortfalls import why_refused
+from busbar_gateway.domain.shortfalls import why_nothing_came, why_refused
 from busbar_gateway.usecases.calls import InferenceCall
 from busbar_gateway.usecases.charging import Delivered
 
@@ -289,7 +289,7 @@ class Credit:
             waiting.appendleft(waiter)
         self._serve(wallet.tenant_id)
         self._wake.set()
-        timer = loop.call_at(min(deadline, loop.time() + WAIT_MAX_S), _give_up, waiter)
+        timer = loop.call_at(min(deadline, loop.time() + WAIT_MAX_S), _give_up, waiter, wallet)
         try:
             return await waiter.done
         except asyncio.CancelledError:
@@ -435,10 +435,7 @@ def _claimed(waiter: _Waiter, wallet: Wallet) -> int:
     return held.nanos if held is not None and held.lease is wallet.lease else 0
 
 
-def _give_up(waiter: _Waiter) -> None:
+def _give_up(waiter: _Waiter, wallet: Wallet) -> None:
     if not waiter.done.done():
-        waiter.done.set_exception(
-            RateLimited(
-                "requests in flight claim what is left of the balance", _RETRY_AFTER_CLAIMED_S
-            )
-        )
+        reason = why_nothing_came(wallet)
+        waiter.done.set_exception(RateLimited(reason, _RETRY_AFTER_CLAIMED_S))
