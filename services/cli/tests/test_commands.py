@@ -235,8 +235,12 @@ def test_a_model_is_pushed_once_and_deployed(busbar: Busbar, model: Path, tmp_pa
     assert "small" in busbar("model", "list").out
     assert busbar("deploy", "explain", "one", "--json").json["short"] == 1
     assert "can never be placed: no node in the fleet" in busbar("deploy", "explain", "one").out
-    scaled = busbar("deploy", "scale", "one", "2", "--max-replicas", "4", "--json").json
-    assert (scaled["replicas"], scaled["max_replicas"]) == (2, 4)
+    scaled = busbar("deploy", "scale", "one", "2", "--max-replicas", "4", "--json")
+    assert (scaled.json["replicas"], scaled.json["max_replicas"]) == (2, 4)
+    assert (scaled.status, scaled.err) == (1, deployed.err)
+    asleep = busbar("deploy", "scale", "one", "0")
+    assert (asleep.status, asleep.err) == (0, "")
+    busbar("deploy", "scale", "one", "2", "--max-replicas", "4")
     assert says(lambda: busbar("deploy", "status", "one").out, "asks for 2 (2 to 4 are allowed): ")
     assert busbar("deploy", "rollback", "one").err == (
         "busbar: one has had no other bundle to go back to\n"

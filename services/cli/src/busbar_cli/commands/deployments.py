@@ -76,9 +76,7 @@ def deploy(
     else:
         views = _views(names)
     output.print({"items": views}, _summary(views))
-    never = [one for one in views if one["status"] == "unplaceable"]
-    if never:
-        raise CommandError("; ".join(f"{one['name']}: {one['reason']}" for one in never))
+    _refuse_unplaceable(views)
 
 
 @app.command(name="list")
@@ -115,10 +113,14 @@ def rm(name: str, *, output: Output = DEFAULT) -> None:
 def scale(
     name: str, replicas: int, *, max_replicas: int | None = None, output: Output = DEFAULT
 ) -> None:
-    """Promise another number of replicas: busbar deploy scale chat 4 --max-replicas 8."""
+    """Promise another number of replicas: busbar deploy scale chat 4 --max-replicas 8.
+
+    A number that can never fit is promised all the same, and fails with the reason.
+    """
     body = {"replicas": replicas, "max_replicas": max_replicas}
     view = Api("scheduler").post(f"{_DEPLOYMENTS}/{segment(name)}/scale", body)
     output.print(view, _summary([view]))
+    _refuse_unplaceable([view])
 
 
 @app.command
@@ -335,6 +337,13 @@ def _refusal(name: str, error: CommandError) -> CommandError:
     status = Exit.FAILED if error.exit_status is Exit.NOT_FOUND else error.exit_status
     said = error.message.removeprefix(f"{name}: ")
     return CommandError(f"{name}: {said}", status)
+
+
+def _refuse_unplaceable(views: list[Json]) -> None:
+    """Raise CommandError with the reason of each that can never fit, though it is declared."""
+    never = [one for one in views if one["status"] == "unplaceable"]
+    if never:
+        raise CommandError("; ".join(f"{one['name']}: {one['reason']}" for one in never))
 
 
 def _views(names: list[str]) -> list[Json]:
