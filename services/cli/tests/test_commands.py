@@ -257,11 +257,13 @@ def test_a_site_is_described_and_cordoned(busbar: Busbar) -> None:
     drained = busbar("site", "drain", "r9/s9", "--grace", "5", "--wait")
     busbar("site", "resume", "r9/s9")
     lifted = busbar("site", "set", "r9/s9", "--power-cap-kw", "none", "--json").json
+    alone = busbar("site", "set", "r9/s9", "--feeder", "none", "--json").json
 
     assert (fed["power_cap_w"], fed["energy_nanos_per_kwh"]) == (60_000, 80_000_000)
     assert (told["feeder"], told["order"]["reason"]) == ("north", "storm")
     assert drained.out == "drained; it held nothing\n"
     assert (lifted["order"]["order"], lifted["power_cap_w"]) == ("serve", None)
+    assert (lifted["feeder"], alone["feeder"]) == ("north", "")
     assert "$0.08" in busbar("site", "list").out
     assert busbar("node", "list").out == "no nodes have reported\n"
 

@@ -153,6 +153,7 @@ BAD_ORDERS: list[tuple[str, str, dict[str, Any], int]] = [
     ("PUT", "/admin/v1/sites/r1/s1?new=true", {"power_cap_w": -1}, 422),
     ("PUT", "/admin/v1/sites/r1/s1?new=true", {"power_cap_w": 0}, 422),
     ("PUT", "/admin/v1/sites/r1/s1?new=true", {"feeder": "a b"}, 422),
+    ("PUT", "/admin/v1/sites/r1/s1?new=true", {"feeder": "none"}, 422),
     ("PUT", "/admin/v1/sites/R1/s1?new=true", {}, 422),
 ]
 

@@ -72,7 +72,8 @@ def set_site(
         What a kilowatt hour costs there when placements are weighed; the ledger books energy at
         the prices of busbar price energy.
     feeder
-        What powers it; sites that share a feeder are lost together.
+        What powers it, or none: nothing that another site shares. Sites that share a feeder are
+        lost together.
     new
         Also where no site is called that yet: it is described before its first node reports.
     """
@@ -90,7 +91,7 @@ def set_site(
         "energy_nanos_per_kwh": before.get("energy_nanos_per_kwh", 0)
         if energy_per_kwh is None
         else read_amount(energy_per_kwh),
-        "feeder": before.get("feeder", "") if feeder is None else feeder,
+        "feeder": before.get("feeder", "") if feeder is None else _feeder(feeder),
     }
     path = f"{_site_path(site)}?new=true" if new else _site_path(site)
     view = Api("scheduler").put(path, body)
@@ -350,6 +351,11 @@ def _cap_w(cap_kw: float | Literal["none"] | None) -> int | None:
             Exit.USAGE,
         )
     return round(cap_kw * 1_000)
+
+
+def _feeder(name: str) -> str:
+    """As the API has it, where one of its own is empty."""
+    return "" if name == "none" else name
 
 
 def _site_table(views: list[Json]) -> object:

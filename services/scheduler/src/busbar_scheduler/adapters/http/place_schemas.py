@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 from busbar_scheduler.adapters.fleet_table import Claim, Handled
 from busbar_scheduler.domain.accounts import room_on
@@ -16,7 +16,18 @@ from busbar_scheduler.domain.planning import Plan
 
 GRACE_S_MAX = 3_600
 Reason = Annotated[str, StringConstraints(max_length=500)]
-FeederName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_./-]{0,100}$")]
+
+
+def _shareable(feeder: str) -> str:
+    # Sites so described, each without a feeder that it shares, would share that one.
+    if feeder == "none":
+        raise ValueError("none is no feeder's name: one that no other site shares is empty")
+    return feeder
+
+
+FeederName = Annotated[
+    str, StringConstraints(pattern=r"^[a-z0-9_./-]{0,100}$"), AfterValidator(_shareable)
+]
 
 
 class SiteBody(BaseModel):
@@ -30,7 +41,9 @@ class SiteBody(BaseModel):
         "To place nothing there, cordon or drain it",
     )
     energy_nanos_per_kwh: Annotated[int, Field(ge=0, le=10**12, strict=True)] = 0
-    feeder: FeederName = Field(default="", description="sites may share one; empty: its own")
+    feeder: FeederName = Field(
+        default="", description="sites may share one, which is not called none; empty: its own"
+    )
 
 
 class CordonBody(BaseModel):
