@@ -92,6 +92,7 @@ def test_credit_prices_and_a_corrected_top_up(busbar: Busbar, tmp_path: Path) ->
     assert "no class embed-small, tensor-small: charged by its class default" in book
     assert "a kWh at r1/s1 costs $0.12" in energy
     assert "$0.12" in busbar("price", "energy", "r1/s1").out
+    assert "$0.12" in busbar("price", "energy", "r1.s1").out
     assert busbar("price", "energy", "r9/s9", "--json").json == {"items": []}
     assert [one["tenant_id"] for one in listed] == ["priced"]
     assert ended.out.startswith("the prices of priced end at ")
@@ -296,13 +297,15 @@ def test_of_a_file_of_which_some_is_refused_nothing_is_declared(
     file.write_text(
         "- {name: good, path: small}\n- {name: unknown, bundle: never-pushed}\n"
         "- {name: contra, path: small, regions: [r1], pins: [r2/s1]}\n"
+        "- {name: dotted, path: small, regions: [r1], pins: [r2.s1.n1]}\n"
     )
     refused = busbar("deploy", str(file), "--approve")
 
     assert refused.status == 1
     assert refused.err == (
         "busbar: unknown: no bundle 'never-pushed' has been pushed; push it first: busbar model "
-        "push DIR\ncontra: pinned to r2, but allowed in r1 only\nNothing was declared.\n"
+        "push DIR\ncontra: pinned to r2, but allowed in r1 only\n"
+        "dotted: pinned to r2, but allowed in r1 only\nNothing was declared.\n"
     )
     assert busbar("deploy", "list", "--json").json == {"items": []}
 
@@ -374,6 +377,13 @@ def test_the_fleet_traces_and_the_bus(busbar: Busbar) -> None:
         (["deploy", "status", "Not A Name"], 2, "name"),
         (["deploy", "rm", "Not A Name"], 2, "name"),
         (["node", "show", "r1/s1"], 2, "is not region/site/node"),
+        (["node", "show", "r1/s1/n1"], 3, "no node is called r1/s1/n1"),
+        (["node", "show", "r1.s1.n1"], 3, "no node is called r1/s1/n1"),
+        (["node", "drain", "r1.s1.n1"], 3, "no node is called r1/s1/n1"),
+        (["node", "show", "r1.s1"], 2, "is not region/site/node"),
+        (["site", "show", "r8.s8"], 3, "no site is called r8/s8"),
+        (["site", "set", "r8.s8", "--feeder", "north"], 3, "no site is called r8/s8"),
+        (["price", "energy", "r1"], 2, "is not region/site"),
         (["site", "set", "r9/s8", "--feeder", "north"], 3, "no site is called r9/s8"),
         (["tenant", "create", "x", "--tenant-id", "not an id"], 2, "tenant_id"),
         (["tenant", "create", "x", "--currency", "doubloons"], 2, "currency"),

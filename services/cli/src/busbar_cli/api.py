@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote
 
 import httpx
@@ -19,6 +19,7 @@ Json = dict[str, Any]
 _CONNECT_S, _READ_S, _SEND_S = 5.0, 30.0, 120.0
 _PAGE_MAX = 500
 _REQUEST_ID = re.compile(r"req_[0-9a-f]{32}")
+_PLACE_PART = r"[a-z0-9][a-z0-9_-]{0,62}"
 _NOT_FOUND, _UNAUTHORIZED = 404, 401
 _THERE_BEFORE = 200
 """Where what is made anew is answered with 201."""
@@ -114,6 +115,17 @@ def segment(named: str) -> str:
     if not named or set(named) == {"."} or not named.isprintable():
         raise CommandError(f"{named!r} is no name", Exit.USAGE)
     return quote(named, safe="")
+
+
+def place_key(named: str, what: Literal["region/site", "region/site/node"]) -> str:
+    """A site or node as the API's JSON names it, with dots; raises CommandError when it is none.
+
+    `named` has slashes, as tables show it, or dots, as JSON does.
+    """
+    key, parts = named.replace("/", "."), what.count("/") + 1
+    if not re.fullmatch(r"\.".join([_PLACE_PART] * parts), key):
+        raise CommandError(f"{named!r} is not {what}", Exit.USAGE)
+    return key
 
 
 def request_segment(request_id: str) -> str:

@@ -263,7 +263,7 @@ def _body(one: Declared, bundle: str | None, tenant_ids: dict[str, str]) -> Json
     named = {
         "regions": one.regions,
         "tenants": [tenant_ids[tenant] for tenant in one.tenants],
-        "pins": one.pins,
+        "pins": [show_node(pin) for pin in one.pins],
     }
     body.update({name: value for name, value in named.items() if value})
     if one.rollout is not None:

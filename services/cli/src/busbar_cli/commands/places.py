@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from typing import Annotated, Literal
 
@@ -10,15 +9,18 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
 from busbar_cli.amounts import read_amount, show_amount
-from busbar_cli.api import Api, Json
+from busbar_cli.api import Api, Json, place_key
 from busbar_cli.failures import CommandError, Exit
 from busbar_cli.output import DEFAULT, Output, err, out, show_node, silent, table
 
-site_app = App(name="site", help="Sites: list, show, set, cordon, drain, resume.")
-node_app = App(name="node", help="Nodes: list, show, cordon, drain, resume.")
+site_app = App(
+    name="site", help="Sites (r1/s1, or r1.s1 as in JSON): list, show, set, cordon, drain, resume."
+)
+node_app = App(
+    name="node", help="Nodes (r1/s1/n1, or r1.s1.n1 as in JSON): list, show, cordon, drain, resume."
+)
 
 _SITES, _NODES = "/admin/v1/sites", "/admin/v1/nodes"
-_NAME = r"[a-z0-9][a-z0-9_-]{0,62}"
 _POLL_S = 0.5
 _CAP_KW_MIN, _CAP_KW_MAX = 0.001, 1_000_000
 _GRACE_S = Parameter(validator=Number(gte=1, lte=3_600))
@@ -77,11 +79,11 @@ def set_site(
     new
         Also where no site is called that yet: it is described before its first node reports.
     """
-    key, cap_w = _key(site, 2), _cap_w(power_cap_kw)
+    key, cap_w = place_key(site, "region/site"), _cap_w(power_cap_kw)
     known = {one["site"]: one for one in Api("scheduler").get(_SITES)["items"]}
     if key not in known and not new:
         raise CommandError(
-            f"no site is called {site}, and none of its nodes has reported; "
+            f"no site is called {show_node(key)}, and none of its nodes has reported; "
             "to describe it before it is there: --new",
             Exit.NOT_FOUND,
         )
@@ -136,7 +138,7 @@ def drain_site(
     wait
         Wait until that is done and say what became of each replica.
     """
-    key = _key(site, 2)
+    key = place_key(site, "region/site")
     before = [one for one in Api("scheduler").get(_NODES)["items"] if _site_of(one) == key]
     body = {"grace_s": grace, "reason": reason}
     view = Api("scheduler").post(f"{_site_path(site)}/drain", body)
@@ -242,7 +244,7 @@ def drain_node(
         output.print(view, _node_table([view]))
         return
     began = time.monotonic()
-    _tell(output, _drained([_key(node, 3)], grace), before, began)
+    _tell(output, _drained([place_key(node, "region/site/node")], grace), before, began)
 
 
 @node_app.command(name="resume")
@@ -321,19 +323,12 @@ def _more(count: str, after: list[Json], before: list[Json]) -> int:
     return sum(int(one[count]) - min(had[one["node"]], int(one[count])) for one in after)
 
 
-def _key(place: str, parts: int) -> str:
-    if not re.fullmatch("/".join([_NAME] * parts), place):
-        what = "region/site" if parts == 2 else "region/site/node"  # noqa: PLR2004
-        raise CommandError(f"{place!r} is not {what}", Exit.USAGE)
-    return place.replace("/", ".")
-
-
 def _site_path(site: str) -> str:
-    return f"{_SITES}/{_key(site, 2).replace('.', '/')}"
+    return f"{_SITES}/{show_node(place_key(site, 'region/site'))}"
 
 
 def _node_path(node: str) -> str:
-    return f"{_NODES}/{_key(node, 3).replace('.', '/')}"
+    return f"{_NODES}/{show_node(place_key(node, 'region/site/node'))}"
 
 
 def _site_of(node: Json) -> str:

@@ -14,10 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from busbar_cli.amounts import read_amount, show_amount
-from busbar_cli.api import Api, Json
+from busbar_cli.api import Api, Json, place_key
 from busbar_cli.commands.tenants import find_tenant
 from busbar_cli.failures import CommandError, Exit
-from busbar_cli.output import DEFAULT, Output, show_moment, table
+from busbar_cli.output import DEFAULT, Output, show_moment, show_node, table
 
 app = App(
     name="price",
@@ -243,6 +243,8 @@ def energy(
     since
         RFC 3339 time with zone from which it holds; now when not given.
     """
+    if site is not None:
+        site = show_node(place_key(site, "region/site"))
     if site is None or amount is None:
         _list_energy(site, output)
         return
