@@ -176,6 +176,87 @@ async def test_what_cannot_be_read_is_refused_clearly(billing: Service, body: by
     assert "Error(" not in message
 
 
+def saying(value: str) -> bytes:
+    """An event with some JSON in it that says nothing to us."""
+    whole = event("payout.created", {"object": "payout", "a": 0})
+    return whole.replace(b'"a": 0', b'"a": %b' % value.encode())
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * 2_000,
+        b"[" * 20_000,
+        saying("[" * 2_000 + "]" * 2_000),
+        saying('{"a":' * 2_000 + "0" + "}" * 2_000),
+        *(saying(number) for number in ("1e999", "-1e999", "NaN", "Infinity", "-Infinity")),
+        saying("9" * 5_000),
+    ],
+    ids=["open", "wide open", "lists", "objects", "inf", "-inf", "nan", "Inf", "-Inf", "digits"],
+)
+async def test_what_no_database_keeps_is_refused_clearly(billing: Service, body: bytes) -> None:
+    answer = await send(billing, body)
+
+    assert answer.status_code == 422
+    assert answer.json()["error"]["message"].startswith("the event cannot be read: ")
+
+
+@pytest.mark.parametrize("depth", [100, 300, 600, 900])
+async def test_an_event_is_taken_or_refused_however_deep_it_is(
+    billing: Service, depth: int
+) -> None:
+    answer = await send(billing, saying("[" * depth + "]" * depth))
+
+    assert answer.status_code in {200, 422}
+
+
+@pytest.mark.parametrize(
+    "amount",
+    ["12", 1.5, 2500.0, True, None, [2500], 10**30, 10**4_290],
+    ids=["text", "part", "float", "true", "null", "list", "absurd", "unspeakable"],
+)
+async def test_an_amount_is_a_whole_number_of_minor_units(
+    billing: Service, tenant: str, intent: str, amount: Any
+) -> None:
+    answers = [
+        await send(billing, checkout(tenant, intent, amount_total=amount)),
+        await send(billing, refund(intent, amount)),
+        await send(billing, dispute(intent, amount, "lost")),
+    ]
+
+    assert [answer.status_code for answer in answers] == [422] * 3
+    said = [answer.json()["error"]["message"] for answer in answers]
+    assert all(one.startswith("the event cannot be read: ") for one in said)
+    assert "amount_total" in said[0]
+    assert await billing.balance(tenant) == 0
+    assert await outcome(billing, checkout(tenant, intent)) == "posted"
+
+
+@pytest.mark.parametrize(
+    "odd",
+    ["us", "usd ", "us\x00", "\ud800", "", 5, None, [], {"a": 1}],
+    ids=["short", "blank", "nul", "surrogate", "empty", "number", "null", "list", "object"],
+)
+async def test_whatever_stands_where_a_word_belongs_is_kept_or_refused(
+    billing: Service, tenant: str, intent: str, odd: Any
+) -> None:
+    body = {"currency": "usd", "payment_intent": intent, "amount_refunded": 500}
+    changes: list[Json] = [
+        {"currency": odd},
+        {"payment_intent": odd},
+        {"mode": odd},
+        {"payment_status": odd},
+        {"metadata": odd},
+        {"metadata": {"busbar_tenant": odd}, "client_reference_id": odd},
+    ]
+    answers = [await send(billing, checkout(tenant, intent, **change)) for change in changes]
+    answers += [await send(billing, event("charge.refunded", body | one)) for one in changes[:2]]
+    answers.append(await send(billing, event("charge.dispute.closed", {"status": odd})))
+
+    assert all(answer.status_code in {200, 422} for answer in answers), answers
+    assert await billing.balance(tenant) in {0, 2_000 * CENTS, 2_500 * CENTS}
+
+
 async def test_an_unknown_event_is_stored(billing: Service) -> None:
     payload = event("payout.reconciliation_completed", {"object": "payout"}, "evt_unknown_1")
 

@@ -30,6 +30,7 @@ _UNREADABLE = (
     "the event cannot be read: it is no JSON of an event, or lacks what one of its type has "
     "(https://docs.stripe.com/api/events/object)"
 )
+_MINOR_MAX = 2**63 - 1
 _PAID = {"checkout.session.completed", "checkout.session.async_payment_succeeded"}
 
 
@@ -106,14 +107,15 @@ def read_event(payload: bytes, signature: str | None, secret: str) -> ProviderEv
         return ProviderEvent(event_id, kind, storable_json(payload), told)
     except stripe.SignatureVerificationError as error:
         raise Rejected(f"the event is not authentic: {error.user_message or error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Rejected(_UNREADABLE) from error
 
 
 def storable_json(payload: bytes) -> bytes:
     """JSON without what no database takes as text, NUL and lone surrogates: what a payer typed must
-    not keep the payment from being stored."""
-    text = json.dumps(json.loads(payload), ensure_ascii=False)
+    not keep the payment from being stored. Raises ValueError for numbers that no payer types and no
+    database takes: NaN, 1e999."""
+    text = json.dumps(json.loads(payload), ensure_ascii=False, allow_nan=False)
     return _NUL.sub(r"\1\\ufffd", text).encode("utf-8", "replace")
 
 
@@ -138,18 +140,31 @@ def _payment(
     refunded: str | None = None,
     lost: str | None = None,
 ) -> Payment | None:
-    if not body.get("payment_intent"):
+    intent = body.get("payment_intent")
+    if not intent:
         return None  # not of a checkout
+    if not isinstance(intent, str):
+        raise Rejected("the event cannot be read: payment_intent must be an id")
     currency = str(body["currency"]).upper()
 
     def nanos(field: str | None) -> int:
-        return nanos_of_minor(int(body[field]), currency) if field else 0
+        return nanos_of_minor(_minor(body, field), currency) if field else 0
 
     return Payment(
-        reference=f"stripe:{body['payment_intent']}",
+        reference=f"stripe:{intent}",
         currency=currency,
         tenant_id=tenant_id,
         paid_nanos=nanos(paid),
         refunded_nanos=nanos(refunded),
         lost_nanos=nanos(lost),
     )
+
+
+def _minor(body: Mapping[str, Any], field: str) -> int:
+    """An amount in minor units; as strict as all our own routes are with amounts."""
+    amount = body[field]
+    if type(amount) is not int or abs(amount) > _MINOR_MAX:
+        raise Rejected(
+            f"the event cannot be read: {field} must be a whole number of minor units (cents)"
+        )
+    return amount

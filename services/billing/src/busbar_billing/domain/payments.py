@@ -13,7 +13,7 @@ from uuid import UUID
 from busbar_errors import Rejected
 
 from busbar_billing.domain.ledger import Account, AccountKind, Posting, Transfer, TransferKind
-from busbar_billing.domain.money import TOP_UP_NANOS_MAX
+from busbar_billing.domain.money import TOP_UP_NANOS_MAX, checked_currency
 from busbar_billing.domain.names import checked_text
 
 NANOS = 9
@@ -109,10 +109,11 @@ class Payment:
 
 
 def checked_payment(told: Payment) -> Payment:
-    """Return a fact whose amounts and name can be; raise Rejected otherwise."""
+    """Return a fact whose amounts, currency and name can be; raise Rejected otherwise."""
     for amount in (told.paid_nanos, told.refunded_nanos, told.lost_nanos):
         if not 0 <= amount <= TOP_UP_NANOS_MAX:
             raise Rejected(f"{amount} nanos: a payment is of 0 to {TOP_UP_NANOS_MAX}")
+    checked_currency(told.currency)
     checked_text("the payment's id", told.reference, REFERENCE_CHARACTERS_MAX)
     return told
 
