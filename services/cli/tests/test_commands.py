@@ -376,6 +376,7 @@ def test_the_fleet_traces_and_the_bus(busbar: Busbar) -> None:
         (["key", "revoke", "key_nope"], 2, "key's id"),
         (["deploy", "status", "Not A Name"], 2, "name"),
         (["deploy", "rm", "Not A Name"], 2, "name"),
+        (["node", "show", "r1/s1"], 2, "is not region/site/node"),
         (["node", "show", "r1/s1/n1"], 3, "no node is called r1/s1/n1"),
         (["node", "show", "r1.s1.n1"], 3, "no node is called r1/s1/n1"),
         (["node", "drain", "r1.s1.n1"], 3, "no node is called r1/s1/n1"),
