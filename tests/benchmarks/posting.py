@@ -142,7 +142,8 @@ async def measure(
 ) -> Medians:
     """Medians over interleaved rounds, after one that does not count."""
     leases = await prepare(admin)
-    ledger = Ledger(database, Journal(database, Warrants(b"a key of its own")), Prices(database))
+    warrants = Warrants(b"a key of its own")
+    ledger = Ledger(database, Journal(database, warrants), Prices(database, warrants))
     spare_the_collector()  # as the service does
     posted: list[float] = []
     bare: list[float] = []

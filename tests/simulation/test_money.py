@@ -114,6 +114,9 @@ _STANDING = """
 """
 
 
+WARRANTS = Warrants(b"a key of its own")
+
+
 @dataclass
 class PostgresStore:
     """The real books. The database's clock stands far behind the simulation's, so that only what
@@ -125,9 +128,9 @@ class PostgresStore:
     journal: Journal = field(init=False)
 
     def __post_init__(self) -> None:
-        self.journal = Journal(self.database, Warrants(b"a key of its own"))
+        self.journal = Journal(self.database, WARRANTS)
         self._leases = Leases(self.database, self.journal)
-        self._ledger = Ledger(self.database, self.journal, Prices(self.database))
+        self._ledger = Ledger(self.database, self.journal, Prices(self.database, WARRANTS))
 
     def leasing(self) -> AbstractAsyncContextManager[LeaseRows]:
         return self._leases.leasing()
@@ -177,7 +180,7 @@ async def books(postgres_server: PostgresServer) -> AsyncIterator[PostgresStore]
     await admit_service(created.admin_dsn, created.billing_dsn)
     admin = await asyncpg.connect(created.admin_dsn)
     async with open_database(created.billing_dsn) as database:
-        await Prices(database).add(BOOK)
+        await Prices(database, WARRANTS).add(BOOK)
         yield PostgresStore(database, admin)
     await admin.close()
 

@@ -13,7 +13,7 @@ from busbar_billing.domain.audit.findings import Check, Report
 from busbar_billing.usecases.audit import LAST_ID, audit
 from busbar_errors import Unavailable
 from busbar_runtime.pytest_plugin import Database
-from planted import Parts, plant, record
+from planted import Parts, later_id, plant, record
 
 CHARGE = """
     (SELECT transfer_id FROM usage_records WHERE tenant_id = 'acme' AND amount_nanos > 0
@@ -26,7 +26,7 @@ CLEARING = "(SELECT account_id FROM accounts WHERE kind = 'payments_clearing')"
 FOREIGN = """
     (SELECT account_id FROM accounts WHERE kind = 'tenant_available' AND tenant_id = 'umbrella')
 """
-AGAIN = "ffffffff-0000-7000-8000-000000000000"
+AGAIN = later_id()
 CHARGE_AGAIN = f"""
     WITH t AS (
         INSERT INTO transfers (transfer_id, kind, idempotency_key, tenant_id, request_id)

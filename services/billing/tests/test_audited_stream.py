@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
-from billing_parts import Gateway, Service
+from billing_parts import WARRANTS, Gateway, Service
 from busbar_billing.adapters.bus.answers import DeliveredAnswers
 from busbar_billing.adapters.postgres.audit_inbox import AuditedInbox
 from busbar_billing.adapters.postgres.database import open_database
@@ -78,7 +78,7 @@ async def test_what_the_running_service_posted_is_what_was_delivered(
         posted, within_s=15, what="all is acknowledged", until=lambda now: now.posted >= last
     )
     async with open_database(database.billing_dsn) as pool:
-        inbox = AuditedInbox(pool, Prices(pool))
+        inbox = AuditedInbox(pool, Prices(pool, WARRANTS))
         report = Report()
         both = Answers(answers, inbox)
         await check_answers(both, first - 1, extent, report, lambda _check, _rows: None)

@@ -11,7 +11,7 @@ from uuid import UUID
 
 import asyncpg
 import pytest
-from billing_parts import Gateway, Service, running
+from billing_parts import WARRANTS, Gateway, Service, running
 from busbar_billing.adapters.bus.answers import DeliveredAnswers
 from busbar_billing.adapters.postgres.audit_inbox import AuditedInbox
 from busbar_billing.adapters.postgres.database import open_database
@@ -139,7 +139,7 @@ async def assert_audit_clean(around: Neighbours, last: int) -> None:
     )
     async with open_database(around.environment["BUSBAR_POSTGRES_DSN"]) as pool:
         report = Report()
-        answers = Answers(stream, AuditedInbox(pool, Prices(pool)))
+        answers = Answers(stream, AuditedInbox(pool, Prices(pool, WARRANTS)))
         await check_answers(
             answers, MESSAGES - AUDITED_OF_BACKLOG, reached, report, lambda _check, _rows: None
         )

@@ -107,7 +107,7 @@ async def test_a_sampled_posting_is_a_span_under_the_commit_that_billed_it(
         data=batch.SerializeToString(),
     )
     async with open_database(database.billing_dsn) as pool:
-        ledger = Ledger(pool, Journal(pool, WARRANTS), Prices(pool))
+        ledger = Ledger(pool, Journal(pool, WARRANTS), Prices(pool, WARRANTS))
         poster = UsagePoster(ledger, Silent(), provider.get_tracer("test"), uuid7)
         refusals = await poster.handle([message])
 

@@ -86,7 +86,7 @@ async def test_what_is_paid_corrected_or_returned_is_neither_charged_nor_taxed_n
     assert "Payments received and returned" in render_html(closed).decode()
     with pytest.raises(Conflict, match="too much"):
         await books.statements.credit(closed.number, 4_301, "slow", "t 1", uuid7())
-    audited = AuditedStatements(books.pool, Prices(books.pool), WARRANT_KEY)
+    audited = AuditedStatements(books.pool, Prices(books.pool, WARRANTS), WARRANT_KEY)
     piece = await audited.statements(TenantMonth(books.tenant_id, date(2026, 7, 1)), 1)
     assert [check_statement(*row) for row in piece.rows] == [[]]
 
@@ -245,7 +245,7 @@ async def test_a_charge_taken_back_after_a_credit_note_gives_back_what_that_did_
             f"/statements/{closed.number}/credit-notes",
             json={**wanted, "amount_nanos": noted},
         )
-    posting = Ledger(books.pool, Journal(books.pool, WARRANTS), Prices(books.pool))
+    posting = Ledger(books.pool, Journal(books.pool, WARRANTS), Prices(books.pool, WARRANTS))
     void = UsageVoid(undelivered, books.tenant_id, "not delivered")
     for _ in range(2):
         await post_usage(posting, [], [void], uuid7)

@@ -216,7 +216,7 @@ async def test_a_void_posted_while_its_record_is_being_posted_waits_and_meets_it
     billing: Service, gateway: Gateway, pool: Pool, admin: asyncpg.Connection
 ) -> None:
     tenant_id = await billing.tenant()
-    store = Ledger(pool, Journal(pool, WARRANTS), Prices(pool))
+    store = Ledger(pool, Journal(pool, WARRANTS), Prices(pool, WARRANTS))
     record = read_record(gateway.record(tenant_id), "g1")
     taken_back = UsageVoid(record.request_id, tenant_id, "not delivered")
     async with store.posting(with_voids=False) as transaction:

@@ -76,7 +76,7 @@ class Backlog:
 
 
 def store(pool: Pool) -> Statements:
-    return Statements(pool, Journal(pool, WARRANTS), Prices(pool))
+    return Statements(pool, Journal(pool, WARRANTS), Prices(pool, WARRANTS))
 
 
 def on_duty(pool: Pool) -> OnDuty:
@@ -153,7 +153,7 @@ async def test_a_month_closed_after_this_cut_is_not_gone_on_from(pool: Pool) -> 
         async def cut(self) -> datetime:
             return older
 
-    late = Cut(pool, Journal(pool, WARRANTS), Prices(pool))
+    late = Cut(pool, Journal(pool, WARRANTS), Prices(pool, WARRANTS))
     done = await close_all_due(late, Backlog(), OVER_AT, lambda: True)
 
     assert (done.issued, done.failed) == (0, {})

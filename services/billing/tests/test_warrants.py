@@ -9,12 +9,12 @@ from busbar_billing.adapters.postgres.journal import Journal
 from busbar_billing.adapters.postgres.statements import Statements
 from busbar_billing.domain.audit.findings import Check
 from busbar_runtime.pytest_plugin import Database
-from planted import Parts, plant, record
+from planted import Parts, later_id, plant, record
 from uuid_utils.compat import uuid7
 
 CLEARING = "(SELECT account_id FROM accounts WHERE kind = 'payments_clearing')"
 OWN = "(SELECT account_id FROM accounts WHERE kind = 'tenant_available' AND tenant_id = 'acme')"
-NEW = "ffffffff-0000-7000-8000-000000000000"
+NEW = later_id()
 THE_NEW = f"SELECT 'transfer {NEW}'"
 OTHER_TAX = """
     UPDATE statements SET content = jsonb_set(
@@ -86,8 +86,8 @@ OTHER_WORDS = """
     UPDATE statements SET content = jsonb_set(content, '{reason}', '"another"')
     WHERE kind = 'credit_note'
 """
-NO_DAY = "DELETE FROM warranted_since"
-OF_ACME = "FROM transfers WHERE kind = 'top_up' AND tenant_id = 'acme'"
+NO_DAY = "DELETE FROM warranted_since WHERE what = 'transfers'"
+OF_ACME = "FROM transfers WHERE idempotency_key = 'top_up:acme:first'"
 NO_WARRANT = f"""
     DELETE FROM warrants WHERE subject IN (SELECT 'transfer ' || transfer_id {OF_ACME})
 """

@@ -176,11 +176,12 @@ def spare_the_collector() -> None:
 
 def build(database: Database, client: Client, wanted: asyncio.Event, settings: Settings) -> Parts:
     """The leaves. `wanted` is set when the buckets should be compared with the database."""
-    prices = Prices(database)
-    keys = Keys(database)
     secret = settings.key_hmac_secret.get_secret_value()
     vouching = warrant_key(secret)
-    journal = Journal(database, Warrants(vouching))
+    warrants = Warrants(vouching)
+    prices = Prices(database, warrants)
+    keys = Keys(database)
+    journal = Journal(database, warrants)
     plans = Plans(database)
     policies = PolicyDirectory(client, plans, wanted)
     return Parts(
@@ -221,9 +222,9 @@ def build(database: Database, client: Client, wanted: asyncio.Event, settings: S
 
 def audited(database: Database, client: Client, vouching: bytes) -> Books:
     """What is audited, with prices of its own: what posting remembers is not what is kept."""
-    prices = Prices(database)
+    prices = Prices(database, Warrants(vouching))
     return Books(
-        AuditedPrices(database, prices),
+        AuditedPrices(database, prices, vouching),
         AuditedJournal(database, prices, vouching),
         AuditedStanding(database),
         Answers(DeliveredAnswers(client), AuditedInbox(database, prices)),

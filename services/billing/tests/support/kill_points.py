@@ -93,7 +93,8 @@ async def consume_until_killed(client: Client, dsn: str, warrant_key: bytes, poi
     async with open_database(dsn) as database:
         await database.ping()
         tracer = configure_tracing("billing", None)
-        ledger = Ledger(database, Journal(database, Warrants(warrant_key)), Prices(database))
+        warrants = Warrants(warrant_key)
+        ledger = Ledger(database, Journal(database, warrants), Prices(database, warrants))
         poster = UsagePoster(ledger, Nobody(), tracer, uuid7)
 
         async def handle(messages: Sequence[Msg]) -> Sequence[Refusal]:

@@ -108,7 +108,9 @@ async def past_books(pool: Pool, admin: asyncpg.Connection) -> Books:
         " ON CONFLICT DO NOTHING",
         tenant_id,
     )
-    return Books(tenant_id, admin, pool, Statements(pool, Journal(pool, WARRANTS), Prices(pool)))
+    return Books(
+        tenant_id, admin, pool, Statements(pool, Journal(pool, WARRANTS), Prices(pool, WARRANTS))
+    )
 
 
 def at(month: int, day: int, hour: int = 12) -> datetime:

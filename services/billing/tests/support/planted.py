@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
@@ -24,6 +24,7 @@ from busbar_billing.adapters.postgres.database import Database as Pool
 from busbar_billing.adapters.postgres.journal import Journal
 from busbar_billing.adapters.postgres.leases import Leases
 from busbar_billing.adapters.postgres.measured import MeasuredWork
+from busbar_billing.adapters.postgres.payments import Payments
 from busbar_billing.adapters.postgres.posting import Ledger
 from busbar_billing.adapters.postgres.prices import Prices
 from busbar_billing.adapters.postgres.statements import Statements
@@ -32,6 +33,7 @@ from busbar_billing.domain import ledger
 from busbar_billing.domain.audit.answers import Delivered
 from busbar_billing.domain.audit.findings import Breach, Report
 from busbar_billing.domain.leases import Ask
+from busbar_billing.domain.payments import Payment
 from busbar_billing.domain.prices import Component, Price, PriceBook, Tier
 from busbar_billing.domain.statements import close, month_of
 from busbar_billing.domain.usage import Outcome, UsageRecord, UsageVoid
@@ -45,6 +47,7 @@ from busbar_billing.usecases.audit import LAST_ID, Books, audit
 from busbar_billing.usecases.audit_answers import Answers, Extent
 from busbar_billing.usecases.audit_seals import Closed, Seals
 from busbar_billing.usecases.leases import Asker, answer_asks
+from busbar_billing.usecases.payments import POSTED, ProviderEvent, take_event
 from busbar_billing.usecases.post_usage import post_usage
 from busbar_contracts.node.v1.status_pb2 import WorkMeasured, WorkMeasuredBatch
 from busbar_runtime.pytest_plugin import Database
@@ -55,9 +58,20 @@ ENERGY_PRICE = """
     VALUES ('r1/s1', now() - interval '1 hour', 'USD', 123456789, now() - interval '2 hours')
 """
 TENANT, OTHER = "acme", "umbrella"
+PAYMENT = "stripe:pi_1"
 MOMENT = timedelta(milliseconds=1)
 """Within which ids are in no order."""
 DAY_NS = 24 * 3600 * 10**9
+
+
+def id_of(moment: datetime) -> UUID:
+    """A UUIDv7 as it is made at a moment."""
+    return UUID(int=id_at(moment).int | uuid7().int & (1 << 80) - 1)
+
+
+def later_id() -> UUID:
+    """Of an hour from now, so that it comes after all of a ledger."""
+    return id_of(datetime.now(UTC) + timedelta(hours=1))
 
 
 def record(tenant_id: str = TENANT, **changes: object) -> UsageRecord:
@@ -125,7 +139,7 @@ class Parts:
 
     @property
     def prices(self) -> Prices:
-        return Prices(self.pool)
+        return Prices(self.pool, WARRANTS)
 
     @property
     def posting(self) -> Ledger:
@@ -135,7 +149,7 @@ class Parts:
     def books(self) -> Books:
         prices = self.prices
         return Books(
-            AuditedPrices(self.pool, prices),
+            AuditedPrices(self.pool, prices, WARRANT_KEY),
             AuditedJournal(self.pool, prices, WARRANT_KEY),
             AuditedStanding(self.pool),
             Answers(self.stream, AuditedInbox(self.pool, prices)),
@@ -143,12 +157,17 @@ class Parts:
             AuditedStatements(self.pool, prices, WARRANT_KEY),
         )
 
-    async def post(self, *records: UsageRecord, voids: Sequence[UsageVoid] = ()) -> None:
+    async def post(
+        self,
+        *records: UsageRecord,
+        voids: Sequence[UsageVoid] = (),
+        new_id: Callable[[], UUID] = uuid7,
+    ) -> None:
         """Post a batch, of which nothing may be refused."""
         delivered = self.stream.add(records, voids)
         number = max(self.stream.kept)
         self.stream.posting.add(number)
-        report = await post_usage(self.posting, delivered, voids, uuid7)
+        report = await post_usage(self.posting, delivered, voids, new_id)
         assert not report.refused
         self.stream.posting.discard(number)
 
@@ -191,6 +210,9 @@ async def make_busy(parts: Parts) -> None:
             )
         paid = ledger.top_up(uuid7(), name, 10**10, "USD", "first")
         await journal.post_once(paid)
+    for told in (_told(TENANT, paid_nanos=5 * 10**9), _told("", refunded_nanos=10**9)):
+        event = ProviderEvent(f"evt_{uuid7().hex}", "test", b"{}", told)
+        assert await take_event(Payments(pool, journal), event, uuid7) == POSTED
     await parts.prices.add(_tiered())
     credit = WantedCredit(TENANT, 50_000, "USD", "welcome", time.time_ns() + DAY_NS)
     await grant_credit(adjustments, tenants, credit, uuid7(), time.time_ns())
@@ -255,6 +277,11 @@ async def measure(pool: Pool, worked: Sequence[UsageRecord], *, run: str) -> Non
         ],
     )
     await MeasuredWork(pool, Journal(pool, WARRANTS)).add([batch], uuid7)
+
+
+def _told(tenant_id: str, **facts: int) -> Payment:
+    """What a payment provider tells."""
+    return Payment(PAYMENT, "USD", tenant_id, **facts)
 
 
 def _tiered() -> PriceBook:

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable
 
 from busbar_billing.domain.ledger import Transfer, TransferKind
+from busbar_billing.domain.prices import Price, PriceBook
 
 _PURPOSE = b"busbar warrants"
 VOUCHED_KINDS = frozenset(
@@ -95,3 +96,31 @@ def statement_subject(number: str) -> str:
 def statement_says(tenant_id: str, period: object, closing_nanos: int, content: object) -> object:
     """All of a statement or credit note."""
     return [tenant_id, str(period), closing_nanos, content]
+
+
+def prices_subject(version: int) -> str:
+    """What the warrant of a version of the price book is kept under."""
+    return f"price book {version}"
+
+
+def prices_say(book: PriceBook) -> object:
+    """All of a version, when it was published included."""
+    head = [
+        book.currency,
+        book.tenant_id,
+        book.effective_from_unix_ns,
+        book.effective_until_unix_ns,
+        book.quantum_nanos,
+        book.note,
+        book.created_unix_ns,
+    ]
+    classes = {
+        name: {component.value: _price_says(price) for component, price in prices.items()}
+        for name, prices in book.classes.items()
+    }
+    return [*head, classes]
+
+
+def _price_says(price: Price) -> object:
+    tiers = [[tier.above_units, tier.amount_nanos, tier.per_units] for tier in price.tiers]
+    return [price.amount_nanos, price.per_units, price.free_units, tiers]

@@ -16,10 +16,11 @@ from datetime import UTC, datetime
 from typing import Protocol
 from uuid import UUID
 
-from busbar_billing.domain.audit import journal, price_rows, standing
+from busbar_billing.domain.audit import journal, payments, price_rows, standing
 from busbar_billing.domain.audit.findings import Check, Report
 from busbar_billing.domain.audit.journal import InboxRow, Related, TransferRow
-from busbar_billing.domain.audit.price_rows import RepeatedPrice
+from busbar_billing.domain.audit.payments import PaymentRow
+from busbar_billing.domain.audit.price_rows import RepeatedPrice, UnlikePublished
 from busbar_billing.domain.audit.seals import Part
 from busbar_billing.domain.audit.standing import (
     AccountRow,
@@ -68,6 +69,9 @@ class PricesFound:
 
     books: PriceBooks
     repeated: Sequence[RepeatedPrice]
+    published: int
+    """Versions that billing has to have vouched for."""
+    unlike: Sequence[UnlikePublished]
 
 
 class Prices(Protocol):
@@ -121,6 +125,10 @@ class Standing(Protocol):
         """The next transfers that spent credit or gave it back."""
         ...
 
+    async def payments(self, after: str, limit: int) -> list[PaymentRow]:
+        """The next payments, and what the journal has of each."""
+        ...
+
     def numbered(self) -> AsyncIterator[Sequence[NumberedRow]]:
         """Every statement and credit note."""
         ...
@@ -148,7 +156,7 @@ async def audit(
     """Check everything from zero, or from what is closed on. Transfers up to `settled` are all
     committed; those after it are read with the balances."""
     closed = closed or Closed()
-    report.looked(closed.rows.get(Part.JOURNAL, 0), Check.TRANSFERS_BALANCED)
+    report.looked(closed.rows.get(Part.JOURNAL, 0), Check.TRANSFERS_BALANCED, Check.TRANSFERS_DATED)
     report.looked(
         closed.rows.get(Part.INBOX, 0), Check.RECORDS_CHARGED_ONCE, Check.CHARGES_RATED_AGAIN
     )
@@ -166,6 +174,7 @@ async def audit(
     await check_balances(books.standing, settled, replayed, report)
     await check_leases(books.standing, report)
     await check_credits(books.standing, report)
+    await check_payments(books.standing, report)
     await check_statements(books.standing, report)
     await recount_statements(books.recount, report)
 
@@ -176,6 +185,8 @@ async def check_prices(prices: Prices, report: Report) -> None:
     report.looked(len(found.books.newest_first), Check.PRICES_PLAIN)
     report.add(price_rows.check_versions(found.books))
     report.add(price_rows.check_repeated(found.repeated))
+    report.looked(found.published, Check.PRICES_PUBLISHED)
+    report.add(price_rows.check_published(found.unlike))
 
 
 async def replay(
@@ -197,13 +208,14 @@ async def replay_piece(
     """Check the next transfers, adding to what was posted to each account; returns the last of
     them, None when there are no more up to `upto`."""
     piece = await books.journal(after, upto, PIECE)
-    report.looked(len(piece.transfers), Check.TRANSFERS_BALANCED)
+    report.looked(len(piece.transfers), Check.TRANSFERS_BALANCED, Check.TRANSFERS_DATED)
     report.looked(len(piece.related.records), Check.CHARGES_RATED_AGAIN)
     report.looked(
         sum(one.vouched is not None for one in piece.transfers), Check.TRANSFERS_ASKED_FOR
     )
     report.add(journal.check_transfers(piece.transfers))
     report.add(journal.check_vouched(piece.transfers))
+    report.add(journal.check_dated(piece.transfers, piece.related))
     report.add(journal.check_charges(piece.transfers, piece.related, piece.books))
     for transfer in piece.transfers:
         for line in transfer.postings:
@@ -271,6 +283,16 @@ async def check_credits(books: Standing, report: Report) -> None:
     while spending := await books.spending(after, PIECE):
         report.add(standing.check_spending(spending))
         after = spending[-1].transfer_id
+
+
+async def check_payments(books: Standing, report: Report) -> None:
+    """Payments against the journal."""
+    after = ""
+    while rows := await books.payments(after, PIECE):
+        report.looked(len(rows), Check.PAYMENTS_POSTED)
+        report.add(payments.check_payments(rows))
+        after = rows[-1].reference
+    report.looked(0, Check.PAYMENTS_POSTED)
 
 
 async def check_statements(books: Standing, report: Report) -> None:

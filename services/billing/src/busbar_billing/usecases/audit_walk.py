@@ -20,6 +20,7 @@ from busbar_billing.usecases.audit import (
     check_credits,
     check_inbox_piece,
     check_leases,
+    check_payments,
     check_prices,
     check_statements,
     replay_piece,
@@ -93,6 +94,7 @@ async def sweep(books: Books, walk: Walk, settled: UUID, report: Report, go_on: 
     await check_balances(books.standing, walk.mark.transfer, walk.replayed, report)
     await check_leases(books.standing, report)
     await check_credits(books.standing, report)
+    await check_payments(books.standing, report)
     await check_statements(books.standing, report)
     await recount_notes(books.recount, report)
     return True

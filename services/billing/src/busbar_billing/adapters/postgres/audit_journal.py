@@ -13,7 +13,7 @@ from busbar_billing.adapters.postgres.database import Connection, Database
 from busbar_billing.adapters.postgres.metering import read_before
 from busbar_billing.adapters.postgres.prices import Prices, to_unix_ns
 from busbar_billing.adapters.postgres.reading import read_record
-from busbar_billing.adapters.postgres.warrants import SINCE, VOIDS_SINCE
+from busbar_billing.adapters.postgres.warrants import DATED_SINCE, SINCE, VOIDS_SINCE
 from busbar_billing.domain.audit.journal import (
     InboxRow,
     PostingRow,
@@ -36,6 +36,7 @@ from busbar_billing.usecases.audit import InboxPiece, JournalPiece
 _TRANSFERS = f"""
     SELECT
         t.transfer_id, t.kind, t.idempotency_key, t.tenant_id, t.request_id, t.reason,
+        t.posted_at, uuid_extract_timestamp(t.transfer_id) >= {DATED_SINCE} AS dated,
         v.tenant_id AS void_tenant, v.reason AS void_reason, w.digest AS warrant,
         CASE
             WHEN t.kind = ANY($4::text[]) THEN t.posted_at >= {SINCE}
@@ -62,7 +63,7 @@ _POSTINGS = _POSTING_COLUMNS + "WHERE p.transfer_id > $1 AND p.transfer_id <= $2
 _RECORDS = "SELECT * FROM usage_records WHERE request_id = ANY($1::uuid[])"
 _VOIDS = "SELECT request_id FROM usage_voids WHERE request_id = ANY($1::uuid[])"
 _CHARGES = """
-    SELECT transfer_id, kind, idempotency_key, tenant_id, request_id
+    SELECT transfer_id, kind, idempotency_key, tenant_id, request_id, posted_at
     FROM transfers WHERE request_id = ANY($1::uuid[]) AND kind = 'charge'
 """
 _POSTINGS_OF = _POSTING_COLUMNS + "WHERE p.transfer_id = ANY($1::uuid[])"
@@ -200,6 +201,8 @@ def _join(heads: Iterable[asyncpg.Record], lines: Iterable[asyncpg.Record]) -> l
             head["tenant_id"],
             head["request_id"],
             postings.pop(head["transfer_id"], []),
+            posted_unix_ns=to_unix_ns(head["posted_at"]),
+            dated=bool(head.get("dated")),
         )
         for head in heads
     ]

@@ -8,6 +8,8 @@ from uuid import UUID
 import asyncpg
 
 from busbar_billing.adapters.postgres.database import AUDIT_TIMEOUT_MS, Database
+from busbar_billing.adapters.postgres.payments import read_payment
+from busbar_billing.domain.audit.payments import PaymentRow
 from busbar_billing.domain.audit.standing import (
     AccountRow,
     ClosedLease,
@@ -67,7 +69,8 @@ _CLOSED = """
 """
 _CREDITS = """
     SELECT
-        c.credit_id, c.amount_nanos, u.unspent_nanos,
+        c.credit_id, c.amount_nanos, u.unspent_nanos, u.expires_at AS ends_at,
+        least(c.expires_at, w.withdrawn_at) AS ends_as_given_at,
         coalesce((
             SELECT sum(s.amount_nanos) FROM promotional_spending AS s
             WHERE s.credit_id = c.credit_id
@@ -82,6 +85,7 @@ _CREDITS = """
         ) AS given_nanos
     FROM promotional_credits AS c
     LEFT JOIN promotional_unspent AS u ON u.credit_id = c.credit_id
+    LEFT JOIN promotional_withdrawals AS w ON w.credit_id = c.credit_id
     WHERE c.credit_id > $1 ORDER BY c.credit_id LIMIT $2
 """
 _SPENDING = """
@@ -99,6 +103,24 @@ _SPENDING = """
     ) AS s
     LEFT JOIN transfers AS t ON t.transfer_id = s.transfer_id
     ORDER BY s.transfer_id
+"""
+_PAYMENTS = """
+    SELECT
+        m.*,
+        (
+            SELECT sum(p.amount_nanos)
+            FROM transfers AS t
+            INNER JOIN postings AS p ON p.transfer_id = t.transfer_id
+            INNER JOIN accounts AS a ON a.account_id = p.account_id
+            WHERE t.idempotency_key = 'top_up:' || m.tenant_id || ':' || m.reference
+            AND a.kind = 'tenant_available'
+        ) AS topped_up_nanos,
+        EXISTS (
+            SELECT FROM transfers AS t WHERE t.idempotency_key
+            = 'payment_returned:' || m.reference || ':' || m.posted_returned_nanos
+        ) AS returned
+    FROM (SELECT * FROM payments WHERE reference > $1 ORDER BY reference LIMIT $2) AS m
+    ORDER BY m.reference
 """
 _NUMBERED = """
     SELECT
@@ -172,6 +194,8 @@ class AuditedStanding:
                 spent_nanos=int(row["spent_nanos"]),
                 unspent_nanos=row["unspent_nanos"],
                 given_nanos=None if row["given_nanos"] is None else int(row["given_nanos"]),
+                ends_at=row["ends_at"],
+                ends_as_given_at=row["ends_as_given_at"],
             )
             for row in rows
         ]
@@ -183,6 +207,19 @@ class AuditedStanding:
         return [
             SpendingRow(
                 row["transfer_id"], row["kind"], int(row["spent_nanos"]), int(row["moved_nanos"])
+            )
+            for row in rows
+        ]
+
+    async def payments(self, after: str, limit: int) -> list[PaymentRow]:
+        """The next payments, and what the journal has of each."""
+        async with self._database.as_auditor() as connection:
+            rows = await connection.fetch(_PAYMENTS, after, limit, timeout=_TIMEOUT_S)
+        return [
+            PaymentRow(
+                read_payment(row),
+                None if row["topped_up_nanos"] is None else int(row["topped_up_nanos"]),
+                row["returned"],
             )
             for row in rows
         ]

@@ -94,7 +94,7 @@ class PaymentRows:
         await self._connection.execute(_OPEN, told.reference, told.currency)
         row = await self._connection.fetchrow(_LOCK, told.reference)
         assert row is not None
-        return _read(row)
+        return read_payment(row)
 
     async def currency_of(self, tenant_id: str) -> str | None:
         """The tenant's currency; None when there is no such tenant."""
@@ -130,7 +130,8 @@ class PaymentRows:
         await put_notices(self._connection, notices_of(transfers))
 
 
-def _read(row: asyncpg.Record) -> Payment:
+def read_payment(row: asyncpg.Record) -> Payment:
+    """A row of payments."""
     return Payment(
         reference=row["reference"],
         currency=row["currency"],

@@ -11,7 +11,9 @@ import asyncpg
 from busbar_errors import Conflict
 
 from busbar_billing.adapters.postgres.database import Connection, Database
+from busbar_billing.adapters.postgres.warrants import Warrants
 from busbar_billing.domain.prices import Component, Price, PriceBook, PriceBooks, Tier
+from busbar_billing.domain.warrants import prices_say, prices_subject
 
 _LOCK = 0x70_72_69_63_65_73  # "prices": any constant number, the same in every instance
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -39,8 +41,9 @@ _ADD_TIER = """
 class Prices:
     """Every version of the price book; read again when there is a new one."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, warrants: Warrants) -> None:
         self._database = database
+        self._warrants = warrants
         self._books = PriceBooks([])
         self._newest_version = -1
 
@@ -84,10 +87,16 @@ class Prices:
             )
             await connection.executemany(_ADD_PRICE, _price_rows(version, book))
             await connection.executemany(_ADD_TIER, _tier_rows(version, book))
+            await self.vouch(connection, version)
             if by_unix_ns is not None and time.time_ns() > by_unix_ns:
                 raise Conflict("it took too long to write these prices: none changed, try again")
         books = await self.all()
         return books.version(version)
+
+    async def vouch(self, connection: Connection, version: int) -> None:
+        """Vouch for a version as it is kept, inside the transaction that adds it."""
+        kept = (await _read_books(connection)).version(version)
+        await self._warrants.add(connection, {prices_subject(version): prices_say(kept)})
 
 
 def _price_rows(version: int, book: PriceBook) -> list[tuple[object, ...]]:

@@ -15,6 +15,12 @@ VOIDS_SINCE = _SINCE.format("voids")
 """The same for what gateways took back."""
 
 
+PRICES_SINCE = _SINCE.format("prices")
+"""The same for versions of the price book."""
+DATED_SINCE = _SINCE.format("dates")
+"""From when on the ids of transfers are compared with when they were posted."""
+
+
 class Warrants:
     """Vouches for what is written."""
 

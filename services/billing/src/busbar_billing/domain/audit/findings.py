@@ -15,6 +15,7 @@ class Check(StrEnum):
 
     TRANSFERS_BALANCED = "transfers_balanced"
     TRANSFERS_ASKED_FOR = "transfers_asked_for"
+    TRANSFERS_DATED = "transfers_dated"
     BALANCES_REPLAYED = "balances_replayed"
     RECORDS_CHARGED_ONCE = "records_charged_once"
     CHARGES_RATED_AGAIN = "charges_rated_again"
@@ -26,7 +27,9 @@ class Check(StrEnum):
     ENERGY_BOOKED = "energy_booked"
     WORK_JOINED = "work_joined"
     WORK_NUMBERED = "work_numbered"
+    PAYMENTS_POSTED = "payments_posted"
     PRICES_PLAIN = "prices_plain"
+    PRICES_PUBLISHED = "prices_published"
     STATEMENTS_NUMBERED = "statements_numbered"
     STATEMENTS_RECOUNTED = "statements_recounted"
 
@@ -39,6 +42,7 @@ class Check(StrEnum):
 _SAYS = {
     Check.TRANSFERS_BALANCED: "every transfer moves money as its kind does, and sums to zero",
     Check.TRANSFERS_ASKED_FOR: "what people and payments move was asked of billing, as it stands",
+    Check.TRANSFERS_DATED: "no transfer says that it was posted before it was made",
     Check.BALANCES_REPLAYED: "balances equal the journal replayed from zero",
     Check.RECORDS_CHARGED_ONCE: "every usage record has one charge, every charge one record",
     Check.CHARGES_RATED_AGAIN: "every record rated again comes to what was posted",
@@ -50,7 +54,9 @@ _SAYS = {
     Check.ENERGY_BOOKED: "energy of measured work is booked at the price known at the time",
     Check.WORK_JOINED: "work is measured for the tenant who is charged for it",
     Check.WORK_NUMBERED: "cost records of each agent's run arrive without gaps",
+    Check.PAYMENTS_POSTED: "what is kept of payments is what was posted of them",
     Check.PRICES_PLAIN: "at each moment one price is in force, and no other",
+    Check.PRICES_PUBLISHED: "every price book is as billing published it",
     Check.STATEMENTS_NUMBERED: "statements are numbered without gaps",
     Check.STATEMENTS_RECOUNTED: "statements say what the journal comes to between their moments",
 }

@@ -6,6 +6,7 @@ import contextlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from uuid import UUID
 
 from busbar_errors import BusbarError, Rejected
@@ -23,6 +24,11 @@ _TENANTS_MONEY = frozenset(
 _OUR_REVENUE = frozenset({AccountKind.REVENUE})
 _OF_REQUESTS: Mapping[str, str] = {TransferKind.CHARGE: "charge", TransferKind.VOID: "void"}
 """What the idempotency keys of these kinds begin with."""
+DATED_WITHIN_NS = 24 * 3600 * 10**9
+"""Clocks of billing and of the database that show another hour, or another time zone, differ by
+less."""
+RECORDED_WITHIN_NS = 3600 * 10**9
+"""A charge and its record are written in one transaction, by one clock."""
 VERSIONS_SETTLE_NS = 60 * 10**9
 """A price that became visible this shortly before a posting may not have been seen by it."""
 
@@ -51,6 +57,14 @@ class TransferRow:
     postings: Sequence[PostingRow]
     vouched: bool | None = None
     """Whether billing posted it as it stands; None where it need not say so."""
+    posted_unix_ns: int = 0
+    dated: bool = False
+    """Whether its id is from since when ids are compared with `posted_unix_ns`."""
+
+    @property
+    def made_unix_ns(self) -> int:
+        """When its id was made: RFC 9562, section 5.7."""
+        return (self.transfer_id.int >> 80) * 10**6
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +142,37 @@ def check_vouched(transfers: Iterable[TransferRow]) -> list[Breach]:
         for one in transfers
         if one.vouched is False
     ]
+
+
+def check_dated(transfers: Iterable[TransferRow], related: Related) -> list[Breach]:
+    """None was posted before its id was made, no charge before its record.
+
+    That it was posted long after that is no breach: whoever posts may have been paused.
+    """
+    return [
+        Breach(Check.TRANSFERS_DATED, f"transfer {one.transfer_id}", detail)
+        for one in transfers
+        if one.kind is not None
+        for detail in _misdated(one, related)
+    ]
+
+
+def _misdated(transfer: TransferRow, related: Related) -> Iterable[str]:
+    made, posted = transfer.made_unix_ns, transfer.posted_unix_ns
+    if transfer.dated and made - posted > DATED_WITHIN_NS:
+        yield f"says that it was posted at {_written(posted)}; its id was made at {_written(made)}"
+    if transfer.kind != TransferKind.CHARGE or transfer.request_id is None:
+        return
+    row = related.records.get(transfer.request_id)
+    if row is None or row.transfer_id != transfer.transfer_id:
+        return
+    came = row.posted_unix_ns
+    if came - posted > RECORDED_WITHIN_NS:
+        yield f"says that it was posted at {_written(posted)}, its record at {_written(came)}"
+
+
+def _written(unix_ns: int) -> str:
+    return datetime.fromtimestamp(unix_ns // 10**9, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def sums(postings: Iterable[PostingRow]) -> dict[str, int]:

@@ -20,6 +20,33 @@ class RepeatedPrice:
     rows: int
 
 
+@dataclass(frozen=True, slots=True)
+class UnlikePublished:
+    """A version that billing did not publish as it stands, and why that is known."""
+
+    version: int
+    detail: str
+
+
+def unlike_published(*, kept: bool, warranted: bool, fits: bool, needed: bool) -> str:
+    """Why a version cannot be what billing published, or "": whether it is `kept` and `warranted`,
+    whether its warrant `fits` what it says, and whether one is `needed`."""
+    if not kept:
+        return "was published, and is gone"
+    if warranted and not fits:
+        return "does not say what was published: its warrant is of something else"
+    if needed and not warranted:
+        return "was not published by billing: it has no warrant"
+    return ""
+
+
+def check_published(versions: Iterable[UnlikePublished]) -> list[Breach]:
+    """Each version is as billing published it."""
+    return [
+        Breach(Check.PRICES_PUBLISHED, f"price book {one.version}", one.detail) for one in versions
+    ]
+
+
 def check_versions(books: PriceBooks) -> list[Breach]:
     """Of no line do two versions begin together, or one that ends reach into an earlier one."""
     found: list[Breach] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from uuid import UUID
 
 from busbar_billing.domain.audit.findings import Breach, Check
@@ -139,6 +140,10 @@ class CreditRow:
     """None: nothing is kept of it."""
     given_nanos: int | None
     """What the transfer that gave it moved; None: there is none."""
+    ends_at: datetime | None
+    """When what is unspent of it is taken; None: nothing is kept of it."""
+    ends_as_given_at: datetime
+    """When it was to expire, or was withdrawn before."""
 
 
 def check_credits(rows: Iterable[CreditRow]) -> list[Breach]:
@@ -153,6 +158,8 @@ def check_credits(rows: Iterable[CreditRow]) -> list[Breach]:
 def _credit_details(row: CreditRow) -> Iterable[str]:
     if row.given_nanos != row.amount_nanos:
         yield f"is of {row.amount_nanos} nanos; its transfer gave {row.given_nanos}"
+    if row.ends_at not in {None, row.ends_as_given_at}:
+        yield f"ends at {row.ends_at}; it was given, or withdrawn, to end at {row.ends_as_given_at}"
     left = row.amount_nanos - row.spent_nanos
     if row.unspent_nanos != left:
         yield f"has {row.unspent_nanos} nanos unspent as it is kept; nothing spent {left} of it"
