@@ -30,6 +30,12 @@ BAD: list[tuple[str, str, Any]] = [
     ("fractional shape", "echo-fp32", {"inputs": [fp32(shape=[2.0])]}),
     ("boolean shape", "echo-fp32", {"inputs": [fp32(shape=[True])]}),
     ("enormous shape", "echo-fp32", {"inputs": [fp32(shape=[2**62, 2**62])]}),
+    ("shape too large to say", "echo-fp32", {"inputs": [fp32(shape=[2**62] * 300)]}),
+    (
+        "shape of texts too large to say",
+        "echo-bytes",
+        {"inputs": [{**of("BYTES", "a"), "shape": [2**62] * 300}]},
+    ),
     ("shape beyond 64 bits", "echo-fp32", {"inputs": [fp32(shape=[2**63])]}),
     ("no data", "echo-fp32", {"inputs": [{k: v for k, v in fp32().items() if k != "data"}]}),
     ("too few elements", "echo-fp32", {"inputs": [fp32(shape=[3])]}),
@@ -121,6 +127,15 @@ def test_a_request_that_does_not_fit_is_refused(edge: Any, model: str, document:
     assert isinstance(answer["error"], str)
     assert headers["x-request-id"].startswith("req_")
     assert len(edge.serving.calls) == before
+
+
+def test_dimensions_are_counted_before_they_are_multiplied(edge: Any) -> None:
+    """Multiplying as many as a body holds takes minutes, and everybody else would wait."""
+    document = {"inputs": [fp32(shape=[2**62] * 10_000)]}
+    status, _, answer = edge.post_json("/v2/models/echo-fp32/infer", document)
+
+    assert status == 400
+    assert answer["error"] == "input 'INPUT0': shape must have at most 32 dimensions"
 
 
 def binary_request(size: int, shape: int = 2, datatype: str = "FP32") -> bytes:

@@ -18,7 +18,7 @@ from tritonclient.grpc import service_pb2
 from busbar_gateway.adapters.http.kserve_elements import encode_elements
 from busbar_gateway.adapters.protobuf_wire import varint
 from busbar_gateway.domain.failures import InvalidInput
-from busbar_gateway.domain.tensors import GivenTensor
+from busbar_gateway.domain.tensors import RANK_MAX, GivenTensor
 
 _INT64_MAX = 2**63 - 1
 _INT64_MIN = -(2**63)
@@ -232,6 +232,8 @@ def _tensors(document: dict[str, Any], key: str) -> list[dict[str, Any]]:
 
 def _shape(entry: dict[str, Any], where: str) -> list[int]:
     shape = _required(entry, "shape", list, where)
+    if len(shape) > RANK_MAX:
+        raise InvalidInput(f"{where}: shape must have at most {RANK_MAX} dimensions")
     if not all(type(size) is int and 0 <= size <= _INT64_MAX for size in shape):
         raise InvalidInput(f"{where}: shape must be a list of non-negative integers")
     return shape
