@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -175,6 +176,23 @@ async def test_the_fleet_in_json(operator: httpx.AsyncClient, telemetry: Any) ->
     assert fleet["events"][0]["text"] == "Triton lost"
     schema = (await operator.get("/openapi.json")).json()
     assert "FleetView" in schema["components"]["schemas"]
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("key", ["temperature", "busbar.tokens.input", "busbar.cost_nanos"])
+async def test_a_number_that_json_lacks_hides_no_trace(
+    operator: httpx.AsyncClient, telemetry: Any, key: str, number: float
+) -> None:
+    """One odd span must not keep the others from being read."""
+    request = ExportTraceServiceRequest()
+    span = request.resource_spans.add().scope_spans.add().spans.add(name="odd")
+    span.trace_id, span.span_id = bytes.fromhex(TRACE_ID), b"s" * 8
+    span.attributes.add(key=key).value.double_value = number
+    telemetry.intake.accept(request)
+    paths = (f"/api/traces/{TRACE_ID}", "/api/traces", "/admin/v1/traces", f"/traces/{TRACE_ID}")
+    shown = [await operator.get(path) for path in paths]
+
+    assert [answer.status_code for answer in shown] == [200] * 4
 
 
 async def test_traces_in_both_shapes(operator: httpx.AsyncClient, telemetry: Any) -> None:

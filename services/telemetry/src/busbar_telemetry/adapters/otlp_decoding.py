@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import sys
 from collections.abc import Iterable
 from typing import Any, cast
@@ -183,8 +184,11 @@ def _cut(attribute: KeyValue) -> None:
 
 
 def _plain(value: AnyValue) -> AttributeValue:
-    """A value as a scalar; lists, maps and bytes become text. Texts are cut."""
+    """A value as a scalar; lists, maps, bytes and numbers that JSON lacks become text. Texts are
+    cut."""
     kind = value.WhichOneof("value")
+    if kind == "double_value" and not math.isfinite(value.double_value):
+        return str(value.double_value)
     if kind in {"bool_value", "int_value", "double_value"}:
         return getattr(value, kind)
     return _text(value, kind or "")[:_TEXT_CHARS_MAX]
