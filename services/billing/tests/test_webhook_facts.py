@@ -21,6 +21,7 @@ from nats.aio.msg import Msg
 from webhook_receiver import Receiver, receiving
 
 PAID_NANOS = 1_000_000
+MILLION = 1_000_000
 
 
 @pytest.fixture
@@ -41,14 +42,17 @@ async def top_up(billing: Service, tenant: str, amount_nanos: int = PAID_NANOS) 
     await billing.json("POST", f"/tenants/{tenant}/topups", json=body)
 
 
-async def told(receiver: Receiver, kind: str) -> Json:
-    """The first message of a type, once it came."""
+async def told(receiver: Receiver, kind: str, count: int = 1) -> Json:
+    """The message of a type that came as number `count`, once it came."""
 
     async def so_far() -> list[Json]:
         found = [json.loads(got.body) for got in receiver.received]
         return [one["data"] for one in found if one["type"] == kind]
 
-    return (await eventually(so_far, within_s=20, what=f"{kind} is told"))[0]
+    found = await eventually(
+        so_far, within_s=20, what=f"{kind} is told", until=lambda them: len(them) >= count
+    )
+    return found[count - 1]
 
 
 async def test_credit_refunds_and_statements_are_told(
@@ -149,8 +153,27 @@ async def test_a_budget_that_is_reached_is_told(
     assert budget["hard"] is False
 
 
-async def test_a_balance_that_covers_no_request_is_exhausted_though_something_is_left(
-    billing: Service, tenant: str, receiver: Receiver, bus: Client
+async def ask(bus: Client, tenant: str, need_nanos: int, refused_below_nanos: int) -> None:
+    """Ask for more than there is, and say of whom was refused."""
+    wanted = leases_pb2.LeaseAsk(
+        tenant_id=tenant,
+        need_nanos=need_nanos,
+        want_nanos=need_nanos,
+        refused_below_nanos=refused_below_nanos,
+    )
+    call = leases_pb2.LeaseCall(gateway_id="g-hooks", run_id="run-1", asks=[wanted])
+    reply = await bus.request(topology.CREDIT_LEASES, call.SerializeToString(), timeout=5)
+    [grant] = leases_pb2.LeaseReply.FromString(reply.data).grants
+    assert grant.refusal == leases_pb2.LEASE_REFUSAL_BALANCE
+
+
+async def low_below(billing: Service, tenant: str, nanos: int) -> None:
+    body = {"low_balance_nanos": nanos}
+    await billing.json("PUT", f"/tenants/{tenant}/balance/threshold", json=body)
+
+
+async def test_a_balance_is_exhausted_when_a_request_is_refused_and_not_when_it_settles_for_less(
+    billing: Service, tenant: str, gateway: Gateway, receiver: Receiver, bus: Client
 ) -> None:
     events: list[BalanceExhausted] = []
 
@@ -159,21 +182,63 @@ async def test_a_balance_that_covers_no_request_is_exhausted_though_something_is
         events.extend([event] if event.tenant_id == tenant else [])
 
     await bus.subscribe(topology.event_subject("billing", "balance_exhausted"), cb=note)
-    await top_up(billing, tenant)
-
-    async def ask(need_nanos: int, run_id: str) -> leases_pb2.LeaseGrant:
-        wanted = leases_pb2.LeaseAsk(tenant_id=tenant, need_nanos=need_nanos, want_nanos=need_nanos)
-        call = leases_pb2.LeaseCall(gateway_id="g-hooks", run_id=run_id, asks=[wanted])
-        payload = call.SerializeToString()
-        reply = await bus.request(topology.CREDIT_LEASES, payload, timeout=5)
-        [grant] = leases_pb2.LeaseReply.FromString(reply.data).grants
-        return grant
-
-    refused = [await ask(PAID_NANOS + 1, "run-1") for _ in range(3)]
+    async with receiving() as of_low:
+        body = {"url": of_low.url, "event_types": ["balance.low"]}
+        await billing.json("POST", f"/tenants/{tenant}/webhooks", json=body)
+        await top_up(billing, tenant)
+        await low_below(billing, tenant, PAID_NANOS - 50_000)
+        await ask(bus, tenant, 3 * PAID_NANOS, refused_below_nanos=0)
+        await gateway.publish(gateway.record(tenant))
+        low = await told(of_low, "balance.low")  # looked at after that ask
+    for _ in range(3):
+        await ask(bus, tenant, 3 * PAID_NANOS, refused_below_nanos=900_001)
     exhausted = await told(receiver, "balance.exhausted")
-    granted = await ask(PAID_NANOS // 2, "run-1")
 
-    assert {one.refusal for one in refused} == {leases_pb2.LEASE_REFUSAL_BALANCE}
-    assert exhausted["balance_nanos"] == PAID_NANOS
-    assert granted.granted_nanos >= PAID_NANOS // 2
-    assert [one.balance_nanos for one in events] == [PAID_NANOS]
+    assert (low["balance_nanos"], low["threshold_nanos"]) == (900_000, 950_000)
+    assert exhausted["balance_nanos"] == 900_000
+    assert [one.balance_nanos for one in events] == [900_000]
+
+
+async def test_who_is_told_of_a_low_balance_only_is_told_of_one_that_was_spent_at_once(
+    billing: Service, tenant: str, gateway: Gateway, receiver: Receiver
+) -> None:
+    async with receiving() as of_low:
+        body = {"url": of_low.url, "event_types": ["balance.low"]}
+        await billing.json("POST", f"/tenants/{tenant}/webhooks", json=body)
+        await low_below(billing, tenant, 50_000)
+        await top_up(billing, tenant, 100_000)
+        await gateway.publish(gateway.record(tenant))
+        low = await told(of_low, "balance.low")
+        exhausted = await told(receiver, "balance.exhausted")
+
+    assert (low["balance_nanos"], low["threshold_nanos"]) == (0, 50_000)
+    assert exhausted["balance_nanos"] == 0
+
+
+async def test_what_is_exhausted_again_after_a_top_up_is_told_again(
+    billing: Service, tenant: str, gateway: Gateway, receiver: Receiver, bus: Client
+) -> None:
+    """Smaller requests were served in between: the top-up does not reach what was there when it
+    was told."""
+    await low_below(billing, tenant, 20 * MILLION)
+    async with receiving() as of_low:
+        body = {"url": of_low.url, "event_types": ["balance.low"]}
+        await billing.json("POST", f"/tenants/{tenant}/webhooks", json=body)
+        await top_up(billing, tenant, 50 * MILLION)
+        await ask(bus, tenant, 60 * MILLION, refused_below_nanos=60 * MILLION)
+        first = await told(receiver, "balance.exhausted")
+        await gateway.publish(gateway.record(tenant, input_tokens=490_000))
+        low = await told(of_low, "balance.low")
+    await top_up(billing, tenant, 30 * MILLION)
+    await gateway.publish(gateway.record(tenant))
+    await eventually(
+        lambda: billing.json("GET", f"/tenants/{tenant}/balance/threshold"),
+        within_s=20,
+        what="the balance is fine again",
+        until=lambda found: found["level"] == "fine",
+    )
+    await ask(bus, tenant, 60 * MILLION, refused_below_nanos=60 * MILLION)
+    second = await told(receiver, "balance.exhausted", count=2)
+
+    assert (first["balance_nanos"], low["balance_nanos"]) == (50 * MILLION, MILLION)
+    assert second["balance_nanos"] == 31 * MILLION - 100_000

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
 import pytest
 from busbar_billing.adapters.postgres.outbox import write_payload
-from busbar_billing.domain.balance_alerts import Level, Watched, is_news, level_now
+from busbar_billing.domain.balance_alerts import Level, Watched, moved, news
 from busbar_billing.domain.webhooks import (
     DISABLE_AFTER,
     RETRY_AFTER_S,
@@ -144,24 +146,64 @@ LOW = 1_000_000_000
 def test_a_balance_is_where_it_is(
     before: Level, balance: int, refused: int | None, after: Level
 ) -> None:
-    assert level_now(Watched("t", "USD", balance, LOW, before), refused) is after
+    assert moved(Watched("t", "USD", balance, LOW, before), refused).level is after
 
 
 def test_without_a_threshold_only_an_exhausted_balance_is_told() -> None:
-    assert level_now(Watched("t", "USD", 1, 0)) is Level.FINE
-    assert level_now(Watched("t", "USD", 0, 0)) is Level.EXHAUSTED
+    spent, owing = Watched("t", "USD", 0, 0), Watched("t", "USD", -5, 0)
+
+    assert moved(Watched("t", "USD", 1, 0)).level is Level.FINE
+    assert moved(spent).level is Level.EXHAUSTED
+    assert news(spent, Level.EXHAUSTED) == news(owing, Level.EXHAUSTED) == [Level.EXHAUSTED]
 
 
-@given(st.lists(st.integers(1, 3 * LOW), max_size=60), st.integers(0, LOW))
-def test_each_crossing_is_told_once(moves: list[int], low: int) -> None:
-    """While the balance only falls, each level is told at most once."""
-    level, told_at, told = Level.FINE, 0, list[Level]()
-    for balance in sorted(moves, reverse=True):
-        now = level_now(Watched("t", "USD", balance, low, level, told_at))
-        if is_news(level, now):
-            told.append(now)
-        if now is not level:
-            level, told_at = now, balance
+def told_of(looks: Iterable[tuple[int, int | None]], low: int) -> list[tuple[Level, int]]:
+    """What is told, and with which balance, when these balances are seen in turn, each with below
+    what a request was refused meanwhile."""
+    watched, told = Watched("t", "USD", 0, low), list[tuple[Level, int]]()
+    for balance, refused in looks:
+        seen = replace(watched, balance_nanos=balance)
+        watched = moved(seen, refused)
+        told += [(level, balance) for level in news(seen, watched.level)]
+    return told
+
+
+@pytest.mark.parametrize(
+    ("looks", "told"),
+    [
+        ([(2 * LOW, None), (0, None)], [(Level.LOW, 0), (Level.EXHAUSTED, 0)]),
+        ([(9, 10)], [(Level.LOW, 9), (Level.EXHAUSTED, 9)]),
+        # Refused above the threshold; what is smaller is served on, and falls below it.
+        (
+            [(2 * LOW, 3 * LOW), (LOW + 1, None), (LOW - 1, None), (LOW // 2, LOW), (0, None)],
+            [(Level.EXHAUSTED, 2 * LOW), (Level.LOW, LOW - 1)],
+        ),
+        # The top-up is a new beginning, though less than there was when it was told.
+        (
+            [(2 * LOW, 3 * LOW), (0, None), (LOW, None), (LOW, 2 * LOW)],
+            [(Level.EXHAUSTED, 2 * LOW), (Level.LOW, 0), (Level.EXHAUSTED, LOW)],
+        ),
+        # A voided charge is none.
+        ([(0, None), (LOW // 20, None), (0, None)], [(Level.LOW, 0), (Level.EXHAUSTED, 0)]),
+    ],
+)
+def test_each_fall_is_told_once(
+    looks: list[tuple[int, int | None]], told: list[tuple[Level, int]]
+) -> None:
+    assert told_of(looks, LOW) == told
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 3 * LOW), st.none() | st.integers(1, 3 * LOW)), max_size=60),
+    st.integers(0, LOW),
+)
+def test_while_a_balance_only_falls_each_level_is_told_once(
+    looks: list[tuple[int, int | None]], low: int
+) -> None:
+    falling = sorted(looks, key=lambda look: -look[0])
+    told = [level for level, _ in told_of(falling, low)]
 
     assert len(told) == len(set(told))
-    assert (Level.LOW in told) == any(one < low for one in moves)
+    assert (Level.LOW in told) == any(balance < low for balance, _ in looks)
+    refused = any(below is not None and balance < below for balance, below in looks)
+    assert (Level.EXHAUSTED in told) == refused

@@ -50,8 +50,11 @@ class Bank:
     lent: dict[bytes, int] = field(default_factory=dict[bytes, int])
     closed: int = 0
     refused: int = 0
+    refused_below: list[int] = field(default_factory=list[int])
+    """What the gateway said of those whom it refused."""
 
     async def ask(self, asks: Sequence[Ask]) -> list[Granted]:
+        self.refused_below += [one.refused_below_nanos for one in asks if one.refused_below_nanos]
         return [self._answer(ask) for ask in asks]
 
     def _answer(self, ask: Ask) -> Granted:
@@ -261,3 +264,51 @@ async def test_who_waits_for_a_silent_billing_is_not_told_what_is_scarce() -> No
     async with credit_at(Silent(FLAT_NANOS)) as credit:
         with pytest.raises(RateLimited, match=r"^no credit came free"):
             await claimed(credit, call_of(FLAT, within_s=0.1))
+
+
+async def heard_of(bank: Bank) -> list[int]:
+    """Below which balances requests were refused, once the bank has heard of one."""
+
+    async def heard() -> list[int]:
+        return bank.refused_below
+
+    return await eventually(heard)
+
+
+async def test_billing_hears_of_a_request_that_is_refused_and_not_of_one_that_settles() -> None:
+    bank = Bank(INPUT_NANOS)
+    async with credit_at(bank) as credit:
+        call = call_of(CHAT)
+        settled = await claimed(credit, call)
+        claimed_nanos = settled.nanos
+        credit.spend(settled, call, Delivered(20, 0, 0, "n", 1, 0), INPUT_NANOS)
+        with pytest.raises(InsufficientQuota, match="does not cover this request"):
+            await claimed(credit, call)
+        heard = await heard_of(bank)
+
+    assert claimed_nanos == INPUT_NANOS
+    assert heard == [INPUT_NANOS]
+
+
+async def test_it_hears_of_what_is_refused_without_asking_it() -> None:
+    bank = Bank(20_000)
+    async with credit_at(bank) as credit:
+        settled = await claimed(credit, call_of(CHAT))
+        refused = list[int]()
+        for nanos in (VAIN_NANOS, 2 * VAIN_NANOS):
+            with pytest.raises(InsufficientQuota):
+                await credit.cover(settled, call_of(CHAT), nanos)
+            refused.append(bank.refused)
+        heard = await heard_of(bank)
+
+    assert refused[0] == refused[1]
+    assert heard == [2 * VAIN_NANOS]
+
+
+async def test_it_hears_of_who_never_had_anything() -> None:
+    bank = Bank(0)
+    async with credit_at(bank) as credit:
+        with pytest.raises(InsufficientQuota):
+            await claimed(credit, call_of(CHAT))
+
+        assert await heard_of(bank) == [INPUT_NANOS]

@@ -18,7 +18,7 @@ from busbar_messaging.background import rest_s
 from busbar_billing.adapters import metrics
 from busbar_billing.adapters.bus.events import Events
 from busbar_billing.adapters.postgres.balance_watches import PAGE_TENANTS, BalanceWatches
-from busbar_billing.domain.balance_alerts import Watched, level_now
+from busbar_billing.domain.balance_alerts import Watched, moved
 from busbar_billing.usecases.post_usage import RatedRecord
 
 log = structlog.get_logger()
@@ -41,10 +41,9 @@ class BalanceWatch:
         for one in charged:
             self._noticed.setdefault(one.record.tenant_id, None)
 
-    def refused(self, tenant_id: str, need_nanos: int) -> None:
-        """A gateway asked for this much of a tenant's balance in vain."""
-        least = self._noticed.get(tenant_id)
-        self._noticed[tenant_id] = need_nanos if least is None else min(least, need_nanos)
+    def refused(self, tenant_id: str, below_nanos: int) -> None:
+        """A gateway refused a request of the tenant because its balance was less."""
+        self._noticed[tenant_id] = max(self._noticed.get(tenant_id) or 0, below_nanos)
 
     async def run(self) -> None:
         """Look for ever."""
@@ -74,11 +73,13 @@ class BalanceWatch:
             await self._move(found, {})
             after = found[-1].tenant_id
 
-    async def _move(self, found: Sequence[Watched], refused: Mapping[str, int | None]) -> None:
+    async def _move(
+        self, found: Sequence[Watched], refused_below: Mapping[str, int | None]
+    ) -> None:
         elsewhere = {
-            one.tenant_id: refused.get(one.tenant_id)
+            one.tenant_id: refused_below.get(one.tenant_id)
             for one in found
-            if level_now(one, refused.get(one.tenant_id)) is not one.level
+            if moved(one, refused_below.get(one.tenant_id)) != one
         }
         if not elsewhere:
             return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from busbar_errors import Rejected
@@ -16,14 +16,11 @@ REARM_NANOS_MIN = 10**7
 
 
 class Level(StrEnum):
-    """Where a balance stands, the worst last."""
+    """Where a balance stands. Exhausted: it is zero, or did not cover a request, however much."""
 
     FINE = "fine"
     LOW = "low"
     EXHAUSTED = "exhausted"
-
-
-_ORDER = list(Level)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +35,22 @@ class Watched:
     """Below this the balance is low; 0: never."""
     level: Level = Level.FINE
     told_nanos: int = 0
-    """The balance when the level was reached."""
+    """The balance when the level was reached; the least since, while it is exhausted."""
 
 
-def level_now(watched: Watched, refused_nanos: int | None = None) -> Level:
-    """Where the balance stands now. `refused_nanos`: the least that a gateway asked for in vain."""
+def moved(watched: Watched, refused_below_nanos: int | None = None) -> Watched:
+    """The same as it is to be remembered now; equal where nothing is new. A request was refused
+    because the balance was less than `refused_below_nanos`; None: none was."""
+    level = _level_now(watched, refused_below_nanos)
+    sunk = level is Level.EXHAUSTED and watched.balance_nanos < watched.told_nanos
+    if level is watched.level and not sunk:
+        return watched
+    return replace(watched, level=level, told_nanos=watched.balance_nanos)
+
+
+def _level_now(watched: Watched, refused_below_nanos: int | None) -> Level:
     balance = watched.balance_nanos
-    if balance <= 0 or (refused_nanos is not None and balance < refused_nanos):
+    if balance <= 0 or (refused_below_nanos is not None and balance < refused_below_nanos):
         return Level.EXHAUSTED
     margin = watched.low_nanos // REARM_DIVISOR
     if watched.level is Level.EXHAUSTED:
@@ -56,9 +62,20 @@ def level_now(watched: Watched, refused_nanos: int | None = None) -> Level:
     return Level.LOW if balance < watched.low_nanos + still else Level.FINE
 
 
-def is_news(before: Level, now: Level) -> bool:
-    """Whether a tenant is told that it went from one level to another: when it got worse."""
-    return _ORDER.index(now) > _ORDER.index(before)
+def news(before: Watched, now: Level) -> list[Level]:
+    """What a tenant is told, in turn, when its balance, as in `before`, brings it to `now`.
+
+    Each level is told for itself: a request may be refused before the balance is low, and
+    a balance that is spent between two looks was low in between.
+    """
+    was_low = before.level is Level.LOW or (
+        before.level is Level.EXHAUSTED and before.told_nanos < before.low_nanos
+    )
+    is_low = max(0, before.balance_nanos) < before.low_nanos
+    found = [Level.LOW] if is_low and not was_low else []
+    if now is Level.EXHAUSTED and before.level is not Level.EXHAUSTED:
+        found.append(Level.EXHAUSTED)
+    return found
 
 
 def checked_threshold(low_nanos: int) -> int:

@@ -64,6 +64,8 @@ class Ask:
     """Less than this helps nobody."""
     returned_nanos: int = 0
     closing: bool = False
+    refused_below_nanos: int = 0
+    """Requests were refused because the balance, wherever it is held, was less than this."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,6 +89,7 @@ def _write(ask: Ask) -> LeaseAsk:
         reserved_nanos=ask.reserved_nanos,
         returned_nanos=ask.returned_nanos,
         closing=ask.closing,
+        refused_below_nanos=ask.refused_below_nanos,
     )
 
 

@@ -117,6 +117,9 @@ class Wallet:
     gave back since."""
     retry_unix_ms: int = 0
     recalled: bool = False
+    refused_below_nanos: int = 0
+    """Requests were refused because the balance, wherever it is held, was less than this, and
+    billing has not heard of it yet; 0: none."""
     asked_at: float = field(default=float("-inf"))
     _rate: float = 0.0
     _measured_at: float = 0.0
@@ -233,6 +236,8 @@ class Ask:
     reserved_nanos: int = 0
     returned_nanos: int = 0
     closing: bool = False
+    refused_below_nanos: int = 0
+    """As in Wallet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,16 +269,16 @@ def plan_ask(wallet: Wallet, wanted: list[int], now: float, heard_at: float) -> 
     if wanted:
         return _for_those_who_wait(wallet, wanted, now)
     wallet.estimate_nanos = wallet.estimate_nanos if lease is not None else 0
-    if lease is None:
-        return None
-    idle = not lease.reserved_nanos and now - wallet.used_at > IDLE_S
+    ask = _renewal(wallet, lease, now, heard_at) if lease is not None else None
+    if ask is None and wallet.refused_below_nanos and now - wallet.asked_at >= RETRY_S:
+        return _ask(wallet, lease)
+    return ask
+
+
+def _renewal(wallet: Wallet, lease: Lease, now: float, heard_at: float) -> Ask | None:
     there = now - heard_at <= HEARD_LATELY_S
-    if idle and there:
+    if there and not lease.reserved_nanos and now - wallet.used_at > IDLE_S:
         return _close(wallet, lease)
-    return _renewal(wallet, lease, now, there=there)
-
-
-def _renewal(wallet: Wallet, lease: Lease, now: float, *, there: bool) -> Ask | None:
     due = now >= lease.renew_at
     if wallet.recalled:
         wallet.give_back(lease, max(0, lease.free_nanos))
@@ -337,7 +342,12 @@ def _ask(
     closing: bool = False,
 ) -> Ask:
     if lease is None:
-        return Ask(wallet.tenant_id, want_nanos=want_nanos, need_nanos=need_nanos)
+        return Ask(
+            wallet.tenant_id,
+            want_nanos=want_nanos,
+            need_nanos=need_nanos,
+            refused_below_nanos=wallet.refused_below_nanos,
+        )
     return Ask(
         wallet.tenant_id,
         lease.lease_id,
@@ -347,12 +357,15 @@ def _ask(
         lease.reserved_nanos,
         lease.returned_nanos,
         closing,
+        wallet.refused_below_nanos,
     )
 
 
 def apply_grant(wallet: Wallet, ask: Ask, grant: Granted, asked_at: float, now: float) -> None:
     """Take what billing said to `ask`, which was sent at `asked_at`."""
     wallet.asked_at = asked_at
+    if ask.refused_below_nanos >= wallet.refused_below_nanos:
+        wallet.refused_below_nanos = 0
     if ask.closing:
         if wallet.leaving is not None:
             wallet.elsewhere_nanos += wallet.leaving.unposted_nanos

@@ -20,6 +20,7 @@ from busbar_gateway.domain.credit import (
     RETRY_S,
     Ask,
     Granted,
+    Refused,
     Reservation,
     Verdict,
     Wallet,
@@ -262,7 +263,8 @@ class Credit:
             ask = plan_ask(wallet, wanted, now, self._heard_at)
             if ask is not None:
                 asks.append(ask)
-            if wallet.lease is None and wallet.leaving is None and not wanted:
+            kept = wallet.lease or wallet.leaving or wallet.refused_below_nanos or wanted
+            if not kept:
                 del self._wallets[tenant_id]
         return asks
 
@@ -367,6 +369,8 @@ class Credit:
             return Unavailable(
                 "this tenant's credit cannot be checked at the moment", _RETRY_AFTER_AWAY_S
             )
+        if wallet.refused is Refused.BALANCE:
+            wallet.refused_below_nanos = max(wallet.refused_below_nanos, lacking + stuck_nanos)
         would_do = waiter.unraised <= left_nanos(wallet) - stuck_nanos
         raised = would_do and waiter.unraised < waiter.least
         return InsufficientQuota(why_refused(wallet, raised=raised))

@@ -374,8 +374,8 @@ Global___BalanceLow: _TypeAlias = BalanceLow  # noqa: Y015
 
 @_typing.final
 class BalanceExhausted(_message.Message):
-    """A tenant's balance is nothing any more, or less than a request would have cost that was refused
-    for it; told again once it recovered.
+    """A tenant's balance is nothing any more, or a request was refused because it does not cover that;
+    told again once it recovered and is so again.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

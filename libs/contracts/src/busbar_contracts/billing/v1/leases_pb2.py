@@ -24,23 +24,23 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x62usbar/billing/v1/leases.proto\x12\x11\x62usbar.billing.v1\"Z\n\tLeaseCall\x12\x12\n\ngateway_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12)\n\x04\x61sks\x18\x03 \x03(\x0b\x32\x1b.busbar.billing.v1.LeaseAsk\"\xad\x01\n\x08LeaseAsk\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x10\n\x08lease_id\x18\x02 \x01(\x0c\x12\x12\n\nwant_nanos\x18\x03 \x01(\x03\x12\x13\n\x0bspent_nanos\x18\x04 \x01(\x03\x12\x16\n\x0ereserved_nanos\x18\x05 \x01(\x03\x12\x0f\n\x07\x63losing\x18\x06 \x01(\x08\x12\x12\n\nneed_nanos\x18\x07 \x01(\x03\x12\x16\n\x0ereturned_nanos\x18\x08 \x01(\x03\";\n\nLeaseReply\x12-\n\x06grants\x18\x01 \x03(\x0b\x32\x1d.busbar.billing.v1.LeaseGrant\"\x99\x02\n\nLeaseGrant\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x10\n\x08lease_id\x18\x02 \x01(\x0c\x12\x15\n\rgranted_nanos\x18\x03 \x01(\x03\x12\x14\n\x0cposted_nanos\x18\x04 \x01(\x03\x12\x10\n\x08\x63urrency\x18\x05 \x01(\t\x12\x17\n\x0f\x65xpires_unix_ms\x18\x06 \x01(\x03\x12\x30\n\x07refusal\x18\x07 \x01(\x0e\x32\x1f.busbar.billing.v1.LeaseRefusal\x12\x17\n\x0f\x61vailable_nanos\x18\x08 \x01(\x03\x12\x15\n\rretry_unix_ms\x18\t \x01(\x03\x12\x0e\n\x06ttl_ms\x18\n \x01(\x03\x12\x1c\n\x14held_elsewhere_nanos\x18\x0b \x01(\x03\"\"\n\x0c\x43reditRecall\x12\x12\n\ntenant_ids\x18\x01 \x03(\t*\xbb\x01\n\x0cLeaseRefusal\x12\x1d\n\x19LEASE_REFUSAL_UNSPECIFIED\x10\x00\x12\x19\n\x15LEASE_REFUSAL_BALANCE\x10\x01\x12\x18\n\x14LEASE_REFUSAL_BUDGET\x10\x02\x12\x1b\n\x17LEASE_REFUSAL_SUSPENDED\x10\x03\x12 \n\x1cLEASE_REFUSAL_UNKNOWN_TENANT\x10\x04\x12\x18\n\x14LEASE_REFUSAL_CLOSED\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x62usbar/billing/v1/leases.proto\x12\x11\x62usbar.billing.v1\"Z\n\tLeaseCall\x12\x12\n\ngateway_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12)\n\x04\x61sks\x18\x03 \x03(\x0b\x32\x1b.busbar.billing.v1.LeaseAsk\"\xca\x01\n\x08LeaseAsk\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x10\n\x08lease_id\x18\x02 \x01(\x0c\x12\x12\n\nwant_nanos\x18\x03 \x01(\x03\x12\x13\n\x0bspent_nanos\x18\x04 \x01(\x03\x12\x16\n\x0ereserved_nanos\x18\x05 \x01(\x03\x12\x0f\n\x07\x63losing\x18\x06 \x01(\x08\x12\x12\n\nneed_nanos\x18\x07 \x01(\x03\x12\x16\n\x0ereturned_nanos\x18\x08 \x01(\x03\x12\x1b\n\x13refused_below_nanos\x18\t \x01(\x03\";\n\nLeaseReply\x12-\n\x06grants\x18\x01 \x03(\x0b\x32\x1d.busbar.billing.v1.LeaseGrant\"\x99\x02\n\nLeaseGrant\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x10\n\x08lease_id\x18\x02 \x01(\x0c\x12\x15\n\rgranted_nanos\x18\x03 \x01(\x03\x12\x14\n\x0cposted_nanos\x18\x04 \x01(\x03\x12\x10\n\x08\x63urrency\x18\x05 \x01(\t\x12\x17\n\x0f\x65xpires_unix_ms\x18\x06 \x01(\x03\x12\x30\n\x07refusal\x18\x07 \x01(\x0e\x32\x1f.busbar.billing.v1.LeaseRefusal\x12\x17\n\x0f\x61vailable_nanos\x18\x08 \x01(\x03\x12\x15\n\rretry_unix_ms\x18\t \x01(\x03\x12\x0e\n\x06ttl_ms\x18\n \x01(\x03\x12\x1c\n\x14held_elsewhere_nanos\x18\x0b \x01(\x03\"\"\n\x0c\x43reditRecall\x12\x12\n\ntenant_ids\x18\x01 \x03(\t*\xbb\x01\n\x0cLeaseRefusal\x12\x1d\n\x19LEASE_REFUSAL_UNSPECIFIED\x10\x00\x12\x19\n\x15LEASE_REFUSAL_BALANCE\x10\x01\x12\x18\n\x14LEASE_REFUSAL_BUDGET\x10\x02\x12\x1b\n\x17LEASE_REFUSAL_SUSPENDED\x10\x03\x12 \n\x1cLEASE_REFUSAL_UNKNOWN_TENANT\x10\x04\x12\x18\n\x14LEASE_REFUSAL_CLOSED\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'busbar.billing.v1.leases_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LEASEREFUSAL']._serialized_start=703
-  _globals['_LEASEREFUSAL']._serialized_end=890
+  _globals['_LEASEREFUSAL']._serialized_start=732
+  _globals['_LEASEREFUSAL']._serialized_end=919
   _globals['_LEASECALL']._serialized_start=53
   _globals['_LEASECALL']._serialized_end=143
   _globals['_LEASEASK']._serialized_start=146
-  _globals['_LEASEASK']._serialized_end=319
-  _globals['_LEASEREPLY']._serialized_start=321
-  _globals['_LEASEREPLY']._serialized_end=380
-  _globals['_LEASEGRANT']._serialized_start=383
-  _globals['_LEASEGRANT']._serialized_end=664
-  _globals['_CREDITRECALL']._serialized_start=666
-  _globals['_CREDITRECALL']._serialized_end=700
+  _globals['_LEASEASK']._serialized_end=348
+  _globals['_LEASEREPLY']._serialized_start=350
+  _globals['_LEASEREPLY']._serialized_end=409
+  _globals['_LEASEGRANT']._serialized_start=412
+  _globals['_LEASEGRANT']._serialized_end=693
+  _globals['_CREDITRECALL']._serialized_start=695
+  _globals['_CREDITRECALL']._serialized_end=729
 # @@protoc_insertion_point(module_scope)

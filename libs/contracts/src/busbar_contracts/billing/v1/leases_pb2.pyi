@@ -101,6 +101,7 @@ class LeaseAsk(_message.Message):
     CLOSING_FIELD_NUMBER: _builtins.int
     NEED_NANOS_FIELD_NUMBER: _builtins.int
     RETURNED_NANOS_FIELD_NUMBER: _builtins.int
+    REFUSED_BELOW_NANOS_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     """Tenant."""
     lease_id: _builtins.bytes
@@ -117,6 +118,11 @@ class LeaseAsk(_message.Message):
     """Least that helps: somebody waits for it. Less is not granted; 0 means that nobody waits."""
     returned_nanos: _builtins.int
     """Given back from this lease so far, in total: out of the gateway's reach since before it asked."""
+    refused_below_nanos: _builtins.int
+    """Requests were refused since the last ask that was answered because the tenant's balance, wherever
+    it is held, was less than this: a request settles for less than need_nanos before it is refused.
+    0: none was.
+    """
     def __init__(
         self,
         *,
@@ -128,10 +134,11 @@ class LeaseAsk(_message.Message):
         closing: _builtins.bool = ...,
         need_nanos: _builtins.int = ...,
         returned_nanos: _builtins.int = ...,
+        refused_below_nanos: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["closing", b"closing", "lease_id", b"lease_id", "need_nanos", b"need_nanos", "reserved_nanos", b"reserved_nanos", "returned_nanos", b"returned_nanos", "spent_nanos", b"spent_nanos", "tenant_id", b"tenant_id", "want_nanos", b"want_nanos"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["closing", b"closing", "lease_id", b"lease_id", "need_nanos", b"need_nanos", "refused_below_nanos", b"refused_below_nanos", "reserved_nanos", b"reserved_nanos", "returned_nanos", b"returned_nanos", "spent_nanos", b"spent_nanos", "tenant_id", b"tenant_id", "want_nanos", b"want_nanos"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -126,17 +126,15 @@ class LeaseDesk:
         for one in answers:
             metrics.LEASE_ASKS.labels(one.grant.refusal or "granted").inc()
         await self._respond(message, write_reply(answers, now_unix_ms))
-        self._tell_refused(asks, answers)
+        self._tell_refused(asks)
         await self._recalls.recall(to_be_recalled(asks, answers))
 
-    def _tell_refused(self, asks: Sequence[Ask], answers: Sequence[Answered]) -> None:
-        """Of tenants whose balance, wherever it is held, does not cover a request."""
+    def _tell_refused(self, asks: Sequence[Ask]) -> None:
         if self._refused is None:
             return
-        for ask, one in zip(asks, answers, strict=True):
-            short = one.grant.refusal is Refusal.BALANCE and not one.held_elsewhere_nanos
-            if short and ask.need_nanos:
-                self._refused(ask.tenant_id, ask.need_nanos)
+        for ask in asks:
+            if ask.refused_below_nanos:
+                self._refused(ask.tenant_id, ask.refused_below_nanos)
 
     async def _respond(self, message: Msg, reply: leases_pb2.LeaseReply) -> None:
         if message.reply:
@@ -176,6 +174,7 @@ def _read_ask(ask: leases_pb2.LeaseAsk) -> Ask:
         need_nanos=max(0, ask.need_nanos),
         returned_nanos=max(0, ask.returned_nanos),
         closing=ask.closing,
+        refused_below_nanos=max(0, ask.refused_below_nanos),
     )
 
 

@@ -10,7 +10,7 @@ from busbar_errors import NotFound
 
 from busbar_billing.adapters.postgres.database import Connection, Database
 from busbar_billing.adapters.postgres.outbox import put_notices
-from busbar_billing.domain.balance_alerts import Level, Watched, is_news, level_now
+from busbar_billing.domain.balance_alerts import Level, Watched, moved, news
 from busbar_billing.domain.names import is_tenant_id
 from busbar_billing.domain.webhooks import EventType, JsonValue, Notice
 
@@ -106,30 +106,31 @@ class BalanceWatches:
             rows = await connection.fetch(_PAGE, self._default, after, PAGE_TENANTS)
         return [_read_watched(row) for row in rows]
 
-    async def move(self, refused: Mapping[str, int | None]) -> list[tuple[Watched, Level]]:
+    async def move(self, refused_below: Mapping[str, int | None]) -> list[tuple[Watched, Level]]:
         """Bring these tenants to the level where they stand, and queue for their webhooks what is
-        news; return that. The value: the least that was refused to a tenant's gateways, if any.
+        news; return that. The value: below which balance a request was refused, if one was.
 
         Several at the same moment tell each crossing once.
         """
-        tenant_ids = sorted(refused)
+        tenant_ids = sorted(refused_below)
         async with self._database.transaction() as connection:
             await connection.execute(_OPEN, tenant_ids)
             await connection.execute(_LOCK, tenant_ids)
-            moved = [
-                (watched, level)
-                for watched in await self._read(connection, tenant_ids)
-                if (level := level_now(watched, refused[watched.tenant_id])) is not watched.level
-            ]
+            before = await self._read(connection, tenant_ids)
+            after = [moved(one, refused_below[one.tenant_id]) for one in before]
             await connection.execute(
                 _SAVE,
-                [watched.tenant_id for watched, _ in moved],
-                [level.value for _, level in moved],
-                [watched.balance_nanos for watched, _ in moved],
+                [one.tenant_id for one in after],
+                [one.level.value for one in after],
+                [one.told_nanos for one in after],
             )
-            news = [(one, level) for one, level in moved if is_news(one.level, level)]
-            await put_notices(connection, [_notice(*one) for one in news])
-        return news
+            told = [
+                (was, level)
+                for was, now in zip(before, after, strict=True)
+                for level in news(was, now.level)
+            ]
+            await put_notices(connection, [_notice(*one) for one in told])
+        return told
 
     async def _read(self, connection: Connection, tenant_ids: Collection[str]) -> list[Watched]:
         rows = await connection.fetch(_OF, self._default, list(tenant_ids))
