@@ -99,4 +99,5 @@ async def test_a_node_that_the_bus_says_twice_it_has_lost_is_given_up_soon(
             nodes.look([work], began + tick * TICK_S)
             lost_at += [tick * TICK_S] * (work.outcome is not None)
 
-    assert lost_at == pytest.approx(lost_after_s, abs=TICK_S)
+    # A sum of ticks may fall short of its moment by a rounding, and the next look finds it then.
+    assert lost_at == pytest.approx(lost_after_s, abs=1.5 * TICK_S)

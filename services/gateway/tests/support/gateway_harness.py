@@ -26,6 +26,7 @@ from busbar_gateway.main import Gateway, build, running
 from busbar_gateway.settings import GatewaySettings
 from busbar_gateway.usecases.serving import Serving
 from busbar_messaging import topology
+from busbar_messaging.background import end
 from busbar_messaging.connection import BusSettings, close, connect
 from busbar_runtime.pytest_plugin import NatsServer
 from lending import FakeBilling
@@ -131,9 +132,7 @@ class FakeAgent:
         task.add_done_callback(self.tasks.discard)
 
     async def stop(self) -> None:
-        for task in self.tasks:
-            task.cancel()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
+        await end(self.tasks)  # what waits by wait_for may swallow a cancellation
         await self.client.close()  # draining would wait 2 s for pulls that nobody reads any more
 
 

@@ -1,9 +1,10 @@
 """How many answers each tenant keeps, so that none of them keeps another's out.
 
 A tenant may take as much of a room as it leaves free for all others: alone it
-has half, and with n that take all they can each has 1/(n + 1), and as much is
+has half, and with n that fill it together each has 1/(n + 1), and as much is
 free for whoever comes next (Choudhury and Hahne 1998, dynamic queue length
-thresholds with alpha = 1).
+thresholds with alpha = 1). Where they come one after the other, each finds half
+of what the one before it left, until what the first ones kept ends.
 """
 
 from __future__ import annotations
