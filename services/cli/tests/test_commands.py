@@ -251,6 +251,22 @@ def test_a_model_is_pushed_once_and_deployed(busbar: Busbar, model: Path, tmp_pa
     assert busbar("deploy", "list", "--json").json == {"items": []}
 
 
+def test_going_back_to_what_can_never_fit_fails_with_the_reason(
+    busbar: Busbar, model: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "models.yaml"
+    file.write_text("- {name: one, path: small}\n")
+    first = busbar("deploy", str(file), "--approve", "--json").json["items"][0]["bundle"]
+    manifest = model / "busbar.yaml"
+    manifest.write_text(manifest.read_text().replace('version: "1"', 'version: "2"'))
+    busbar("deploy", str(file), "--approve")
+    back = busbar("deploy", "rollback", "one", "--json")
+    busbar("deploy", "rm", "one")
+
+    assert back.json["bundle"] == first
+    assert (back.status, back.err) == (1, "busbar: one: no node in the fleet\n")
+
+
 def test_a_site_is_described_and_cordoned(busbar: Busbar) -> None:
     busbar("site", "set", "r9/s9", "--power-cap-kw", "60", "--energy-per-kwh", "0.08", "--new")
     fed = busbar("site", "set", "r9/s9", "--feeder", "north", "--json").json

@@ -16,10 +16,15 @@ from busbar_cli.main import run
 
 
 class Scheduler(BaseHTTPRequestHandler):
-    """Finds nothing wrong, and loses its lead before `third` is declared."""
+    """Finds nothing wrong, and loses its lead before `third` is declared. What `m` goes back to can
+    never fit, and `small` goes back to what can."""
 
     def do_POST(self) -> None:
-        self._answer(204 if self.path.endswith("/check") else 404)
+        if self.path.endswith("/rollback"):
+            never = "no room" if "/m/" in self.path else ""
+            self._say(200, json.dumps(going_back(never)).encode())
+        else:
+            self._answer(204 if self.path.endswith("/check") else 404)
 
     def do_PUT(self) -> None:
         self._answer(503 if self.path.endswith("/third") else 200)
@@ -71,11 +76,37 @@ def test_what_fails_on_the_way_is_said_with_what_stands_already(
     )
 
 
+def going_back(never: str) -> dict[str, Any]:
+    """`m` as it is served while the bundle before is on its way."""
+    shown = view("sha256:a", canary="sha256:b", phase="taking over", never=never)
+    counts = {"ready_replicas": 1, "wanted_replicas": 1, "replica_states": []}
+    return {**shown, **counts, "bundle_version": "1", "status": "ready", "reason": ""}
+
+
+@pytest.mark.usefixtures("scheduler")
+def test_what_going_back_waits_for_is_said_and_what_never_comes_fails(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    fits = run(["deploy", "rollback", "small"])
+    waiting = capsys.readouterr()
+    never = run(["deploy", "rollback", "m"])
+    failed = capsys.readouterr()
+
+    begun = "m: a serves until b is ready beside it; where there is no room for both: --at-once\n"
+    assert (fits, waiting.err) == (0, begun)
+    assert (never, failed.err) == (1, begun + "busbar: m: b can never take over: no room\n")
+
+
 def view(
-    bundle: str, *, rolled_back: str = "", canary: str = "", phase: str = "observing"
+    bundle: str,
+    *,
+    rolled_back: str = "",
+    canary: str = "",
+    phase: str = "observing",
+    never: str = "",
 ) -> dict[str, Any]:
     back = {"bundle": rolled_back, "reason": "it failed"} if rolled_back else None
-    tried = {"bundle": canary, "phase": phase} if canary else None
+    tried = {"bundle": canary, "phase": phase, "never": never} if canary else None
     rollout = {"canary": tried, "rolled_back": back}
     return {"name": "m", "bundle_name": "simple", "bundle": bundle, "rollout": rollout}
 

@@ -20,9 +20,11 @@ from scheduler_harness import (
     MANIFEST,
     PUBLISHER,
     Bus,
+    FakeNode,
     Running,
     bundle,
     living,
+    placement_of,
     scheduling,
 )
 
@@ -308,6 +310,41 @@ async def test_what_can_never_fit_is_accepted_and_said_at_once(bus: Bus) -> None
     assert "only 1 could hold it" in many["reason"]
     assert elsewhere["reason"] == "no node in region r9"
     assert none["status"] == "stopped"
+
+
+async def test_what_takes_over_and_can_never_fit_is_said_while_the_other_serves_on(
+    bus: Bus,
+) -> None:
+    async with scheduler(bus) as running, living(bus, NODE) as node:
+        large = await running.push(bundle(memory_mb=5000))
+        small = await running.push(bundle())
+        for one in (large, small):
+            await running.put("m", {"bundle": one["digest"]})
+        await served(running, node, small["digest"])
+        back = (await running.api.post("/admin/v1/deployments/m/rollback", json={})).json()
+        roomy = await running.push(bundle(memory_mb=65))
+        other = await running.put("m", {"bundle": roomy["digest"]})
+
+    taking_over = back["rollout"]["canary"]
+    assert (back["bundle"], back["status"]) == (small["digest"], "ready")
+    assert taking_over["bundle"] == large["digest"]
+    assert "5000 MiB" in taking_over["never"]
+    assert other["rollout"]["canary"]["never"] == ""
+
+
+async def served(running: Running, node: FakeNode, digest: str) -> None:
+    """Have the node hold what it is told to, until `m` is served by this bundle."""
+
+    async def look() -> dict[str, Any]:
+        await node.serve(await placement_of(running.client, node.key))
+        return await running.get("/admin/v1/deployments/m")
+
+    await eventually(
+        look,
+        within_s=15,
+        what="the deployment serves",
+        until=lambda view: (view["bundle"], view["status"]) == (digest, "ready"),
+    )
 
 
 async def test_the_newest_bundle_of_a_name_is_taken_and_the_age_is_kept(bus: Bus) -> None:

@@ -132,7 +132,8 @@ def rollback(
 ) -> None:
     """Give up the version on trial, or go back to the bundle that served before the present one.
 
-    That one is loaded first. What was rolled back is had again by busbar deploy FILE.
+    That one is loaded first. One that can never fit fails with the reason, and the present one
+    serves on. What was rolled back is had again by busbar deploy FILE.
 
     Parameters
     ----------
@@ -140,7 +141,10 @@ def rollback(
         Do not let the present one serve until that is ready again: nothing answers meanwhile.
     """
     view = Api("scheduler").post(f"{_DEPLOYMENTS}/{segment(name)}/rollback", {"at_once": at_once})
+    if canary := _taking_over(view):
+        err().print(_beside(view, canary, "--at-once"), soft_wrap=True, markup=False)
     output.print(view, _summary([view]))
+    _refuse_unplaceable([view])
 
 
 @app.command
@@ -314,8 +318,7 @@ def remarks(declared: list[Declared], before: list[Json], after: list[Json]) -> 
     lines = list[str]()
     for one in declared:
         view = has[one.name]
-        canary = view["rollout"]["canary"]
-        begun = canary is not None and canary["phase"] != _LEAVING
+        canary, begun = view["rollout"]["canary"], _taking_over(view)
         took = canary["bundle"] if canary and (begun or one.rollout) else view["bundle"]
         if one.bundle == view["bundle_name"] and took in given_up:
             where, reason = given_up[took]
@@ -325,11 +328,22 @@ def remarks(declared: list[Declared], before: list[Json], after: list[Json]) -> 
                 "model list"
             )
         if begun and one.rollout is None:
-            lines.append(
-                f"{one.name}: {show_digest(view['bundle'])} serves until {show_digest(took)} is "
-                f"ready beside it; where there is no room for both: at_once: true"
-            )
+            lines.append(_beside(view, begun, "at_once: true"))
     return lines
+
+
+def _taking_over(view: Json) -> Json | None:
+    """The version that is to take over; None where there is none, or it was given up."""
+    canary = view["rollout"]["canary"]
+    return canary if canary and canary["phase"] != _LEAVING else None
+
+
+def _beside(view: Json, canary: Json, at_once: str) -> str:
+    return (
+        f"{view['name']}: {show_digest(view['bundle'])} serves until "
+        f"{show_digest(canary['bundle'])} is ready beside it; where there is no room for both: "
+        f"{at_once}"
+    )
 
 
 def _refusal(name: str, error: CommandError) -> CommandError:
@@ -341,9 +355,15 @@ def _refusal(name: str, error: CommandError) -> CommandError:
 
 def _refuse_unplaceable(views: list[Json]) -> None:
     """Raise CommandError with the reason of each that can never fit, though it is declared."""
-    never = [one for one in views if one["status"] == "unplaceable"]
+    never = [
+        f"{one['name']}: {one['reason']}" for one in views if one["status"] == "unplaceable"
+    ] + [
+        f"{one['name']}: {show_digest(canary['bundle'])} can never take over: {canary['never']}"
+        for one in views
+        if (canary := _taking_over(one)) and canary["never"]
+    ]
     if never:
-        raise CommandError("; ".join(f"{one['name']}: {one['reason']}" for one in never))
+        raise CommandError("; ".join(never))
 
 
 def _views(names: list[str]) -> list[Json]:

@@ -23,12 +23,13 @@ from busbar_scheduler.adapters.http.bundles import CHUNKS_PATH, BundlesApi
 from busbar_scheduler.adapters.http.errors import ErrorBody, answer_failures
 from busbar_scheduler.adapters.http.explanations import ExplanationView
 from busbar_scheduler.adapters.http.places import PlacesApi
+from busbar_scheduler.adapters.http.rollout_schemas import RolloutView
 from busbar_scheduler.adapters.leadership import Leadership
 from busbar_scheduler.domain.accounts import account_of
-from busbar_scheduler.domain.explaining import emptied
+from busbar_scheduler.domain.explaining import emptied, impossible
 from busbar_scheduler.domain.planning import plan
 from busbar_scheduler.domain.progress import progress_of
-from busbar_scheduler.domain.rollouts import is_track
+from busbar_scheduler.domain.rollouts import is_track, track_of
 from busbar_scheduler.usecases.declare_deployment import (
     Wish,
     check,
@@ -160,13 +161,18 @@ class AdminApi:
     def _views(self) -> list[schemas.DeploymentView]:
         snapshot = self.view.look()
         decided, empty = plan(snapshot), emptied(snapshot)
+        never = {
+            one.name: impossible(one, empty) for one in snapshot.deployments if is_track(one.name)
+        }
         return [
             schemas.DeploymentView.of(
                 one,
                 progress_of(one, decided, empty),
                 snapshot.wanted(one),
                 self.view.autoscaler.reason(one.name),
-                self.rollouts.reason(one.name),
+                RolloutView.of(
+                    one, self.rollouts.reason(one.name), never.get(track_of(one.name), "")
+                ),
             )
             for one in sorted(snapshot.deployments, key=lambda one: one.name)
             if not is_track(one.name)

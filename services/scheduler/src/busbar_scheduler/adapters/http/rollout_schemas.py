@@ -53,6 +53,7 @@ class CanaryView(BaseModel):
     phase: str = Field(description="observing, taking over, settling or leaving")
     percent: int = Field(description="share of the requests that it takes")
     reason: str = Field(description="what it waits for")
+    never: str = Field(description="why an empty fleet could not hold it; empty when it could")
 
 
 class RolledBackView(BaseModel):
@@ -78,8 +79,8 @@ class RolloutView(BaseModel):
     rolled_back: RolledBackView | None = Field(description="the version that was given up last")
 
     @classmethod
-    def of(cls, deployment: Deployment, reason: str) -> RolloutView:
-        """As the API shows it."""
+    def of(cls, deployment: Deployment, reason: str, never: str) -> RolloutView:
+        """As the API shows it; `never` of the version on trial."""
         terms, canary = deployment.rollout, deployment.canary
         return cls(
             terms=RolloutBody.model_validate(terms, from_attributes=True) if terms else None,
@@ -89,6 +90,7 @@ class RolloutView(BaseModel):
                 phase=str(canary.phase),
                 percent=canary.share_percent,
                 reason=reason,
+                never=never,
             )
             if canary
             else None,

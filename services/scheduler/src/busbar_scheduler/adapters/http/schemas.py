@@ -153,7 +153,12 @@ class DeploymentView(BaseModel):
 
     @classmethod
     def of(
-        cls, deployment: Deployment, progress: Progress, wanted: int, scaling: str, rollout: str
+        cls,
+        deployment: Deployment,
+        progress: Progress,
+        wanted: int,
+        scaling: str,
+        rollout: RolloutView,
     ) -> DeploymentView:
         """As the API shows it."""
         return cls(
@@ -183,7 +188,7 @@ class DeploymentView(BaseModel):
                 ReplicaView(node=one.node, state=one.state, reason=one.reason)
                 for one in progress.replicas
             ],
-            rollout=RolloutView.of(deployment, rollout),
+            rollout=rollout,
         )
 
 
