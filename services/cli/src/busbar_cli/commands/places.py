@@ -29,7 +29,7 @@ _CLAIMED = """
 Another agent was given this name, too: run {run_id} on host {host}. It waits and takes no work,
 for run {holder_run_id} holds the name. Give it a name of its own."""
 _LATE_S = 15.0
-"""How much longer than its grace a drain is waited for: reports take a moment."""
+"""How much longer than its grace a drain is waited for: models unload after it."""
 
 
 @site_app.command(name="list")
@@ -124,19 +124,22 @@ def drain_site(
     wait: Annotated[bool, Parameter(negative="")] = False,
     output: Output = DEFAULT,
 ) -> None:
-    """Have everything at a site go within --grace seconds; --wait says what became of it.
+    """Have all requests gone from a site within --grace seconds, and then all models.
 
     Parameters
     ----------
     site
         region/site, such as r1/s1.
     grace
-        Seconds until everything has gone, 1 to 3600. For half of them what is there serves on
-        while it is placed elsewhere; in the other half it finishes what it has in hand.
+        Seconds that requests are given, 1 to 3600. For half of them what is there serves on while
+        it is placed elsewhere; in the other half, two minutes at most, it finishes what it has in
+        hand, and the rest goes elsewhere. Unloading comes on top: a few seconds, or what a load
+        takes that is under way.
     reason
         Why, for whoever reads the list next.
     wait
-        Wait until that is done and say what became of each replica.
+        Wait until that is done, 15 s longer than the grace at most, and say what became of each
+        replica.
     """
     key = place_key(site, "region/site")
     before = [one for one in Api("scheduler").get(_NODES)["items"] if _site_of(one) == key]
@@ -146,7 +149,7 @@ def drain_site(
         output.print(view, _site_table([view]))
         return
     began = time.monotonic()
-    _tell(output, _drained([one["node"] for one in before], grace), before, began)
+    _tell(output, _drained([one["node"] for one in before], grace), before, began, grace)
 
 
 @site_app.command(name="resume")
@@ -223,19 +226,22 @@ def drain_node(
     wait: Annotated[bool, Parameter(negative="")] = False,
     output: Output = DEFAULT,
 ) -> None:
-    """Have everything on a node go within --grace seconds; --wait says what became of it.
+    """Have all requests gone from a node within --grace seconds, and then all models.
 
     Parameters
     ----------
     node
         region/site/node, such as r1/s1/n1.
     grace
-        Seconds until everything has gone, 1 to 3600. For half of them what is there serves on
-        while it is placed elsewhere; in the other half it finishes what it has in hand.
+        Seconds that requests are given, 1 to 3600. For half of them what is there serves on while
+        it is placed elsewhere; in the other half, two minutes at most, it finishes what it has in
+        hand, and the rest goes elsewhere. Unloading comes on top: a few seconds, or what a load
+        takes that is under way.
     reason
         Why, for whoever reads the list next.
     wait
-        Wait until that is done and say what became of each replica.
+        Wait until that is done, 15 s longer than the grace at most, and say what became of each
+        replica.
     """
     before = [Api("scheduler").get(_node_path(node))]
     body = {"grace_s": grace, "reason": reason}
@@ -244,7 +250,7 @@ def drain_node(
         output.print(view, _node_table([view]))
         return
     began = time.monotonic()
-    _tell(output, _drained([place_key(node, "region/site/node")], grace), before, began)
+    _tell(output, _drained([place_key(node, "region/site/node")], grace), before, began, grace)
 
 
 @node_app.command(name="resume")
@@ -270,11 +276,17 @@ def _drained(keys: list[str], grace_s: float) -> list[Json]:
                 return views
             if time.monotonic() > until:
                 left = ", ".join(show_node(one["node"]) for one in views if not one["empty"])
-                raise CommandError(f"not empty after {grace_s:g} s: {left}", Exit.UNAVAILABLE)
+                raise CommandError(
+                    f"{left} not empty after {grace_s + _LATE_S:g} s, {_LATE_S:g} s longer than "
+                    "the grace; what loads or unloads there may take longer: see busbar node show",
+                    Exit.UNAVAILABLE,
+                )
             time.sleep(_POLL_S)
 
 
-def _tell(output: Output, after: list[Json], before: list[Json], began: float) -> None:
+def _tell(
+    output: Output, after: list[Json], before: list[Json], began: float, grace_s: float
+) -> None:
     """What became of each replica that was there, and of the requests in hand."""
     deployments = {
         one["name"]: one for one in Api("scheduler").get("/admin/v1/deployments")["items"]
@@ -293,9 +305,10 @@ def _tell(output: Output, after: list[Json], before: list[Json], began: float) -
                     "reason": "" if view is None else view["reason"],
                 }
             )
+    took_s = round(time.monotonic() - began, 1)
     answer = {
         "drained": [one["node"] for one in after],
-        "took_s": round(time.monotonic() - began, 1),
+        "took_s": took_s,
         "finished": _more("finished_count", after, before),
         "handed_back": _more("handed_back_count", after, before),
         "replicas": items,
@@ -313,8 +326,10 @@ def _tell(output: Output, after: list[Json], before: list[Json], began: float) -
     columns = ["DRAINED", "DEPLOYMENT", "NOW ON", "STATUS", "REASON"]
     output.print(answer, table(columns, rows, empty="drained; it held nothing"))
     if rows and not output.json:
-        said = "Took {took_s} s; {finished} requests were finished, {handed_back} handed back."
-        out().print(said.format(**answer), soft_wrap=True)
+        late_s = took_s - grace_s
+        late = f", {late_s:.1f} s longer than its grace, for unloading" if late_s > 0 else ""
+        said = "{finished} requests were finished, {handed_back} handed back."
+        out().print(f"Took {took_s} s{late}; {said.format(**answer)}", soft_wrap=True)
 
 
 def _more(count: str, after: list[Json], before: list[Json]) -> int:

@@ -59,7 +59,8 @@ class DrainBody(CordonBody):
 
     grace_s: Annotated[float, Field(ge=1, le=GRACE_S_MAX, allow_inf_nan=False)] = Field(
         default=120.0,
-        description="half of it is for replacements to load, half to finish what is in hand",
+        description="half of it is for replacements to load, half, two minutes at most, to finish "
+        "what is in hand; unloading comes on top",
     )
 
 
