@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from busbar_cli.main import run
 from busbar_runtime.platform import Platform
 from harness.command import Busbar, Said
+from harness.stand_in import Answer, StandIn, answering
 
 MANIFEST = """\
 name: small
@@ -69,3 +72,18 @@ def busbar(nobody: Busbar, platform: Platform, monkeypatch: pytest.MonkeyPatch) 
     """The command on the running platform."""
     monkeypatch.setenv("BUSBAR_ENDPOINTS", str(platform.home.endpoints_file))
     return nobody
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
+    """See StandIn."""
+    with ExitStack() as running:
+
+        def meet(answer: Answer) -> None:
+            at = running.enter_context(answering(answer))
+            endpoints = tmp_path / "endpoints.json"
+            known = {"admin": {"scheduler": at}, "keys": {"operator": "op_x"}}
+            endpoints.write_text(json.dumps(known))
+            monkeypatch.setenv("BUSBAR_ENDPOINTS", str(endpoints))
+
+        yield meet

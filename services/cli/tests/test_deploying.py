@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -13,51 +9,24 @@ import pytest
 from busbar_cli.commands.deployments import remarks, replica_rows
 from busbar_cli.deployment_file import Declared, RolloutTerms
 from busbar_cli.main import run
+from harness.stand_in import StandIn
 
 
-class Scheduler(BaseHTTPRequestHandler):
-    """Finds nothing wrong, and loses its lead before `third` is declared. What `m` goes back to can
-    never fit, and `small` goes back to what can."""
-
-    def do_POST(self) -> None:
-        if self.path.endswith("/rollback"):
-            never = "no room" if "/m/" in self.path else ""
-            self._say(200, json.dumps(going_back(never)).encode())
-        else:
-            self._answer(204 if self.path.endswith("/check") else 404)
-
-    def do_PUT(self) -> None:
-        self._answer(503 if self.path.endswith("/third") else 200)
-
-    def do_GET(self) -> None:
-        self._say(200, b'{"items": []}')
-
-    def _answer(self, status: int) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
-        self._say(status, b'{"error": {"message": "no leader"}}' if status != 204 else b"")
-
-    def _say(self, status: int, content: bytes) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # as it is called there
-        del format, args
+def answer(method: str, path: str) -> tuple[int, Any]:
+    """Of a scheduler that finds nothing wrong, and loses its lead before `third` is declared. What
+    `m` goes back to can never fit, and `small` goes back to what can."""
+    if path.endswith("/rollback"):
+        return 200, going_back("no room" if "/m/" in path else "")
+    if path.endswith("/check"):
+        return 204, None
+    if path.endswith("/third"):
+        return 503, {"error": {"message": "no leader"}}
+    return 200, {"items": []} if method == "GET" else {}
 
 
 @pytest.fixture
-def scheduler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Scheduler) as server:
-        serving = threading.Thread(target=server.serve_forever, args=(0.05,))
-        serving.start()
-        at = f"http://127.0.0.1:{server.server_port}"
-        endpoints = tmp_path / "endpoints.json"
-        endpoints.write_text(json.dumps({"admin": {"scheduler": at}, "keys": {"operator": "op_x"}}))
-        monkeypatch.setenv("BUSBAR_ENDPOINTS", str(endpoints))
-        yield
-        server.shutdown()
-        serving.join()
+def scheduler(stand_in: StandIn) -> None:
+    stand_in(answer)
 
 
 @pytest.mark.usefixtures("scheduler")

@@ -2,50 +2,35 @@
 
 from __future__ import annotations
 
-import json
-import threading
 import time
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from busbar_cli.commands import places
 from busbar_cli.main import run
+from harness.stand_in import StandIn
 
 DRAIN = ["node", "drain", "r1/s1/n1", "--wait", "--grace"]
 
 
-class Scheduler(BaseHTTPRequestHandler):
+@dataclass
+class Scheduler:
     """Has one node, from which one model goes some time after it was drained."""
 
-    gone_after_s: ClassVar[float]
-    drained_s: ClassVar[float]
+    gone_after_s: float = 0.0
+    _drained_s: float = 0.0
 
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
-        type(self).drained_s = time.monotonic()
-        self._say(node(empty=False))
-
-    def do_GET(self) -> None:
-        if self.path.endswith("/nodes"):
-            empty = time.monotonic() - self.drained_s >= self.gone_after_s
-            self._say({"items": [node(empty=empty)]})
-        elif self.path.endswith("/deployments"):
-            self._say({"items": []})
-        else:
-            self._say(node(empty=False))
-
-    def _say(self, answer: dict[str, Any]) -> None:
-        content = json.dumps(answer).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # as it is called there
-        del format, args
+    def answer(self, method: str, path: str) -> tuple[int, Any]:
+        """See Answer."""
+        if method == "POST":
+            self._drained_s = time.monotonic()
+        if path.endswith("/deployments"):
+            return 200, {"items": []}
+        empty = time.monotonic() - self._drained_s >= self.gone_after_s
+        if path.endswith("/nodes"):
+            return 200, {"items": [node(empty=empty)]}
+        return 200, node(empty=False)
 
 
 def node(*, empty: bool) -> dict[str, Any]:
@@ -54,21 +39,14 @@ def node(*, empty: bool) -> dict[str, Any]:
 
 
 @pytest.fixture
-def scheduler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Scheduler]]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Scheduler) as server:
-        serving = threading.Thread(target=server.serve_forever, args=(0.05,))
-        serving.start()
-        at = f"http://127.0.0.1:{server.server_port}"
-        endpoints = tmp_path / "endpoints.json"
-        endpoints.write_text(json.dumps({"admin": {"scheduler": at}, "keys": {"operator": "op_x"}}))
-        monkeypatch.setenv("BUSBAR_ENDPOINTS", str(endpoints))
-        yield Scheduler
-        server.shutdown()
-        serving.join()
+def scheduler(stand_in: StandIn) -> Scheduler:
+    made = Scheduler()
+    stand_in(made.answer)
+    return made
 
 
 def test_a_drain_says_how_much_longer_than_its_grace_it_took_and_why(
-    scheduler: type[Scheduler], capsys: pytest.CaptureFixture[str]
+    scheduler: Scheduler, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scheduler.gone_after_s = 1.6
     status = run([*DRAIN, "1"])
@@ -84,7 +62,7 @@ def test_a_drain_says_how_much_longer_than_its_grace_it_took_and_why(
 
 
 def test_a_drain_that_does_not_end_says_how_long_was_waited(
-    scheduler: type[Scheduler],
+    scheduler: Scheduler,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
