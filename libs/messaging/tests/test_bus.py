@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import signal
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager, suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -239,6 +241,53 @@ async def test_a_follower_of_headers_begins_at_the_beginning_of_a_bucket_that_wa
     await asyncio.gather(following, return_exceptions=True)
 
     assert seen == [("anew", 0), ("after", 0)]
+
+
+@pytest.mark.parametrize("after", [1, 2, 3])
+async def test_a_follower_of_headers_begins_anew_when_the_bus_went_back_to_a_snapshot(
+    client: Client, nats_server: NatsServer, tmp_path: Path, after: int
+) -> None:
+    bucket, platform = topology.IDEMPOTENCY, nats_server.platform
+    store, snapshot = platform.home.data / "nats", tmp_path / "nats"
+    await client.jetstream().purge_stream(f"KV_{bucket.name}")
+    await keep(client, "before")
+    await platform.stop("nats")
+    shutil.copytree(store, snapshot)
+    await platform.start("nats")
+    for number in range(2):
+        await keep(client, f"lost {number}")
+    async with aclosing(watching.follow_headers(client, bucket.name)) as told:
+        lost = [await name_of_next(told) for _ in range(3)]
+        await platform.stop("nats")
+        shutil.rmtree(store)
+        shutil.copytree(snapshot, store)
+        await platform.start("nats")
+        for number in range(after):
+            await keep(client, f"after {number}")
+        found = [await name_of_next(told) for _ in range(2 + after)]
+
+    assert lost == ["before", "lost 0", "lost 1"]
+    assert found == ["anew", "before", *(f"after {number}" for number in range(after))]
+
+
+async def keep(client: Client, name: str) -> None:
+    """Store an entry under its own key, however long the bus is away."""
+    subject = topology.entry_subject(topology.IDEMPOTENCY, name.replace(" ", "-"), "")
+    headers = {"N": name, "Nats-Msg-Id": uuid.uuid4().hex}
+
+    async def kept() -> bool:
+        with suppress(NatsError, JetStreamError, TimeoutError):
+            await client.jetstream(timeout=2).publish(subject, b"", headers=headers)
+            return True
+        return False
+
+    await eventually(kept, within_s=DEADLINE_S, what=f"{name} is stored")
+
+
+async def name_of_next(told: AsyncGenerator[watching.Stored | watching.Anew]) -> str | None:
+    async with asyncio.timeout(DEADLINE_S):
+        one = await anext(told)
+    return "anew" if isinstance(one, watching.Anew) else one.headers.get("N")
 
 
 async def test_a_durable_publish_outlives_a_restart_and_is_stored_once(

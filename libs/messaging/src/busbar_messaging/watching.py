@@ -126,35 +126,65 @@ async def _one_watch(
 async def follow_headers(client: Client, bucket: str) -> AsyncGenerator[Stored | Anew]:
     """Report every message of a bucket once without its value: those that are there, then each new
     one, for ever. Remembers no key, so it serves for buckets with more of them than fit in memory.
+
+    Where the bucket was made anew, or put back from a snapshot that lacks what was reported last,
+    it says `Anew` and begins at the beginning. That goes unnoticed only where at least as many were
+    written since and the one that took the last one's number is gone, too.
     """
-    last, made = 0, None
+    made, last = None, _Place()
     while True:
         try:
             if client.is_connected:
-                before, made = made, await _made_at(client, bucket)
-                if before not in {None, made}:
-                    last = 0  # its numbers have begun anew, too
+                before, (made, end) = made, await _made_and_end(client, bucket)
+                if before not in {None, made} or end < last.sequence:
+                    last = _Place()
                     yield Anew()
-                config = ConsumerConfig(
-                    filter_subject=f"$KV.{bucket}.>",
-                    deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
-                    opt_start_seq=last + 1,
-                    headers_only=True,
-                    flow_control=True,  # there may be too many for one connection's buffer
-                )
-                async with aclosing(_delivered(client, bucket, config, "")) as delivered:
+                async with aclosing(_headers_from(client, bucket, last.sequence)) as delivered:
                     async for message, _pending in delivered:
-                        if message is not None:
-                            last = message.metadata.sequence.stream
-                            yield _stored(message)
+                        if message is None or (here := _Place.of(message)) == last:
+                            continue
+                        if here.sequence == last.sequence:  # the snapshot was written to since
+                            last = _Place()
+                            yield Anew()
+                            break
+                        last = here
+                        yield _stored(message)
         except (NatsError, JetStreamError, TimeoutError, OSError) as error:
             _obey_cancellation()
             log.warning("bucket watch interrupted", bucket=bucket, error=repr(error))
         await asyncio.sleep(_RETRY_S)
 
 
-async def _made_at(client: Client, bucket: str) -> datetime | None:
-    return (await client.jetstream(timeout=2).stream_info(f"KV_{bucket}")).created
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """One message of a stream, told from any other that had its number."""
+
+    sequence: int = 0
+    stored_at: datetime | None = None
+
+    @classmethod
+    def of(cls, message: Msg) -> _Place:
+        metadata = message.metadata
+        return cls(metadata.sequence.stream, metadata.timestamp)
+
+
+async def _made_and_end(client: Client, bucket: str) -> tuple[datetime | None, int]:
+    """When the bucket was made, and the number of the last message that was ever in it."""
+    stream = await client.jetstream(timeout=2).stream_info(f"KV_{bucket}")
+    return stream.created, stream.state.last_seq
+
+
+def _headers_from(
+    client: Client, bucket: str, sequence: int
+) -> AsyncGenerator[tuple[Msg | None, int]]:
+    config = ConsumerConfig(
+        filter_subject=f"$KV.{bucket}.>",
+        deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
+        opt_start_seq=max(1, sequence),
+        headers_only=True,
+        flow_control=True,  # there may be too many for one connection's buffer
+    )
+    return _delivered(client, bucket, config, "")
 
 
 async def _delivered(
