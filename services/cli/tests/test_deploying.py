@@ -21,7 +21,14 @@ def answer(method: str, path: str) -> tuple[int, Any]:
         return 204, None
     if path.endswith("/third"):
         return 503, {"error": {"message": "no leader"}}
-    return 200, {"items": []} if method == "GET" else {}
+    if method == "PUT":
+        bad = path.endswith("/bad")
+        return 200, {"name": "bad", "bundle": "sha256:a", "held_back": "it failed" if bad else ""}
+    served = {"bundle_version": "1", "status": "ready", "reason": "", **COUNTS}
+    return 200, {"items": [{**view("sha256:a"), **served, "name": "bad"}]}
+
+
+COUNTS = {"ready_replicas": 1, "wanted_replicas": 1, "replica_states": list[Any]()}
 
 
 @pytest.fixture
@@ -45,11 +52,27 @@ def test_what_fails_on_the_way_is_said_with_what_stands_already(
     )
 
 
+@pytest.mark.parametrize("options", [[], ["--wait"]])
+@pytest.mark.usefixtures("scheduler")
+def test_what_went_back_and_is_not_tried_again_fails_and_says_how_to_try_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str]
+) -> None:
+    file = tmp_path / "models.yaml"
+    file.write_text("- {name: bad, bundle: simple, rollout: {}}\n")
+    status = run(["deploy", str(file), *options])
+    said = capsys.readouterr().err
+
+    assert status == 1
+    assert said.endswith(
+        "busbar: bad: a serves on: the version declared was rolled back on the same terms: "
+        f"it failed\nTo try it once more: busbar deploy {file} --again\n"
+    )
+
+
 def going_back(never: str) -> dict[str, Any]:
     """`m` as it is served while the bundle before is on its way."""
     shown = view("sha256:a", canary="sha256:b", phase="taking over", never=never)
-    counts = {"ready_replicas": 1, "wanted_replicas": 1, "replica_states": []}
-    return {**shown, **counts, "bundle_version": "1", "status": "ready", "reason": ""}
+    return {**shown, **COUNTS, "bundle_version": "1", "status": "ready", "reason": ""}
 
 
 @pytest.mark.usefixtures("scheduler")

@@ -332,6 +332,31 @@ async def test_what_takes_over_and_can_never_fit_is_said_while_the_other_serves_
     assert other["rollout"]["canary"]["never"] == ""
 
 
+async def test_what_is_not_tried_again_says_so_until_it_is_asked_for(bus: Bus) -> None:
+    path = "/admin/v1/deployments/m"
+    async with scheduler(bus) as running, living(bus, NODE) as node:
+        old, new = await running.push(bundle()), await running.push(bundle(memory_mb=65))
+        first = await running.put("m", {"bundle": old["digest"]})
+        await served(running, node, old["digest"])
+        body = {"bundle": new["digest"], "rollout": {"ready_within_s": 1}}
+        tried = await running.put("m", body)
+        back = await eventually(
+            lambda: running.get(path),
+            within_s=15,
+            what="it goes back",
+            until=lambda view: view["rollout"]["rolled_back"] is not None,
+        )
+        same = await running.put("m", {**body, "replicas": 2})
+        present = await running.put("m", {**body, "bundle": old["digest"]})
+        again = await running.put("m", {**body, "again": True})
+
+    assert back["rollout"]["rolled_back"]["reason"].startswith("not ready for 1 s")
+    assert same["held_back"] == back["rollout"]["rolled_back"]["reason"]
+    assert (same["bundle"], same["replicas"]) == (old["digest"], 2)
+    assert [one["held_back"] for one in (first, tried, present, again)] == [""] * 4
+    assert again["rollout"]["canary"]["phase"] == "observing"
+
+
 async def served(running: Running, node: FakeNode, digest: str) -> None:
     """Have the node hold what it is told to, until `m` is served by this bundle."""
 

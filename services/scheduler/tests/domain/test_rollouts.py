@@ -12,6 +12,7 @@ from busbar_scheduler.domain.advancing import (
     cannot_share,
     exchange,
     give_up,
+    held_back,
     serving_alone,
     settling,
     take_back,
@@ -325,6 +326,19 @@ def test_what_a_declaration_comes_to() -> None:
     assert stopped.canary == Canary(NEW, MODEL_2, Phase.LEAVING, 10, 9)
     at_once = begin(begun, wish(NEWER, None), 9, keep=False)
     assert (at_once.digest, at_once.rollout) == (NEWER, None)
+
+
+def test_what_did_worse_is_tried_again_on_the_same_terms_when_that_is_asked_for() -> None:
+    given_up = give_up(tried(), "slow", 5)
+    left = replace(given_up, canary=None)
+
+    for before in (given_up, left):
+        again = begin(before, wish(NEW), 9, keep=True, again=True)
+        assert again.canary == Canary(NEW, MODEL_2, Phase.OBSERVING, 10, 9)
+        assert again.rolled_back is None
+        assert held_back(begin(before, wish(NEW), 9, keep=True), NEW) == "slow"
+        assert held_back(again, NEW) == ""
+        assert held_back(begin(before, wish(OLD), 9, keep=True), OLD) == ""
 
 
 def test_what_an_operator_rolled_back_is_had_again_by_declaring_it() -> None:

@@ -36,6 +36,7 @@ def deploy(
     wait: Annotated[bool, Parameter(negative="")] = False,
     timeout: Annotated[float, Parameter(validator=Number(gte=0, lte=_WAIT_S_MAX))] = 300.0,
     approve: Annotated[bool, Parameter(negative="")] = False,
+    again: Annotated[bool, Parameter(negative="")] = False,
     output: Output = DEFAULT,
 ) -> None:
     """Declare the deployments of FILE: busbar deploy models.yaml --wait.
@@ -43,7 +44,8 @@ def deploy(
     Another bundle is loaded beside the one that serves, and takes over when as much of it is ready;
     where it never is, nothing changes. With rollout: in FILE it is first tried with a share of the
     requests, and goes back when it does worse. Where there is no room for both, at_once: true
-    unloads the old one first: nothing answers meanwhile.
+    unloads the old one first: nothing answers meanwhile. A version that went back is not tried a
+    second time on the same terms: all else of FILE is taken, and the command fails and says so.
 
     Parameters
     ----------
@@ -57,6 +59,8 @@ def deploy(
         Longest wait, seconds; a week at most.
     approve
         Vouch for the code in what is pushed, too, as busbar model push --approve does.
+    again
+        Try versions that went back once more on the same terms.
     """
     declared = read_deployments(file)
     tenant_ids = _tenant_ids(file, declared)
@@ -65,9 +69,11 @@ def deploy(
     }
     names = [one.name for one in declared]
     bodies = {one.name: _body(one, bundles[one.name], tenant_ids) for one in declared}
+    if again:
+        bodies = {name: {**body, "again": True} for name, body in bodies.items()}
     _check(bodies)
     before = Api("scheduler").get(_DEPLOYMENTS)["items"]
-    _declare(bodies)
+    answers = _declare(bodies)
     for line in remarks(declared, before, _views(names)):
         err().print(line, soft_wrap=True, markup=False)
     if wait:
@@ -76,6 +82,7 @@ def deploy(
     else:
         views = _views(names)
     output.print({"items": views}, _summary(views))
+    _refuse_held_back(file, answers)
     _refuse_unplaceable(views)
 
 
@@ -292,12 +299,12 @@ def _check(bodies: dict[str, Json]) -> None:
         raise CommandError(f"{said}\nNothing was declared.", refused[0].exit_status)
 
 
-def _declare(bodies: dict[str, Json]) -> None:
-    """Declare all; who fails on the way says what stands already."""
-    names = list(bodies)
+def _declare(bodies: dict[str, Json]) -> list[Json]:
+    """Declare all, and what was answered; who fails on the way says what stands already."""
+    names, answers = list(bodies), list[Json]()
     for at, name in enumerate(names):
         try:
-            Api("scheduler").put(f"{_DEPLOYMENTS}/{name}", bodies[name])
+            answers.append(Api("scheduler").put(f"{_DEPLOYMENTS}/{name}", bodies[name]))
         except CommandError as error:
             refused = _refusal(name, error)
             done, left = ", ".join(names[:at]) or "none", ", ".join(names[at + 1 :]) or "none"
@@ -305,6 +312,7 @@ def _declare(bodies: dict[str, Json]) -> None:
                 f"{refused.message}\nDeclared before it: {done}. Not tried: {left}.",
                 refused.exit_status,
             ) from error
+    return answers
 
 
 def remarks(declared: list[Declared], before: list[Json], after: list[Json]) -> list[str]:
@@ -351,6 +359,18 @@ def _refusal(name: str, error: CommandError) -> CommandError:
     status = Exit.FAILED if error.exit_status is Exit.NOT_FOUND else error.exit_status
     said = error.message.removeprefix(f"{name}: ")
     return CommandError(f"{name}: {said}", status)
+
+
+def _refuse_held_back(file: Path, answers: list[Json]) -> None:
+    """Raise CommandError where another version serves on than was declared."""
+    held = [
+        f"{one['name']}: {show_digest(one['bundle'])} serves on: the version declared was rolled "
+        f"back on the same terms: {one['held_back']}"
+        for one in answers
+        if one["held_back"]
+    ]
+    if held:
+        raise CommandError("\n".join([*held, f"To try it once more: busbar deploy {file} --again"]))
 
 
 def _refuse_unplaceable(views: list[Json]) -> None:

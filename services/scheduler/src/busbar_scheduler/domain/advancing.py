@@ -149,13 +149,18 @@ def going_back(deployment: Deployment) -> bool:
 
 
 def begin(
-    before: Deployment | None, wished: Deployment, now_unix_ms: int, *, keep: bool
+    before: Deployment | None,
+    wished: Deployment,
+    now_unix_ms: int,
+    *,
+    keep: bool,
+    again: bool = False,
 ) -> Deployment:
     """What a declaration comes to, given what stands there.
 
     A new bundle with terms is tried beside the one that serves; it takes the place of one that
-    is being tried. One that was given up on the same terms is not tried again, unless an operator
-    gave it up. Without terms see `exchange`, also for `keep`.
+    is being tried. One that was given up on the same terms is not tried `again`, see `held_back`,
+    unless an operator gave it up or asks for it. Without terms see `exchange`, also for `keep`.
     """
     if before is None:
         return wished
@@ -179,12 +184,23 @@ def begin(
     back = before.rolled_back
     known_bad = back is not None and back.digest == wished.digest and not back.by_hand
     if (trying and trying.digest == wished.digest) or (
-        known_bad and wished.rollout == before.rollout
+        known_bad and not again and wished.rollout == before.rollout
     ):
         return serving
     percent = wished.rollout.canary_percent
     canary = Canary(wished.digest, wished.manifest, Phase.OBSERVING, percent, now_unix_ms)
     return replace(serving, canary=canary, rolled_back=None)
+
+
+def held_back(deployment: Deployment, digest: str) -> str:
+    """Why the version that was just declared is not tried; empty when it is, or serves.
+
+    What is declared begins with a clean record, so whatever is still on it was not begun.
+    """
+    back = deployment.rolled_back
+    if back is None or back.digest != digest or deployment.digest == digest:
+        return ""
+    return back.reason
 
 
 def exchange(

@@ -13,6 +13,7 @@ from busbar_scheduler.domain.advancing import (
     exchange,
     give_up,
     going_back,
+    held_back,
     serving_alone,
     settling,
     take_back,
@@ -57,6 +58,8 @@ class Wish:
     """None: a new bundle takes over, unwatched, when it is ready."""
     at_once: bool = False
     """A new bundle takes the place of the present one before it is ready itself."""
+    again: bool = False
+    """One that was given up on the same terms is tried once more."""
 
 
 def find_bundle(bundles: tuple[Bundle, ...], wanted: str) -> Bundle:
@@ -85,13 +88,18 @@ def check(declarations: Declarations, wish: Wish, now_unix_ms: int) -> None:
 async def declare(
     declarations: Declarations, announcements: Announcements, wish: Wish, now_unix_ms: int
 ) -> Deployment:
-    """Create or change a deployment; the last writer wins.
+    """Create or change a deployment; the last writer wins. See also `not_tried`.
 
     Raises NotFound for its bundle, Rejected when it asks for what no fleet could give, and
     Conflict while versions change in a way that has to end first.
     """
     change = _wished(declarations, wish, now_unix_ms)
     return await _roll(declarations, announcements, wish.name, change)
+
+
+def not_tried(declarations: Declarations, wish: Wish, declared: Deployment) -> str:
+    """Why the bundle that was just declared is not tried; empty when it is, or serves."""
+    return held_back(declared, find_bundle(declarations.bundles(), wish.bundle).digest)
 
 
 def _wished(
@@ -123,7 +131,8 @@ def _wished(
         if reason := cannot_share(before, wanted):
             raise Rejected(f"{wish.name}: {reason}")
         ready = declarations.ready(before) if before else 0
-        after = begin(before, wanted, now_unix_ms, keep=ready > 0 and not wish.at_once)
+        keep = ready > 0 and not wish.at_once
+        after = begin(before, wanted, now_unix_ms, keep=keep, again=wish.again)
         if reason := serving_alone(before, after, ready):
             raise Conflict(reason)
         return after

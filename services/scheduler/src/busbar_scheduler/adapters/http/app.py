@@ -34,6 +34,7 @@ from busbar_scheduler.usecases.declare_deployment import (
     Wish,
     check,
     declare,
+    not_tried,
     roll_back,
     scale,
     withdraw,
@@ -97,10 +98,13 @@ class AdminApi:
         @router.put("/admin/v1/deployments/{name}", responses=_FAILURES)
         async def put_deployment(
             name: DeploymentName, body: schemas.DeploymentBody
-        ) -> schemas.DeploymentView:
-            """Declare a deployment; `unplaceable` says that the present nodes can never hold it."""
-            await declare(self.declarations, self.announcements, _wish(name, body), _now_unix_ms())
-            return self._view_of(name)
+        ) -> schemas.DeclaredView:
+            """Declare a deployment; `unplaceable` says that the present nodes can never hold it,
+            `held_back` that another version serves on."""
+            wish = _wish(name, body)
+            declared = await declare(self.declarations, self.announcements, wish, _now_unix_ms())
+            held_back = not_tried(self.declarations, wish, declared)
+            return schemas.DeclaredView(**dict(self._view_of(name)), held_back=held_back)
 
         @router.delete("/admin/v1/deployments/{name}", status_code=204, responses=_FAILURES)
         async def delete_deployment(name: DeploymentName) -> None:
@@ -213,6 +217,7 @@ def _wish(name: str, body: schemas.DeploymentBody) -> Wish:
         scale_down_after_s=body.scale_down_after_s,
         rollout=body.rollout.terms() if body.rollout else None,
         at_once=body.at_once,
+        again=body.again,
     )
 
 

@@ -82,6 +82,10 @@ class DeploymentBody(BaseModel):
         description="whether a new version takes the place of the one that serves before it is "
         "ready: nothing answers meanwhile, but there need not be room for both",
     )
+    again: StrictBool = Field(
+        default=False,
+        description="whether a version that did worse is tried once more on the same terms",
+    )
 
     @model_validator(mode="after")
     def _at_once_or_tried(self) -> DeploymentBody:
@@ -190,6 +194,16 @@ class DeploymentView(BaseModel):
             ],
             rollout=rollout,
         )
+
+
+class DeclaredView(DeploymentView):
+    """A deployment that was just declared."""
+
+    held_back: str = Field(
+        description="why its bundle was rolled back on these terms, so that it is not tried now: "
+        "declare it with `again`, on other terms, or without a rollout; empty when it is tried or "
+        "serves"
+    )
 
 
 class DeploymentList(BaseModel):
