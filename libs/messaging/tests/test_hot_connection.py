@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
 
 import pytest
 from busbar_messaging.connection import BusSettings, close, connect
@@ -33,6 +35,32 @@ async def soon(holds: Callable[[], bool], what: str) -> None:
         return holds()
 
     await eventually(probe, within_s=10, what=what)
+
+
+@pytest.mark.parametrize("stuck", ["a message that nobody takes", "a server that says nothing"])
+async def test_closing_takes_no_longer_than_its_grace_and_leaves_nothing_behind(
+    client: Client, nats_server: NatsServer, stuck: str
+) -> None:
+    loop, left = asyncio.get_running_loop(), list[str]()
+    loop.set_exception_handler(lambda _, context: left.append(str(context["message"])))
+    subscription = await client.subscribe("test.stuck")
+    await client.publish("test.stuck", b"x")
+    await client.flush()
+    if silent := stuck.startswith("a server"):
+        await subscription.next_msg()
+        await nats_server.platform.kill("nats", signal.SIGSTOP)
+    try:
+        began_s = loop.time()
+        await close(client, timedelta(seconds=1))
+        took_s = loop.time() - began_s
+    finally:
+        if silent:
+            await nats_server.platform.kill("nats", signal.SIGCONT)
+    gc.collect()
+
+    assert client.is_closed
+    assert left == []
+    assert took_s < 3
 
 
 async def test_messages_go_out_and_come_in_in_order(client: Client) -> None:
