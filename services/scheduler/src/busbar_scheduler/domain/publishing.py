@@ -54,8 +54,7 @@ def queues_told(
 ) -> dict[str, str]:
     """What a node is told of the queues' names, by deployment; `queues` is by region, too."""
     region = node.partition(".")[0]
-    names = {one.deployment: queues.get((region, one.deployment), "") for one in held}
-    return {deployment: name for deployment, name in names.items() if name}
+    return {one.deployment: name for one in held if (name := queues.get((region, one.deployment)))}
 
 
 def diff(

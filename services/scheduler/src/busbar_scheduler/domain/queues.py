@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -36,33 +37,41 @@ def wanted_queues(snapshot: Snapshot, placements: Placements, published: Publish
     A node of which no report is known does not count: what the others go by stays.
     """
     reads = {node.key: node.reads_queue_names for node in snapshot.nodes}
-    sites: dict[tuple[str, str], set[str]] = {}
-    plain = set[tuple[str, str]]()
+    at_site, plain = defaultdict[str, set[str]](set), set[tuple[str, str]]()
     for node, held in placements.items():
-        region, site = _region(node), _site(node)
-        for one in held:
-            queue = region, one.deployment
-            sites.setdefault(queue, set()).add(site)
-            if not reads.get(node, True):
-                plain.add(queue)
-    outlived = {
-        (_region(node), name)
-        for node, names in published.queues.items()
-        for deployment, name in names.items()
-        if _site(node) not in sites.get((_region(node), deployment), ())
-    }
+        deployments = [one.deployment for one in held]
+        at_site[_site(node)].update(deployments)
+        if not reads.get(node, True):
+            plain.update((_region(node), one) for one in deployments)
+    held_in = defaultdict[str, set[str]](set)
+    for site, deployments in at_site.items():
+        held_in[_region(site)] |= deployments
+    told, outlived = defaultdict[str, set[str]](set), set[tuple[str, str]]()
+    for node, names in published.queues.items():
+        region, still = _region(node), at_site.get(_site(node), frozenset[str]())
+        told[region].update(names.values())
+        if not still.issuperset(names):
+            outlived.update((region, name) for one, name in names.items() if one not in still)
     return WantedQueues(
-        regions=frozenset(node.region for node in snapshot.nodes if node.health.heard),
-        held=frozenset(sites),
+        regions=_heard(snapshot),
+        held=_pairs(held_in),
         plain=frozenset(plain),
         declared=frozenset(one.name for one in snapshot.deployments),
         outlived=frozenset(outlived),
-        told=frozenset(
-            (_region(node), name)
-            for node, names in published.queues.items()
-            for name in names.values()
-        ),
+        told=_pairs(told),
     )
+
+
+def _heard(snapshot: Snapshot) -> frozenset[str]:
+    regions = set[str]()
+    for node in snapshot.nodes:
+        if node.region not in regions and node.health.heard:
+            regions.add(node.region)
+    return frozenset(regions)
+
+
+def _pairs(by_region: Mapping[str, set[str]]) -> frozenset[tuple[str, str]]:
+    return frozenset((region, one) for region, all_ in by_region.items() for one in all_)
 
 
 def _region(node: str) -> str:
