@@ -239,8 +239,9 @@ def test_a_model_is_pushed_once_and_deployed(busbar: Busbar, model: Path, tmp_pa
     scaled = busbar("deploy", "scale", "one", "2", "--max-replicas", "4", "--json")
     assert (scaled.json["replicas"], scaled.json["max_replicas"]) == (2, 4)
     assert (scaled.status, scaled.err) == (1, deployed.err)
-    asleep = busbar("deploy", "scale", "one", "0")
-    assert (asleep.status, asleep.err) == (0, "")
+    # Without a place to grow to: with one, what demand asked for a second ago cannot fit either.
+    stopped = busbar("deploy", "scale", "one", "0", "--max-replicas", "0")
+    assert (stopped.status, stopped.err) == (0, "")
     busbar("deploy", "scale", "one", "2", "--max-replicas", "4")
     assert says(lambda: busbar("deploy", "status", "one").out, "asks for 2 (2 to 4 are allowed): ")
     assert busbar("deploy", "rollback", "one").err == (
