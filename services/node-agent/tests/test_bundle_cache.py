@@ -314,6 +314,16 @@ async def test_code_without_an_operators_approval_is_refused_whoever_let_it_in(
     assert (await bench.cache().fetch(approved)).digest == approved
 
 
+async def test_a_file_outside_of_the_bundle_is_refused_whoever_approved_it(bench: Bench) -> None:
+    """Triton would read it, and give its lines to whoever asks for a classification."""
+    config = b'backend: "onnxruntime" output { name: "O" label_filename: "../../../etc/passwd" }'
+    files = {"busbar.yaml": MANIFEST, "config.pbtxt": config, "1/model.onnx": b"\x08"}
+    digest = await bench.put(make(files))
+
+    with pytest.raises(Rejected, match=r"label_filename '\.\./\.\./\.\./etc/passwd' is not"):
+        await bench.cache().fetch(digest)
+
+
 async def test_data_needs_only_a_publishers_word(bench: Bench) -> None:
     made = model({"1/model.onnx": b"\x08"}, "onnxruntime")
     digest = await bench.put(made.sealed_by(PUBLISHER, approves_code=False))

@@ -103,6 +103,45 @@ async def test_a_library_that_the_configuration_loads_is_found() -> None:
     assert "/tmp/lib.so" in (await read(made(ONNX_MANIFEST, config))).code
 
 
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ('runtime: "libtriton_mine.so"', "'libtriton_mine.so' loaded"),
+        ('model_repository_agents { agents { name: "checksum" } }', "'checksum' loaded"),
+        ('parameters { key: "log" value { string_value: "/var/log/x" } }', "'/var/log/x' loaded"),
+        ('parameters { key: "dir" value { string_value: ".." } }', "'..' loaded"),
+        (
+            (
+                "optimization { execution_accelerators { gpu_execution_accelerator { name: 'tensorrt' "
+                "parameters { key: 'trt_engine_cache_path' value: '/srv/cache' } } } }"
+            ),
+            "'/srv/cache' loaded",
+        ),
+    ],
+)
+async def test_what_a_configuration_reaches_beside_the_bundle_needs_approval(
+    more: str, reason: str
+) -> None:
+    assert reason in (await read(made(ONNX_MANIFEST, ONNX_CONFIG + more))).code
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        'parameters { key: "intra_op_thread_count" value { string_value: "2" } }',
+        'parameters { key: "mode" value { string_value: "a.b..c" } }',
+    ],
+)
+async def test_an_option_that_is_no_path_needs_no_approval(more: str) -> None:
+    assert (await read(made(ONNX_MANIFEST, ONNX_CONFIG + more))).code == ""
+
+
+async def test_labels_in_the_bundle_are_allowed() -> None:
+    config = changed('name: "OUTPUT0"', 'name: "OUTPUT0", label_filename: "labels.txt"', CONFIG)
+
+    assert await read(made(config=config))
+
+
 async def test_what_was_signed_and_what_it_says_must_agree() -> None:
     files = {"busbar.yaml": MANIFEST.encode(), "config.pbtxt": CONFIG.encode(), "1/m": b"x"}
     other = make({**files, "busbar.yaml": changed('version: "1"', 'version: "2"').encode()})
@@ -169,6 +208,23 @@ async def test_a_bad_manifest_is_refused(manifest: str, reason: str) -> None:
         ("\ufeff" + CONFIG, "cannot be parsed"),
         (changed('"python"', '"../../evil"', CONFIG), "is no name of a backend"),
         (CONFIG + 'default_model_filename: "../2/x"', "not a plain file name"),
+        (CONFIG + 'default_model_filename: "model.py\\n"', "not a plain file name"),
+        (
+            CONFIG + 'cc_model_filenames { key: "8.0" value: "/opt/x" }',
+            "cc_model_filenames '/opt/x' is not",
+        ),
+        (
+            changed('name: "COUNT"', 'name: "COUNT", label_filename: "../../etc/passwd"', CONFIG),
+            r"label_filename '\.\./\.\./etc/passwd' is not a plain file name",
+        ),
+        (
+            CONFIG + 'model_warmup { inputs { key: "INPUT0" value { input_data_file: ".." } } }',
+            "input_data_file '..' is not",
+        ),
+        (
+            CONFIG + 'sequence_batching { state { initial_state { data_file: "/dev/zero" } } }',
+            "data_file '/dev/zero' is not",
+        ),
         (CONFIG + "version_policy: {specific: {versions: [1, 3]}}", "no file in 3/"),
     ],
 )

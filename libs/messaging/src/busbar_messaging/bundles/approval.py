@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+_SHOWN_MAX = 100
 HEAD_BYTES = 16
 """How much of each file's beginning is looked at."""
 _DATA_BACKENDS = frozenset({"onnxruntime", "openvino"})
@@ -33,16 +34,16 @@ def backend_of(backend: str, platform: str) -> str:
     return backend or platform.removesuffix("_onnx")
 
 
-def code_in(backend: str, libraries: Sequence[str], heads: Mapping[str, bytes]) -> str:
+def code_in(backend: str, loaded: Sequence[str], heads: Mapping[str, bytes]) -> str:
     """The first reason why a bundle needs approval; empty when it is data alone.
 
-    `libraries` are those that config.pbtxt asks to have loaded, `heads` the first bytes of each
-    file by its path.
+    `loaded` is what config.pbtxt has loaded beside the model (`configured.loaded_by`), `heads` the
+    first bytes of each file by its path.
     """
     if backend not in _DATA_BACKENDS:
         return f"backend {backend!r} runs what the bundle brings"
-    if libraries:
-        return f"config.pbtxt has {libraries[0]!r} loaded"
+    if loaded:
+        return f"config.pbtxt has {loaded[0][:_SHOWN_MAX]!r} loaded"
     for path, head in sorted(heads.items()):
         if reason := _code_in_file(path, head):
             return f"{path} {reason}"

@@ -13,6 +13,7 @@ import structlog
 from busbar_contracts.scheduler.v1.bundle_pb2 import BundledFile, SealedBundle
 from busbar_errors import Rejected
 from busbar_messaging.bundles.approval import HEAD_BYTES, backend_of, code_in
+from busbar_messaging.bundles.configured import loaded_by, misplaced_files
 from busbar_messaging.bundles.contents import (
     CONFIG_FILE,
     MANIFEST_FILE,
@@ -89,7 +90,8 @@ class BundleCache:
                 await self._complete(key, file, is_fresh=key in fresh)
         files = {file.path: self.disk.file(key_of(file)) for file in contents.files}
         manifest = await asyncio.to_thread(read_manifest, files[MANIFEST_FILE])
-        if not approved and (reason := await asyncio.to_thread(_code_in, files)):
+        reason = await asyncio.to_thread(_code_in, files)
+        if reason and not approved:
             await self._approved_since(digest, hex_digits, reason)
         self.disk.touch(hex_digits)
 
@@ -191,7 +193,10 @@ async def _each(
 
 
 def _code_in(files: dict[str, Path]) -> str:
-    """Why a bundle needs an operator's approval; empty when it is data alone."""
+    """Why a bundle needs an operator's approval; empty when it is data alone.
+
+    Raises Rejected for one that no approval allows.
+    """
     config = model_config_pb2.ModelConfig()
     try:
         text_format.Parse(files[CONFIG_FILE].read_text(), config)
@@ -201,5 +206,6 @@ def _code_in(files: dict[str, Path]) -> str:
     for name, path in files.items():
         with path.open("rb") as file:
             heads[name] = file.read(HEAD_BYTES)
-    backend = backend_of(config.backend, config.platform)
-    return code_in(backend, tuple(config.model_operations.op_library_filename), heads)
+    if misplaced := misplaced_files(config):
+        raise Rejected(f"{CONFIG_FILE}: {misplaced[0]}")
+    return code_in(backend_of(config.backend, config.platform), loaded_by(config), heads)

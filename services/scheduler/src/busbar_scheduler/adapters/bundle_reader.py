@@ -14,6 +14,7 @@ import yaml
 from busbar_contracts.scheduler.v1.bundle_pb2 import BundleContents, BundledFile
 from busbar_errors import Rejected
 from busbar_messaging.bundles.approval import HEAD_BYTES, backend_of, code_in
+from busbar_messaging.bundles.configured import loaded_by, misplaced_files
 from busbar_messaging.bundles.contents import CONFIG_FILE, MANIFEST_FILE
 from google.protobuf import text_format
 from jinja2 import TemplateSyntaxError
@@ -70,7 +71,7 @@ async def inspect(contents: BundleContents, chunk: Chunk) -> Inspected:
 async def _code(config: ModelConfig, contents: BundleContents, chunk: Chunk) -> str:
     """Why it needs approval: by its configuration, else by how its files begin."""
     backend = backend_of(config.backend, config.platform)
-    if reason := code_in(backend, config.libraries, {}):
+    if reason := code_in(backend, config.loaded, {}):
         return reason
     for file in contents.files:
         head = (await chunk(file.chunks[0].sha256))[:HEAD_BYTES] if file.chunks else b""
@@ -147,9 +148,9 @@ def parse_config(text: str) -> ModelConfig:
         outputs={one.name: _tensor(one) for one in message.output},
         decoupled=message.model_transaction_policy.decoupled,
         instances=sum(group.count or 1 for group in message.instance_group),
-        file_name=message.default_model_filename,
+        misplaced_files=tuple(misplaced_files(message)),
         versions=tuple(message.version_policy.specific.versions),
-        libraries=tuple(message.model_operations.op_library_filename),
+        loaded=tuple(loaded_by(message)),
     )
 
 

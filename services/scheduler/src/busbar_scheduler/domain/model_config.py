@@ -12,7 +12,6 @@ from busbar_scheduler.domain.manifest import Task
 _COUNTING_DATATYPES = {"UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64"}
 _BACKEND = re.compile(r"^[a-z0-9_]{1,64}$")
 """Triton makes a path of it."""
-_FILE_NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,199}$")
 _TASK_TENSORS: Mapping[Task, tuple[tuple[str, ...], tuple[str, ...]]] = {
     Task.TENSOR: ((), ()),
     Task.EMBED: (("text",), ("embedding",)),
@@ -43,12 +42,12 @@ class ModelConfig:
     decoupled: bool
     instances: int
     """Instances over all groups; 0 when config.pbtxt leaves it to Triton."""
-    file_name: str = ""
-    """Which file is the model; empty for the backend's usual one."""
+    misplaced_files: tuple[str, ...] = ()
+    """Files that it names such that they may lie outside of the bundle, in words."""
     versions: tuple[int, ...] = ()
     """The versions to serve; none: the newest."""
-    libraries: tuple[str, ...] = ()
-    """Libraries to load with the model."""
+    loaded: tuple[str, ...] = ()
+    """What it has loaded beside the model."""
 
 
 def contradictions(manifest: BundleFile, config: ModelConfig) -> list[str]:
@@ -64,8 +63,7 @@ def _general(manifest: BundleFile, config: ModelConfig) -> Iterator[str]:
     for name in (config.backend, config.platform):
         if name and not _BACKEND.match(name):
             yield f"{name[:100]!r} is no name of a backend"
-    if config.file_name and not _FILE_NAME.match(config.file_name):
-        yield f"default_model_filename {config.file_name[:100]!r} is not a plain file name"
+    yield from config.misplaced_files
     if config.max_batch_size < 0:
         yield f"max_batch_size is {config.max_batch_size}"
     if not (config.inputs and config.outputs):
