@@ -112,8 +112,8 @@ async def test_a_library_that_the_configuration_loads_is_found() -> None:
         ('parameters { key: "dir" value { string_value: ".." } }', "'..' loaded"),
         (
             (
-                "optimization { execution_accelerators { gpu_execution_accelerator { name: 'tensorrt' "
-                "parameters { key: 'trt_engine_cache_path' value: '/srv/cache' } } } }"
+                "optimization { execution_accelerators { gpu_execution_accelerator {"
+                " name: 'tensorrt' parameters { key: 'trt_cache' value: '/srv/cache' } } } }"
             ),
             "'/srv/cache' loaded",
         ),
