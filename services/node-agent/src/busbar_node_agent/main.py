@@ -30,6 +30,7 @@ from nats.aio.client import Client
 from opentelemetry.trace import Tracer
 from prometheus_client import REGISTRY
 
+from busbar_node_agent.adapters.batches import merging
 from busbar_node_agent.adapters.bundle_cache import BundleCache
 from busbar_node_agent.adapters.bus import Events, follow_placement, putter, take_cancels
 from busbar_node_agent.adapters.cache_disk import CacheDisk
@@ -171,6 +172,7 @@ def build(settings: Settings, client: Client, tracer: Tracer, tenure: Tenure) ->
         pin=cache.pin,
         open_puller=open_puller,
         token_counter=token_counter,
+        merging=merging,
         on_change=on_change,
         on_event=events.publish,
         loading=asyncio.Semaphore(settings.loads_at_once),

@@ -24,6 +24,7 @@ _FORMATS = {
     "FP32": "f",
     "FP64": "d",
 }
+_BF16_BYTES = 2  # which struct does not know
 _EXACT = {"BOOL", "BYTES"}
 _LENGTH = struct.Struct("<I")
 
@@ -81,6 +82,21 @@ def difference(expected: Tensor, got: Tensor | None, tolerance: float) -> str:
         if not _close(expected.datatype, wanted, actual, tolerance):
             return f"[{index}] is {actual!r}, expected {wanted!r} within {tolerance:g}"
     return ""
+
+
+def element_bytes(datatype: str) -> int:
+    """Bytes of one element of a datatype whose elements all have as many; or TensorMalformed."""
+    return _BF16_BYTES if datatype == "BF16" else struct.calcsize(f"<{_format(datatype)}")
+
+
+def end_of_texts(raw: bytes, begin: int, count: int) -> int:
+    """Where `count` BYTES elements that begin there end, or should; raises TensorMalformed."""
+    end = begin
+    for _ in range(count):
+        if end + _LENGTH.size > len(raw):
+            raise TensorMalformed("a BYTES element's length is cut off")
+        end += _LENGTH.size + _LENGTH.unpack_from(raw, end)[0]
+    return end
 
 
 def _close(datatype: str, wanted: Element, actual: Element, tolerance: float) -> bool:

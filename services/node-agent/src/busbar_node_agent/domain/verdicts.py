@@ -70,6 +70,21 @@ def may_be_a_crash(code: str, message: str) -> bool:
     return code == "UNAVAILABLE" and not any(phrase in message for phrase, _ in _REFUSALS)
 
 
+def is_too_large(code: str, message: str) -> bool:
+    """Whether an answer was larger than what is taken."""
+    return code == "RESOURCE_EXHAUSTED" and "larger than max" in message
+
+
+def would_be_each_ones(code: str, message: str) -> bool:
+    """Whether each of several callers that were refused as one would be refused alone, too.
+
+    Triton turned them away before the model saw them, or they are out of time. Anything else may
+    be the fault of one, and a model may blame it on whatever status it likes.
+    """
+    turned_away = code == "UNAVAILABLE" and not may_be_a_crash(code, message)
+    return turned_away or code == "DEADLINE_EXCEEDED"
+
+
 def judge(code: str, message: str, *, loaded: bool) -> Failure:
     """Decide from a gRPC status code's name and message.
 
@@ -80,7 +95,7 @@ def judge(code: str, message: str, *, loaded: bool) -> Failure:
     """
     reason = message[:REASON_CHARS_MAX] or code.lower().replace("_", " ")
     if code == "RESOURCE_EXHAUSTED":
-        too_large = "larger than max" in message
+        too_large = is_too_large(code, message)
         return Failure(FailureKind.TOO_LARGE if too_large else FailureKind.UNAVAILABLE, reason)
     kind = _KINDS.get(code, FailureKind.INTERNAL)
     gone = not loaded or _MODEL_PROCESS_DIED.search(message) is not None

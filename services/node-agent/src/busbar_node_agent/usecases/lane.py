@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -20,6 +20,9 @@ instead of working for others."""
 
 TokenCounter = Callable[[bytes], tuple[Sequence[int], Sequence[int], Sequence[int]]]
 """Reads prompt and generated token counts from a serialized inference.ModelInferResponse."""
+
+Infer = Callable[[bytes, float, str], Awaitable[bytes]]
+"""As Inference.infer."""
 
 
 class TritonRefused(BusbarError):
@@ -55,6 +58,9 @@ class Lane:
     triton: Inference
     count_tokens: TokenCounter | None
     on_freed: Callable[[], None]
+    infer_merged: Infer | None = None
+    """As `triton.infer`, but several callers' requests may be one; None for a model that has to be
+    asked for each."""
     loaded: bool = True
     """False once this run of Triton, or the model in it, is gone."""
     suspect_since_s: float = 0.0

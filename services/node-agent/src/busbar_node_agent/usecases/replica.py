@@ -22,7 +22,7 @@ from busbar_node_agent.domain.credits import Credits
 from busbar_node_agent.domain.desired import Assignment
 from busbar_node_agent.domain.starting import given_up
 from busbar_node_agent.domain.verdicts import load_failure
-from busbar_node_agent.usecases.lane import Lane, TokenCounter, TritonRefused
+from busbar_node_agent.usecases.lane import Infer, Inference, Lane, TokenCounter, TritonRefused
 from busbar_node_agent.usecases.supervise import Session, TritonSupervisor
 from busbar_node_agent.usecases.work import WorkInHand
 
@@ -108,6 +108,8 @@ class Tools:
     open_puller: Callable[[Lane, str], Puller]
     """For a lane, from the queue of that name; "" for the one called by the deployment."""
     token_counter: Callable[[str, str, str], TokenCounter | None]
+    merging: Callable[[Inference, str, bytes], Infer | None]
+    """How to ask a model, by its serialized ModelConfigResponse, for several callers at once."""
     on_change: Callable[[], None]
     on_event: Callable[[str, Message], None]
     loading: asyncio.Semaphore
@@ -282,6 +284,7 @@ class Replica:
             triton=session.rpc,
             count_tokens=self._token_counter(),
             on_freed=_nothing,
+            infer_merged=self._tools.merging(session.rpc, self.deployment, self.model_config),
             answers_within_s=bundle.answers_within_s,
         )
         puller = self._puller = self._tools.open_puller(lane, self.assignment.queue)

@@ -269,7 +269,10 @@ class WorkInHand:
 
     async def _unary(self, attempt: Attempt, timeout_s: float, traceparent: str) -> Failure | None:
         work, lane = attempt.work, attempt.lane
-        response = await lane.triton.infer(work.payload, timeout_s, traceparent)
+        # What may have killed a Triton is tried beside no other.
+        merged = None if work.engine_losses else lane.infer_merged
+        infer = merged or lane.triton.infer
+        response = await infer(work.payload, timeout_s, traceparent)
         self._end_call(attempt)
         if len(response) > MAX_FRAME_PAYLOAD_BYTES:
             return _too_large(len(response))

@@ -1,0 +1,445 @@
+"""Several callers in one call of a real Triton."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import struct
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from busbar_contracts.node.v1 import work_pb2
+from busbar_node_agent.adapters.batches import merging
+from busbar_node_agent.adapters.triton_rpc import TritonRpc
+from busbar_node_agent.usecases.lane import Infer, TritonRefused
+from busbar_node_agent.usecases.merge import REST_TURNS
+from busbar_runtime.home import Home
+from busbar_runtime.triton import ensure_triton
+from busbar_runtime.triton_probe import TritonServer, call, started
+from harness.model_threads import model_threads
+from tritonclient.grpc import service_pb2
+
+from .node_bench import NodeBench, poll
+
+ROWS_MAX = 16
+CONFIG = f"""
+backend: "python"
+max_batch_size: {ROWS_MAX}
+input [
+  {{ name: "X", data_type: TYPE_FP32, dims: [ 1 ] }},
+  {{ name: "S", data_type: TYPE_STRING, dims: [ -1 ] }}
+]
+output [
+  {{ name: "Y", data_type: TYPE_FP32, dims: [ -1 ] }},
+  {{ name: "T", data_type: TYPE_STRING, dims: [ -1 ] }},
+  {{ name: "ROWS", data_type: TYPE_INT32, dims: [ 1 ] }}
+]
+instance_group [ {{ kind: KIND_CPU, count: 1 }} ]
+dynamic_batching {{ }}
+"""
+MODEL = '''
+"""Doubles X, reverses texts, and tells how many rows it was asked for; an X below 0 has it fail."""
+
+import threading
+import time
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+ERRORS = {-1: "INVALID_ARG", -2: "INTERNAL", -3: "UNAVAILABLE", -4: "CANCELLED"}
+SLOW, FORGETFUL, ENDLESS = -10, -11, -12
+
+
+class TritonPythonModel:
+    def execute(self, requests):
+        for request in requests:
+            threading.Thread(target=_serve, args=(request,), daemon=True).start()
+
+
+def _serve(request):
+    sender = request.get_response_sender()
+    sender.send(_answer(request, sender), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+
+def _answer(request, sender):
+    x = pb_utils.get_input_tensor_by_name(request, "X").as_numpy()
+    s = pb_utils.get_input_tensor_by_name(request, "S").as_numpy()
+    for value, name in ERRORS.items():
+        if value in x:
+            code = getattr(pb_utils.TritonError, name)
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"no {value}", code))
+    while SLOW in x and not sender.is_cancelled():
+        time.sleep(0.02)
+    y = np.repeat(x * 2, 700_000, axis=1) if ENDLESS in x else x * 2
+    if FORGETFUL in x:
+        y = y[:1]
+    t = np.array([[text[::-1] for text in row] for row in s], dtype=np.object_).reshape(s.shape)
+    rows = np.full((len(x), 1), len(x), dtype=np.int32)
+    tensors = {"Y": y, "T": t, "ROWS": rows}
+    return pb_utils.InferenceResponse([pb_utils.Tensor(*each) for each in tensors.items()])
+'''
+SLOW, FORGETFUL, ENDLESS = -10.0, -11.0, -12.0
+
+
+@pytest.fixture(scope="module")
+def triton(demo_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    home = tmp_path_factory.mktemp("triton")
+    with _started(demo_models, home) as server:
+        yield server
+
+
+def _started(demo_models: Path, home: Path):
+    (home / "models/rows/1").mkdir(parents=True)
+    (home / "models/rows/config.pbtxt").write_text(CONFIG)
+    (home / "models/rows/1/model.py").write_text(MODEL)
+    shutil.copytree(demo_models / "echo-fp32-batched", home / "models/echo-fp32-batched")
+    return started(
+        ensure_triton(Home.of().cache).argv, repository=home / "models", log=home / "triton.log"
+    )
+
+
+@pytest.fixture
+async def rpc(triton: TritonServer) -> AsyncIterator[TritonRpc]:
+    for model in ("rows", "echo-fp32-batched"):
+        triton.load(model)
+    rpc = TritonRpc(triton.grpc_address)
+    yield rpc
+    await rpc.close()
+
+
+@pytest.fixture
+async def infer(rpc: TritonRpc) -> Infer:
+    return await _merging(rpc, "rows")
+
+
+async def _merging(rpc: TritonRpc, model: str) -> Infer:
+    infer = merging(rpc, model, await rpc.config(model, 10.0))
+    assert infer is not None
+    return infer
+
+
+def _request(*values: float, texts: int = 1, name: str = "") -> bytes:
+    request = service_pb2.ModelInferRequest(model_name="rows", id=name)
+    request.inputs.add(name="X", datatype="FP32", shape=[len(values), 1])
+    request.inputs.add(name="S", datatype="BYTES", shape=[len(values), texts])
+    text = [f"{value:.0f}/{at}".encode() for value in values for at in range(texts)]
+    request.raw_input_contents.append(struct.pack(f"<{len(values)}f", *values))
+    request.raw_input_contents.append(b"".join(struct.pack("<I", len(t)) + t for t in text))
+    return request.SerializeToString()
+
+
+@dataclass(frozen=True)
+class Answer:
+    values: list[float]
+    texts: bytes
+    rows: int
+    """How many rows the model was asked for at once."""
+    name: str
+
+
+def _read(data: bytes) -> Answer:
+    response = service_pb2.ModelInferResponse.FromString(data)
+    outputs = dict(
+        zip((each.name for each in response.outputs), response.raw_output_contents, strict=True)
+    )
+    values = struct.unpack(f"<{len(outputs['Y']) // 4}f", outputs["Y"])
+    rows = struct.unpack(f"<{len(outputs['ROWS']) // 4}i", outputs["ROWS"])
+    assert {each.shape[0] for each in response.outputs} == {len(rows)}
+    return Answer([*values], outputs["T"], rows[0], response.id)
+
+
+def _outcome(result: bytes | BaseException) -> str | list[float]:
+    if isinstance(result, TritonRefused):
+        return result.code
+    assert isinstance(result, bytes), result
+    return _read(result).values
+
+
+async def _all(infer: Infer, *requests: bytes, timeout_s: float = 20.0) -> list[str | list[float]]:
+    """What became of requests of one turn."""
+    calls = (infer(each, timeout_s, "") for each in requests)
+    results = await asyncio.gather(*map(asyncio.ensure_future, calls), return_exceptions=True)
+    return [_outcome(each) for each in results]
+
+
+async def test_each_of_many_gets_its_own_rows_and_name(infer: Infer) -> None:
+    requests = [_request(n, n + 0.5, texts=2, name=f"r{n}") for n in range(5)]
+    requests += [_request(9.0, texts=3, name="other")]
+
+    answers = [
+        _read(each) for each in await asyncio.gather(*(infer(r, 20.0, "") for r in requests))
+    ]
+
+    assert [each.values for each in answers] == [[2.0 * n, 2.0 * n + 1.0] for n in range(5)] + [
+        [18]
+    ]
+    assert [each.rows for each in answers] == [10, 10, 10, 10, 10, 1]
+    assert [each.name for each in answers] == ["r0", "r1", "r2", "r3", "r4", "other"]
+    assert answers[3].texts == b"".join(b"\x03\0\0\0" + t for t in (b"0/3", b"1/3", b"0/4", b"1/4"))
+
+
+async def test_an_answer_out_of_a_group_says_all_that_a_lone_one_says(
+    rpc: TritonRpc, infer: Infer
+) -> None:
+    requests = [_request(float(n), texts=2, name=f"r{n}") for n in range(3)]
+    together = await asyncio.gather(*(infer(each, 20.0, "") for each in requests))
+    alone = [await rpc.infer(each, 20.0, "") for each in requests]
+
+    for mine, other in zip(together, alone, strict=True):
+        response = service_pb2.ModelInferResponse.FromString(mine)
+        expected = service_pb2.ModelInferResponse.FromString(other)
+        assert _read(mine).rows == 3
+        expected.raw_output_contents[2] = response.raw_output_contents[2]
+        assert response == expected
+
+
+async def test_two_hundred_callers_of_the_demo_model_each_get_their_own_numbers(
+    rpc: TritonRpc, triton: TritonServer
+) -> None:
+    infer = await _merging(rpc, "echo-fp32-batched")
+    rows = [[caller + each / 16 for each in range(16)] for caller in range(200)]
+    before = _calls_of(triton)
+
+    async def asked(values: list[float]) -> list[float]:
+        request = service_pb2.ModelInferRequest(model_name="echo-fp32-batched")
+        request.inputs.add(name="INPUT0", datatype="FP32", shape=[1, 16])
+        request.raw_input_contents.append(struct.pack("<16f", *values))
+        answer = await infer(request.SerializeToString(), 30.0, "")
+        raw = service_pb2.ModelInferResponse.FromString(answer).raw_output_contents[0]
+        return [*struct.unpack("<16f", raw)]
+
+    answers = await asyncio.gather(*map(asked, rows))
+
+    assert answers == rows
+    assert _calls_of(triton) - before == 4  # of 64 rows at most
+
+
+def _calls_of(triton: TritonServer) -> int:
+    stats = call(f"{triton.http_url}/v2/models/echo-fp32-batched/stats")
+    return stats["model_stats"][0]["inference_stats"]["success"]["count"]
+
+
+async def test_a_group_has_no_more_rows_than_the_model_takes(infer: Infer) -> None:
+    requests = [_request(*map(float, range(n, n + 5))) for n in range(7)]
+    answers = await asyncio.gather(*(infer(each, 20.0, "") for each in requests))
+
+    assert [_read(each).rows for each in answers] == [15, 15, 15, 15, 15, 15, 5]
+
+
+async def test_who_comes_alone_is_sent_alone(infer: Infer) -> None:
+    assert [_read(await infer(_request(n), 20.0, "")).rows for n in (1.0, 2.0)] == [1, 1]
+
+
+async def test_what_is_traced_goes_alone(infer: Infer) -> None:
+    traced = infer(_request(5.0), 20.0, f"00-{1:032x}-{1:016x}-01")
+    others = (infer(_request(float(n)), 20.0, "") for n in range(2))
+
+    answers = [_read(each) for each in await asyncio.gather(traced, *others)]
+
+    assert [each.rows for each in answers] == [1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [(-1.0, "INVALID_ARGUMENT"), (-2.0, "INTERNAL"), (-3.0, "UNAVAILABLE"), (-4.0, "CANCELLED")],
+)
+async def test_an_error_is_that_of_whose_fault_it_is(infer: Infer, fault: float, code: str) -> None:
+    outcomes = await _all(infer, _request(1.0), _request(fault), _request(3.0, 4.0))
+
+    assert outcomes == [[2.0], code, [6.0, 8.0]]
+
+
+async def test_what_triton_refuses_is_refused_to_all(rpc: TritonRpc, infer: Infer) -> None:
+    await rpc.unload("rows", 10.0)
+
+    async def unloaded() -> bool:
+        return not await rpc.model_ready("rows", 10.0)
+
+    await poll(unloaded, 10.0)
+
+    assert set(map(str, await _all(infer, _request(1.0), _request(2.0)))) <= {
+        "UNAVAILABLE",
+        "NOT_FOUND",
+    }
+
+
+async def test_after_an_error_some_turns_go_unmerged(infer: Infer) -> None:
+    await _all(infer, _request(1.0), _request(-1.0))
+    sizes: list[int] = []
+    for _ in range(REST_TURNS + 1):
+        answers = await asyncio.gather(*(infer(_request(n), 20.0, "") for n in (1.0, 2.0)))
+        sizes.append(_read(answers[0]).rows)
+
+    assert sizes == [1] * REST_TURNS + [2]
+
+
+@pytest.mark.parametrize("odd", [FORGETFUL, ENDLESS], ids=["rows missing", "too large together"])
+async def test_an_answer_that_cannot_be_split_ends_it(
+    infer: Infer, odd: float, capfd: pytest.CaptureFixture[str]
+) -> None:
+    requests = [_request(x, texts=texts) for texts in (1, 2) for x in (odd, 1.0, 2.0)]
+    outcomes = await _all(infer, *requests)
+    after = await asyncio.gather(*(infer(_request(n), 20.0, "") for n in (3.0, 4.0)))
+
+    assert outcomes[1:3] + outcomes[4:] == [[2.0], [4.0]] * 2
+    assert [outcomes[at][0] for at in (0, 3)] == [odd * 2] * 2
+    assert [_read(each).rows for each in after] == [1, 1]
+    assert "".join(capfd.readouterr()).count("requests are not merged") == 1
+
+
+async def test_who_leaves_a_group_leaves_the_others_alone(
+    infer: Infer, triton: TritonServer
+) -> None:
+    idle = model_threads(triton.pid, "rows")
+    calls = [asyncio.ensure_future(infer(_request(n), 2.0, "")) for n in (SLOW, 1.0)]
+    short = asyncio.ensure_future(infer(_request(2.0), 0.3, ""))
+
+    async def at_it() -> bool:
+        return model_threads(triton.pid, "rows") > idle
+
+    await poll(at_it, 10.0)
+    calls[0].cancel()
+    results = await asyncio.gather(*calls, short, return_exceptions=True)
+
+    assert isinstance(results[0], asyncio.CancelledError)
+    assert isinstance(results[1], TritonRefused)
+    assert (results[1].code, results[1].reason) == ("DEADLINE_EXCEEDED", "Deadline Exceeded")
+    assert isinstance(results[2], TritonRefused)
+    assert results[2].code == "DEADLINE_EXCEEDED"
+
+
+async def test_each_has_its_own_deadline(infer: Infer) -> None:
+    loop = asyncio.get_running_loop()
+    ended_s: dict[float, float] = {}
+
+    async def asked(value: float, timeout_s: float) -> None:
+        with pytest.raises(TritonRefused, match="Deadline Exceeded"):
+            await infer(_request(value), timeout_s, "")
+        ended_s[timeout_s] = loop.time() - began_s
+
+    began_s = loop.time()
+    await asyncio.gather(asked(SLOW, 1.5), asked(1.0, 0.2), asked(2.0, 0.8))
+
+    assert [*ended_s] == [0.2, 0.8, 1.5]
+    assert all(took_s >= timeout_s for timeout_s, took_s in ended_s.items())
+
+
+async def test_when_all_have_left_the_model_is_told(infer: Infer, triton: TritonServer) -> None:
+    idle = model_threads(triton.pid, "rows")
+    calls = [asyncio.ensure_future(infer(_request(n), 60.0, "")) for n in (SLOW, 1.0)]
+
+    async def busy() -> int:
+        return model_threads(triton.pid, "rows") - idle
+
+    await poll(busy, 10.0)
+    for each in calls:
+        each.cancel()
+
+    async def ended() -> bool:
+        return await busy() == 0
+
+    await poll(ended, 10.0)
+    assert all(
+        isinstance(each, asyncio.CancelledError)
+        for each in await asyncio.gather(*calls, return_exceptions=True)
+    )
+
+
+async def test_who_leaves_before_the_turn_is_over_is_not_sent(infer: Infer) -> None:
+    calls = [asyncio.ensure_future(infer(_request(n), 20.0, "")) for n in (1.0, 2.0, 3.0)]
+    asyncio.get_running_loop().call_soon(calls[1].cancel)
+    results = await asyncio.gather(*calls, return_exceptions=True)
+
+    assert isinstance(results[1], asyncio.CancelledError)
+    answers = [_read(each) for each in (results[0], results[2]) if isinstance(each, bytes)]
+    assert [(each.values, each.rows) for each in answers] == [([2.0], 2), ([6.0], 2)]
+
+
+async def test_a_triton_that_dies_fails_all_of_a_group_at_once(
+    demo_models: Path, tmp_path: Path
+) -> None:
+    with _started(demo_models, tmp_path) as server:
+        server.load("rows")
+        rpc = TritonRpc(server.grpc_address)
+        infer = await _merging(rpc, "rows")
+        idle = model_threads(server.pid, "rows")
+        calls = [asyncio.ensure_future(infer(_request(n), 60.0, "")) for n in (SLOW, 1.0, 2.0)]
+
+        async def at_it() -> bool:
+            return model_threads(server.pid, "rows") > idle
+
+        await poll(at_it, 10.0)
+        os.kill(server.pid, signal.SIGKILL)
+        async with asyncio.timeout(5.0):
+            results = await asyncio.gather(*calls, return_exceptions=True)
+        await rpc.close()
+
+    assert [_outcome(each) for each in results] == ["UNAVAILABLE"] * 3
+
+
+# --- through a whole agent
+
+TELLING = b"""
+_own_answer = _answer
+
+
+def _answer(request):
+    values = pb_utils.get_input_tensor_by_name(request, "INPUT0").as_numpy().copy()
+    if values[0, 0] < FROM:
+        return _own_answer(request)
+    values[:, 1] = len(values)
+    return pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT0", values)])
+"""
+FROM = 1000.0
+"""From here on the model says in the second number how many rows it was asked for."""
+
+
+def _telling(files: dict[str, bytes]) -> None:
+    files["1/model.py"] += TELLING.replace(b"FROM", b"%f" % FROM)
+
+
+@pytest.mark.usefixtures("node")
+async def test_an_agent_merges_what_came_together_but_no_suspects(node: NodeBench) -> None:
+    digest = await node.push("echo-fp32-batched", _telling)
+    await node.place({"echo-fp32-batched": (digest, 64)})
+    await node.ready("echo-fp32-batched")
+    seen: set[int] = set()
+
+    async def merged() -> bool:
+        frames = await _sixty(node, suspect=10)
+        answers = [_echoed(each) for each in frames]
+        assert [each[0] for each in answers] == [FROM + n for n in range(60)]
+        assert all(each.finished.timings.compute_us > 0 for each in frames)
+        assert {each[1] for each in answers[::10]} == {1.0}
+        seen.update(int(each[1]) for each in answers)
+        return max(seen) > 1
+
+    await poll(merged, 30.0)
+
+
+async def _sixty(node: NodeBench, suspect: int) -> list[work_pb2.WorkFrame]:
+    """What came of 60 at once, each `suspect`th of them having been with a Triton that died."""
+    sending = (
+        node.send("echo-fp32-batched", _echo(FROM + n), engine_losses=0 if n % suspect else 1)
+        for n in range(60)
+    )
+    sent = await asyncio.gather(*sending)
+    return [await each.last() for each in sent]
+
+
+def _echo(value: float) -> bytes:
+    request = service_pb2.ModelInferRequest(model_name="echo-fp32-batched", id=f"{value}")
+    request.inputs.add(name="INPUT0", datatype="FP32", shape=[1, 16])
+    request.raw_input_contents.append(struct.pack("<16f", *[value] * 16))
+    return request.SerializeToString()
+
+
+def _echoed(frame: work_pb2.WorkFrame) -> list[float]:
+    response = service_pb2.ModelInferResponse.FromString(frame.finished.payload)
+    values = [*struct.unpack("<16f", response.raw_output_contents[0])]
+    assert response.id == f"{values[0]}"
+    return values
