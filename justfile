@@ -123,7 +123,7 @@ fix: setup
 simulate *args: setup
     @PYTHONPATH=tests exec {{python}} -m simulation.fleet "$@"
 
-# Requests beside a direct Triton, posting beside bare INSERTs, a backlog, a year of usage, plans: into docs/benchmarks.md (--no-report: not). About 9 minutes, never over 40
+# Requests beside a direct Triton, posting beside bare INSERTs, a backlog, a year of usage, plans: into docs/benchmarks.md (--no-report: not). About 10 minutes, never over 40
 [group('test'), no-exit-message]
 bench *args: setup
     @missed=0; report=; [[ " $* " != *" --no-report "* ]] || report=--no-report; \

@@ -9,20 +9,19 @@ from __future__ import annotations
 from urllib.request import urlopen
 
 from prometheus_client.parser import text_string_to_metric_families
-from shots import MODEL
 
 _TIMEOUT_S = 10
 
 
-def by_triton(metrics_address: str) -> float:
-    """What Triton says to have inferred."""
-    return _total(f"http://{metrics_address}/metrics", "nv_inference_request_success", model=MODEL)
+def by_triton(metrics_address: str, model: str) -> float:
+    """What Triton says to have inferred with a model."""
+    return _total(f"http://{metrics_address}/metrics", "nv_inference_request_success", model=model)
 
 
-def by_gateway(ops_url: str) -> float:
-    """What the gateway says to have answered in full."""
+def by_gateway(ops_url: str, model: str) -> float:
+    """What the gateway says to have answered in full of a model."""
     name = "busbar_gateway_requests"
-    return _total(f"{ops_url}/metrics", name, deployment=MODEL, outcome="completed")
+    return _total(f"{ops_url}/metrics", name, deployment=model, outcome="completed")
 
 
 def _total(url: str, name: str, **labels: str) -> float:

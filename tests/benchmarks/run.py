@@ -48,6 +48,7 @@ class Cell:
     shot: Callable[[], Shot]
     answered: Callable[[], float]
     """How many requests the target has answered well since it started."""
+    model: str = shots.MODEL
     rounds: list[Measured] = field(default_factory=list[Measured])
     cpu_us: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
 
@@ -69,7 +70,7 @@ class Cell:
 
 
 def cells(endpoints: dict[str, Any]) -> list[Cell]:
-    """Every combination of protocol, target and load."""
+    """Every combination of protocol, target and load, and the batched model under the largest."""
     triton = processes.triton_process(endpoints["pids"]["node-agent"])
     direct_grpc = f"127.0.0.1:{processes.option(triton, 'grpc-port')}"
     direct_http = f"http://127.0.0.1:{processes.option(triton, 'http-port')}"
@@ -77,18 +78,21 @@ def cells(endpoints: dict[str, Any]) -> list[Cell]:
     key = {"authorization": f"Bearer {endpoints['keys']['demo']}"}
     traced = {**key, **shots.sampled_header(os.getpid() << 64 | time.time_ns())}
     made: list[Cell] = []
-    for in_flight in IN_FLIGHT:
-        for target, headers in (("direct", {}), ("gateway", key), ("gateway, traced", traced)):
-            answered = partial(answers.by_gateway, endpoints["ops"]["gateway"])
-            if target == "direct":
-                answered = partial(answers.by_triton, at_triton)
-            grpc_at = direct_grpc if target == "direct" else endpoints["grpc"]
-            http_at = direct_http if target == "direct" else endpoints["http"]
-            by_grpc = partial(shots.grpc_shot, grpc_at, headers)
-            by_http = partial(shots.http_shot, http_at, headers)
-            made.append(Cell("gRPC", target, in_flight, by_grpc, answered))
-            made.append(Cell("HTTP", target, in_flight, by_http, answered))
-    return sorted(made, key=lambda c: (c.protocol, c.in_flight))
+    headers_to = {"direct": {}, "gateway": key, "gateway, traced": traced}
+    loads = [(shots.MODEL, in_flight, target) for in_flight in IN_FLIGHT for target in headers_to]
+    loads += [(shots.BATCHED_MODEL, max(IN_FLIGHT), target) for target in ("direct", "gateway")]
+    for model, in_flight, target in loads:
+        headers = headers_to[target]
+        answered = partial(answers.by_gateway, endpoints["ops"]["gateway"], model)
+        if target == "direct":
+            answered = partial(answers.by_triton, at_triton, model)
+        grpc_at = direct_grpc if target == "direct" else endpoints["grpc"]
+        http_at = direct_http if target == "direct" else endpoints["http"]
+        by_grpc = partial(shots.grpc_shot, grpc_at, headers, model)
+        by_http = partial(shots.http_shot, http_at, headers, model)
+        made.append(Cell("gRPC", target, in_flight, by_grpc, answered, model))
+        made.append(Cell("HTTP", target, in_flight, by_http, answered, model))
+    return sorted(made, key=lambda c: (c.model, c.protocol, c.in_flight))
 
 
 def measure(cell: Cell, pids: dict[str, int], seconds: int) -> None:
@@ -116,16 +120,16 @@ def idle(pids: dict[str, int]) -> tuple[float, float]:
 
 
 def rows(measured: list[Cell]) -> list[list[str]]:
-    """The table's rows: ratios are against `direct` of the same protocol and load."""
-    direct = {(c.protocol, c.in_flight): c for c in measured if c.target == "direct"}
+    """The table's rows: ratios are against `direct` of the same protocol, load and model."""
+    direct = {(c.model, c.protocol, c.in_flight): c for c in measured if c.target == "direct"}
     made: list[list[str]] = []
     for cell in measured:
-        reference = direct[(cell.protocol, cell.in_flight)]
+        reference = direct[(cell.model, cell.protocol, cell.in_flight)]
         made.append(
             [
                 cell.protocol,
                 str(cell.in_flight),
-                cell.target,
+                cell.target + (", batched" if cell.model == shots.BATCHED_MODEL else ""),
                 f"{cell.requests_per_s:,.0f}",
                 f"{cell.p50_ms:.2f}",
                 f"{cell.p99_ms:.2f}",
@@ -152,8 +156,10 @@ def write_report(table: list[list[str]], idle_line: str, how: str) -> None:
         "",
         "Made by `./just bench`. The limit is the same load generator straight at the same Triton,",
         "same model (`echo-fp32`: 16 floats in, 16 out), same run. Charging, admission and the",
-        "awaited PubAck are on. `traced` asks for every request to be sampled. The µs columns are",
-        "CPU time per request of each part, model processes included in `triton`.",
+        "awaited PubAck are on. `traced` asks for every request to be sampled; `batched` is the",
+        "same model with dynamic batching (`echo-fp32-batched`), whose requests the agent merges.",
+        "The µs columns are CPU time per request of each part, model processes included in",
+        "`triton`.",
         "",
         how,
         "",
@@ -247,7 +253,8 @@ def _limited(step: dict[str, Any]) -> bool:
 
 def verdict(measured: list[Cell]) -> int:
     """0 when the gateway reaches its floor at 32 in flight on both APIs."""
-    by_key = {(c.protocol, c.target): c for c in measured if c.in_flight == max(IN_FLIGHT)}
+    loaded = [c for c in measured if c.in_flight == max(IN_FLIGHT) and c.model == shots.MODEL]
+    by_key = {(c.protocol, c.target): c for c in loaded}
     missed = 0
     for protocol in ("gRPC", "HTTP"):
         gateway, direct = by_key[(protocol, "gateway")], by_key[(protocol, "direct")]
