@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import time
 import zlib
 from typing import Any
 
@@ -24,7 +25,7 @@ from busbar_gateway.adapters.http.openai_schemas import (
     EmbeddingRequest,
     parse_request,
 )
-from busbar_gateway.adapters.http.prompts import render_prompt
+from busbar_gateway.adapters.http.prompts import RENDER_CPU_S_MAX, render_prompt
 from busbar_gateway.domain.failures import InvalidInput, ModelFailed, PayloadTooLarge
 from hypothesis import given
 from hypothesis import strategies as st
@@ -161,6 +162,53 @@ def test_messages_are_data_to_a_template() -> None:
 def test_a_template_that_breaks_or_breaks_out_is_the_models_failure(template: str) -> None:
     with pytest.raises(ModelFailed):
         render_prompt(template, MESSAGES, limit_bytes=100)
+
+
+ENDLESS = {
+    "loops": "{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}",
+    "macros": "{% macro twice(n) %}{% if n %}{{ twice(n - 1) }}{{ twice(n - 1) }}{% endif %}"
+    "{% endmacro %}{{ twice(30) }}",
+    "text": "{% set all = namespace(x='x') %}{% for _ in range(90000) %}"
+    "{% set all.x = (all.x ~ 'xxxxxxxx').replace('x', 'y') %}{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("template", ENDLESS.values(), ids=ENDLESS)
+def test_a_template_that_does_not_end_is_broken_off_and_left_alone(template: str) -> None:
+    began_s = time.process_time()
+    with pytest.raises(ModelFailed, match="took longer than 250 ms"):
+        render_prompt(template, MESSAGES, limit_bytes=1000)
+    first_s = time.process_time() - began_s
+    for _ in range(100):
+        with pytest.raises(ModelFailed, match="took longer than 250 ms"):
+            render_prompt(template, MESSAGES, limit_bytes=1000)
+    others_s = time.process_time() - began_s - first_s
+    sound = render_prompt("{{ messages[0].content }}", MESSAGES, limit_bytes=100)
+
+    assert sound == "{{ 7 * 7 }}"
+    assert first_s > RENDER_CPU_S_MAX / 2
+    assert others_s < first_s
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ 'x' * 10 ** 12 }}",
+        "{{ [1] * 1000000000000 }}",
+        "{{ 1000000000000 * 'x' }}",
+        "{{ 9 ** 9 ** 9 }}",
+        "{{ {} * 3 }}",
+        "{{ none ** 2 }}",
+        "{% macro on() %}{{ on() }}{% endmacro %}{{ on() }}",
+    ],
+)
+def test_no_single_step_of_a_template_takes_any_time_and_memory(template: str) -> None:
+    with pytest.raises(ModelFailed, match="could not be rendered"):
+        render_prompt(template, MESSAGES, limit_bytes=100)
+
+
+def test_arithmetic_of_templates_works() -> None:
+    assert render_prompt("{{ 2 ** 3 * 4 }}{{ '-' * 3 }}", [], limit_bytes=100) == "32---"
 
 
 def test_a_prompt_that_grows_without_end_is_cut_off() -> None:

@@ -1,24 +1,55 @@
 """Chat messages as the prompt that a model was trained on, by its bundle's template.
 
 Templates are Jinja, as Hugging Face tokenizers carry them, and run in Jinja's
-sandbox: they come with a bundle, not with the platform.
+sandbox: they come with a bundle, not with the platform. The sandbox bounds what
+they reach, not how long they take, and all requests wait for them: so one that
+takes too long is broken off, and left alone for a while.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import signal
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import NoReturn
+from time import monotonic
+from typing import Any, NoReturn
 
 from jinja2 import Template, TemplateError
+from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from busbar_gateway.domain.failures import InvalidInput, ModelFailed, PayloadTooLarge
 
 _TEMPLATES_MAX = 256
-_RENDER_FAILURES = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError)
+_RENDER_FAILURES = (
+    TemplateError, TypeError, ValueError, ArithmeticError, LookupError, MemoryError, RecursionError,
+)  # fmt: skip
+RENDER_CPU_S_MAX = 0.25
+"""Templates take well under a millisecond; with the longest prompts, tens of them."""
+_LEFT_ALONE_FOR = 20
+"""How often as long as it took is one left alone that took too long: all others wait for it."""
+_REPEATED_MAX, _EXPONENT_MAX = 100_000, 64
 
-_ENVIRONMENT = ImmutableSandboxedEnvironment(
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Without the operators by which one step takes any time and memory."""
+
+    intercepted_binops = frozenset({"*", "**"})
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        if operator == "**" and not (abs(left) <= _REPEATED_MAX and abs(right) <= _EXPONENT_MAX):
+            raise SecurityError(f"{operator} of numbers that are too large")
+        if operator == "*" and max(_size(left), _size(right)) > _REPEATED_MAX:
+            raise SecurityError(f"{operator} of what is too large")
+        return super().call_binop(context, operator, left, right)
+
+
+def _size(operand: Any) -> float:
+    return abs(operand) if isinstance(operand, (int, float)) else len(operand)
+
+
+_ENVIRONMENT = _Sandbox(
     trim_blocks=True,
     lstrip_blocks=True,
     keep_trailing_newline=True,
@@ -29,6 +60,10 @@ _ENVIRONMENT = ImmutableSandboxedEnvironment(
 Message = dict[str, str]
 
 
+class _TooLongError(Exception):
+    """A template did not end within its time."""
+
+
 class _RefusedByTemplateError(Exception):
     """The template itself says that it cannot take these messages."""
 
@@ -37,35 +72,83 @@ def _refuse(reason: object) -> NoReturn:
     raise _RefusedByTemplateError(str(reason))
 
 
+class _Compiled:
+    """A template, and until when it is left alone."""
+
+    def __init__(self, source: str) -> None:
+        self.template = _ENVIRONMENT.from_string(source)
+        self.alone_until_s = 0.0
+
+
 @lru_cache(maxsize=_TEMPLATES_MAX)
-def _compiled(template: str) -> Template:
-    return _ENVIRONMENT.from_string(template)
+def _compiled(template: str) -> _Compiled:
+    return _Compiled(template)
+
+
+@contextlib.contextmanager
+def _broken_off(compiled: _Compiled) -> Iterator[None]:
+    """Within the context, raise _TooLongError once it has taken its CPU time; in the main thread.
+
+    At once while it is to be left alone.
+
+    A thread could not be ended, and another process costs more than rendering does.
+    """
+    if monotonic() < compiled.alone_until_s:
+        raise _TooLongError
+    inside = True
+
+    def expired(*_: object) -> None:
+        if inside:
+            raise _TooLongError
+
+    signal.signal(signal.SIGVTALRM, expired)
+    signal.setitimer(signal.ITIMER_VIRTUAL, RENDER_CPU_S_MAX)
+    try:
+        yield
+    except _TooLongError:
+        compiled.alone_until_s = monotonic() + _LEFT_ALONE_FOR * RENDER_CPU_S_MAX
+        raise
+    finally:
+        inside = False
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
 
 
 def render_prompt(template: str, messages: Sequence[Message], *, limit_bytes: int) -> str:
     """Return the prompt for `messages`, ending where the assistant is to speak.
 
     Raises InvalidInput when the template refuses the messages, PayloadTooLarge
-    beyond `limit_bytes`, ModelFailed when the template itself is broken.
+    beyond `limit_bytes`, ModelFailed when the template itself is broken or takes too long.
     """
-    parts: list[str] = []
-    size = 0
     try:
-        for part in _compiled(template).generate(
-            messages=list(messages),
-            add_generation_prompt=True,
-            bos_token="",
-            eos_token="",
-            raise_exception=_refuse,
-        ):
-            size += len(part)
-            if size > limit_bytes:
-                raise PayloadTooLarge(f"the rendered prompt is larger than {limit_bytes} bytes")
-            parts.append(part)
+        compiled = _compiled(template)
+        with _broken_off(compiled):
+            return _rendered(compiled.template, messages, limit_bytes)
+    except _TooLongError as error:
+        limit_ms = round(RENDER_CPU_S_MAX * 1000)
+        raise ModelFailed(
+            f"the model's chat template took longer than {limit_ms} ms; try again later, or with"
+            " fewer messages"
+        ) from error
     except _RefusedByTemplateError as error:
         raise InvalidInput(
             f"the model's chat template refuses these messages: {error}", "messages"
         ) from error
     except _RENDER_FAILURES as error:
         raise ModelFailed("the model's chat template could not be rendered") from error
+
+
+def _rendered(template: Template, messages: Sequence[Message], limit_bytes: int) -> str:
+    parts: list[str] = []
+    size = 0
+    for part in template.generate(
+        messages=list(messages),
+        add_generation_prompt=True,
+        bos_token="",
+        eos_token="",
+        raise_exception=_refuse,
+    ):
+        size += len(part)
+        if size > limit_bytes:
+            raise PayloadTooLarge(f"the rendered prompt is larger than {limit_bytes} bytes")
+        parts.append(part)
     return "".join(parts)
