@@ -49,6 +49,7 @@ def http(edge: Edge) -> httpx.AsyncClient:
         base_url=f"http://127.0.0.1:{edge.port}",
         headers={"authorization": f"Bearer {KEY}"},
         timeout=10,
+        verify=False,
     )
 
 
