@@ -85,8 +85,8 @@ unit *args: setup
     @exec {{bin}}/pytest libs services "$@"
 
 # Formatting, lint, types, imports, proto, lock files, deployment files
-[group('test'), no-exit-message]
-static: setup lint types check-proto check-lock check-deploy
+[group('test'), no-exit-message, parallel]
+static: setup types lint check-proto check-lock check-deploy
 
 [private]
 lint: setup
@@ -94,9 +94,10 @@ lint: setup
     {{bin}}/ruff check --quiet
     {{bin}}/lint-imports
 
+# With Node's 16 MiB for what is young, a tenth of the time goes into clearing it away.
 [private]
 types: setup
-    {{bin}}/basedpyright
+    NODE_OPTIONS="--max-semi-space-size=64 ${NODE_OPTIONS:-}" {{bin}}/basedpyright
 
 [private]
 check-proto: setup
