@@ -239,6 +239,36 @@ async def test_a_model_whose_process_dies_fails_its_requests_only(node: NodeBenc
     }
 
 
+def _kills_triton_while_it_loads(files: dict[str, bytes]) -> None:
+    files["1/model.py"] = b"""
+import os, signal
+class TritonPythonModel:
+    def initialize(self, _):
+        os.kill(os.getppid(), signal.SIGKILL)
+"""
+
+
+async def test_work_in_hand_is_not_blamed_for_a_model_that_kills_triton_while_it_loads(
+    node: NodeBench,
+) -> None:
+    """Requests are given up after their second Triton, and this may happen at several nodes."""
+    good = await node.push("slow-echo")
+    bad = await node.push("slow-echo", _kills_triton_while_it_loads)
+    await node.place({"slow-echo": (good, SLOTS)})
+    await node.ready("slow-echo")
+    sent = await node.send("slow-echo", slow_echo(delay_ms=25_000))
+    await sent.until("started")
+
+    await node.place({"slow-echo": (good, SLOTS), "killer": (bad, 1)})
+    failed = (await sent.last()).failed
+    await node.replica("killer", status_pb2.REPLICA_STATE_FAILED, reason="Triton died")
+    await node.place({"slow-echo": (good, SLOTS)})
+    await node.ready("slow-echo")
+
+    assert failed.kind == work_pb2.FAILURE_KIND_UNAVAILABLE
+    assert "Triton was lost" in failed.reason
+
+
 async def test_a_consumer_that_vanishes_is_pulled_from_again_once_it_is_back(
     node: NodeBench,
 ) -> None:

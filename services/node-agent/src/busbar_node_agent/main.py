@@ -147,7 +147,9 @@ def build(settings: Settings, client: Client, tracer: Tracer, tenure: Tenure) ->
     )
 
     def on_lost(reason: str) -> None:
-        handed_back = work.engine_lost(f"Triton was lost: {reason}")
+        handed_back = work.engine_lost(
+            f"Triton was lost: {reason}", by_loading=reconciler.on_probation
+        )
         event = events_pb2.TritonLost(node=node.key, reason=reason, handed_back=handed_back)
         events.publish("triton_lost", event)
 

@@ -82,6 +82,11 @@ class Reconciler:
         state = status_pb2.ReplicaState.Name(replica.state).removeprefix("REPLICA_STATE_").lower()
         return f"{state}: {replica.reason}" if replica.reason else state
 
+    @property
+    def on_probation(self) -> bool:
+        """Whether Triton is being given a model that has never been ready here."""
+        return any(replica.on_probation for replica in self.replicas.values())
+
     def doubt(self, deployment: str) -> None:
         """An answer of its model could not be read: have it checked."""
         if (replica := self.replicas.get(deployment)) is not None:

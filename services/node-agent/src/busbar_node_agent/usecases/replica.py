@@ -143,6 +143,9 @@ class Replica:
         self._puller: Puller | None = None
         self._session: Session | None = None
         self._load: asyncio.Task[None] | None = None
+        self.on_probation = False
+        """Whether Triton is being given it, and it has never been ready here."""
+        self._was_ready = False
         self._wanted_s = asyncio.get_running_loop().time()
         self._task = asyncio.create_task(self._live(), name=f"replica:{assignment.deployment}")
 
@@ -257,7 +260,7 @@ class Replica:
             yield
 
     async def _bring_up(self, session: Session, bundle: Bundle) -> None:
-        self._staged = True
+        self._staged, self.on_probation = True, not self._was_ready
         await self._tools.stage(self.deployment, bundle)
         await self._loaded(session)
         self._set(WARMING)
@@ -304,7 +307,8 @@ class Replica:
 
     def _became_ready(self) -> None:
         took_s = asyncio.get_running_loop().time() - self._wanted_s
-        self.settled = True
+        self.settled = self._was_ready = True
+        self.on_probation = False
         self._set(READY)
         event = events_pb2.ReplicaBecameReady(
             node=self._tools.node,
@@ -376,6 +380,7 @@ class Replica:
         )
 
     def _fail(self, reason: str) -> None:
+        self.on_probation = False
         self.settled = self.settled or given_up(self.failed_count, self.crashed_count)
         self._set(FAILED, reason)
         event = events_pb2.ReplicaFailed(

@@ -163,10 +163,15 @@ class WorkInHand:
         self.handed_back_count += len(mine)
         return len(mine)
 
-    def engine_lost(self, reason: str) -> int:
-        """As `hand_back`, and say of those that Triton had that it died with them."""
+    def engine_lost(self, reason: str, *, by_loading: bool = False) -> int:
+        """As `hand_back`, and say of those that Triton had that it died with them.
+
+        Not if it was `by_loading` a model that was new to it, which is to blame then: requests are
+        given up after their second Triton.
+        """
         for attempt in self._attempts.values():
-            kind = FailureKind.ENGINE_LOST if attempt.called_s else FailureKind.UNAVAILABLE
+            suspect = attempt.called_s and not by_loading
+            kind = FailureKind.ENGINE_LOST if suspect else FailureKind.UNAVAILABLE
             attempt.give_up(Failure(kind, reason))
         return len(self._attempts)
 
