@@ -419,6 +419,32 @@ async def test_a_declaration_that_contradicts_itself_changes_nothing(bus: Bus) -
     assert listed["items"] == []
 
 
+async def test_a_node_whose_site_holds_as_many_as_it_may_has_no_room_for_one_more(
+    bus: Bus,
+) -> None:
+    neighbour = f"{NODE}b"
+    async with scheduler(bus) as running, living(bus, NODE), living(bus, neighbour):
+        await running.push(bundle())
+        document = {"bundle": "simple", "replicas": 2, "per_site_max": 1}
+        await running.put("simple", document)
+        limited = await eventually(
+            lambda: running.get("/admin/v1/deployments/simple/explain"),
+            within_s=30,
+            what="a replica",
+            until=lambda found: found["placed"] == 1 and found["short"] == 1,
+        )
+        await running.put("simple", {**document, "replicas": 1, "per_site_max": 2})
+        free = await eventually(
+            lambda: running.get("/admin/v1/deployments/simple/explain"),
+            within_s=30,
+            what="the new limit",
+            until=lambda found: found["short"] == 0 and found["open_nodes"] > 0,
+        )
+
+    assert limited["open_nodes"] == 0
+    assert free["open_nodes"] == 1
+
+
 async def test_a_plan_says_why_and_what_keeps_more_off(bus: Bus) -> None:
     async with scheduler(bus) as running, living(bus, NODE):
         await running.push(bundle())

@@ -66,7 +66,7 @@ def account_of(deployment: Deployment, plan: Plan, empty: Packing) -> Account:
         places=tuple(_place(deployment, packing, one) for one in decisions if one.node),
         unplaced=tuple(one for one in decisions if not one.node),
         hindrances=hindrances(packing, deployment),
-        open_nodes=len(packing.fitting(deployment)),
+        open_nodes=int(packing.within_limits(deployment)[packing.fitting(deployment)].sum()),
         never=impossible(deployment, empty),
         kept_off=tuple(
             (node.key, avoided)

@@ -102,7 +102,11 @@ class RoomMaker:
     def _openings(self, deployment: Deployment) -> Iterator[tuple[int, list[Deployment]]]:
         """Nodes that would do if some of what they hold went, the least of it first."""
         packing, need = self.packing, deployment.manifest
-        mask = packing.allowed(deployment) & packing.fleet.takes_new & self._within(deployment)
+        mask = (
+            packing.allowed(deployment)
+            & packing.fleet.takes_new
+            & packing.within_limits(deployment)
+        )
         mask[packing.held(deployment.name)] = False
         mask[list(packing.fleet.avoided.get(deployment.digest, ()))] = False
         mask &= deployment.digest not in packing.fleet.suspended
@@ -113,19 +117,6 @@ class RoomMaker:
         nodes = np.flatnonzero(mask)
         for node in nodes[np.argsort(lack[nodes], kind="stable")][:_OPENINGS_MAX].tolist():
             yield from ((node, victims) for victims in self._victims(node, deployment))
-
-    def _within(self, deployment: Deployment) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-        """Nodes whose site and feeder may hold one more."""
-        fleet, packing = self.packing.fleet, self.packing
-        held = packing.held(deployment.name)
-        mask = np.ones(len(fleet.nodes), dtype=np.bool_)
-        if deployment.per_site_max:
-            mask &= (packing.per_site(deployment.name) < deployment.per_site_max)[fleet.site]
-        if deployment.per_feeder_max:
-            size = int(fleet.feeder.max(initial=0)) + 1
-            there = np.bincount(fleet.feeder[np.array(held, dtype=np.int64)], minlength=size)
-            mask &= (there < deployment.per_feeder_max)[fleet.feeder]
-        return mask
 
     def _victims(self, node: int, deployment: Deployment) -> Iterator[list[Deployment]]:
         """Small sets whose going would make the room, one at a time before several together."""

@@ -214,6 +214,18 @@ class Packing:
             mask[list(held)] = False
         return np.flatnonzero(mask)
 
+    def within_limits(self, deployment: Deployment) -> Mask:
+        """Nodes whose site and feeder may hold one more of it."""
+        fleet, held = self.fleet, self.held(deployment.name)
+        mask = np.ones(len(fleet.nodes), dtype=np.bool_)
+        if deployment.per_site_max:
+            mask &= (self.per_site(deployment.name) < deployment.per_site_max)[fleet.site]
+        if deployment.per_feeder_max:
+            size = int(fleet.feeder.max(initial=0)) + 1
+            there = np.bincount(fleet.feeder[np.array(held, dtype=np.int64)], minlength=size)
+            mask &= (there < deployment.per_feeder_max)[fleet.feeder]
+        return mask
+
     def homes(self, deployment: Deployment) -> int:
         """On how many nodes it is or could be, if nothing else were there."""
         need = deployment.manifest
