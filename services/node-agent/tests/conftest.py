@@ -14,7 +14,7 @@ import pytest
 from busbar_messaging import provision
 from busbar_messaging.bundles.store import BundleStore
 from busbar_messaging.connection import close, connect
-from busbar_messaging.topology import NodeId, work_stream
+from busbar_messaging.topology import NodeId, measured_stream, work_stream
 from busbar_runtime.home import Home
 from busbar_runtime.ports import PortPool
 from busbar_runtime.triton import ensure_triton
@@ -122,8 +122,9 @@ async def _running(
     if bench.process is not None and bench.process.poll() is None:
         bench.stop_agent()
     ports.close()
-    # The server has room for a few regions' queues, not for one of every module.
-    await bus.jetstream().delete_stream(work_stream(region).name)
+    # The server has room for a few regions' streams, not for those of every module.
+    for stream in (work_stream(region), measured_stream(region, "s1")):
+        await bus.jetstream().delete_stream(stream.name)
 
 
 def provisioning(nats_server: NatsServer, region: str) -> provision.ProvisionSettings:
