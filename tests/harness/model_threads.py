@@ -10,10 +10,15 @@ import psutil
 
 def model_threads(ancestor_pid: int, model: str) -> int:
     """The threads of a Python model below a process; slow-echo has one more for each request."""
-    [stub] = [
+    [stub] = model_processes(ancestor_pid, model)
+    return stub.num_threads()
+
+
+def model_processes(ancestor_pid: int, model: str) -> list[psutil.Process]:
+    """Those of a Python model below a process; for a moment one that was unloaded still has one."""
+    return [
         process
         for process in psutil.Process(ancestor_pid).children(recursive=True)
         if process.name() == "triton_python_backend_stub"
         and any(f"/{model}/" in word for word in process.cmdline()[1:2])
     ]
-    return stub.num_threads()

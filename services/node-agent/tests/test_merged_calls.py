@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
@@ -20,7 +21,7 @@ from busbar_node_agent.usecases.merge import REST_TURNS
 from busbar_runtime.home import Home
 from busbar_runtime.triton import ensure_triton
 from busbar_runtime.triton_probe import TritonServer, call, started
-from harness.model_threads import model_threads
+from harness.model_threads import model_processes, model_threads
 from tritonclient.grpc import service_pb2
 
 from .node_bench import NodeBench, poll
@@ -253,11 +254,29 @@ async def test_an_error_is_that_of_whose_fault_it_is(infer: Infer, fault: float,
     assert outcomes == [[2.0], code, [6.0, 8.0]]
 
 
-async def test_what_triton_refuses_is_refused_to_all(rpc: TritonRpc, infer: Infer) -> None:
+async def test_who_is_asked_for_again_alone_is_told_before(infer: Infer) -> None:
+    told: list[float] = []
+
+    async def ask(value: float) -> None:
+        with contextlib.suppress(TritonRefused):
+            await infer(_request(value), 20.0, "", lambda: told.append(value))
+
+    await ask(1.0)
+    await asyncio.gather(ask(2.0), ask(3.0))
+    assert told == []
+
+    await asyncio.gather(ask(4.0), ask(-1.0))
+    assert sorted(told) == [-1.0, 4.0]
+
+
+async def test_what_triton_refuses_is_refused_to_all(
+    rpc: TritonRpc, infer: Infer, triton: TritonServer
+) -> None:
     await rpc.unload("rows", 10.0)
 
     async def unloaded() -> bool:
-        return not await rpc.model_ready("rows", 10.0)
+        ready = await rpc.model_ready("rows", 10.0)
+        return not ready and not model_processes(triton.pid, "rows")
 
     await poll(unloaded, 10.0)
 
@@ -419,6 +438,51 @@ async def test_an_agent_merges_what_came_together_but_no_suspects(node: NodeBenc
         return max(seen) > 1
 
     await poll(merged, 30.0)
+
+
+SULKING = b"""
+import time
+_own_answer = _answer
+
+
+def _answer(request):
+    values = pb_utils.get_input_tensor_by_name(request, "INPUT0").as_numpy()
+    if not (values[:, 0] == BAD).any():
+        return _own_answer(request)
+    if len(values) > 1:
+        time.sleep(SULKS_S)
+    error = pb_utils.TritonError("bad", pb_utils.TritonError.INVALID_ARG)
+    return pb_utils.InferenceResponse(error=error)
+"""
+BAD, SULKS_S = -2048.0, 1.0
+"""For so long it works on what has this in it beside others."""
+
+
+@pytest.mark.usefixtures("node")
+async def test_what_anothers_bad_request_cost_is_nobody_elses_compute_time(node: NodeBench) -> None:
+    """Some prices are by compute time."""
+
+    def sulking(files: dict[str, bytes]) -> None:
+        code = SULKING.replace(b"SULKS_S", b"%f" % SULKS_S)
+        files["1/model.py"] += code.replace(b"BAD", b"%f" % BAD)
+
+    await node.place({"echo-fp32-batched": (await node.push("echo-fp32-batched", sulking), 64)})
+    await node.ready("echo-fp32-batched")
+    waited_us: list[int] = []
+
+    async def one_waited() -> bool:
+        values = (BAD, *range(1, 30))
+        sent = await asyncio.gather(
+            *(node.send("echo-fp32-batched", _echo(float(value))) for value in values)
+        )
+        bad, *others = [await each.last() for each in sent]
+        assert bad.failed.kind == work_pb2.FAILURE_KIND_REJECTED
+        for each in others:
+            assert each.finished.timings.compute_us < SULKS_S * 0.8e6
+            waited_us.append(each.finished.timings.queue_us)
+        return max(waited_us) > SULKS_S * 0.8e6
+
+    await poll(one_waited, 40.0)
 
 
 async def _sixty(node: NodeBench, suspect: int) -> list[work_pb2.WorkFrame]:

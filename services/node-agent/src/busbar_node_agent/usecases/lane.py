@@ -21,8 +21,15 @@ instead of working for others."""
 TokenCounter = Callable[[bytes], tuple[Sequence[int], Sequence[int], Sequence[int]]]
 """Reads prompt and generated token counts from a serialized inference.ModelInferResponse."""
 
-Infer = Callable[[bytes, float, str], Awaitable[bytes]]
-"""As Inference.infer."""
+
+class Infer(Protocol):
+    """As Inference.infer, but several callers' requests may be one."""
+
+    def __call__(
+        self, request: bytes, timeout_s: float, traceparent: str, again: Callable[[], None] = ...
+    ) -> Awaitable[bytes]:
+        """`again` is called when the request has to be asked once more, alone."""
+        ...
 
 
 class TritonRefused(BusbarError):
@@ -59,8 +66,7 @@ class Lane:
     count_tokens: TokenCounter | None
     on_freed: Callable[[], None]
     infer_merged: Infer | None = None
-    """As `triton.infer`, but several callers' requests may be one; None for a model that has to be
-    asked for each."""
+    """None for a model that has to be asked for each request."""
     loaded: bool = True
     """False once this run of Triton, or the model in it, is gone."""
     suspect_since_s: float = 0.0

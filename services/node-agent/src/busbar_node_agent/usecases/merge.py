@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -22,6 +22,10 @@ REST_TURNS = 8
 what the model refuses has others' work done twice in one turn of so many at most."""
 
 _TICK_S = 0.002  # the event loop counts milliseconds
+
+
+def _nothing() -> None:
+    pass
 
 
 class Unsplittable(BusbarError):
@@ -60,8 +64,17 @@ class Merger:
     _callers: list[_Caller] = field(default_factory=list[_Caller])
     _resting_turns: int = 0
 
-    async def infer(self, request: bytes, timeout_s: float, traceparent: str) -> bytes:
-        """See usecases.lane.Inference. What is traced goes alone, so that its spans are its own."""
+    async def infer(
+        self,
+        request: bytes,
+        timeout_s: float,
+        traceparent: str,
+        again: Callable[[], None] = _nothing,
+    ) -> bytes:
+        """See usecases.lane.Inference. What is traced goes alone, so that its spans are its own.
+
+        Calls `again` before Triton is asked again, alone: what the group's call took is nobody's.
+        """
         if traceparent or self.given_up:
             return await self.triton.infer(request, timeout_s, traceparent)
         loop = asyncio.get_running_loop()
@@ -80,6 +93,8 @@ class Merger:
         left_s = caller.deadline_s - time.monotonic()
         if left_s <= 0.0:
             raise _expired()
+        if caller.group is not None:
+            again()
         return await self.triton.infer(request, left_s, "")
 
     def unsplittable(self, reason: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import math
 import time
 from collections import Counter
@@ -275,9 +276,11 @@ class WorkInHand:
     async def _unary(self, attempt: Attempt, timeout_s: float, traceparent: str) -> Failure | None:
         work, lane = attempt.work, attempt.lane
         # What may have killed a Triton is tried beside no other.
-        merged = None if work.engine_losses else lane.infer_merged
-        infer = merged or lane.triton.infer
-        response = await infer(work.payload, timeout_s, traceparent)
+        if lane.infer_merged is None or work.engine_losses:
+            response = await lane.triton.infer(work.payload, timeout_s, traceparent)
+        else:
+            again = functools.partial(self._begin_again, attempt)
+            response = await lane.infer_merged(work.payload, timeout_s, traceparent, again)
         self._end_call(attempt)
         if len(response) > MAX_FRAME_PAYLOAD_BYTES:
             return _too_large(len(response))
@@ -336,6 +339,11 @@ class WorkInHand:
     def _begin_call(self, attempt: Attempt) -> None:
         attempt.called_s = time.monotonic()
         attempt.energy_level = self.energy.began()
+
+    def _begin_again(self, attempt: Attempt) -> None:
+        """What it took until now is not the request's doing: it counts as waiting."""
+        self.energy.ended(attempt.energy_level)
+        self._begin_call(attempt)
 
     def _end_call(self, attempt: Attempt) -> None:
         """Take the timings; only the first call of an attempt's end counts."""
