@@ -25,6 +25,7 @@ from scheduler_harness import (
     bundle,
     living,
     placement_of,
+    refusal,
     scheduling,
 )
 
@@ -35,14 +36,6 @@ NODE = "r1.s1.n1"
 async def scheduler(bus: Bus) -> AsyncIterator[Running]:
     async with scheduling(bus) as running:
         yield running
-
-
-def refusal(response: httpx.Response, said: str = "") -> int:
-    """The status of an answer that is an error in the API's own shape and says this."""
-    error = response.json()["error"]
-    assert set(error) == {"message", "type", "code"}
-    assert said in error["message"]
-    return response.status_code
 
 
 @pytest.mark.parametrize(
@@ -417,53 +410,6 @@ async def test_a_declaration_that_contradicts_itself_changes_nothing(bus: Bus) -
         listed = await running.get("/admin/v1/deployments")
 
     assert listed["items"] == []
-
-
-async def test_a_node_whose_site_holds_as_many_as_it_may_has_no_room_for_one_more(
-    bus: Bus,
-) -> None:
-    neighbour = f"{NODE}b"
-    async with scheduler(bus) as running, living(bus, NODE), living(bus, neighbour):
-        await running.push(bundle())
-        document = {"bundle": "simple", "replicas": 2, "per_site_max": 1}
-        await running.put("simple", document)
-        limited = await eventually(
-            lambda: running.get("/admin/v1/deployments/simple/explain"),
-            within_s=30,
-            what="a replica",
-            until=lambda found: found["placed"] == 1 and found["short"] == 1,
-        )
-        await running.put("simple", {**document, "replicas": 1, "per_site_max": 2})
-        free = await eventually(
-            lambda: running.get("/admin/v1/deployments/simple/explain"),
-            within_s=30,
-            what="the new limit",
-            until=lambda found: found["short"] == 0 and found["open_nodes"] > 0,
-        )
-
-    assert limited["open_nodes"] == 0
-    assert free["open_nodes"] == 1
-
-
-async def test_a_plan_says_why_and_what_keeps_more_off(bus: Bus) -> None:
-    async with scheduler(bus) as running, living(bus, NODE):
-        await running.push(bundle())
-        await running.put("simple", {"bundle": "simple", "replicas": 2})
-        why = await eventually(
-            lambda: running.get("/admin/v1/deployments/simple/explain"),
-            within_s=30,
-            what="a replica",
-            until=lambda found: found["placed"] == 1,
-        )
-        missing = await running.api.get("/admin/v1/deployments/other/explain")
-
-    assert [one["node"] for one in why["places"]] == [NODE]
-    assert (why["short"], why["open_nodes"]) == (1, 0)
-    assert why["hindrances"] == [
-        {"obstacle": "already holds a replica", "nodes": 1, "example": NODE}
-    ]
-    assert "only 1 could hold it" in why["never"]
-    assert refusal(missing) == 404
 
 
 async def test_a_deployment_is_scaled_and_rolled_back(bus: Bus) -> None:

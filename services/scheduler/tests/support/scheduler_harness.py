@@ -368,3 +368,11 @@ async def obeying(running: Running, nodes: list[FakeNode]) -> AsyncIterator[None
         yield
     finally:
         task.cancel()
+
+
+def refusal(response: httpx.Response, said: str = "") -> int:
+    """The status of an answer that is an error in the API's own shape and says this."""
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "code"}
+    assert said in error["message"]
+    return response.status_code
