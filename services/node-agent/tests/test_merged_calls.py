@@ -40,6 +40,7 @@ output [
 ]
 instance_group [ {{ kind: KIND_CPU, count: 1 }} ]
 dynamic_batching {{ }}
+parameters {{ key: "busbar_merging" value {{ string_value: "on" }} }}
 """
 MODEL = '''
 """Doubles X, reverses texts, and tells how many rows it was asked for; an X below 0 has it fail."""

@@ -299,7 +299,7 @@ def test_what_is_no_answer_is_not_split() -> None:
 
 
 def _config() -> service_pb2.ModelConfigResponse:
-    config = model_config_pb2.ModelConfig(name="m", max_batch_size=8)
+    config = model_config_pb2.ModelConfig(name="m", max_batch_size=8, backend="onnxruntime")
     config.dynamic_batching.SetInParent()
     config.input.add(name="X", data_type=model_config_pb2.TYPE_FP32, dims=[2])
     config.output.add(name="Y", data_type=model_config_pb2.TYPE_FP32, dims=[1])
@@ -312,6 +312,16 @@ def test_a_model_with_dynamic_batching_may_be_asked_for_several() -> None:
     assert batching(_config().SerializeToString()) == Batching(8, instances=5)
 
 
+def test_for_a_backend_that_hands_on_requests_the_owner_has_to_say_so() -> None:
+    response = _config()
+    response.config.backend = "python"
+    before = batching(response.SerializeToString())
+    response.config.parameters["busbar_merging"].string_value = "on"
+
+    assert before is None
+    assert batching(response.SerializeToString()) == Batching(8, instances=5)
+
+
 ALONE: dict[str, Callable[[Config], object]] = {
     "no dynamic batching": lambda one: one.ClearField("dynamic_batching"),
     "sequences": lambda one: one.sequence_batching.SetInParent(),
@@ -321,6 +331,7 @@ ALONE: dict[str, Callable[[Config], object]] = {
     "an owner who does not want it": lambda one: setattr(
         one.parameters["busbar_merging"], "string_value", "off"
     ),
+    "a backend that is not known": lambda one: setattr(one, "backend", "mine"),
     "batch input": lambda one: one.batch_input.add(),
     "batch output": lambda one: one.batch_output.add(),
     "an optional input": lambda one: setattr(one.input[0], "optional", True),

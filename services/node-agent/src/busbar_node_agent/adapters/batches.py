@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
-from tritonclient.grpc import service_pb2
+from tritonclient.grpc import model_config_pb2, service_pb2
 
 from busbar_node_agent.domain.merging import BYTES_MAX, DIMENSIONS_MAX, Ask, Batching, cut, holds
 from busbar_node_agent.domain.merging import joined as joined_contents
@@ -15,7 +15,10 @@ from busbar_node_agent.usecases.lane import Infer, Inference
 from busbar_node_agent.usecases.merge import Merger, Unsplittable
 
 MERGING = "busbar_merging"
-"""A parameter in config.pbtxt: "off" for a model whose rows of one request depend on each other."""
+"""A parameter in config.pbtxt: "off" for a model whose rows of one request depend on each other,
+"on" for one whose rows do not, although its backend hands it requests as they came."""
+_JOINING = frozenset({"onnxruntime", "openvino", "tensorrt", "pytorch", "tensorflow"})
+"""Backends that join requests themselves before the model sees them, so it knows rows alone."""
 _HEAD_BYTES_MAX = 4096
 _HEADS_MAX = 256
 
@@ -38,7 +41,7 @@ def batching(config_response: bytes) -> Batching | None:
         config.max_batch_size < 2,  # noqa: PLR2004  # one row is no batch
         config.model_transaction_policy.decoupled,
         config.response_cache.enable,
-        config.parameters[MERGING].string_value == "off",
+        not _rows_are_alone(config),
         len(config.batch_input) > 0,
         len(config.batch_output) > 0,
         any(
@@ -54,6 +57,12 @@ def batching(config_response: bytes) -> Batching | None:
         return None
     instances = sum(each.count * max(1, len(each.gpus)) for each in config.instance_group)
     return Batching(config.max_batch_size, max(1, instances))
+
+
+def _rows_are_alone(config: model_config_pb2.ModelConfig) -> bool:
+    """Whether no row's result depends on what else stands in its request."""
+    said = config.parameters[MERGING].string_value
+    return said == "on" or (said != "off" and config.backend in _JOINING)
 
 
 def merging(triton: Inference, model: str, config_response: bytes) -> Infer | None:
