@@ -9,13 +9,13 @@ takes too long is broken off, and left alone for a while.
 from __future__ import annotations
 
 import contextlib
-import signal
+import threading
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from time import monotonic
+from time import monotonic, thread_time
 from typing import Any, NoReturn
 
-from jinja2 import Template, TemplateError
+from jinja2 import Template, TemplateError, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -76,8 +76,18 @@ class _Compiled:
     """A template, and until when it is left alone."""
 
     def __init__(self, source: str) -> None:
-        self.template = _ENVIRONMENT.from_string(source)
+        tree = _ENVIRONMENT.parse(source)
+        for part in tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock)):
+            part.body.insert(0, _call_of_step(part.lineno))
+        code = _ENVIRONMENT.compile(tree)
+        self.template = Template.from_code(_ENVIRONMENT, code, _ENVIRONMENT.make_globals(None))
         self.alone_until_s = 0.0
+
+
+def _call_of_step(line: int) -> nodes.Node:
+    """An imported name is none that a template could give to something else."""
+    call = nodes.Call(nodes.ImportedName(f"{__name__}.{step.__name__}"), [], [], None, None)
+    return nodes.ExprStmt(call).set_lineno(line)
 
 
 @lru_cache(maxsize=_TEMPLATES_MAX)
@@ -85,32 +95,29 @@ def _compiled(template: str) -> _Compiled:
     return _Compiled(template)
 
 
+_rendering = threading.local()
+
+
+def step() -> None:
+    """Called by templates in each turn of a loop and each call of a macro."""
+    if thread_time() > _rendering.until_s:
+        raise _TooLongError
+
+
 @contextlib.contextmanager
 def _broken_off(compiled: _Compiled) -> Iterator[None]:
-    """Within the context, raise _TooLongError once it has taken its CPU time; in the main thread.
+    """Within the context `step` raises _TooLongError once the CPU time is used up.
 
-    At once while it is to be left alone.
-
-    A thread could not be ended, and another process costs more than rendering does.
+    At once while the template is to be left alone.
     """
     if monotonic() < compiled.alone_until_s:
         raise _TooLongError
-    inside = True
-
-    def expired(*_: object) -> None:
-        if inside:
-            raise _TooLongError
-
-    signal.signal(signal.SIGVTALRM, expired)
-    signal.setitimer(signal.ITIMER_VIRTUAL, RENDER_CPU_S_MAX)
+    _rendering.until_s = thread_time() + RENDER_CPU_S_MAX
     try:
         yield
     except _TooLongError:
         compiled.alone_until_s = monotonic() + _LEFT_ALONE_FOR * RENDER_CPU_S_MAX
         raise
-    finally:
-        inside = False
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
 
 
 def render_prompt(template: str, messages: Sequence[Message], *, limit_bytes: int) -> str:
