@@ -138,8 +138,10 @@ async def running(environment: Mapping[str, str], ports: PortPool) -> AsyncItera
     """The service with this environment, until the end of the block."""
     http_port, account_port, ops_port = ports.take(), ports.take(), ports.take()
     headers = {"authorization": f"Bearer {TOKEN}"}
+    # Connections end at the server after 5 s without a request, and by default here at that moment.
+    limits = httpx.Limits(keepalive_expiry=2.0)
     async with httpx.AsyncClient(
-        headers=headers, timeout=ANSWER_S, trust_env=False, verify=False
+        headers=headers, timeout=ANSWER_S, trust_env=False, verify=False, limits=limits
     ) as client:
         service = Service(
             {
