@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-PLAIN_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
+_PLAIN_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
 _SHOWN_MAX = 100
 _ELSEWHERE = re.compile(r"[/\\]|^\.\.?$")
 
@@ -23,7 +23,7 @@ def misplaced_files(config: Any) -> list[str]:
     return [
         f"{field} {name[:_SHOWN_MAX]!r} is not a plain file name"
         for field, name in _files(config)
-        if name and not PLAIN_FILE_NAME.fullmatch(name)
+        if name and not _PLAIN_FILE_NAME.fullmatch(name)
     ]
 
 

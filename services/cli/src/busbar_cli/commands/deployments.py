@@ -367,7 +367,7 @@ def _refuse_held_back(file: Path, answers: list[Json]) -> None:
         f"{one['name']}: {show_digest(one['bundle'])} serves on: the version declared was rolled "
         f"back on the same terms: {one['held_back']}"
         for one in answers
-        if one["held_back"]
+        if one.get("held_back")
     ]
     if held:
         raise CommandError("\n".join([*held, f"To try it once more: busbar deploy {file} --again"]))
@@ -380,7 +380,7 @@ def _refuse_unplaceable(views: list[Json]) -> None:
     ] + [
         f"{one['name']}: {show_digest(canary['bundle'])} can never take over: {canary['never']}"
         for one in views
-        if (canary := _taking_over(one)) and canary["never"]
+        if (canary := _taking_over(one)) and canary.get("never")
     ]
     if never:
         raise CommandError("; ".join(never))
