@@ -18,7 +18,17 @@ from functools import partial
 from random import Random
 
 from busbar_scheduler.domain.evicting import SITE_SHARE
-from busbar_scheduler.domain.fleet import Demand, Deployment, Health, Node, Site, Snapshot
+from busbar_scheduler.domain.fleet import (
+    Assignment,
+    Demand,
+    Deployment,
+    Health,
+    Node,
+    Replica,
+    ReplicaState,
+    Site,
+    Snapshot,
+)
 from busbar_scheduler.domain.manifest import Manifest, Task
 from busbar_scheduler.domain.planning import Plan, plan, replan
 from report import machine, parser, put_table
@@ -73,8 +83,16 @@ def _deployment(random: Random, at: int, replicas: int) -> Deployment:
 
 
 def settled(snapshot: Snapshot, made: Plan) -> Snapshot:
-    """The fleet after a plan was carried out."""
-    return replace(snapshot, placements=made.placements, routes=made.routes)
+    """The fleet after a plan was carried out: every node reports what it holds as ready."""
+    nodes = tuple(
+        replace(node, replicas=tuple(_ready(one) for one in made.placements.get(node.key, ())))
+        for node in snapshot.nodes
+    )
+    return replace(snapshot, nodes=nodes, placements=made.placements, routes=made.routes)
+
+
+def _ready(told: Assignment) -> Replica:
+    return Replica(told.deployment, told.digest, ReplicaState.READY, told.slots, "", b"{}", b"{}")
 
 
 def node_lost(snapshot: Snapshot) -> Snapshot:

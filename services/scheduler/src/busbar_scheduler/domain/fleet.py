@@ -180,7 +180,10 @@ class Node:
 
     def replica_of(self, deployment: str) -> Replica | None:
         """What it reports of a deployment."""
-        return next((one for one in self.replicas if one.deployment == deployment), None)
+        for one in self.replicas:  # a generator would cost as much again, and it is asked often
+            if one.deployment == deployment:
+                return one
+        return None
 
     def avoided(self, digest: str) -> Avoided | None:
         """Why a bundle is kept off it at present; None when it is not."""

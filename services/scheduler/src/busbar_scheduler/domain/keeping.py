@@ -19,8 +19,9 @@ _Usefulness = tuple[bool, int, bool, int]
 def keep(packing: Packing, deployment: Deployment, wanted: int) -> dict[int, str]:
     """Leave replicas where they are, the most useful first; why the others are not left."""
     gone = dict[int, str]()
+    costs = packing.costs(deployment)
     useful = {
-        node: _usefulness(packing, node, deployment)
+        node: _usefulness(packing, node, deployment, int(costs[node]))
         for node in packing.fleet.before.get(deployment.name, ())
     }
     holders = sorted(useful, key=useful.__getitem__)
@@ -32,15 +33,14 @@ def keep(packing: Packing, deployment: Deployment, wanted: int) -> dict[int, str
         if reason := _why_not_kept(packing, node, deployment, most):
             gone[node] = reason
         else:
-            packing.take(node, deployment)
+            packing.leave(node, deployment)
     if deployment.survives_site_loss:
         gone |= _trim(packing, deployment, wanted, reversed(holders))
     return gone
 
 
-def _usefulness(packing: Packing, node: int, deployment: Deployment) -> _Usefulness:
+def _usefulness(packing: Packing, node: int, deployment: Deployment, cost: int) -> _Usefulness:
     there = packing.fleet.nodes[node]
-    cost = int(packing.costs(deployment)[node])
     return (not there.health.serves, cost, not is_ready(packing, node, deployment), node)
 
 
@@ -83,12 +83,11 @@ def _why_not_kept(packing: Packing, node: int, deployment: Deployment, most: int
 def _barred(packing: Packing, node: int, deployment: Deployment, most: int) -> str:
     """What keeps it from staying, however much room there is; asked of thousands in a moment."""
     there, reason = packing.fleet.nodes[node], ""
-    if not there.health.keeps:
+    if not packing.fleet.keeps[node]:
         reason = f"the node is {there.health}"
-    elif not deployment.may_run_in(there.region):
-        reason = f"not allowed in region {there.region}"
-    elif not deployment.may_run_on(there):
-        reason = "not pinned there"
+    elif not packing.allowed(deployment)[node]:
+        may = deployment.may_run_in(there.region)
+        reason = "not pinned there" if may else f"not allowed in region {there.region}"
     elif there.order is Order.QUARANTINE:
         reason = "the node is quarantined"
     elif packing.fleet.empties(node):

@@ -155,6 +155,7 @@ def _placements(snapshot: Snapshot, made: Attempt, earlier: Plan | None) -> Plac
     """What every node must hold; the same values as before where nothing was touched."""
     fleet = made.packing.fleet
     placements = dict[str, tuple[Assignment, ...]]()
+    told = dict[str, Assignment]()
     concerned: Iterable[int] = range(len(fleet.nodes))
     if earlier is not None:
         concerned, held = _concerned(made, earlier), earlier.placements
@@ -164,7 +165,9 @@ def _placements(snapshot: Snapshot, made: Attempt, earlier: Plan | None) -> Plac
         if node.health is Health.LOST:
             placements.pop(node.key, None)
             continue
-        now = tuple(assignment_of(one) for _, one in sorted(on_node.items()))
+        for name in on_node.keys() - told.keys():
+            told[name] = assignment_of(on_node[name])
+        now = tuple(told[name] for name in sorted(on_node))
         published = snapshot.placements.get(node.key)
         placements[node.key] = now if published is None or now != published else published
     return placements
