@@ -5,6 +5,10 @@ one notices, watches anew, and reports what vanished meanwhile as deletions, so
 that whoever keeps a table from it stays right. It makes the consumer itself,
 because each watch of nats-py wakes the process up four times a second, for a
 flow control that buckets of this size do not need.
+
+In a cluster any server that has a copy may be the one that reports it, and a copy
+lags behind while a leader is elected. So a bucket counts as read when as much was
+heard as its leader says that there is; see docs/decisions/0077.
 """
 
 from __future__ import annotations
@@ -30,6 +34,9 @@ _HEARTBEAT_S = 2.0
 """A server that dies takes a watch's consumer along; what the bucket then says is missed."""
 _SILENCE_MAX_S = 4.5
 _RETRY_S = 0.5
+_LAG_MAX_S = 3.0
+"""How long a copy may lag before another one is tried."""
+_EVERYTHING = ">"
 _FLOW = "$JS.FC."
 _OPERATION = "KV-Operation"
 _SIZE = "Nats-Msg-Size"
@@ -58,7 +65,10 @@ class Deleted:
 
 @dataclass(frozen=True, slots=True)
 class Current:
-    """Everything that was in the bucket when the watch began has been reported."""
+    """Everything that was in the bucket when the watch began has been reported.
+
+    Of a watch of some keys only: everything that the server had of them that was asked.
+    """
 
 
 Change = Put | Deleted | Current
@@ -81,11 +91,12 @@ class Anew:
 
 
 async def follow(
-    client: Client, bucket: str, *, keys: str = ">", domain: str = ""
+    client: Client, bucket: str, *, keys: str = _EVERYTHING, domain: str = ""
 ) -> AsyncGenerator[Change]:
     """Report the whole bucket, then `Current`, then every change, for ever.
 
-    `keys` narrows it to what this pattern matches; `domain` is where the bucket is.
+    `keys` narrows it to what this pattern matches, and then nobody is asked how far the
+    bucket reaches: who may see some keys may not ask that. `domain` is where the bucket is.
 
     After an interruption the whole bucket is reported again, deletions first
     inferred from what is missing, then `Current` once more. Entries that expire
@@ -106,8 +117,13 @@ async def follow(
 async def _one_watch(
     client: Client, bucket: str, known: set[str], keys: str, domain: str
 ) -> AsyncGenerator[Change]:
-    """Ends when a message was missed, nothing is heard any more, or after a reconnect."""
+    """Ends when a message was missed, nothing is heard any more, the copy that is read lags, or
+    after a reconnect.
+    """
     reading_all, fresh = True, set[str]()
+    extent = await _extent(client, bucket) if keys == _EVERYTHING else _Extent()
+    heard, newest = set[str](), 0
+    lags_at = asyncio.get_running_loop().time() + _LAG_MAX_S
     config = ConsumerConfig(
         filter_subject=f"$KV.{bucket}.{keys}", deliver_policy=DeliverPolicy.LAST_PER_SUBJECT
     )
@@ -115,12 +131,40 @@ async def _one_watch(
         async for message, pending in delivered:
             if message is not None:
                 yield _record(message, bucket, known, fresh)
-            if reading_all and pending == 0:
+            if not reading_all:
+                continue
+            if message is not None:
+                heard.add(message.subject)
+                newest = message.metadata.sequence.stream
+            if pending:
+                continue
+            if extent.is_reached(newest, len(heard)):
                 reading_all = False
                 for key in known - fresh:
                     yield Deleted(key)
                 known.intersection_update(fresh)
                 yield Current()
+            elif asyncio.get_running_loop().time() > lags_at:
+                log.warning("copy of a bucket lags", bucket=bucket, read=newest, of=extent.newest)
+                return
+
+
+@dataclass(frozen=True, slots=True)
+class _Extent:
+    """How far a bucket reaches, as the server says that leads it; as a default, nowhere."""
+
+    newest: int = 0
+    """Sequence of the last message that was written."""
+    entries: int = 0
+
+    def is_reached(self, newest: int, entries: int) -> bool:
+        """Whether that is all of it. What was written last may have expired since."""
+        return newest >= self.newest or entries >= self.entries
+
+
+async def _extent(client: Client, bucket: str) -> _Extent:
+    stream = await client.jetstream(timeout=2).stream_info(f"KV_{bucket}")
+    return _Extent(stream.state.last_seq, stream.state.messages)
 
 
 async def follow_headers(client: Client, bucket: str) -> AsyncGenerator[Stored | Anew]:
@@ -190,7 +234,7 @@ def _headers_from(
 async def _delivered(
     client: Client, bucket: str, wanted: ConsumerConfig, domain: str
 ) -> AsyncGenerator[tuple[Msg | None, int]]:
-    """Nothing first, then each message, with how many are still to come.
+    """Nothing first and once a second, else each message, with how many are still to come.
 
     Ends when a message was missed, nothing is heard any more, or after a reconnect.
     """
@@ -202,13 +246,14 @@ async def _delivered(
         jetstream = client.jetstream(timeout=2, domain=domain or None)
         info = await jetstream.add_consumer(f"KV_{bucket}", _consumer(wanted, inbox))
         _obey_cancellation()
-        delivered, heard_s = 0, loop.time()
-        yield None, info.num_pending or 0
+        delivered, heard_s, pending = 0, loop.time(), info.num_pending or 0
+        yield None, pending
         while client.stats["reconnects"] == reconnects:
             message = await _next(messages)
             if message is None:
                 if loop.time() - heard_s > _SILENCE_MAX_S:
                     return
+                yield None, pending
                 continue
             heard_s = loop.time()
             if not message.reply:  # a heartbeat
@@ -219,7 +264,8 @@ async def _delivered(
             delivered += 1
             if message.metadata.sequence.consumer != delivered:
                 return
-            yield message, message.metadata.num_pending
+            pending = message.metadata.num_pending
+            yield message, pending
     finally:
         with contextlib.suppress(NatsError, OSError):
             await subscription.unsubscribe()
