@@ -19,6 +19,13 @@ def model_processes(ancestor_pid: int, model: str) -> list[psutil.Process]:
     return [
         process
         for process in psutil.Process(ancestor_pid).children(recursive=True)
-        if process.name() == "triton_python_backend_stub"
-        and any(f"/{model}/" in word for word in process.cmdline()[1:2])
+        if _is_of(process, model)
     ]
+
+
+def _is_of(process: psutil.Process, model: str) -> bool:
+    try:
+        stub = process.name() == "triton_python_backend_stub"
+        return stub and any(f"/{model}/" in word for word in process.cmdline()[1:2])
+    except psutil.NoSuchProcess:
+        return False

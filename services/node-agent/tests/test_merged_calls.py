@@ -92,6 +92,13 @@ def triton(demo_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         yield server
 
 
+@pytest.fixture(scope="module")
+def idle(triton: TritonServer) -> int:
+    """Threads of the model at rest, counted once: what a test leaves may take a moment to end."""
+    triton.load("rows")
+    return model_threads(triton.pid, "rows")
+
+
 def _started(demo_models: Path, home: Path):
     (home / "models/rows/1").mkdir(parents=True)
     (home / "models/rows/config.pbtxt").write_text(CONFIG)
@@ -310,9 +317,8 @@ async def test_an_answer_that_cannot_be_split_ends_it(
 
 
 async def test_who_leaves_a_group_leaves_the_others_alone(
-    infer: Infer, triton: TritonServer
+    infer: Infer, triton: TritonServer, idle: int
 ) -> None:
-    idle = model_threads(triton.pid, "rows")
     calls = [asyncio.ensure_future(infer(_request(n), 2.0, "")) for n in (SLOW, 1.0)]
     short = asyncio.ensure_future(infer(_request(2.0), 0.3, ""))
 
@@ -346,8 +352,9 @@ async def test_each_has_its_own_deadline(infer: Infer) -> None:
     assert all(took_s >= timeout_s for timeout_s, took_s in ended_s.items())
 
 
-async def test_when_all_have_left_the_model_is_told(infer: Infer, triton: TritonServer) -> None:
-    idle = model_threads(triton.pid, "rows")
+async def test_when_all_have_left_the_model_is_told(
+    infer: Infer, triton: TritonServer, idle: int
+) -> None:
     calls = [asyncio.ensure_future(infer(_request(n), 60.0, "")) for n in (SLOW, 1.0)]
 
     async def busy() -> int:
