@@ -365,6 +365,25 @@ async def test_an_answer_that_was_delivered_and_not_charged_is_found(busy: Parts
     ]  # and not what can never be billed: that is a dead letter
 
 
+async def test_what_a_lagging_copy_of_the_stream_lacks_is_not_taken_for_compared(
+    busy: Parts,
+) -> None:
+    busy.stream.copied = max(busy.stream.kept)
+    missing = record()
+    busy.stream.add([missing])
+    with pytest.raises(Unavailable):
+        await busy.audited()
+    busy.stream.copied = None
+
+    assert [one.subject for one in await busy.audited()] == [f"req_{missing.request_id.hex}"]
+
+
+async def test_what_has_left_the_end_of_the_stream_is_not_waited_for(busy: Parts) -> None:
+    busy.stream.posting = {max(busy.stream.kept) + 3}
+
+    assert await busy.audited() == []
+
+
 async def test_a_charge_without_an_answer_is_found(busy: Parts) -> None:
     delivered = busy.stream.kept[1]
     lost, *rest = delivered.records

@@ -108,13 +108,16 @@ class Messages:
     first: int = 1
     posting: set[int] = field(default_factory=set[int])
     """Messages whose posting is under way."""
+    copied: int | None = None
+    """Up to where the copy goes that is read; None: as far as its leader's."""
 
     async def extent(self) -> Extent:
         posted = min(self.posting) - 1 if self.posting else max(self.kept, default=0)
         return Extent(self.first, posted, datetime(2026, 1, 1, tzinfo=UTC))
 
     async def read(self, after: int, upto: int, limit: int) -> list[Delivered]:
-        found = [one for number, one in sorted(self.kept.items()) if after < number <= upto]
+        last = upto if self.copied is None else min(upto, self.copied)
+        found = [one for number, one in sorted(self.kept.items()) if after < number <= last]
         return found[:limit]
 
     async def read_again(self, sequence: int) -> Delivered | None:

@@ -8,6 +8,8 @@ from datetime import datetime
 from typing import Protocol
 from uuid import UUID
 
+from busbar_errors import Unavailable
+
 from busbar_billing.domain.audit.answers import (
     Delivered,
     Kept,
@@ -56,7 +58,8 @@ class Stream(Protocol):
         ...
 
     async def read(self, after: int, upto: int, limit: int) -> list[Delivered]:
-        """Up to `limit` messages, in order; fewer are no sign of the end."""
+        """Up to `limit` messages, in order; fewer, or none, are no sign of the end: a copy of the
+        stream that lags behind may answer."""
         ...
 
     async def read_again(self, sequence: int) -> Delivered | None:
@@ -99,8 +102,11 @@ async def check_answers(
 async def check_piece(
     answers: Answers, after: int, extent: Extent, report: Report, progress: Progress
 ) -> int:
-    """Compare the next messages; returns up to which."""
+    """Compare the next messages; returns up to which. Raises Unavailable when the copy of the
+    stream that answers lacks them."""
     piece = await answers.stream.read(after, extent.posted, MESSAGES)
+    if not piece and await answers.stream.read_again(extent.posted) is not None:
+        raise Unavailable("a copy of the usage stream lags behind: it is read again later")
     last = piece[-1].sequence if piece else extent.posted
     found = await answers.inbox.kept(piece, after + 1, last, extent.created_at)
     piece = [_billable(message, found) for message in piece]
