@@ -10,6 +10,7 @@ from busbar_messaging.topology import BILLING_USAGE
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 from nats.js.errors import Error as JetStreamError
+from nats.js.errors import NotFoundError
 
 _WITHIN_S = 10.0
 _PAUSE_S = 0.1
@@ -38,8 +39,23 @@ class UsageStream:
         try:
             stream = await self._jetstream.stream_info(BILLING_USAGE.stream)
             found = await self._jetstream.consumer_info(BILLING_USAGE.stream, BILLING_USAGE.durable)
+            written = stream.state.last_seq
+            if found.num_pending or found.num_ack_pending:
+                return written, found.ack_floor.stream_seq if found.ack_floor else 0
+            # By the copy of the stream that the consumer's leader has, which may lag behind.
+            posted = found.delivered.stream_seq if found.delivered else 0
+            more = posted < written and await self._is_more(posted)
         except (NatsError, JetStreamError, TimeoutError, OSError) as error:
             raise Unavailable(f"the bus does not say what waits to be posted: {error!r}") from error
-        floor = found.ack_floor.stream_seq if found.ack_floor else 0
-        idle = not found.num_pending and not found.num_ack_pending
-        return stream.state.last_seq, stream.state.last_seq if idle else floor
+        return written, posted if more else written
+
+    async def _is_more(self, posted: int) -> bool:
+        """Whether the stream, by its leader, holds anything to be posted behind a message: what is
+        there no longer is never delivered."""
+        try:
+            await self._jetstream.get_msg(
+                BILLING_USAGE.stream, posted + 1, BILLING_USAGE.filter_subject, next=True
+            )
+        except NotFoundError:
+            return False
+        return True
