@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +19,7 @@ from busbar_scheduler.domain.sweeping import Ages, Stored, Sweep
 from busbar_scheduler.usecases.keep_bundles import Sweeper
 from harness.bundles import Made
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 from scheduler_harness import Bus, Running, bundle, scheduling
 
 AT_ONCE = Ages(unused_ms=0, condemned_ms=0)
@@ -46,6 +48,17 @@ class Store:
         asked = {"sha256": [one.hex() for one in made.chunks]}
         answer = await self.running.api.post("/admin/v1/chunks/missing", json=asked)
         return len(answer.json()["sha256"])
+
+
+class Behind(ModelStock):
+    """Reads a copy of the model store that ends at `copied`: that of a server just restarted."""
+
+    copied = sys.maxsize
+
+    async def _infos(self, last: int) -> AsyncGenerator[Msg]:
+        async for message in super()._infos(last):
+            if message.metadata.sequence.stream <= self.copied:
+                yield message
 
 
 @asynccontextmanager
@@ -220,6 +233,25 @@ async def test_content_that_a_broken_write_left_is_deleted(bus: Bus) -> None:
 
     assert (contents, after.unclaimed) == (["leftbehind"], ())
     assert (decided.condemn, there) == ([], 0)
+
+
+async def test_content_that_a_lagging_copy_does_not_describe_is_not_taken_for_unclaimed(
+    bus: Bus,
+) -> None:
+    made = bundle()
+    async with storing(bus, Behind) as at:
+        assert isinstance(at.stock, Behind)
+        await at.running.send(made)
+        at.stock.copied = max(one.revision for one in (await at.stock.inventory()).objects)
+        with_all = await at.stock.inventory()
+        await at.running.send(made)
+        with pytest.raises(Unavailable, match="lags behind"):
+            await at.sweeper.sweep(dry_run=True)
+        at.stock.copied = sys.maxsize
+        caught_up = await at.stock.inventory()
+
+    assert with_all.unclaimed == caught_up.unclaimed == ()
+    assert len(caught_up.objects) == len(made.chunks)
 
 
 async def test_a_sweep_by_command_respects_the_ages_and_a_dry_run_changes_nothing(bus: Bus) -> None:

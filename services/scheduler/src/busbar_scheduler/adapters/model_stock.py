@@ -48,10 +48,10 @@ class ModelStock:
             if "state" not in said or said.get("total", 0) > said.get("limit", 0):
                 raise Unavailable(f"the model store cannot be listed: {said.get('error')}", 5.0)
             subjects = set(said["state"].get("subjects") or {})
-            objects = [
-                _stored(message)
-                async for message in self._infos(sum(one.startswith(_INFOS) for one in subjects))
-            ]
+            last = await self._last_info()
+            objects = [_stored(message) async for message in self._infos(last)]
+        if last > max((one.revision for one in objects), default=0):
+            raise Unavailable("the model store cannot be listed: a copy of it lags behind", 5.0)
         claimed = {f"{_CONTENTS}{one.content}" for one in objects}
         unclaimed = {one for one in subjects if one.startswith(_CONTENTS)} - claimed
         return Inventory(
@@ -60,9 +60,17 @@ class ModelStock:
             now_unix_ms=_unix_ms(datetime.fromisoformat(said["ts"])),
         )
 
-    async def _infos(self, expected: int) -> AsyncGenerator[Msg]:
-        """What describes each object; the last of each, until all have come."""
-        if not expected:
+    async def _last_info(self) -> int:
+        """The sequence of the description that was written last, by the stream's leader; or 0."""
+        try:
+            return (await self._jetstream.get_last_msg(_STREAM, f"{_INFOS}>")).seq or 0
+        except NotFoundError:
+            return 0
+
+    async def _infos(self, last: int) -> AsyncGenerator[Msg]:
+        """What describes each object; the last of each, until all have come that a copy has. One
+        that was restarted just now may lack those up to `last`, or have an older one."""
+        if not last:
             return
         subscription = await self._jetstream.subscribe(
             f"{_INFOS}>", ordered_consumer=True, deliver_policy=DeliverPolicy.LAST_PER_SUBJECT
