@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from busbar_messaging.watching import Current, Put, follow
+from busbar_messaging.watching import Current, Deleted, Put, follow
 from busbar_runtime.nats import server_binary
 from busbar_runtime.ports import LOOPBACK, PortPool
 from harness.polling import eventually
@@ -23,7 +23,7 @@ from nats.js.api import KeyValueConfig
 from nats.js.kv import KeyValue
 
 NAMES = ("a", "b", "c")
-BUCKET = "routes"
+BUCKETS = ("grown", "changed", "shrunk")
 WITHIN_S = 30.0
 LOOKED_AT_FOR_S = 4.0
 """After a restart; the copy is known to have lagged from the first second on, for up to five."""
@@ -105,11 +105,11 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
     ports.close()
 
 
-async def made_bucket(client: Client) -> KeyValue:
+async def made_bucket(client: Client, name: str) -> KeyValue:
     """Three copies, as soon as the servers can give them."""
 
     async def made() -> KeyValue | None:
-        config = KeyValueConfig(bucket=BUCKET, replicas=len(NAMES))
+        config = KeyValueConfig(bucket=name, replicas=len(NAMES))
         with suppress(NatsError, TimeoutError):
             return await client.jetstream(timeout=2).create_key_value(config)
         return None
@@ -119,38 +119,51 @@ async def made_bucket(client: Client) -> KeyValue:
     return bucket
 
 
-async def read_whole(client: Client) -> dict[str, bytes]:
+async def read_whole(client: Client, name: str) -> dict[str, bytes]:
     """What a follower knows when it says that this is all."""
     known = dict[str, bytes]()
-    async with aclosing(follow(client, BUCKET)) as changes:
+    async with aclosing(follow(client, name)) as changes:
         async for change in changes:
-            if isinstance(change, Put):
-                known[change.key] = change.value
-            if isinstance(change, Current):
-                break
+            match change:
+                case Put(key, value):
+                    known[key] = value
+                case Deleted(key):
+                    known.pop(key, None)
+                case Current():
+                    break
     return known
 
 
-async def test_what_a_restarted_server_does_not_know_yet_is_not_taken_for_gone(
+async def test_what_a_restarted_server_does_not_know_yet_is_not_taken_for_gone_or_unchanged(
     cluster: Cluster,
 ) -> None:
+    """Of three buckets: the last that was written is a new key, another value, a deletion."""
     chief = await eventually(cluster.chief, within_s=WITHIN_S, what="a leader of all")
     client = Client()
     await client.connect(cluster.url(chief))
     try:
-        bucket = await made_bucket(client)
-        written = {key: key.encode() for key in ("first", "second", "third")}
-        for key, value in written.items():
-            await bucket.put(key, value)
+        grown, changed, shrunk = [await made_bucket(client, name) for name in BUCKETS]
+        for bucket in (grown, changed, shrunk):
+            await bucket.put("first", b"1")
+            await bucket.put("second", b"2")
+        await grown.put("third", b"3")
+        await changed.put("first", b"4")
+        await shrunk.delete("first")
         restarted = next(name for name in NAMES if name != chief)
         cluster.kill(restarted)
         cluster.begin(restarted)
 
-        until, read = time.monotonic() + LOOKED_AT_FOR_S, list[dict[str, bytes]]()
+        until, read = time.monotonic() + LOOKED_AT_FOR_S, list[list[dict[str, bytes]]]()
         while time.monotonic() < until:
             async with asyncio.timeout(WITHIN_S):
-                read += await asyncio.gather(*[read_whole(client) for _ in range(8)])
+                each = [read_whole(client, name) for name in BUCKETS for _ in range(4)]
+                read.append(list(await asyncio.gather(*each)))
     finally:
         await client.close()
 
-    assert [one for one in read if one != written] == []
+    whole = [
+        *[{"first": b"1", "second": b"2", "third": b"3"}] * 4,
+        *[{"first": b"4", "second": b"2"}] * 4,
+        *[{"second": b"2"}] * 4,
+    ]
+    assert [one for one in read if one != whole] == []

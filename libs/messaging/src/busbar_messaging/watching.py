@@ -6,9 +6,10 @@ that whoever keeps a table from it stays right. It makes the consumer itself,
 because each watch of nats-py wakes the process up four times a second, for a
 flow control that buckets of this size do not need.
 
-In a cluster any server that has a copy may be the one that reports it, and a copy
-lags behind while a leader is elected. So a bucket counts as read when as much was
-heard as its leader says that there is; see docs/decisions/0077.
+In a cluster any server that has a copy may be the one that reports it, and the copy
+of a server that was started again lags behind. So a bucket counts as read when as much
+was heard as its leader says that there is, and what is older than what was heard before
+is no news; see docs/decisions/0077.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -34,8 +36,8 @@ _HEARTBEAT_S = 2.0
 """A server that dies takes a watch's consumer along; what the bucket then says is missed."""
 _SILENCE_MAX_S = 4.5
 _RETRY_S = 0.5
-_LAG_MAX_S = 3.0
-"""How long a copy may lag before another one is tried."""
+_LAG_MAX_S = 6.0
+"""How long a copy is given to catch up before another one is tried."""
 _EVERYTHING = ">"
 _FLOW = "$JS.FC."
 _OPERATION = "KV-Operation"
@@ -102,11 +104,11 @@ async def follow(
     inferred from what is missing, then `Current` once more. Entries that expire
     by TTL are not reported: keep the time of each Put where that matters.
     """
-    known: set[str] = set()
+    heard = Heard()
     while True:
         try:
             if client.is_connected:
-                async for change in _one_watch(client, bucket, known, keys, domain):
+                async for change in _one_watch(client, bucket, heard, keys, domain):
                     yield change
         except (NatsError, JetStreamError, TimeoutError, OSError) as error:
             _obey_cancellation()
@@ -115,56 +117,154 @@ async def follow(
 
 
 async def _one_watch(
-    client: Client, bucket: str, known: set[str], keys: str, domain: str
+    client: Client, bucket: str, heard: Heard, keys: str, domain: str
 ) -> AsyncGenerator[Change]:
     """Ends when a message was missed, nothing is heard any more, the copy that is read lags, or
     after a reconnect.
     """
-    reading_all, fresh = True, set[str]()
-    extent = await _extent(client, bucket) if keys == _EVERYTHING else _Extent()
-    heard, newest = set[str](), 0
-    lags_at = asyncio.get_running_loop().time() + _LAG_MAX_S
+    extent = await _extent(client, bucket) if keys == _EVERYTHING else None
+    if extent is not None and extent.newest < heard.newest:
+        heard.begin_anew()
+    reading = _Reading(extent)
     config = ConsumerConfig(
         filter_subject=f"$KV.{bucket}.{keys}", deliver_policy=DeliverPolicy.LAST_PER_SUBJECT
     )
     async with aclosing(_delivered(client, bucket, config, domain)) as delivered:
         async for message, pending in delivered:
             if message is not None:
-                yield _record(message, bucket, known, fresh)
-            if not reading_all:
+                entry = Entry.of(message, bucket)
+                reading.take(entry)
+                if change := heard.change(entry):
+                    yield change
+            if pending or reading.over:
                 continue
-            if message is not None:
-                heard.add(message.subject)
-                newest = message.metadata.sequence.stream
-            if pending:
-                continue
-            if extent.is_reached(newest, len(heard)):
-                reading_all = False
-                for key in known - fresh:
+            if reading.is_whole():
+                reading.over = True
+                for key in heard.missing(reading.keys):
                     yield Deleted(key)
-                known.intersection_update(fresh)
                 yield Current()
-            elif asyncio.get_running_loop().time() > lags_at:
-                log.warning("copy of a bucket lags", bucket=bucket, read=newest, of=extent.newest)
+            elif reading.is_late():
+                log.warning("copy of a bucket lags", bucket=bucket, read=reading.newest)
                 return
 
 
 @dataclass(frozen=True, slots=True)
+class Entry:
+    """One message of a bucket."""
+
+    key: str
+    value: bytes | None
+    """None where the key was deleted."""
+    sequence: int
+    stored_at: datetime
+
+    @classmethod
+    def of(cls, message: Msg, bucket: str) -> Entry:
+        """Read it from the server's message."""
+        headers, metadata = message.headers or {}, message.metadata
+        gone = headers.get(_OPERATION) in {"DEL", "PURGE"} or _MARKER in headers
+        return cls(
+            message.subject.removeprefix(f"$KV.{bucket}."),
+            None if gone else message.data,
+            metadata.sequence.stream,
+            metadata.timestamp,
+        )
+
+
+class Heard:
+    """What was reported of a bucket, by one watch after another."""
+
+    def __init__(self) -> None:
+        self._revisions: dict[str, int] = {}
+        self._newest: tuple[int, datetime] | None = None
+
+    @property
+    def newest(self) -> int:
+        """Sequence of the last message that was heard; 0 when there was none."""
+        return self._newest[0] if self._newest else 0
+
+    def begin_anew(self) -> None:
+        """The bucket was made anew or put back from a snapshot: it lacks what was heard last."""
+        self._newest = None
+
+    def change(self, entry: Entry) -> Change | None:
+        """What it says, or None when it is older than what was heard before, and so is not so any
+        more: a copy that lags says that."""
+        if self._is_old(entry):
+            return None
+        if self._newest is None or (
+            entry.sequence > self._newest[0] or entry.stored_at > self._newest[1]
+        ):
+            self._newest = entry.sequence, entry.stored_at
+        if entry.value is None:
+            self._revisions.pop(entry.key, None)
+            return Deleted(entry.key)
+        self._revisions[entry.key] = entry.sequence
+        return Put(entry.key, entry.value, entry.sequence, unix_ns_of(entry.stored_at))
+
+    def _is_old(self, entry: Entry) -> bool:
+        """What a bucket that was made anew says has a lower sequence, and was stored later."""
+        if self._newest is None or self._revisions.get(entry.key) == entry.sequence:
+            return False
+        sequence, stored_at = self._newest
+        return entry.sequence <= sequence and entry.stored_at <= stored_at
+
+    def missing(self, here: AbstractSet[str]) -> list[str]:
+        """Keys that are not here any more; they are forgotten."""
+        gone = sorted(self._revisions.keys() - here)
+        for key in gone:
+            del self._revisions[key]
+        return gone
+
+
+@dataclass(frozen=True, slots=True)
 class _Extent:
-    """How far a bucket reaches, as the server says that leads it; as a default, nowhere."""
+    """How far a bucket reaches, as the server says that leads it."""
 
-    newest: int = 0
+    newest: int
     """Sequence of the last message that was written."""
-    entries: int = 0
+    entries: int
+    expires: bool
+    """Whether entries, and so the last one too, vanish by themselves."""
 
-    def is_reached(self, newest: int, entries: int) -> bool:
-        """Whether that is all of it. What was written last may have expired since."""
-        return newest >= self.newest or entries >= self.entries
+
+class _Reading:
+    """The first part of a watch: all that is there. Without an extent nobody knows how much."""
+
+    def __init__(self, extent: _Extent | None) -> None:
+        self.keys = set[str]()
+        self.newest = 0
+        self.over = False
+        self._extent = extent
+        self._clock = asyncio.get_running_loop().time
+        self._late_at = self._clock() + _LAG_MAX_S
+
+    def take(self, entry: Entry) -> None:
+        """One message, in their order."""
+        if not self.over:
+            self.keys.add(entry.key)
+            self.newest = entry.sequence
+
+    def is_late(self) -> bool:
+        """Whether a copy would have caught up by now."""
+        return self._clock() > self._late_at
+
+    def is_whole(self) -> bool:
+        """Whether that is all of it.
+
+        As many entries are no proof: some may be old ones. It suffices where the last message may
+        have vanished: where entries expire, or after so long that it must have been removed.
+        """
+        extent = self._extent
+        if extent is None or self.newest >= extent.newest:
+            return True
+        return len(self.keys) >= extent.entries and (extent.expires or self.is_late())
 
 
 async def _extent(client: Client, bucket: str) -> _Extent:
     stream = await client.jetstream(timeout=2).stream_info(f"KV_{bucket}")
-    return _Extent(stream.state.last_seq, stream.state.messages)
+    state, expires = stream.state, bool(stream.config.max_age)
+    return _Extent(state.last_seq if state.messages else 0, state.messages, expires)
 
 
 async def follow_headers(client: Client, bucket: str) -> AsyncGenerator[Stored | Anew]:
@@ -299,19 +399,6 @@ def _obey_cancellation() -> None:
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError
-
-
-def _record(message: Msg, bucket: str, known: set[str], fresh: set[str]) -> Change:
-    key = message.subject.removeprefix(f"$KV.{bucket}.")
-    headers = message.headers or {}
-    if headers.get(_OPERATION) in {"DEL", "PURGE"} or _MARKER in headers:
-        known.discard(key)
-        fresh.discard(key)
-        return Deleted(key)
-    known.add(key)
-    fresh.add(key)
-    metadata = message.metadata
-    return Put(key, message.data, metadata.sequence.stream, unix_ns_of(metadata.timestamp))
 
 
 def _stored(message: Msg) -> Stored:
