@@ -94,8 +94,16 @@ def triton(demo_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @pytest.fixture(scope="module")
 def idle(triton: TritonServer) -> int:
-    """Threads of the model at rest, counted once: what a test leaves may take a moment to end."""
+    """Threads of the model at rest, counted once: what a test leaves may take a moment to end.
+
+    It has answered by then, for its last threads begin with its first request.
+    """
     triton.load("rows")
+    inputs = [
+        {"name": "X", "datatype": "FP32", "shape": [1, 1], "data": [1.0]},
+        {"name": "S", "datatype": "BYTES", "shape": [1, 1], "data": ["one"]},
+    ]
+    call(f"{triton.http_url}/v2/models/rows/infer", {"inputs": inputs})
     return model_threads(triton.pid, "rows")
 
 
