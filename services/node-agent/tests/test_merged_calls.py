@@ -20,7 +20,7 @@ from busbar_node_agent.usecases.merge import REST_TURNS
 from busbar_runtime.home import Home
 from busbar_runtime.triton import ensure_triton
 from busbar_runtime.triton_probe import TritonServer, call, started
-from harness.model_threads import model_processes, model_threads
+from harness.model_threads import model_processes
 from tritonclient.grpc import service_pb2
 
 from .node_bench import poll
@@ -45,7 +45,9 @@ parameters {{ key: "busbar_merging" value {{ string_value: "on" }} }}
 MODEL = '''
 """Doubles X, reverses texts, and tells how many rows it was asked for; an X below 0 has it fail."""
 
+import pathlib
 import threading
+import uuid
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -72,8 +74,12 @@ def _answer(request, sender):
         if value in x:
             code = getattr(pb_utils.TritonError, name)
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"no {value}", code))
-    while SLOW in x and not sender.is_cancelled():
-        threading.Event().wait(0.02)
+    if SLOW in x:
+        mark = pathlib.Path(__file__).with_name(f"slow-{uuid.uuid4().hex}")
+        mark.touch()
+        while not sender.is_cancelled():
+            threading.Event().wait(0.02)
+        mark.unlink()
     y = np.repeat(x * 2, 700_000, axis=1) if ENDLESS in x else x * 2
     if FORGETFUL in x:
         y = y[:1]
@@ -86,25 +92,23 @@ SLOW, FORGETFUL, ENDLESS = -10.0, -11.0, -12.0
 
 
 @pytest.fixture(scope="module")
-def triton(demo_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
-    home = tmp_path_factory.mktemp("triton")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("triton")
+
+
+@pytest.fixture(scope="module")
+def triton(demo_models: Path, home: Path) -> Iterator[TritonServer]:
     with _started(demo_models, home) as server:
         yield server
 
 
-@pytest.fixture(scope="module")
-def idle(triton: TritonServer) -> int:
-    """Threads of the model at rest, counted once: what a test leaves may take a moment to end.
+async def _slow(home: Path, *, is_at_it: bool = True) -> None:
+    """Wait until the model is at a slow request, or at none any more: it leaves a mark of each."""
 
-    It has answered by then, for its last threads begin with its first request.
-    """
-    triton.load("rows")
-    inputs = [
-        {"name": "X", "datatype": "FP32", "shape": [1, 1], "data": [1.0]},
-        {"name": "S", "datatype": "BYTES", "shape": [1, 1], "data": ["one"]},
-    ]
-    call(f"{triton.http_url}/v2/models/rows/infer", {"inputs": inputs})
-    return model_threads(triton.pid, "rows")
+    async def as_wanted() -> bool:
+        return any((home / "models/rows/1").glob("slow-*")) is is_at_it
+
+    await poll(as_wanted, 10.0)
 
 
 def _started(demo_models: Path, home: Path):
@@ -324,16 +328,11 @@ async def test_an_answer_that_cannot_be_split_ends_it(
     assert "".join(capfd.readouterr()).count("requests are not merged") == 1
 
 
-async def test_who_leaves_a_group_leaves_the_others_alone(
-    infer: Infer, triton: TritonServer, idle: int
-) -> None:
+async def test_who_leaves_a_group_leaves_the_others_alone(infer: Infer, home: Path) -> None:
+    await _slow(home, is_at_it=False)
     calls = [asyncio.ensure_future(infer(_request(n), 2.0, "")) for n in (SLOW, 1.0)]
     short = asyncio.ensure_future(infer(_request(2.0), 0.3, ""))
-
-    async def at_it() -> bool:
-        return model_threads(triton.pid, "rows") > idle
-
-    await poll(at_it, 10.0)
+    await _slow(home)
     calls[0].cancel()
     results = await asyncio.gather(*calls, short, return_exceptions=True)
 
@@ -360,22 +359,14 @@ async def test_each_has_its_own_deadline(infer: Infer) -> None:
     assert all(took_s >= timeout_s for timeout_s, took_s in ended_s.items())
 
 
-async def test_when_all_have_left_the_model_is_told(
-    infer: Infer, triton: TritonServer, idle: int
-) -> None:
+async def test_when_all_have_left_the_model_is_told(infer: Infer, home: Path) -> None:
+    await _slow(home, is_at_it=False)
     calls = [asyncio.ensure_future(infer(_request(n), 60.0, "")) for n in (SLOW, 1.0)]
-
-    async def busy() -> int:
-        return model_threads(triton.pid, "rows") - idle
-
-    await poll(busy, 10.0)
+    await _slow(home)
     for each in calls:
         each.cancel()
 
-    async def ended() -> bool:
-        return await busy() == 0
-
-    await poll(ended, 10.0)
+    await _slow(home, is_at_it=False)
     assert all(
         isinstance(each, asyncio.CancelledError)
         for each in await asyncio.gather(*calls, return_exceptions=True)
@@ -399,13 +390,8 @@ async def test_a_triton_that_dies_fails_all_of_a_group_at_once(
         server.load("rows")
         rpc = TritonRpc(server.grpc_address)
         infer = await _merging(rpc, "rows")
-        idle = model_threads(server.pid, "rows")
         calls = [asyncio.ensure_future(infer(_request(n), 60.0, "")) for n in (SLOW, 1.0, 2.0)]
-
-        async def at_it() -> bool:
-            return model_threads(server.pid, "rows") > idle
-
-        await poll(at_it, 10.0)
+        await _slow(tmp_path)
         os.kill(server.pid, signal.SIGKILL)
         async with asyncio.timeout(5.0):
             results = await asyncio.gather(*calls, return_exceptions=True)
