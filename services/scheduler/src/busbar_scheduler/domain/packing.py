@@ -200,7 +200,7 @@ class Packing:
             self.site_power_w[self.fleet.site[node]] += sign * need.power_w
 
     def _put_all(self, at: list[int], deployments: list[Deployment], sign: int) -> None:
-        """As `_put` for each, in a tenth of the time."""
+        """As `_put` for each, and quicker for many."""
         if not at:
             return
         manifests = [one.manifest for one in deployments]
