@@ -23,7 +23,7 @@ NODES = ("r1.s1.n1", "r1.s1.n2")
 
 
 async def until_ready(running: Running, *replicas: int) -> dict[str, Any]:
-    """Wait until so many replicas are ready, and gateways know."""
+    """Wait until so many replicas are ready, gateways know, and the cycle that told them ended."""
 
     async def look() -> int:
         route = await route_of(running.client, "simple")
@@ -35,7 +35,12 @@ async def until_ready(running: Running, *replicas: int) -> dict[str, Any]:
         what=f"{replicas} ready replicas",
         until=lambda found: found in replicas,
     )
-    return await running.get("/admin/v1/deployments/simple")
+    return await eventually(
+        lambda: running.get("/admin/v1/deployments/simple"),
+        within_s=60,
+        what="it says so",
+        until=lambda found: found["status"] != "progressing",
+    )
 
 
 async def test_it_sleeps_wakes_grows_and_goes_down_again(bus: Bus) -> None:
