@@ -160,6 +160,19 @@ async def test_a_follower_survives_a_killed_server_and_reports_what_vanished(
     assert route_changes.count(Put("kept", b"y", kept)) >= 1
 
 
+async def test_a_bucket_whose_last_entry_was_removed_is_read_to_its_end(client: Client) -> None:
+    bucket = await client.jetstream().key_value(topology.DEPLOYMENTS.name)
+    first = await bucket.put("first", b"1")
+    await bucket.put("last", b"2")
+    await client.jetstream().purge_stream("KV_deployments", subject="$KV.deployments.last")
+
+    async with following(client, topology.DEPLOYMENTS.name) as seen:
+        await until_seen(seen, Current())
+    await client.jetstream().purge_stream("KV_deployments")
+
+    assert seen[:-1] == [Put("first", b"1", first)]
+
+
 async def test_a_follower_of_a_busy_bucket_reads_it_again_after_a_reconnect(
     client: Client,
 ) -> None:
