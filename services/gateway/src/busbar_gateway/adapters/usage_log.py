@@ -24,9 +24,11 @@ from busbar_gateway.adapters.commit_table import CommitTable, Slot
 log = structlog.get_logger()
 
 BATCH_MAX = 512
-_GATHER_S = 0.003
-"""Wait for neighbours when the last commit had some: fewer messages and fsyncs for all.
-A lone customer never waits."""
+_COMPANY = 4
+"""A commit waits for so many records where the last one had them: fewer messages and fsyncs for
+all. Fewer customers than that never wait for each other."""
+_GATHER_S = 0.001
+"""No longer, though, see docs/decisions/0078."""
 _DRAIN_POLL_S = 0.02
 _ANSWER_WITHIN = timedelta(seconds=0.5)
 """A customer waits: what was sent while the stream had no leader is sent again soon. A stream that
@@ -78,6 +80,7 @@ class UsageLog:
         self._queue: deque[Charge] = deque()
         self._sent: list[Charge] = []
         self._wake = asyncio.Event()
+        self._company = asyncio.Event()
         self._crowded = False
         for slot in table.left_over:
             self._void(slot, "gateway stopped before delivery")
@@ -160,10 +163,12 @@ class UsageLog:
             await self._wake.wait()
             self._wake.clear()
             while self._queue:
-                if self._crowded:
-                    await asyncio.sleep(_GATHER_S)
+                if self._crowded and len(self._queue) < _COMPANY:
+                    await self._gather()
+                    if not self._queue:  # all of it was taken back meanwhile
+                        break
                 size = min(BATCH_MAX, len(self._queue))
-                self._crowded = size > 1
+                self._crowded = size >= _COMPANY
                 self._sent = [self._queue.popleft() for _ in range(size)]
                 try:
                     await self._publish(self._sent)
@@ -182,9 +187,17 @@ class UsageLog:
                 while self._queue or self._sent:
                     await asyncio.sleep(_DRAIN_POLL_S)
 
+    async def _gather(self) -> None:
+        self._company.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_GATHER_S):
+                await self._company.wait()
+
     def _enqueue(self, charge: Charge) -> None:
         self._queue.append(charge)
         self._wake.set()
+        if len(self._queue) >= _COMPANY:
+            self._company.set()
 
     def _void(self, slot: Slot, reason: str) -> None:
         void = UsageVoid(request_id=slot.request_id, tenant_id=slot.tenant_id, reason=reason)
