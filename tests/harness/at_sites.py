@@ -10,12 +10,13 @@ import time
 
 from busbar_contracts.scheduler.v1.plan_pb2 import NodePlacement
 from busbar_messaging import topology
+from busbar_messaging.bucket_changes import Put
 from busbar_messaging.connection import BusSettings, close, connect
 from busbar_messaging.identities import Keyring, identify
 from busbar_messaging.provision import ProvisionSettings
 from busbar_messaging.server_config import Permissions
 from busbar_messaging.topology import HUB_DOMAIN, NodeId, api_prefix, entry_subject
-from busbar_messaging.watching import Put, follow
+from busbar_messaging.watching import follow
 from busbar_runtime.fleet import Fleet
 from busbar_runtime.platform import Platform
 from nats.aio.client import Client

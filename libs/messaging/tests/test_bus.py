@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from busbar_errors import Unavailable
 from busbar_messaging import provision, topology, watching
+from busbar_messaging.bucket_changes import Change, Current, Deleted, Put
 from busbar_messaging.connection import (
     BusSettings,
     ConnectionLog,
@@ -22,7 +23,6 @@ from busbar_messaging.connection import (
     connect,
     publish_durably,
 )
-from busbar_messaging.watching import Change, Current, Deleted, Put
 from busbar_runtime.pytest_plugin import NatsServer
 from harness.polling import eventually
 from nats.aio.client import Client

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from busbar_messaging.watching import Deleted, Entry, Heard, Put, unix_ns_of
+import pytest
+from busbar_messaging.bucket_changes import (
+    LAG_MAX_S,
+    Deleted,
+    Entry,
+    Extent,
+    Heard,
+    Put,
+    Reading,
+    unix_ns_of,
+)
 
 BEGAN = datetime(2026, 11, 1, tzinfo=UTC)
 
@@ -88,3 +98,24 @@ def test_what_is_missing_is_said_once() -> None:
 
     assert heard.missing({"b"}) == ["a"]
     assert heard.missing({"b"}) == []
+
+
+@pytest.mark.parametrize(
+    ("newest", "entries", "expires", "waited_s", "whole"),
+    [
+        (7, 3, False, 0.0, True),  # as far as the leader says
+        (9, 3, False, 0.0, False),  # the copy lags
+        (9, 2, False, 0.0, False),  # as many entries, but some may be old ones
+        (9, 2, False, LAG_MAX_S + 1, True),  # the last one was removed
+        (9, 2, True, 0.0, True),  # the last one has expired
+        (9, 3, True, LAG_MAX_S + 1, False),  # an entry is lacking
+    ],
+)
+def test_a_bucket_is_read_when_it_was_heard_as_far_as_its_leader_says(
+    newest: int, entries: int, *, expires: bool, waited_s: float, whole: bool
+) -> None:
+    reading = Reading(Extent(newest, entries, expires), now=0.0)
+    for key, sequence in (("a", 3), ("b", 7)):
+        reading.take(entry(key, b"", sequence))
+
+    assert reading.is_whole(waited_s) == whole

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from busbar_messaging.watching import Current, Deleted, Put, follow
+from busbar_messaging.bucket_changes import Current, Deleted, Put
+from busbar_messaging.watching import follow
 from busbar_runtime.nats import server_binary
 from busbar_runtime.ports import LOOPBACK, PortPool
 from harness.polling import eventually

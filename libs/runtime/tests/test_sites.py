@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 from busbar_messaging import provision, topology
+from busbar_messaging.bucket_changes import Current, Put
 from busbar_messaging.connection import BusSettings, close, connect
 from busbar_messaging.topology import HUB_DOMAIN, NodeId, entry_subject
-from busbar_messaging.watching import Current, Put, follow
+from busbar_messaging.watching import follow
 from busbar_runtime.fleet import Fleet
 from busbar_runtime.platform import Platform
 from busbar_runtime.probes import until

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 from busbar_gateway.adapters.bus_clock import BusClock
-from busbar_messaging.watching import unix_ns_of
+from busbar_messaging.bucket_changes import unix_ns_of
 
 HOUR_NS = 3_600 * 10**9
 NOW_NS = 1_795_000_000 * 10**9

@@ -10,7 +10,7 @@ from busbar_gateway.adapters.bus_clock import BusClock
 from busbar_gateway.adapters.presence import Gateways
 from busbar_gateway.domain.policies import Policy
 from busbar_gateway.usecases.limiting import Limiting
-from busbar_messaging.watching import Current, Deleted, Put
+from busbar_messaging.bucket_changes import Current, Deleted, Put
 
 UNIX_S = 1_795_000_000
 RUN = "1"

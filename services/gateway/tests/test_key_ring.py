@@ -16,7 +16,7 @@ from busbar_contracts.billing.v1.keys_pb2 import (
 )
 from busbar_gateway.adapters.key_ring import KeyRing
 from busbar_gateway.domain.failures import Forbidden, Unauthenticated
-from busbar_messaging.watching import Current, Deleted, Put
+from busbar_messaging.bucket_changes import Current, Deleted, Put
 
 SECRET = b"secret"
 KEY = "bb_0123456789"

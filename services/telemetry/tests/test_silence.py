@@ -7,7 +7,7 @@ from typing import cast
 import pytest
 from busbar_contracts.node.v1.status_pb2 import NodeLease
 from busbar_messaging import topology
-from busbar_messaging.watching import Put
+from busbar_messaging.bucket_changes import Put
 from busbar_telemetry.adapters.buckets import FleetWatch
 from busbar_telemetry.domain import rollup
 from busbar_telemetry.domain.fleet import Fleet

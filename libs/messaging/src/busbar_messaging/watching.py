@@ -17,9 +17,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Mapping
-from collections.abc import Set as AbstractSet
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 
 import structlog
@@ -29,6 +28,17 @@ from nats.errors import Error as NatsError
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from nats.js.errors import Error as JetStreamError
 
+from busbar_messaging.bucket_changes import (
+    Change,
+    Current,
+    Deleted,
+    Entry,
+    Extent,
+    Heard,
+    Reading,
+    unix_ns_of,
+)
+
 log = structlog.get_logger()
 
 _LOOK_EVERY_S = 1.0
@@ -36,44 +46,10 @@ _HEARTBEAT_S = 2.0
 """A server that dies takes a watch's consumer along; what the bucket then says is missed."""
 _SILENCE_MAX_S = 4.5
 _RETRY_S = 0.5
-_LAG_MAX_S = 6.0
-"""How long a copy is given to catch up before another one is tried."""
 _EVERYTHING = ">"
 _FLOW = "$JS.FC."
-_OPERATION = "KV-Operation"
 _SIZE = "Nats-Msg-Size"
 """Added by the server where it leaves the value out."""
-_MARKER = "Nats-Marker-Reason"
-"""Left by the server in place of an entry that it removed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Put:
-    """`key` now has `value`, written as `revision`."""
-
-    key: str
-    value: bytes
-    revision: int
-    stored_unix_ns: int = field(default=0, compare=False)
-    """When the server stored it, by its clock; 0 where that is not known."""
-
-
-@dataclass(frozen=True, slots=True)
-class Deleted:
-    """`key` is gone: deleted, purged, or missing after the bucket was re-read."""
-
-    key: str
-
-
-@dataclass(frozen=True, slots=True)
-class Current:
-    """Everything that was in the bucket when the watch began has been reported.
-
-    Of a watch of some keys only: everything that the server had of them that was asked.
-    """
-
-
-Change = Put | Deleted | Current
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +101,8 @@ async def _one_watch(
     extent = await _extent(client, bucket) if keys == _EVERYTHING else None
     if extent is not None and extent.newest < heard.newest:
         heard.begin_anew()
-    reading = _Reading(extent)
+    clock = asyncio.get_running_loop().time
+    reading = Reading(extent, clock())
     config = ConsumerConfig(
         filter_subject=f"$KV.{bucket}.{keys}", deliver_policy=DeliverPolicy.LAST_PER_SUBJECT
     )
@@ -138,133 +115,20 @@ async def _one_watch(
                     yield change
             if pending or reading.over:
                 continue
-            if reading.is_whole():
+            if reading.is_whole(clock()):
                 reading.over = True
                 for key in heard.missing(reading.keys):
                     yield Deleted(key)
                 yield Current()
-            elif reading.is_late():
+            elif reading.is_late(clock()):
                 log.warning("copy of a bucket lags", bucket=bucket, read=reading.newest)
                 return
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One message of a bucket."""
-
-    key: str
-    value: bytes | None
-    """None where the key was deleted."""
-    sequence: int
-    stored_at: datetime
-
-    @classmethod
-    def of(cls, message: Msg, bucket: str) -> Entry:
-        """Read it from the server's message."""
-        headers, metadata = message.headers or {}, message.metadata
-        gone = headers.get(_OPERATION) in {"DEL", "PURGE"} or _MARKER in headers
-        return cls(
-            message.subject.removeprefix(f"$KV.{bucket}."),
-            None if gone else message.data,
-            metadata.sequence.stream,
-            metadata.timestamp,
-        )
-
-
-class Heard:
-    """What was reported of a bucket, by one watch after another."""
-
-    def __init__(self) -> None:
-        self._revisions: dict[str, int] = {}
-        self._newest: tuple[int, datetime] | None = None
-
-    @property
-    def newest(self) -> int:
-        """Sequence of the last message that was heard; 0 when there was none."""
-        return self._newest[0] if self._newest else 0
-
-    def begin_anew(self) -> None:
-        """The bucket was made anew or put back from a snapshot: it lacks what was heard last."""
-        self._newest = None
-
-    def change(self, entry: Entry) -> Change | None:
-        """What it says, or None when it is older than what was heard before, and so is not so any
-        more: a copy that lags says that."""
-        if self._is_old(entry):
-            return None
-        if self._newest is None or (
-            entry.sequence > self._newest[0] or entry.stored_at > self._newest[1]
-        ):
-            self._newest = entry.sequence, entry.stored_at
-        if entry.value is None:
-            self._revisions.pop(entry.key, None)
-            return Deleted(entry.key)
-        self._revisions[entry.key] = entry.sequence
-        return Put(entry.key, entry.value, entry.sequence, unix_ns_of(entry.stored_at))
-
-    def _is_old(self, entry: Entry) -> bool:
-        """What a bucket that was made anew says has a lower sequence, and was stored later."""
-        if self._newest is None or self._revisions.get(entry.key) == entry.sequence:
-            return False
-        sequence, stored_at = self._newest
-        return entry.sequence <= sequence and entry.stored_at <= stored_at
-
-    def missing(self, here: AbstractSet[str]) -> list[str]:
-        """Keys that are not here any more; they are forgotten."""
-        gone = sorted(self._revisions.keys() - here)
-        for key in gone:
-            del self._revisions[key]
-        return gone
-
-
-@dataclass(frozen=True, slots=True)
-class _Extent:
-    """How far a bucket reaches, as the server says that leads it."""
-
-    newest: int
-    """Sequence of the last message that was written."""
-    entries: int
-    expires: bool
-    """Whether entries, and so the last one too, vanish by themselves."""
-
-
-class _Reading:
-    """The first part of a watch: all that is there. Without an extent nobody knows how much."""
-
-    def __init__(self, extent: _Extent | None) -> None:
-        self.keys = set[str]()
-        self.newest = 0
-        self.over = False
-        self._extent = extent
-        self._clock = asyncio.get_running_loop().time
-        self._late_at = self._clock() + _LAG_MAX_S
-
-    def take(self, entry: Entry) -> None:
-        """One message, in their order."""
-        if not self.over:
-            self.keys.add(entry.key)
-            self.newest = entry.sequence
-
-    def is_late(self) -> bool:
-        """Whether a copy would have caught up by now."""
-        return self._clock() > self._late_at
-
-    def is_whole(self) -> bool:
-        """Whether that is all of it.
-
-        As many entries are no proof: some may be old ones. It suffices where the last message may
-        have vanished: where entries expire, or after so long that it must have been removed.
-        """
-        extent = self._extent
-        if extent is None or self.newest >= extent.newest:
-            return True
-        return len(self.keys) >= extent.entries and (extent.expires or self.is_late())
-
-
-async def _extent(client: Client, bucket: str) -> _Extent:
+async def _extent(client: Client, bucket: str) -> Extent:
     stream = await client.jetstream(timeout=2).stream_info(f"KV_{bucket}")
     state, expires = stream.state, bool(stream.config.max_age)
-    return _Extent(state.last_seq if state.messages else 0, state.messages, expires)
+    return Extent(state.last_seq if state.messages else 0, state.messages, expires)
 
 
 async def follow_headers(client: Client, bucket: str) -> AsyncGenerator[Stored | Anew]:
@@ -405,8 +269,3 @@ def _stored(message: Msg) -> Stored:
     headers = message.headers or {}
     stored_unix_ns = unix_ns_of(message.metadata.timestamp)
     return Stored(headers, int(headers.get(_SIZE, "0")), stored_unix_ns)
-
-
-def unix_ns_of(moment: datetime) -> int:
-    """Nanoseconds since 1970, as exact as a datetime is: to the microsecond."""
-    return round(moment.timestamp() * 1_000_000) * 1_000

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import structlog
 from busbar_contracts.billing.v1.keys_pb2 import KEY_SCOPE_SERVE, ApiKey
 from busbar_messaging import topology
-from busbar_messaging.watching import Change, Current, Deleted, Put, follow
+from busbar_messaging.bucket_changes import Change, Current, Deleted, Put
+from busbar_messaging.watching import follow
 from google.protobuf.message import DecodeError
 from nats.aio.client import Client
 

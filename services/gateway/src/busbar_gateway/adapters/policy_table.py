@@ -5,7 +5,8 @@ from __future__ import annotations
 import structlog
 from busbar_contracts.billing.v1.tenants_pb2 import PriorityBand, TenantPolicy
 from busbar_messaging import topology
-from busbar_messaging.watching import Change, Current, Deleted, follow
+from busbar_messaging.bucket_changes import Change, Current, Deleted
+from busbar_messaging.watching import follow
 from google.protobuf.message import DecodeError
 from nats.aio.client import Client
 

@@ -18,8 +18,9 @@ from busbar_contracts.gateway.v1.status_pb2 import (
 )
 from busbar_messaging import topology
 from busbar_messaging.background import rest_s
+from busbar_messaging.bucket_changes import Change, Deleted, Put
 from busbar_messaging.hearing import HearingClock
-from busbar_messaging.watching import Change, Deleted, Put, follow
+from busbar_messaging.watching import follow
 from google.protobuf.message import DecodeError
 from nats.aio.client import Client
 from nats.errors import Error as NatsError

@@ -8,7 +8,8 @@ from typing import Any
 import structlog
 from busbar_contracts.scheduler.v1 import deployment_pb2, plan_pb2
 from busbar_messaging import topology
-from busbar_messaging.watching import Change, Current, Deleted, follow
+from busbar_messaging.bucket_changes import Change, Current, Deleted
+from busbar_messaging.watching import follow
 from google.protobuf.message import DecodeError
 from nats.aio.client import Client
 from tritonclient.grpc import model_config_pb2, service_pb2

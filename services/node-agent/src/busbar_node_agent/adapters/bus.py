@@ -10,6 +10,7 @@ import structlog
 from busbar_contracts.node.v1 import work_pb2
 from busbar_contracts.scheduler.v1 import plan_pb2
 from busbar_errors import Rejected, Unavailable
+from busbar_messaging.bucket_changes import Current, Deleted, Put
 from busbar_messaging.connection import publish_durably
 from busbar_messaging.dispositions import decode
 from busbar_messaging.topology import (
@@ -21,7 +22,7 @@ from busbar_messaging.topology import (
     entry_subject,
     event_subject,
 )
-from busbar_messaging.watching import Current, Deleted, Put, follow
+from busbar_messaging.watching import follow
 from google.protobuf.message import Message
 from nats.aio.client import Client
 from nats.aio.msg import Msg

@@ -8,8 +8,9 @@ from collections.abc import AsyncGenerator
 
 from busbar_contracts.node.v1.status_pb2 import NodeLease
 from busbar_errors import Conflict
+from busbar_messaging.bucket_changes import Change, Current, Put
 from busbar_messaging.topology import CLAIMS, LEASES, PULSE, NodeId, entry_subject
-from busbar_messaging.watching import Change, Current, Put, follow
+from busbar_messaging.watching import follow
 from google.protobuf.message import DecodeError
 from nats.aio.client import Client
 from nats.js.api import Header

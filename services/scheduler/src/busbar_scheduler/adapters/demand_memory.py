@@ -10,8 +10,9 @@ import structlog
 from busbar_contracts.scheduler.v1.demand_pb2 import DemandHistory, DemandSeason
 from busbar_errors import Rejected, Unavailable
 from busbar_messaging import topology
+from busbar_messaging.bucket_changes import Put
 from busbar_messaging.dispositions import decode
-from busbar_messaging.watching import Put, follow
+from busbar_messaging.watching import follow
 from nats.aio.client import Client
 
 from busbar_scheduler.adapters.buckets import Buckets

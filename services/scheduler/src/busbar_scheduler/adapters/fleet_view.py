@@ -10,7 +10,8 @@ from dataclasses import replace
 
 from busbar_messaging import topology
 from busbar_messaging.background import end, rest_s
-from busbar_messaging.watching import Current, Deleted, Put, follow
+from busbar_messaging.bucket_changes import Current, Deleted, Put
+from busbar_messaging.watching import follow
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 

@@ -9,8 +9,9 @@ import structlog
 from busbar_contracts.gateway.v1.status_pb2 import GatewayStatus
 from busbar_errors import Rejected
 from busbar_messaging import topology
+from busbar_messaging.bucket_changes import Deleted, Put
 from busbar_messaging.dispositions import decode
-from busbar_messaging.watching import Deleted, Put, follow
+from busbar_messaging.watching import follow
 from nats.aio.client import Client
 
 from busbar_scheduler.domain.comparing import Outcomes, Tally

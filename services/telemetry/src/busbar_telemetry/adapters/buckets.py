@@ -10,8 +10,9 @@ import structlog
 from busbar_errors import Rejected
 from busbar_messaging import topology
 from busbar_messaging.background import together
+from busbar_messaging.bucket_changes import Change, Current, Deleted, Put
 from busbar_messaging.hearing import HearingClock
-from busbar_messaging.watching import Change, Current, Deleted, Put, follow
+from busbar_messaging.watching import follow
 from nats.aio.client import Client
 
 from busbar_telemetry.adapters import bucket_decoding as decoding

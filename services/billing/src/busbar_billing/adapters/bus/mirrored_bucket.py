@@ -12,7 +12,8 @@ from typing import NamedTuple, Protocol
 import structlog
 from busbar_errors import Unavailable
 from busbar_messaging.background import rest_s, together
-from busbar_messaging.watching import Current, Deleted, Put, follow
+from busbar_messaging.bucket_changes import Current, Deleted, Put
+from busbar_messaging.watching import follow
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 from nats.js.errors import Error as JetStreamError

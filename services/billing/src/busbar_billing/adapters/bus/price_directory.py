@@ -13,7 +13,8 @@ from busbar_contracts.billing.v1 import prices_pb2
 from busbar_errors import Unavailable
 from busbar_messaging import topology
 from busbar_messaging.background import together
-from busbar_messaging.watching import Current, Deleted, Put, follow
+from busbar_messaging.bucket_changes import Current, Deleted, Put
+from busbar_messaging.watching import follow
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 from nats.js.errors import Error as JetStreamError
