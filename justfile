@@ -127,6 +127,7 @@ simulate *args: setup
 # Requests beside a direct Triton, posting beside bare INSERTs, a backlog, a year of usage, plans: into docs/benchmarks.md (--no-report: not). About 10 minutes, never over 40
 [group('test'), no-exit-message]
 bench *args: setup
+    @{{python}} tests/benchmarks/load.py
     @missed=0; report=; [[ " $* " != *" --no-report "* ]] || report=--no-report; \
     timeout --signal=INT 20m {{python}} -m busbar_runtime exec --home "${BUSBAR_BENCH_HOME:-.busbar/bench}" -- {{python}} tests/benchmarks/run.py "$@" || missed=$?; \
     for bench in posting backlog usage_year placement; do timeout --signal=INT 5m {{python}} tests/benchmarks/$bench.py $report || missed=$?; done; \

@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 import statistics
 import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,3 +93,11 @@ def _read(log: str, seconds: int, url: str) -> Measured:
         p50_ms=quantiles[49] / _MICROSECONDS_PER_MS,
         p99_ms=quantiles[98] / _MICROSECONDS_PER_MS,
     )
+
+
+if __name__ == "__main__":  # whether there is a generator, before anything is started for it
+    try:
+        require_generator()
+    except LoadFailed as error:
+        sys.stderr.write(f"bench: {error}\n")
+        sys.exit(2)

@@ -22,7 +22,7 @@ import answers
 import processes
 import reserving
 import shots
-from load import LoadFailed, Measured, Shot, drive, require_generator
+from load import LoadFailed, Measured, Shot, drive
 from report import REPORT, machine, parser, put_table
 from rich.console import Console
 from rich.progress import Progress
@@ -201,7 +201,6 @@ def main() -> int:
     arguments.add_argument("--rounds", type=int, default=5)
     arguments.add_argument("--seconds", type=int, default=4, help="length of one round of one cell")
     options = arguments.parse_args()
-    require_generator()
     endpoints = json.loads(Path(os.environ["BUSBAR_HOME"], "endpoints.json").read_text())
     pids = endpoints["pids"]
     rss, cpu = idle(pids)
