@@ -101,6 +101,28 @@ async def test_goodbye_is_said_once_to_each_and_to_those_who_come_later(
     assert len((await platform.usage()).charged) == 20
 
 
+async def test_nobody_who_comes_while_goodbye_is_said_loses_a_request(platform: Platform) -> None:
+    """A client that is told at the very first fails what it has just begun to send."""
+    name, _ = await platform.deploy()
+
+    async def asks(channel: grpc.aio.Channel) -> str:
+        call: Any = channel.unary_unary(INFER)(request(name), timeout=20, metadata=AUTH)
+        return pb.ModelInferResponse.FromString(await call).model_name
+
+    async def comes() -> list[str]:
+        own = (("grpc.use_local_subchannel_pool", 1),)
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{platform.port}", own) as channel:
+            return await asyncio.gather(*[asks(channel) for _ in range(4)])
+
+    saying = asyncio.create_task(say_goodbye(platform.port, 1.0))
+    answers = list[str]()
+    while not saying.done():
+        for four in await asyncio.gather(*[comes() for _ in range(4)]):
+            answers += four
+
+    assert set(answers) == {name}
+
+
 @contextlib.asynccontextmanager
 async def leaving_edge(platform: Platform) -> AsyncIterator[tuple[int, asyncio.Event]]:
     """One more gRPC port, which closes once the event is set."""

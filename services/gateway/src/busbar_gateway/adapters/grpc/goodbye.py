@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import fcntl
+import math
 import os
 import socket
 import struct
@@ -40,20 +41,26 @@ GOAWAY = (
 """RFC 9113, section 6.8: open no more streams here; those that are open are answered."""
 _AGAIN_AFTER_S = 0.02
 _AT_LEAST_S = 0.1
+_SETTLED_AFTER_S = 0.5
+"""A client that is told before it has finished connecting fails what it was about to send."""
 
 Peer = tuple[str, int]
 
 
 async def say_goodbye(port: int, for_s: float) -> None:
-    """Tell everybody who is connected to `port`, or comes while `for_s` lasts; each one once.
+    """Tell everybody who is connected to `port`, each once, for a tenth of a second at least,
+    since some are being answered at first.
 
-    It lasts a tenth of a second at least, for those who are being answered at first.
+    Who comes while that lasts is served, and told half a second later.
     """
-    told: set[Peer] = set()
-    ends = asyncio.get_running_loop().time() + max(for_s, _AT_LEAST_S)
+    now = asyncio.get_running_loop().time
+    tell_at, in_s, ends = dict[Peer, float](), 0.0, now() + max(for_s, _AT_LEAST_S)
     while True:
-        told = {peer for peer, sock in _connections(port) if peer in told or _tell(sock)}
-        rest_s = ends - asyncio.get_running_loop().time()
+        connected = dict[Peer, float]()
+        for peer, connection in _connections(port):
+            at = tell_at.get(peer, now() + in_s)
+            connected[peer] = math.inf if now() >= at and _tell(connection) else at
+        tell_at, in_s, rest_s = connected, _SETTLED_AFTER_S, ends - now()
         if rest_s <= 0:
             return
         await asyncio.sleep(min(_AGAIN_AFTER_S, rest_s))
