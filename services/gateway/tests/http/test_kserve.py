@@ -166,19 +166,26 @@ def test_every_datatype_survives(
     assert got.tolist() == array.tolist()
 
 
-@pytest.mark.parametrize("binary", [True, False])
-def test_numbers_that_are_not_finite_come_back_as_they_are(
-    client: triton.InferenceServerClient, auth: dict[str, str], binary: bool
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_numbers_that_are_not_finite_travel_as_binary_only(
+    client: triton.InferenceServerClient, auth: dict[str, str], edge: Any, kind: Any, value: float
 ) -> None:
-    array = np.array([np.nan, np.inf, -np.inf, 0.5], np.float32)
-    result = client.infer(
-        "echo-fp32",
-        [given("INPUT0", array, "FP32")],
-        outputs=[triton.InferRequestedOutput("OUTPUT0", binary_data=binary)],
-        headers=auth,
-    )
+    array = np.array([0.5, value], kind)
+    datatype = f"FP{array.itemsize * 8}"
+    model = f"echo-{datatype.lower()}"
+    result = client.infer(model, [given("INPUT0", array, datatype)], headers=auth)
 
     assert output(result, "OUTPUT0").tobytes() == array.tobytes()
+    with pytest.raises(InferenceServerException, match=r"'OUTPUT0' .* ask for binary") as refusal:
+        client.infer(
+            model,
+            [given("INPUT0", array, datatype)],
+            outputs=[triton.InferRequestedOutput("OUTPUT0", binary_data=False)],
+            headers=auth,
+        )
+    assert refusal.value.status() == "400"
+    assert edge.serving.ended[edge.serving.calls[-1].request_id.hex()] == "taken back"
 
 
 @pytest.mark.parametrize(("datatype", "kind"), [("FP16", np.float16), ("BF16", ml_dtypes.bfloat16)])

@@ -1,7 +1,7 @@
 """Tensor elements between JSON and the little-endian bytes that Triton takes.
 
 KServe v2: JSON data is row-major, flat or nested as the shape says; FP16 and
-BF16 have no JSON form and travel as binary only.
+BF16 have no JSON form and travel as binary only, and so do NaN and Infinity.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def decode_elements(name: str, datatype: str, raw: bytes) -> JsonElements:
     if datatype in _INTEGERS:
         return np.frombuffer(raw, _INTEGERS[datatype])
     if datatype in _FLOATS:
-        return np.frombuffer(raw, _FLOATS[datatype])
+        return _decode_floats(name, np.frombuffer(raw, _FLOATS[datatype]))
     if datatype == "BOOL":
         return np.frombuffer(raw, np.bool_)
     if datatype == "BYTES":
@@ -148,6 +148,16 @@ def _encode_floats(name: str, datatype: str, flat: list[Any]) -> bytes:
     if not np.isfinite(values).all():
         raise InvalidInput(f"input '{name}': a value is out of the range of {datatype}")
     return values.tobytes()
+
+
+def _decode_floats(name: str, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Refuse what RFC 8259, section 6 has no numbers for; orjson would write null for it."""
+    if not np.isfinite(values).all():
+        raise InvalidInput(
+            f"output '{name}' has values that are not finite, and JSON has no NaN or Infinity; ask"
+            " for binary data with binary_data_output or binary_data"
+        )
+    return values
 
 
 def _decode_strings(name: str, raw: bytes) -> list[str]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import orjson
 from tritonclient.grpc import service_pb2
 
@@ -51,26 +49,10 @@ def render_infer_answer(
         outputs.append(entry)
     document = _head(response)
     document["outputs"] = outputs
-    text = _dumps(document)
+    text = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
     if not tail:
         return InferAnswer(text, None)
     return InferAnswer(b"".join([text, *tail]), len(text))
-
-
-def _dumps(document: dict[str, Any]) -> bytes:
-    """Write JSON; numbers that are not finite as NaN and Infinity, as Triton and its clients do.
-
-    orjson would write null for them, which reads as another value.
-    """
-    data = [entry["data"] for entry in document["outputs"] if "data" in entry]
-    if not data:
-        return orjson.dumps(document)
-    floats = [
-        values for values in data if isinstance(values, np.ndarray) and values.dtype.kind == "f"
-    ]
-    if all(np.isfinite(values).all() for values in floats):
-        return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
-    return json.dumps(document, default=np.ndarray.tolist, separators=(",", ":")).encode()
 
 
 def _head(response: service_pb2.ModelInferResponse) -> dict[str, Any]:
