@@ -88,6 +88,9 @@ class HttpConnection(asyncio.Protocol):
         self._unparsable = False
         """A body broke off: nothing after it can be read, its request is still answered."""
         self._lingering = False
+        """The answer has left before all of the body has come, and the connection stays."""
+        self._discarded_bytes = 0
+        """Of the body that arrives; after a refusal of all that arrives."""
         self._unread_bytes = 0
         self._quiet_since = self._loop.time()
         """When it was opened, or the last answer was complete."""
@@ -122,8 +125,12 @@ class HttpConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser; give up on a head that has grown too large."""
-        if self._refused or self._unparsable or self.transport.is_closing():
+        if self.transport.is_closing():
             return
+        if self._refused or self._unparsable or self._lingering:
+            self._discard(len(data))
+            if not self._lingering:
+                return
         self._data_bytes = len(data)
         if self._in_head:
             self._head_bytes += len(data)
@@ -232,6 +239,8 @@ class HttpConnection(asyncio.Protocol):
             self._receiving.body_ended()
         if self._lingering:
             self._lingering = False
+            self._discarded_bytes = 0
+            self.resume_reading()
             self._be_idle()
 
     def _require_small_head(self) -> None:
@@ -345,6 +354,12 @@ class HttpConnection(asyncio.Protocol):
     def _linger(self) -> None:
         """Read and discard for a while, then close."""
         self._patience.give(self.bounds.linger_timeout_s, self.transport.abort)
+
+    def _discard(self, size_bytes: int) -> None:
+        """Note what nobody reads; beyond the bound the client waits, and may read why."""
+        self._discarded_bytes += size_bytes
+        if self._discarded_bytes > self.bounds.max_linger_bytes:
+            self.pause_reading()
 
     def _be_idle(self) -> None:
         self._quiet_since = self._loop.time()
