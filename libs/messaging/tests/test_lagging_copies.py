@@ -120,6 +120,17 @@ async def made_bucket(client: Client, name: str) -> KeyValue:
     return bucket
 
 
+async def written(bucket: KeyValue, key: str, value: bytes) -> None:
+    """As soon as the stream behind the bucket, just made, is heard of by the server we ask."""
+
+    async def put() -> int:
+        with suppress(NatsError, TimeoutError):
+            return await bucket.put(key, value)
+        return 0
+
+    await eventually(put, within_s=WITHIN_S, what="a write")
+
+
 async def read_whole(client: Client, name: str) -> dict[str, bytes]:
     """What a follower knows when it says that this is all."""
     known = dict[str, bytes]()
@@ -145,10 +156,10 @@ async def test_what_a_restarted_server_does_not_know_yet_is_not_taken_for_gone_o
     try:
         grown, changed, shrunk = [await made_bucket(client, name) for name in BUCKETS]
         for bucket in (grown, changed, shrunk):
-            await bucket.put("first", b"1")
-            await bucket.put("second", b"2")
-        await grown.put("third", b"3")
-        await changed.put("first", b"4")
+            await written(bucket, "first", b"1")
+            await written(bucket, "second", b"2")
+        await written(grown, "third", b"3")
+        await written(changed, "first", b"4")
         await shrunk.delete("first")
         restarted = next(name for name in NAMES if name != chief)
         cluster.kill(restarted)
