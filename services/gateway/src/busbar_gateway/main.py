@@ -41,6 +41,7 @@ from busbar_gateway.adapters.idempotency_store import IdempotencyStore
 from busbar_gateway.adapters.key_ring import KeyRing
 from busbar_gateway.adapters.metrics import Metrics
 from busbar_gateway.adapters.model_response import is_response
+from busbar_gateway.adapters.open_files import make_room
 from busbar_gateway.adapters.policy_table import PolicyTable
 from busbar_gateway.adapters.presence import Gateways, Heartbeat
 from busbar_gateway.adapters.price_table import PriceTable
@@ -353,7 +354,8 @@ async def serve_edges(settings: GatewaySettings, gateway: Gateway, stop: asyncio
     catalogue = Catalogue(
         inference.authenticate, gateway.routes.find, gateway.readiness, version("busbar-gateway")
     )
-    limits = HttpLimits()
+    connections_max = make_room()
+    limits = HttpLimits(max_connections=connections_max)
     services = Services(
         serving,
         gateway.keys,
@@ -384,6 +386,7 @@ async def serve_edges(settings: GatewaySettings, gateway: Gateway, stop: asyncio
                 address=f"{settings.http_host}:{settings.grpc_port}",
                 readiness=gateway.readiness,
                 grace=settings.stop_grace,
+                connections_max=connections_max,
             )
         )
         gateway.listening = True

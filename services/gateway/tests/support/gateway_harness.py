@@ -22,6 +22,7 @@ from busbar_gateway.adapters.grpc.catalogue import Catalogue
 from busbar_gateway.adapters.grpc.edge import serve_grpc
 from busbar_gateway.adapters.grpc.inference import Inference
 from busbar_gateway.adapters.metrics import Metrics
+from busbar_gateway.adapters.open_files import CONNECTIONS_MAX
 from busbar_gateway.main import Gateway, build, running
 from busbar_gateway.settings import GatewaySettings
 from busbar_gateway.usecases.serving import Serving
@@ -346,7 +347,9 @@ def inference_of(gateway: Gateway, serving: Serving) -> Inference:
     return Inference(serving, gateway.keys, gateway.routes, default_timeout_s=30, timeout_max_s=60)
 
 
-def grpc_edge(gateway: Gateway, serving: Serving, *, grace_s: float) -> Any:
+def grpc_edge(
+    gateway: Gateway, serving: Serving, *, grace_s: float, connections_max: int = CONNECTIONS_MAX
+) -> Any:
     """The gRPC port of a gateway; yields the port."""
     inference = inference_of(gateway, serving)
     return serve_grpc(
@@ -355,6 +358,7 @@ def grpc_edge(gateway: Gateway, serving: Serving, *, grace_s: float) -> Any:
         address="127.0.0.1:0",
         readiness=gateway.readiness,
         grace=timedelta(seconds=grace_s),
+        connections_max=connections_max,
     )
 
 

@@ -9,12 +9,13 @@ from datetime import timedelta
 from typing import Any
 
 import grpc
-from busbar_messaging.background import rest_s
+from busbar_messaging.background import end, rest_s
 from busbar_messaging.topology import MAX_FRAME_PAYLOAD_BYTES
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from busbar_gateway.adapters.grpc.catalogue import Catalogue
+from busbar_gateway.adapters.grpc.crowd import keep_out
 from busbar_gateway.adapters.grpc.goodbye import say_goodbye
 from busbar_gateway.adapters.grpc.inference import Inference
 from busbar_gateway.adapters.grpc.native import NativeServer, behind
@@ -69,6 +70,7 @@ async def serve_grpc(
     address: str,
     readiness: Callable[[], list[str]],
     grace: timedelta,
+    connections_max: int,
 ) -> AsyncIterator[int]:
     """Serve while the context is open; yields the bound port.
 
@@ -88,10 +90,11 @@ async def serve_grpc(
     async with behind(fallback) as socket:
         server.start(socket)
         reporter = asyncio.create_task(_report_health(status, readiness), name="grpc-health")
+        doorman = asyncio.create_task(keep_out(server.port, connections_max), name="grpc-crowd")
         try:
             yield server.port
         finally:
-            reporter.cancel()
+            await end([reporter, doorman])
             await status.enter_graceful_shutdown()
             await say_goodbye(server.port, 0.0)
             await asyncio.gather(server.finish(grace), fallback.stop(grace.total_seconds()))

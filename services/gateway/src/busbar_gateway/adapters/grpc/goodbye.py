@@ -13,13 +13,11 @@ import asyncio
 import errno
 import fcntl
 import math
-import os
 import socket
 import struct
 import termios
-from collections.abc import Iterator
-from contextlib import suppress
-from pathlib import Path
+
+from busbar_gateway.adapters.grpc.sockets import Peer, connections
 
 _GOAWAY_TYPE = 7
 _NO_ERROR = 0
@@ -44,8 +42,6 @@ _AT_LEAST_S = 0.1
 _SETTLED_AFTER_S = 0.5
 """A client that is told before it has finished connecting fails what it was about to send."""
 
-Peer = tuple[str, int]
-
 
 async def say_goodbye(port: int, for_s: float) -> None:
     """Tell everybody who is connected to `port`, each once, for a tenth of a second at least,
@@ -57,32 +53,13 @@ async def say_goodbye(port: int, for_s: float) -> None:
     tell_at, in_s, ends = dict[Peer, float](), 0.0, now() + max(for_s, _AT_LEAST_S)
     while True:
         connected = dict[Peer, float]()
-        for peer, connection in _connections(port):
+        for peer, connection in connections(port):
             at = tell_at.get(peer, now() + in_s)
             connected[peer] = math.inf if now() >= at and _tell(connection) else at
         tell_at, in_s, rest_s = connected, _SETTLED_AFTER_S, ends - now()
         if rest_s <= 0:
             return
         await asyncio.sleep(min(_AGAIN_AFTER_S, rest_s))
-
-
-def _connections(port: int) -> Iterator[tuple[Peer, socket.socket]]:
-    """This process's connections that were accepted on `port`; each is closed afterwards.
-
-    What is yielded is a duplicate: the connection lives on whatever becomes of it.
-    """
-    for descriptor in Path("/proc/self/fd").iterdir():
-        with suppress(OSError):
-            if not str(descriptor.readlink()).startswith("socket:"):
-                continue
-            with socket.socket(fileno=os.dup(int(descriptor.name))) as connection:
-                if _is_tcp(connection) and connection.getsockname()[1] == port:
-                    yield connection.getpeername()[:2], connection
-
-
-def _is_tcp(connection: socket.socket) -> bool:
-    internet = connection.family in {socket.AF_INET, socket.AF_INET6}
-    return internet and connection.type == socket.SOCK_STREAM
 
 
 def _tell(connection: socket.socket) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass
 
+from busbar_gateway.adapters.open_files import CONNECTIONS_MAX
 from busbar_gateway.domain.failures import InvalidInput, PayloadTooLarge
 
 _MIB = 1024 * 1024
@@ -32,7 +33,7 @@ class HttpLimits:
     """How long an idle connection stays open."""
     farewell_s: float = 1.0
     """How long it stays open after its last answer while the gateway leaves."""
-    max_connections: int = 4096
+    max_connections: int = CONNECTIONS_MAX
     """Open connections; beyond it 503."""
     request_timeout_s: float = 60.0
     """Deadline of tensor and embedding requests."""

@@ -1,0 +1,59 @@
+"""A bound on the connections of the native front, which has none.
+
+Where there are too many, those that never sent anything are cut first, then those that were
+silent longest. A client that is served is neither, and one that was idle connects anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+
+import structlog
+from busbar_messaging.background import rest_s
+
+from busbar_gateway.adapters.grpc.sockets import connections, open_files
+
+log = structlog.get_logger()
+
+_LOOK_EVERY_S = 0.5
+_INFO_BYTES = 136
+_SILENT_MS_AT, _RECEIVED_BYTES_AT = 52, 128
+"""Offsets of tcpi_last_data_recv and tcpi_bytes_received in struct tcp_info, linux/tcp.h."""
+
+
+async def keep_out(port: int, connections_max: int) -> None:
+    """Look twice a second, for ever, that `port` has no more connections than that."""
+    while True:
+        await asyncio.sleep(rest_s(_LOOK_EVERY_S))
+        if open_files() <= connections_max:
+            continue
+        if cut := await asyncio.to_thread(_cut, port, connections_max):
+            log.warning("too many gRPC connections: cut", cut=cut, connections_max=connections_max)
+
+
+def _cut(port: int, connections_max: int) -> int:
+    """How many had to go."""
+    worth = {peer: _worth(connection) for peer, connection in connections(port)}
+    too_many = len(worth) - connections_max
+    if too_many <= 0:
+        return 0
+    least = set(sorted(worth, key=lambda peer: worth[peer])[:too_many])
+    return sum(_shut(connection) for peer, connection in connections(port) if peer in least)
+
+
+def _worth(connection: socket.socket) -> tuple[bool, int]:
+    """The least goes first."""
+    info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)
+    (silent_ms,) = struct.unpack_from("=I", info, _SILENT_MS_AT)
+    (received_bytes,) = struct.unpack_from("=Q", info, _RECEIVED_BYTES_AT)
+    return received_bytes > 0, -silent_ms
+
+
+def _shut(connection: socket.socket) -> bool:
+    try:
+        connection.shutdown(socket.SHUT_RDWR)  # the front closes what it cannot read from
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,37 @@
+"""The native front's connections, which it keeps to itself: found among this process's files."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+_FILES = Path("/proc/self/fd")
+
+Peer = tuple[str, int]
+
+
+def open_files() -> int:
+    """How many files this process has open."""
+    return len(os.listdir(_FILES))  # noqa: PTH208 (a path for each is not needed)
+
+
+def connections(port: int) -> Iterator[tuple[Peer, socket.socket]]:
+    """This process's connections that were accepted on `port`; each is closed afterwards.
+
+    What is yielded is a duplicate: the connection lives on whatever becomes of it.
+    """
+    for descriptor in _FILES.iterdir():
+        with suppress(OSError):
+            if not str(descriptor.readlink()).startswith("socket:"):
+                continue
+            with socket.socket(fileno=os.dup(int(descriptor.name))) as connection:
+                if _is_tcp(connection) and connection.getsockname()[1] == port:
+                    yield connection.getpeername()[:2], connection
+
+
+def _is_tcp(connection: socket.socket) -> bool:
+    internet = connection.family in {socket.AF_INET, socket.AF_INET6}
+    return internet and connection.type == socket.SOCK_STREAM

@@ -1,0 +1,58 @@
+"""Connections that say nothing, more than a shell lets a process have files."""
+
+from __future__ import annotations
+
+import resource
+import socket
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from busbar_runtime.platform import Platform
+from harness.another_gateway import another_gateway
+from harness.operator import Operator
+from harness.steady_load import Clients
+
+SHELLS_LIMIT = 1_024
+CONNECTIONS = 1_100
+"""To each port."""
+
+
+@contextmanager
+def files(soft: int) -> Iterator[None]:
+    """As many may this process, and what it starts meanwhile, have open."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if before[1] != resource.RLIM_INFINITY and before[1] < soft:
+        pytest.skip(f"this machine allows {before[1]} open files, {soft} are needed")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+async def test_customers_are_served_beside_a_thousand_silent_connections_to_each_port(
+    platform: Platform, operator: Operator, tmp_path: Path
+) -> None:
+    customer = await operator.customer()
+    async with AsyncExitStack() as stack:
+        with files(SHELLS_LIMIT):
+            made = another_gateway(platform, tmp_path, gateway_id="crowded")
+            gateway = await stack.enter_async_context(made)
+        await operator.known(customer.key, gateway.http)
+        stack.enter_context(files(SHELLS_LIMIT + 2 * CONNECTIONS))
+        for address in (gateway.grpc, gateway.http.removeprefix("http://")):
+            host, _, port = address.rpartition(":")
+            for _ in range(CONNECTIONS):
+                silent = socket.create_connection((host, int(port)), timeout=10)
+                stack.enter_context(silent)
+        clients = Clients(gateway.grpc, gateway.http, customer.key)
+        ids = [await clients.tensors(), await clients.embeddings()]
+        await clients.close()
+        async with httpx.AsyncClient(trust_env=False, verify=False) as client:
+            probe = await client.get(f"{gateway.ops}/healthz")
+
+    assert all(ids)
+    assert probe.status_code == 200
