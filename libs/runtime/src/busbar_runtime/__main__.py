@@ -24,7 +24,7 @@ from busbar_runtime.services import SERVICES, Ports
 
 FAILED, NOT_RUNNING, USAGE, INTERRUPTED = 1, 2, 64, 130
 LOG_LINES = 200
-TABLE = ("http", "grpc", "account", "console", "otlp", "nats", "postgres")
+TABLE = ("http", "grpc", "account", "console", "otlp", "otlp_grpc", "nats", "postgres")
 
 
 def show(text: str) -> None:

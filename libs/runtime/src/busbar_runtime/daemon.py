@@ -205,6 +205,8 @@ class Daemon:
         if running := [service for service in services if service in self._names]:
             found["ops"] = {service: ports.url(f"{service}-ops") for service in running}
             found["otlp"] = self._wiring.otlp_url
+            if self._wiring.otlp_grpc:
+                found["otlp_grpc"] = self._wiring.otlp_grpc
             found["admin"] = {
                 name: ports.url(name)
                 for name in ("billing", "scheduler", "telemetry")

@@ -90,6 +90,13 @@ class Wiring:
         return os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or self.ports.url("otlp-http")
 
     @property
+    def otlp_grpc(self) -> str | None:
+        """The same sink's gRPC address; None where spans go to somebody else's."""
+        if self.otlp_url != self.ports.url("otlp-http"):
+            return None
+        return self.ports.url("otlp-grpc").removeprefix("http://")
+
+    @property
     def bus_secrets(self) -> Mapping[str, str]:
         """Each bus user's password, or its credentials."""
         return self.identities.services if self.identities else self.secrets.nats
