@@ -15,6 +15,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from busbar_observability.bounded import BoundedProtocol
+
 _TICK_S = 1.0
 
 Readiness = Callable[[], list[str]]
@@ -87,6 +89,7 @@ async def serve_http(
     On leaving, open requests get up to 5 s to finish.
     """
     settings: dict[str, Any] = {
+        "http": BoundedProtocol,
         "log_config": None,
         "access_log": False,
         "lifespan": "off",

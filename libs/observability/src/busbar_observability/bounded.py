@@ -1,0 +1,69 @@
+"""uvicorn's HTTP/1.1 with bounds: on how many connect, and on how long a request takes to arrive.
+
+Without them connections that say nothing stay open for ever, until the process has no file left
+for anybody, its database and the bus included.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+CONNECTIONS_MAX = 512
+"""Of each listener; beyond it 503. Half of the files that a shell lets a process have."""
+HEAD_TIMEOUT_S = 10.0
+"""From the connection, or the answer before, to the last header; beyond it 408."""
+BODY_TIMEOUT_S = 30.0
+"""From the last header to the last byte of the body; beyond it 408."""
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """One connection."""
+
+    _patience: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take it, or refuse it when there are too many."""
+        super().connection_made(transport)  # pyright: ignore[reportArgumentType]
+        if len(self.connections) > CONNECTIONS_MAX:
+            self._leave("503 Service Unavailable", "too many connections are open; try again")
+        else:
+            self._give(HEAD_TIMEOUT_S)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the timer."""
+        self._give(None)
+        super().connection_lost(exc)
+
+    def on_headers_complete(self) -> None:
+        """The body may come."""
+        self._give(BODY_TIMEOUT_S)
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """All of it is here: the answer may take what it takes."""
+        self._give(None)
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """The next one may come, unless it is here already."""
+        super().on_response_complete()
+        if self.cycle.response_complete:
+            self._give(HEAD_TIMEOUT_S)
+
+    def _give(self, seconds: float | None) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+        if seconds is not None and not self.transport.is_closing():
+            self._patience = self.loop.call_later(seconds, self._too_slow)
+
+    def _too_slow(self) -> None:
+        self._leave("408 Request Timeout", "the request did not arrive in time")
+
+    def _leave(self, status: str, reason: str) -> None:
+        if not self.cycle or not self.cycle.response_started or self.cycle.response_complete:
+            head = f"HTTP/1.1 {status}\r\nconnection: close\r\ncontent-type: text/plain\r\n"
+            self.transport.write(f"{head}content-length: {len(reason)}\r\n\r\n{reason}".encode())
+        self.transport.close()

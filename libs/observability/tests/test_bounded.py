@@ -1,0 +1,86 @@
+"""Listeners and those who connect without saying anything, or slowly."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+
+import httpx
+import pytest
+from busbar_observability import bounded
+from busbar_observability.ops import serve_http
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+SHORT_S = 0.3
+WITHIN_S = 5.0
+
+
+async def echo(request: Request) -> Response:
+    return Response(await request.body())
+
+
+async def slow(_: Request) -> Response:
+    await asyncio.to_thread(threading.Event().wait, 4 * SHORT_S)
+    return Response(b"late")
+
+
+@pytest.fixture
+async def port(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[int]:
+    monkeypatch.setattr(bounded, "CONNECTIONS_MAX", 3)
+    monkeypatch.setattr(bounded, "HEAD_TIMEOUT_S", SHORT_S)
+    monkeypatch.setattr(bounded, "BODY_TIMEOUT_S", SHORT_S)
+    application = Starlette(
+        routes=[Route("/", echo, methods=["POST"]), Route("/slow", slow, methods=["GET"])]
+    )
+    async with serve_http(application, "127.0.0.1", 0) as port:
+        yield port
+
+
+async def said(port: int, sent: bytes) -> bytes:
+    """All that is answered to it until the connection ends."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(sent)
+    try:
+        return await asyncio.wait_for(reader.read(), WITHIN_S)
+    finally:
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [
+        b"",
+        b"POST / HTTP/1.1\r\nhost: here\r\n",
+        b"POST / HTTP/1.1\r\nhost: here\r\ncontent-length: 9\r\n\r\nhalf",
+        b"POST / HTTP/1.1\r\nhost: here\r\ncontent-length: 1\r\n\r\n1POST / HT",
+    ],
+    ids=["silent", "half a head", "half a body", "half a second head"],
+)
+async def test_what_does_not_arrive_in_time_is_a_408(port: int, begun: bytes) -> None:
+    answer = await said(port, begun)
+
+    assert answer.rpartition(b"HTTP/1.1 ")[2].startswith(b"408 ")
+
+
+async def test_who_comes_when_there_are_too_many_is_refused(port: int) -> None:
+    async with AsyncExitStack() as stack:
+        for _ in range(3):
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            stack.callback(writer.close)
+        answer = await said(port, b"")
+
+    assert answer.startswith(b"HTTP/1.1 503 ")
+
+
+async def test_an_answer_may_take_longer_than_a_request(port: int) -> None:
+    async with httpx.AsyncClient(
+        base_url=f"http://127.0.0.1:{port}", trust_env=False, verify=False
+    ) as client:
+        answers = [await client.get("/slow"), await client.post("/", content=b"1" * 100_000)]
+
+    assert [len(answer.content) for answer in answers] == [4, 100_000]
