@@ -10,14 +10,12 @@ from typing import Any
 
 import grpc
 import structlog
-import uuid_utils
 from busbar_errors import BusbarError
 from tritonclient.grpc import service_pb2
 
 from busbar_gateway.adapters.grpc.native import Call
 from busbar_gateway.adapters.grpc.requests import check_request, check_size, read_request
 from busbar_gateway.adapters.grpc.statuses import (
-    REQUEST_ID,
     Context,
     Metadata,
     abort,
@@ -25,6 +23,7 @@ from busbar_gateway.adapters.grpc.statuses import (
     only_text_of,
     text_of,
 )
+from busbar_gateway.adapters.identity import new_request_id
 from busbar_gateway.adapters.key_ring import KeyRing
 from busbar_gateway.adapters.model_response import read_response
 from busbar_gateway.adapters.protobuf_wire import varint
@@ -83,8 +82,6 @@ class Inference:
 
     async def model_infer(self, payload: bytes, call: Call) -> None:
         """ModelInfer, on bytes."""
-        request_id = uuid_utils.uuid7().bytes
-        trailing = ((REQUEST_ID, f"req_{request_id.hex()}"),)
         try:
             caller = self.authenticate(call.metadata)
             _refuse_idempotency_key(call.metadata)
@@ -93,16 +90,16 @@ class Inference:
                 caller,
                 metadata=call.metadata,
                 remaining_s=call.time_remaining_s,
-                request_id=request_id,
+                request_id=call.request_id,
                 api="infer",
             )
             async with self._serving.infer(inference) as answer:
                 answer.handing_over()
-                _deliver(call, answer.payload, trailing)
+                _deliver(call, answer.payload)
         except ClientGone:
             return
         except Exception as error:  # noqa: BLE001
-            call.fail(error, trailing)
+            call.fail(error)
 
     def authenticate(self, metadata: Metadata) -> Caller:
         """Return the caller by the call's metadata.
@@ -149,7 +146,7 @@ class Inference:
             caller,
             metadata=metadata_of(context),
             remaining_s=context.time_remaining(),
-            request_id=uuid_utils.uuid7().bytes,
+            request_id=new_request_id(),
             api="stream",
         )
         if call.route.signature is None or not call.route.signature.decoupled:
@@ -278,8 +275,8 @@ class _Writer:
         return None
 
 
-def _deliver(call: Call, payload: bytes, trailing: Metadata) -> None:
-    if not call.respond(payload, trailing):
+def _deliver(call: Call, payload: bytes) -> None:
+    if not call.respond(payload):
         raise ClientGone
 
 

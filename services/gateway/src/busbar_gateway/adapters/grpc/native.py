@@ -15,7 +15,7 @@ import tempfile
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,14 @@ import grpc
 import structlog
 from pygrpc_native import EVENT_CALL, NativeGrpcFront
 
-from busbar_gateway.adapters.grpc.statuses import Metadata, status_of
+from busbar_gateway.adapters.grpc.statuses import Metadata, named, status_of
+from busbar_gateway.adapters.identity import new_request_id
 
 log = structlog.get_logger()
 
 _IO_THREADS = 1
 _EVENTS_MAX = 64
+_STOPS = "the gateway stops"
 _DIRECTORY_PREFIX, _SOCKET_NAME = "busbar-grpc-", "fallback.sock"
 
 
@@ -42,17 +44,22 @@ class Call:
     metadata: Metadata
     time_remaining_s: float | None
     """Until the client's deadline when the call arrived; None when it set none."""
+    request_id: bytes = field(default_factory=new_request_id)
+    """Every way to end the call tells it to the client."""
 
-    def respond(self, payload: bytes, trailing: Metadata = ()) -> bool:
+    def respond(self, payload: bytes) -> bool:
         """Answer; False when the client is gone."""
-        return self.front.respond(self.call_id, payload, None, trailing or None)
+        return self.front.respond(self.call_id, payload, None, (named(self.request_id),))
 
-    def fail(self, error: Exception, trailing: Metadata = ()) -> None:
+    def fail(self, error: Exception) -> None:
         """End the call with the status that `error` has over gRPC."""
         status = status_of(error)
-        self.front.fail(
-            self.call_id, status.code.value[0], status.reason, [*trailing, *status.trailing]
-        )
+        self.refuse(status.code, status.reason, status.trailing)
+
+    def refuse(self, code: grpc.StatusCode, reason: str, trailing: Metadata = ()) -> None:
+        """End the call with this status."""
+        number: int = code.value[0]
+        self.front.fail(self.call_id, number, reason, [named(self.request_id), *trailing])
 
 
 Handler = Callable[[bytes, Call], Awaitable[None]]
@@ -128,11 +135,10 @@ class NativeServer:
                 if task is not None:
                     task.cancel()
                 continue
-            if self._stopping:
-                unavailable = grpc.StatusCode.UNAVAILABLE.value[0]
-                self._front.fail(call_id, unavailable, "the gateway stops")
-                continue
             call = Call(self._front, call_id, details[0], details[2])
+            if self._stopping:
+                call.refuse(grpc.StatusCode.UNAVAILABLE, _STOPS)
+                continue
             if len(payload) > self._message_bytes_max:
                 self._refuse_size(call, len(payload))
                 continue
@@ -146,15 +152,13 @@ class NativeServer:
             call.fail(error)
         except asyncio.CancelledError:
             if self._stopping:  # else the client is gone and nobody reads it
-                unavailable = grpc.StatusCode.UNAVAILABLE.value[0]
-                self._front.fail(call.call_id, unavailable, "the gateway stops")
+                call.refuse(grpc.StatusCode.UNAVAILABLE, _STOPS)
         finally:
             del self._tasks[call.call_id]
 
     def _refuse_size(self, call: Call, size: int) -> None:
-        exhausted = grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
         reason = f"the message has {size} bytes; at most {self._message_bytes_max} are taken"
-        self._front.fail(call.call_id, exhausted, reason)
+        call.refuse(grpc.StatusCode.RESOURCE_EXHAUSTED, reason)
 
 
 @asynccontextmanager

@@ -11,6 +11,7 @@ import structlog
 from busbar_errors import BusbarError, Unavailable
 
 from busbar_gateway.adapters.grpc.status_details import details, error_info, retry_info
+from busbar_gateway.adapters.identity import new_request_id, public_id
 from busbar_gateway.domain.failures import (
     InsufficientQuota,
     InvalidInput,
@@ -23,9 +24,14 @@ log = structlog.get_logger()
 Metadata = Sequence[tuple[str, str | bytes]]
 Context = grpc.aio.ServicerContext[Any, Any]
 
-REQUEST_ID = "x-request-id"
+_REQUEST_ID = "x-request-id"
 _NO_RETRY = ("x-should-retry", "false")
 """As over HTTP: trying again would cost as much and fail the same way."""
+
+
+def named(request_id: bytes) -> tuple[str, str]:
+    """The trailing metadata that tells a client the id of its request."""
+    return _REQUEST_ID, public_id(request_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +65,10 @@ def status_of(error: Exception) -> Status:
 
 
 async def abort(context: Context, error: Exception) -> NoReturn:
-    """End a call of the grpcio server with the status of `error`."""
+    """End a call of the grpcio server with the status of `error` and an id to ask about it by."""
     status = status_of(error)
-    await context.abort(status.code, status.reason, tuple(status.trailing))
+    trailing = (named(new_request_id()), *status.trailing)
+    await context.abort(status.code, status.reason, trailing)
     raise AssertionError("abort returned")
 
 

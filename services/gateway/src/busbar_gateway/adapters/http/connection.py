@@ -17,9 +17,9 @@ import httptools
 import orjson
 
 from busbar_gateway.adapters.http.cycle import NEVER_TWICE, ConnectionCycle, render_head
-from busbar_gateway.adapters.http.identity import new_request_id, public_id
 from busbar_gateway.adapters.http.limits import HttpLimits
 from busbar_gateway.adapters.http.patience import Patience
+from busbar_gateway.adapters.identity import new_request_id, public_id
 
 
 class _HeadTooLarge(Exception):

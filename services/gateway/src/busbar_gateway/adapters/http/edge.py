@@ -21,10 +21,10 @@ from busbar_gateway.adapters.http.errors import (
 )
 from busbar_gateway.adapters.http.exchange import Exchange
 from busbar_gateway.adapters.http.idempotency import takes_key
-from busbar_gateway.adapters.http.identity import new_request_id
 from busbar_gateway.adapters.http.limits import ClientGone
 from busbar_gateway.adapters.http.router import Router
 from busbar_gateway.adapters.http.services import Services
+from busbar_gateway.adapters.identity import new_request_id
 from busbar_gateway.domain.failures import InvalidInput
 from busbar_gateway.domain.routes import Caller
 from busbar_gateway.usecases.calls import RefusedCall

@@ -13,9 +13,9 @@ from busbar_messaging.topology import MAX_FRAME_PAYLOAD_BYTES
 
 from busbar_gateway.adapters.http.cycle import Cycle
 from busbar_gateway.adapters.http.errors import Family, Headers
-from busbar_gateway.adapters.http.identity import public_id
 from busbar_gateway.adapters.http.limits import ClientGone, HttpLimits, decompress
 from busbar_gateway.adapters.http.rate_limits import rate_limit_headers
+from busbar_gateway.adapters.identity import public_id
 from busbar_gateway.domain.failures import PayloadTooLarge
 from busbar_gateway.domain.limits import Standing
 from busbar_gateway.domain.routes import Caller, Route
