@@ -1,4 +1,4 @@
-"""Every refusal over gRPC says which request it is, for whoever asks about it."""
+"""What the gateway refuses over gRPC says which request it is, for whoever asks about it."""
 
 from __future__ import annotations
 
