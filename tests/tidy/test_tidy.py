@@ -107,3 +107,12 @@ def test_every_service_and_library_describes_itself() -> None:
     )
 
     assert silent == []
+
+
+def test_each_decision_has_a_number_of_its_own_and_says_it() -> None:
+    decisions = sorted((REPO / "docs" / "decisions").glob("*.md"))
+    numbers = [path.name[:4] for path in decisions]
+    heads = [path.read_text().partition(". ")[0] for path in decisions]
+
+    assert len(set(numbers)) == len(numbers)
+    assert heads == [f"# {int(number)}" for number in numbers]
