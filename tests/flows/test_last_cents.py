@@ -19,7 +19,7 @@ from busbar_runtime.platform import Platform
 from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
 from harness.another_gateway import another_gateway
-from harness.operator import Operator
+from harness.operator import Operator, edge
 from harness.polling import eventually
 from tritonclient.grpc import service_pb2
 
@@ -28,6 +28,8 @@ REQUEST_NANOS = 50_000
 """Two hundred requests to the cent: 64 of them at once are nearly a third of it."""
 RAISED_NANOS = 2_000_000
 """Five requests to the cent: fewer than are under way at any moment."""
+LITTLE_NANOS = 10_000
+"""Of a chat of some tokens it covers a few."""
 CLIENTS_OF_EACH = 16
 """Of each API at each gateway."""
 POLLS = 3
@@ -242,3 +244,34 @@ async def test_prices_that_rise_under_load_take_nobody_below_zero(
     assert amounts.keys() == {1, RAISED_NANOS}
     assert amounts[RAISED_NANOS] <= CENT_NANOS // RAISED_NANOS
     assert (balance["balance_nanos"] >= 0, balance["owed_nanos"]) == (True, 0)
+
+
+async def test_a_small_balance_is_spent_until_it_lacks_what_a_chat_costs(
+    platform: Platform, operator: Operator
+) -> None:
+    name = f"little-{secrets.token_hex(4)}"
+    made = await operator.json("billing", "POST", "/admin/v1/tenants", json={"name": name})
+    tenant = f"/admin/v1/tenants/{made['tenant_id']}"
+    paid = {"amount_nanos": LITTLE_NANOS, "currency": "USD", "reference": "little"}
+    await operator.json("billing", "POST", f"{tenant}/topups", json=paid)
+    key = (await operator.key(made["tenant_id"]))["key"]
+    body = {
+        "model": "tiny-lm",
+        "messages": [{"role": "user", "content": "hello"}],
+        "max_tokens": 1,
+    }
+    answered = 0
+    async with edge(platform.endpoints["http"], key) as client:
+        while (answer := await client.post("/v1/chat/completions", json=body)).is_success:
+            answered += 1
+    error = answer.json()["error"]
+    usage = await eventually(
+        lambda: operator.usage(made["tenant_id"]),
+        within_s=30,
+        what="everything that was answered is charged",
+        until=lambda charged: len(charged) == answered,
+    )
+    costs = [one["amount_nanos"] for one in usage]
+
+    assert error["code"] == "insufficient_quota", error
+    assert 0 <= LITTLE_NANOS - sum(costs) < max(costs)

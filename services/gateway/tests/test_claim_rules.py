@@ -32,7 +32,7 @@ BYTES = Rates(request=50 * SCALE, byte=2 * SCALE)
 
 
 def history(count: int = 40, **work: int) -> WorkHistory:
-    took = {"request_bytes": 40, "input_tokens": 10, "output_tokens": 5, **work}
+    took = {"text_bytes": 40, "input_tokens": 10, "output_tokens": 5, **work}
     past = WorkHistory()
     for _ in range(count):
         past.add(**{"response_bytes": 100, "compute_us": 0, **took})
@@ -55,7 +55,7 @@ def test_large_tensors_after_small_ones_claim_their_own_size() -> None:
 
 
 def test_who_writes_in_short_tokens_is_known_to_the_model() -> None:
-    past = history(request_bytes=1000, input_tokens=700)
+    past = history(text_bytes=1000, input_tokens=700)
 
     assert likely_nanos(CHAT, 10_000, 0, TOKENS, past) == 50 + 7_000 * 10 + 5 * 40
 
@@ -72,6 +72,19 @@ def test_what_was_learned_is_claimed_at_the_price_that_holds_now(factor: int) ->
 
     assert likely_nanos(CHAT, 40, 0, changed, past) == factor * before
     assert likely_nanos(CHAT, 40, 0, replace(TOKENS), past) == before
+
+
+def test_what_frames_a_short_text_is_not_taken_for_tokens() -> None:
+    past = history(text_bytes=23, input_tokens=23, output_tokens=4)
+
+    guessed = likely_nanos(CHAT, 312, 4, TOKENS, None, text_bytes=23)
+    learned = likely_nanos(CHAT, 312, 4, TOKENS, past, text_bytes=23)
+    least = least_nanos(CHAT, 312, TOKENS, past, text_bytes=23)
+
+    assert guessed == 50 + (23 + 4) * 10 + 4 * 40  # a token a byte, and the model's own marks
+    assert learned == 50 + 23 * 10 + 4 * 40
+    assert least == 50 + 23 * 10
+    assert most_nanos(CHAT, 312, 4, TOKENS, past, text_bytes=23) == learned
 
 
 def test_no_request_claims_more_than_it_can_cost() -> None:

@@ -43,6 +43,21 @@ def ask_for_counts(route: Route, request: Any) -> Callable[[bytes], bytes] | Non
     return partial(_without, hidden) if hidden else None
 
 
+def text_bytes(route: Route, request: Any) -> int:
+    """Size of the text in a checked ModelInferRequest that the model reads, with what frames it;
+    0 where nothing tells it."""
+    task, raw = route.manifest.task, request.raw_input_contents
+    if task == "tensor":
+        return 0
+    size = 0
+    for index, tensor in enumerate(request.inputs):
+        if tensor.datatype != "BYTES" or (task == "chat" and tensor.name != "text_input"):
+            continue
+        given = raw[index : index + 1] if raw else tensor.contents.bytes_contents
+        size += sum(map(len, given))
+    return size
+
+
 def _refuse_classified(outputs: Any, counts: Collection[str]) -> None:
     """A classified output is text about the count, not the count."""
     for output in outputs:

@@ -17,6 +17,8 @@ _PERCENTILE = 0.95
 _INPUT_FADES = 0.95
 _TOKENS_PER_BYTE = 0.25
 """Of a text, as long as the model has not counted more."""
+_MARKS = 4
+"""Tokens that a model may put before and after a text."""
 _GUESSED_OUTPUT_TOKENS = 256
 _GUESSED_COMPUTE_US = 100_000
 _GUESSED_RESPONSE_BYTES = 4096
@@ -60,14 +62,15 @@ class WorkHistory:
 
     def add(
         self,
-        request_bytes: int,
+        text_bytes: int,
         input_tokens: int,
         output_tokens: int,
         response_bytes: int,
         compute_us: int,
     ) -> None:
-        """Remember what a request took; the oldest is forgotten."""
-        self._input_bytes = _INPUT_FADES * self._input_bytes + request_bytes
+        """Remember what a request took, of which so much was text that the model reads; the oldest
+        is forgotten."""
+        self._input_bytes = _INPUT_FADES * self._input_bytes + text_bytes
         self._input_tokens = _INPUT_FADES * self._input_tokens + input_tokens
         self.tokens_per_byte = self._input_tokens / (self._input_bytes or 1.0)
         rest = _rest(self._rates, output_tokens, response_bytes, compute_us)
@@ -130,10 +133,13 @@ def likely_nanos(
     output_tokens_max: int,
     rates: Rates,
     past: WorkHistory | None,
+    *,
+    text_bytes: int = 0,
 ) -> int:
     """What a request likely costs: never less than its input does, as far as it can be told, and
-    never more than the request can."""
-    input_tokens = _input_tokens(manifest, request_bytes, past)
+    never more than the request can. `text_bytes` of it are what the model reads; 0 means that all
+    of it may be."""
+    input_tokens = _input_tokens(manifest, text_bytes or request_bytes, past)
     if past is None:
         rest = _guessed_rest(manifest, request_bytes, rates)
     else:
@@ -142,8 +148,9 @@ def likely_nanos(
     if manifest.task == "chat" and not rates.by_size:
         output_tokens = output_tokens_max or manifest.max_output_tokens
         output = output_tokens * rates.output_token
-        if output_tokens and (rest > output or input_tokens > request_bytes):
-            longest = request_bytes  # no token is shorter than a byte
+        # No token is shorter than a byte.
+        longest = text_bytes + _MARKS if text_bytes else request_bytes
+        if output_tokens and (rest > output or input_tokens > longest):
             if manifest.max_input_tokens:
                 longest = min(longest, manifest.max_input_tokens)
             exact = min(exact, rates.request + longest * rates.input_token + output)
@@ -151,11 +158,17 @@ def likely_nanos(
 
 
 def least_nanos(
-    manifest: Manifest, request_bytes: int, rates: Rates, past: WorkHistory | None
+    manifest: Manifest,
+    request_bytes: int,
+    rates: Rates,
+    past: WorkHistory | None,
+    *,
+    text_bytes: int = 0,
 ) -> int:
     """What a request costs even if it makes nothing, and never nothing: who has that and less than
     is likely can spend it all the same."""
-    return max(1, rates.charged_nanos(_least_exact(manifest, request_bytes, rates, past)))
+    least = _least_exact(manifest, request_bytes, rates, past, text_bytes)
+    return max(1, rates.charged_nanos(least))
 
 
 def most_nanos(
@@ -164,6 +177,8 @@ def most_nanos(
     output_tokens_max: int,
     rates: Rates,
     past: WorkHistory | None,
+    *,
+    text_bytes: int = 0,
 ) -> int | None:
     """What a request costs at most, as far as its input can be told; None where nothing that is
     known bounds it."""
@@ -175,23 +190,23 @@ def most_nanos(
         output_tokens = output_tokens_max or manifest.max_output_tokens
         if not output_tokens and rates.output_token:
             return None
-    least = _least_exact(manifest, request_bytes, rates, past)
+    least = _least_exact(manifest, request_bytes, rates, past, text_bytes)
     return max(1, rates.charged_nanos(least + output_tokens * rates.output_token))
 
 
 def _least_exact(
-    manifest: Manifest, request_bytes: int, rates: Rates, past: WorkHistory | None
+    manifest: Manifest, request_bytes: int, rates: Rates, past: WorkHistory | None, text_bytes: int
 ) -> int:
-    input_tokens = _input_tokens(manifest, request_bytes, past)
+    input_tokens = _input_tokens(manifest, text_bytes or request_bytes, past)
     return rates.request + input_tokens * rates.input_token + request_bytes * rates.byte
 
 
-def _input_tokens(manifest: Manifest, request_bytes: int, past: WorkHistory | None) -> int:
+def _input_tokens(manifest: Manifest, text_bytes: int, past: WorkHistory | None) -> int:
     """Tokens of the request, as far as it can be told."""
     per_byte = 0.0 if manifest.task == "tensor" else _TOKENS_PER_BYTE
     if past is not None and past.tokens_per_byte > per_byte:
         per_byte = past.tokens_per_byte
-    input_tokens, longest = int(request_bytes * per_byte + 0.5), manifest.max_input_tokens
+    input_tokens, longest = int(text_bytes * per_byte + 0.5), manifest.max_input_tokens
     return longest if 0 < longest < input_tokens else input_tokens
 
 

@@ -74,6 +74,8 @@ class InferenceCall:
     without `settle` charges nothing, and an exception after it takes the charge back."""
     request_bytes: int = 0
     """Size of what the customer sent where `payload` is not that; 0 where it is."""
+    text_bytes: int = 0
+    """Size of the text in it that the model reads; 0 where nothing tells it."""
     as_asked: Callable[[bytes], bytes] | None = None
     """Makes a response what the customer asked for, where `payload` asks for more."""
     read: Callable[[bytes], object] | None = None

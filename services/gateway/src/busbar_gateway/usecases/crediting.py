@@ -165,7 +165,7 @@ class Credit:
             history.paid(reservation.nanos, monotonic())
         self._wallet_of(reservation).spend(reservation, nanos)
         history.add(
-            call.request_bytes or len(call.payload),
+            call.text_bytes or call.request_bytes or len(call.payload),
             delivered.input_tokens,
             delivered.output_tokens,
             delivered.response_bytes,
@@ -382,7 +382,14 @@ class Credit:
             tenant_id, wallet.currency, manifest.price_class, self._unix_ns()
         )
         past = self._histories.get((tenant_id, route.deployment))
-        likely = likely_nanos(manifest, request_bytes, call.output_tokens_max, rates, past)
+        likely = likely_nanos(
+            manifest,
+            request_bytes,
+            call.output_tokens_max,
+            rates,
+            past,
+            text_bytes=call.text_bytes,
+        )
         if past is not None and past.vain_nanos:
             return max(likely, self._raised_nanos(call, wallet, now))
         return likely
@@ -398,14 +405,22 @@ class Credit:
         past = self._histories.get((wallet.tenant_id, call.route.deployment))
         rates = self._rates(call, wallet, self._unix_ns())
         request_bytes = call.request_bytes or len(call.payload)
-        return least_nanos(call.route.manifest, request_bytes, rates, past)
+        manifest, text_bytes = call.route.manifest, call.text_bytes
+        return least_nanos(manifest, request_bytes, rates, past, text_bytes=text_bytes)
 
     def _most_nanos(
         self, call: InferenceCall, wallet: Wallet | None, past: WorkHistory
     ) -> int | None:
         rates = self._rates(call, wallet, self._unix_ns())
         request_bytes = call.request_bytes or len(call.payload)
-        return most_nanos(call.route.manifest, request_bytes, call.output_tokens_max, rates, past)
+        return most_nanos(
+            call.route.manifest,
+            request_bytes,
+            call.output_tokens_max,
+            rates,
+            past,
+            text_bytes=call.text_bytes,
+        )
 
     def _rates(self, call: InferenceCall, wallet: Wallet | None, at_unix_ns: int) -> Rates:
         currency = wallet.currency if wallet is not None else "USD"

@@ -28,7 +28,7 @@ from busbar_gateway.adapters.key_ring import KeyRing
 from busbar_gateway.adapters.model_response import read_response
 from busbar_gateway.adapters.protobuf_wire import varint
 from busbar_gateway.adapters.route_table import RouteTable
-from busbar_gateway.adapters.token_counts import ask_for_counts
+from busbar_gateway.adapters.token_counts import ask_for_counts, text_bytes
 from busbar_gateway.domain.failures import (
     Forbidden,
     InvalidInput,
@@ -195,6 +195,7 @@ class Inference:
         now = time.time_ns()
         try:
             request, route = self._checked(payload, caller, api)
+            read_bytes = text_bytes(route, request)
             as_asked = ask_for_counts(route, request)
         except BusbarError as error:
             refused = RefusedCall(
@@ -218,6 +219,7 @@ class Inference:
             deadline=time.monotonic() + timeout_s,
             traceparent=text_of(metadata, "traceparent") or "",
             request_bytes=len(payload),
+            text_bytes=read_bytes,
             as_asked=as_asked,
         )
 

@@ -124,6 +124,7 @@ class Exchange:
         *,
         whole: bool = False,
         output_tokens_max: int = 0,
+        text_bytes: int = 0,
         resumable: Resumable | None = None,
     ) -> InferenceCall:
         """Return the call to serve; its deadline counts from when the request was received.
@@ -145,6 +146,7 @@ class Exchange:
             traceparent=self.traceparent,
             whole=whole or self.recorded,
             output_tokens_max=output_tokens_max,
+            text_bytes=text_bytes,
             resumable=resumable,
         )
 

@@ -96,6 +96,11 @@ class Generation:
         """As in Resumable."""
         return self._so_far.count(input_tokens, output_tokens, cached_tokens)
 
+    @property
+    def prompt_bytes(self) -> int:
+        """Size of the text that the model reads."""
+        return len(self._prompt.encode())
+
     def begin(self) -> bytes:
         """The serialized ModelInferRequest for the prompt."""
         return _payload(self._route, self._prompt, self._sampling, stream=self._stream)

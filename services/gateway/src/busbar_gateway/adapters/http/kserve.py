@@ -21,7 +21,7 @@ from busbar_gateway.adapters.http.limits import compress
 from busbar_gateway.adapters.http.router import Address
 from busbar_gateway.adapters.http.services import Services
 from busbar_gateway.adapters.model_response import read_response
-from busbar_gateway.adapters.token_counts import ask_for_counts
+from busbar_gateway.adapters.token_counts import ask_for_counts, text_bytes
 from busbar_gateway.domain.failures import (
     Forbidden,
     ModelUnready,
@@ -125,6 +125,7 @@ class KServe:
         call = exchange.call(route, payload, "kserve.http.infer", self._limits.request_timeout_s)
         if route.manifest.token_outputs:
             message = service_pb2.ModelInferRequest.FromString(payload)
+            call.text_bytes = text_bytes(route, message)
             call.as_asked = ask_for_counts(route, message)
             if call.as_asked is not None:
                 call.payload, call.request_bytes = message.SerializeToString(), len(payload)

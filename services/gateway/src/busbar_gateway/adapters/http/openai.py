@@ -148,8 +148,14 @@ class OpenAI:
         request = parse_request(EmbeddingRequest, await exchange.body())
         route = self._services.routes.find(exchange.caller, request.model)
         _require_embeddings(route, request.dimensions)
-        payload = _embedding_payload(route, request.texts())
-        call = exchange.call(route, payload, "openai.embeddings", self._limits.request_timeout_s)
+        raw = join_bytes_elements([text.encode() for text in request.texts()])
+        call = exchange.call(
+            route,
+            _embedding_payload(route, len(request.texts()), raw),
+            "openai.embeddings",
+            self._limits.request_timeout_s,
+            text_bytes=len(raw),
+        )
         try:
             await self._embed(exchange, request, call)
         except InvalidInput as error:
@@ -237,10 +243,10 @@ def _require_dimensions(wanted: int | None, native: int) -> None:
         )
 
 
-def _embedding_payload(route: Route, texts: list[str]) -> bytes:
+def _embedding_payload(route: Route, count: int, raw: bytes) -> bytes:
     message = service_pb2.ModelInferRequest(model_name=route.deployment)
-    message.inputs.add(name="text", datatype="BYTES", shape=[len(texts)])
-    message.raw_input_contents.append(join_bytes_elements([text.encode() for text in texts]))
+    message.inputs.add(name="text", datatype="BYTES", shape=[count])
+    message.raw_input_contents.append(raw)
     return message.SerializeToString()
 
 

@@ -78,6 +78,7 @@ async def answer_whole(
         timeout_s,
         whole=True,
         output_tokens_max=most,
+        text_bytes=generation.prompt_bytes,
         resumable=generation,
     )
     async with exchange.cancelled_when_gone(), services.serving.stream(call) as answer:
@@ -105,6 +106,7 @@ async def answer_stream(
         shape.api,
         timeout_s,
         output_tokens_max=most,
+        text_bytes=generation.prompt_bytes,
         resumable=generation,
     )
     head = _head(exchange, job, shape, shape.chunk_object)
