@@ -19,7 +19,7 @@ from busbar_billing.adapters.postgres.posting import Ledger, LedgerTransaction
 from busbar_billing.adapters.postgres.prices import Prices
 from busbar_billing.adapters.postgres.warrants import Warrants
 from busbar_billing.domain import ledger
-from busbar_billing.domain.ledger import AccountKind
+from busbar_billing.domain.ledger import AccountKind, TransferKind
 from busbar_billing.domain.prices import Component, Price, PriceBook
 from busbar_billing.migrate import admit_service, apply_migrations
 from busbar_runtime.pytest_plugin import PostgresServer
@@ -30,6 +30,8 @@ from simulation.memory_ledger import CURRENCY, MemoryLedger
 from simulation.money_world import TICK_S, Gateway, World
 
 TENANTS = 2
+SLOW_S = 27.0
+"""How long a slow answer takes."""
 STEPS, STEPS_ON_POSTGRES = 250, 120
 CROWD = 12
 POSTED_PROBABILITY = 0.3
@@ -298,3 +300,24 @@ async def a_crowd(paid_in: int, claim: int, cost: int, seed: int) -> tuple[int, 
             await world.post(all_of_it=True)
         check(*standing(books, "tenant"))
     return paid_in - spent, refused_with
+
+
+async def test_what_is_left_of_a_balance_is_not_lent_in_ever_smaller_pieces() -> None:
+    """Each grant stays in the journal for ever."""
+    books, world, gateway = await one_gateway(paid_in=10_000, seed=1)
+    for _ in range(120):
+        if not gateway.waiting:
+            world.send_request(gateway, cost=2_700, charged=2_700, likely=2_700, least=2_700)
+        await world.pass_time(TICK_S if world.delivered else SLOW_S)
+        while gateway.served:
+            world.finish_request(gateway)
+        await world.post(all_of_it=True)
+    holds = [
+        abs(one.postings[0].amount_nanos)
+        for one in books.transfers.values()
+        if one.kind is TransferKind.LEASE_HOLD
+    ]
+
+    assert delivered_nanos(world, "tenant") == 3 * 2_700
+    assert len(holds) <= len(world.delivered) + 2
+    assert min(holds) >= 1_000

@@ -61,7 +61,7 @@ class Ask:
     lease_id: UUID | None = None
     want_nanos: int = 0
     need_nanos: int = 0
-    """Less than this helps nobody."""
+    """Somebody waits for this, and less does not help; 0 when nobody waits."""
     returned_nanos: int = 0
     closing: bool = False
     refused_below_nanos: int = 0
@@ -131,7 +131,7 @@ def answer_ask(
     now = replace(now, returned_nanos=now.returned_nanos + released)
     if ask.closing:
         return Grant(ask.tenant_id, replace(now, closing=True), released_nanos=released)
-    held, refusal = _slice(ask, standing, released)
+    held, refusal = _slice(ask, standing, released, now.left_nanos)
     if lease is None and not held:
         return Grant(ask.tenant_id, None, refusal=refusal)
     now = replace(now, granted_nanos=now.granted_nanos + held, expires_unix_ms=now_unix_ms + TTL_MS)
@@ -142,8 +142,10 @@ def _give_back(lease: Lease, returned_nanos: int) -> int:
     return max(0, min(returned_nanos - lease.returned_nanos, lease.left_nanos))
 
 
-def _slice(ask: Ask, standing: Standing, released: int) -> tuple[int, Refusal | None]:
-    """How much to move into the lease, and why not more."""
+def _slice(
+    ask: Ask, standing: Standing, released: int, left_nanos: int
+) -> tuple[int, Refusal | None]:
+    """How much to move into the lease, of which there is so much left, and why not more."""
     need = max(0, ask.need_nanos)
     want = min(max(need, ask.want_nanos), WANT_NANOS_MAX)
     if not want:
@@ -159,7 +161,10 @@ def _slice(ask: Ask, standing: Standing, released: int) -> tuple[int, Refusal | 
     if ask.lease_id is None:
         want = max(want, free // OPENING_DIVISOR)
     held = max(need, min(want, free // SLICE_DIVISOR))
-    return held, None if held or want <= free else scarce
+    refusal = None if held or want <= free else scarce
+    if held < want and not need and held * SLICE_DIVISOR < left_nanos:
+        return 0, refusal  # a scarce balance would be lent in ever smaller pieces, each a transfer
+    return held, refusal
 
 
 class Funding(NamedTuple):

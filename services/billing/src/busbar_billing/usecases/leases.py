@@ -153,15 +153,16 @@ def transfers_of(
 
 
 def to_be_recalled(asks: Sequence[Ask], answers: Sequence[Answered]) -> list[str]:
-    """Tenants that were refused although other gateways hold money of theirs, and those of which
-    more is held than their budget has left.
+    """Tenants for whom somebody waits in vain although other gateways hold money of theirs, and
+    those of which more is held than their budget has left.
 
-    Who asks for nothing gives back: that is how a recall is followed, and starts no other.
+    For a mere wish nobody gives back: two gateways that are both low would hand the same money to
+    and fro. Who asks for nothing gives back: that is how a recall is followed, and starts no other.
     """
     return [
         ask.tenant_id
         for ask, one in zip(asks, answers, strict=True)
-        if (one.grant.refusal in _SCARCE and one.held_elsewhere_nanos)
+        if (ask.need_nanos and one.grant.refusal in _SCARCE and one.held_elsewhere_nanos)
         or (one.over_budget and max(ask.want_nanos, ask.need_nanos))
     ]
 
