@@ -48,6 +48,8 @@ class Bank:
     scarce: Refused = Refused.BALANCE
     """What of the tenant's that is."""
     lent: dict[bytes, int] = field(default_factory=dict[bytes, int])
+    held_elsewhere: int = 0
+    """Of the tenant's, lent to other gateways."""
     closed: int = 0
     refused: int = 0
     refused_below: list[int] = field(default_factory=list[int])
@@ -78,7 +80,7 @@ class Bank:
             currency="USD",
             ttl_s=30.0,
             refused=refused,
-            elsewhere_nanos=self.balance,
+            elsewhere_nanos=self.balance + self.held_elsewhere,
         )
 
 
@@ -255,6 +257,24 @@ async def test_who_waits_in_vain_is_told_for_what(scarce: Refused, said: str) ->
             await claimed(credit, call_of(FLAT, within_s=1))
 
 
+@pytest.mark.parametrize("scarce", [Refused.BUDGET, Refused.BALANCE])
+async def test_who_waits_for_what_others_hold_is_told_so(scarce: Refused) -> None:
+    bank = Bank(2 * CHEAP_NANOS, scarce, held_elsewhere=FLAT_NANOS)
+    async with credit_at(bank) as credit:
+        await claimed(credit, call_of(CHEAP))
+
+        with pytest.raises(RateLimited, match=r"lent to other gateways.* try again$"):
+            await claimed(credit, call_of(FLAT, within_s=1))
+
+
+async def test_what_a_begun_answer_comes_to_is_compared_with_all_that_it_can_have() -> None:
+    async with credit_at(Bank(5_000)) as credit:
+        begun = await claimed(credit, call_of(CHAT))
+
+        with pytest.raises(InsufficientQuota, match=r"may cost 0\.000006 where 0\.000005 is left"):
+            await credit.cover(begun, call_of(CHAT), 6_000)
+
+
 async def test_who_waits_for_a_silent_billing_is_not_told_what_is_scarce() -> None:
     class Silent(Bank):
         async def ask(self, asks: Sequence[Ask]) -> list[Granted]:
@@ -282,7 +302,8 @@ async def test_billing_hears_of_a_request_that_is_refused_and_not_of_one_that_se
         settled = await claimed(credit, call)
         claimed_nanos = settled.nanos
         credit.spend(settled, call, Delivered(20, 0, 0, "n", 1, 0), INPUT_NANOS)
-        with pytest.raises(InsufficientQuota, match="does not cover this request"):
+        costs = r"does not cover this request, which may cost 0\.000002 where 0 is left: add credit"
+        with pytest.raises(InsufficientQuota, match=costs):
             await claimed(credit, call)
         heard = await heard_of(bank)
 

@@ -430,7 +430,12 @@ def judge(
 def left_nanos(wallet: Wallet) -> int:
     """What is not known to be spent of the balance, or of a budget that is scarcer: here, in
     flight, at other gateways and in no lease."""
-    return _ours_nanos(wallet) + wallet.unposted_nanos + wallet.elsewhere_nanos
+    return here_nanos(wallet) + wallet.elsewhere_nanos
+
+
+def here_nanos(wallet: Wallet) -> int:
+    """What of that is at this gateway."""
+    return _ours_nanos(wallet) + wallet.unposted_nanos
 
 
 def _ours_nanos(wallet: Wallet) -> int:

@@ -371,9 +371,11 @@ class Credit:
             )
         if wallet.refused is Refused.BALANCE:
             wallet.refused_below_nanos = max(wallet.refused_below_nanos, lacking + stuck_nanos)
-        would_do = waiter.unraised <= left_nanos(wallet) - stuck_nanos
-        raised = would_do and waiter.unraised < waiter.least
-        return InsufficientQuota(why_refused(wallet, raised=raised))
+        coming = left_nanos(wallet) - stuck_nanos
+        raised = waiter.unraised <= coming and waiter.unraised < waiter.least
+        rest = coming + waiter.nanos - lacking
+        said = why_refused(wallet, raised=raised, needed_nanos=waiter.nanos, rest_nanos=rest)
+        return InsufficientQuota(said)
 
     def _likely_nanos(self, call: InferenceCall, wallet: Wallet, now: float) -> int:
         tenant_id, route = wallet.tenant_id, call.route
@@ -456,5 +458,5 @@ def _claimed(waiter: _Waiter, wallet: Wallet) -> int:
 
 def _give_up(waiter: _Waiter, wallet: Wallet) -> None:
     if not waiter.done.done():
-        reason = why_nothing_came(wallet)
+        reason = why_nothing_came(wallet, _lacking(waiter))
         waiter.done.set_exception(RateLimited(reason, _RETRY_AFTER_CLAIMED_S))
