@@ -27,8 +27,9 @@ class HttpLimits:
     """From the connection or the first byte of a request to its last header; beyond it 408."""
     linger_timeout_s: float = 10.0
     """How long the rest of a body is discarded after its request was answered; then a reset."""
-    max_linger_bytes: int = 28 * _MIB
-    """How much of it is discarded; beyond it the client waits for the end of that time."""
+    max_linger_bytes: int = 256 * _MIB
+    """How much of it is discarded, so that who sends all before reading hears why it was refused;
+    beyond it the client waits for the end of that time."""
     keep_alive_s: float = 75.0
     """How long an idle connection stays open."""
     farewell_s: float = 1.0
