@@ -124,7 +124,7 @@ fix: setup
 simulate *args: setup
     @PYTHONPATH=tests exec {{python}} -m simulation.fleet "$@"
 
-# Requests beside a direct Triton, posting beside bare INSERTs, a backlog, a year of usage, plans: into docs/benchmarks.md (--no-report: not). About 10 minutes, never over 40
+# Requests beside a direct Triton and a stock peer, posting beside bare INSERTs, a backlog, a year of usage, plans: into docs/benchmarks.md (--no-report: not). About 10 minutes, never over 40
 [group('test'), no-exit-message]
 bench *args: setup
     @{{python}} tests/benchmarks/load.py

@@ -19,10 +19,12 @@ from typing import Any
 
 import admission
 import answers
+import peer
 import processes
 import reserving
 import shots
 from load import LoadFailed, Measured, Shot, drive
+from psutil import Process
 from report import REPORT, machine, parser, put_table
 from rich.console import Console
 from rich.progress import Progress
@@ -32,7 +34,10 @@ PARTS = (
     "gateway", "nats", "node-agent", "triton", "billing", "postgres", "scheduler", "telemetry",
 )  # fmt: skip
 IN_FLIGHT = (1, 32)
+PEER = "peer"
 FLOOR_AT_32 = 0.30
+PEER_FLOOR_AT_32 = 1.5
+"""0.45 of direct where such a peer reaches 0.30, as the design's price list has it."""
 IDLE_RSS_MIB_MAX, IDLE_CPU_PERCENT_MAX = 500, 3
 _IDLE_SECONDS = 10
 _WIDTH_OF_A_FILE = 200
@@ -49,6 +54,8 @@ class Cell:
     answered: Callable[[], float]
     """How many requests the target has answered well since it started."""
     model: str = shots.MODEL
+    pids: dict[str, int] = field(default_factory=dict[str, int])
+    """Processes that stand in for the platform's parts of that name."""
     rounds: list[Measured] = field(default_factory=list[Measured])
     cpu_us: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
 
@@ -92,19 +99,41 @@ def cells(endpoints: dict[str, Any]) -> list[Cell]:
         by_http = partial(shots.http_shot, http_at, headers, model)
         made.append(Cell("gRPC", target, in_flight, by_grpc, answered, model))
         made.append(Cell("HTTP", target, in_flight, by_http, answered, model))
-    return sorted(made, key=lambda c: (c.model, c.protocol, c.in_flight))
+    return made
+
+
+def peer_cells(address: str, pids: dict[str, int], triton: Process) -> list[Cell]:
+    """The peer, which speaks gRPC alone, under each load."""
+    at_triton = f"127.0.0.1:{processes.option(triton, 'metrics-port')}"
+    by_grpc = partial(shots.grpc_shot, address, {})
+    answered = partial(answers.by_triton, at_triton, shots.MODEL)
+    stands_in = {**pids, "triton": triton.pid}
+    return [Cell("gRPC", PEER, n, by_grpc, answered, pids=stands_in) for n in IN_FLIGHT]
 
 
 def measure(cell: Cell, pids: dict[str, int], seconds: int) -> None:
     """One round of one cell; raises LoadFailed when answers were no good ones."""
-    answered, before = cell.answered(), processes.usage(pids)
+    watched = {**pids, **cell.pids}
+    answered, before = cell.answered(), processes.usage(watched)
     measured = drive(cell.shot(), cell.in_flight, seconds)
-    spent = processes.usage(pids).cpu_since(before)
+    spent = processes.usage(watched).cpu_since(before)
     good = cell.answered() - answered
     if good < measured.requests:
         raise LoadFailed(f"{cell.target}: only {good:.0f} of {measured.requests} answers are good")
     cell.rounds.append(measured)
     cell.cpu_us.append({name: s * 1e6 / measured.requests for name, s in spent.items()})
+
+
+def take_turns(measured: list[Cell], pids: dict[str, int], rounds: int, seconds: int) -> None:
+    """Warm each cell up for a second, then measure it once a round."""
+    for cell in measured:
+        drive(cell.shot(), cell.in_flight, 1)
+    with Progress() as progress:
+        task = progress.add_task("measuring", total=rounds * len(measured))
+        for _ in range(rounds):
+            for cell in measured:
+                measure(cell, pids, seconds)
+                progress.advance(task)
 
 
 def idle(pids: dict[str, int]) -> tuple[float, float]:
@@ -120,11 +149,14 @@ def idle(pids: dict[str, int]) -> tuple[float, float]:
 
 
 def rows(measured: list[Cell]) -> list[list[str]]:
-    """The table's rows: ratios are against `direct` of the same protocol, load and model."""
+    """The table's rows: ratios are against `direct` of the same protocol, load and model, and
+    against the peer under the same load."""
     direct = {(c.model, c.protocol, c.in_flight): c for c in measured if c.target == "direct"}
+    stock = {(c.model, c.in_flight): c for c in measured if c.target == PEER}
     made: list[list[str]] = []
     for cell in measured:
         reference = direct[(cell.model, cell.protocol, cell.in_flight)]
+        beside = stock.get((cell.model, cell.in_flight))
         made.append(
             [
                 cell.protocol,
@@ -135,6 +167,7 @@ def rows(measured: list[Cell]) -> list[list[str]]:
                 f"{cell.p99_ms:.2f}",
                 f"{cell.requests_per_s / reference.requests_per_s:.2f}",
                 f"{cell.p50_ms / reference.p50_ms:.1f}",
+                f"{cell.requests_per_s / beside.requests_per_s:.2f}" if beside else "",
                 *[f"{cell.cpu(part):.0f}" for part in PARTS],
             ]
         )
@@ -143,6 +176,7 @@ def rows(measured: list[Cell]) -> list[list[str]]:
 
 HEAD = (
     *("API", "in flight", "target", "req/s", "p50 ms", "p99 ms", "req/s ÷ direct", "p50 ÷ direct"),
+    "req/s ÷ peer",
     *[f"{part} µs" for part in PARTS],
 )
 
@@ -158,8 +192,9 @@ def write_report(table: list[list[str]], idle_line: str, how: str) -> None:
         "same model (`echo-fp32`: 16 floats in, 16 out), same run. Charging, admission and the",
         "awaited PubAck are on. `traced` asks for every request to be sampled; `batched` is the",
         "same model with dynamic batching (`echo-fp32-batched`), whose requests the agent merges.",
-        "The µs columns are CPU time per request of each part, model processes included in",
-        "`triton`.",
+        "`peer` is a stock grpc.aio gateway and agent on the same NATS and Triton, without keys,",
+        "admission or charging (`tests/benchmarks/peer.py`). The µs columns are CPU time per",
+        "request of each part, model processes included in `triton`.",
         "",
         how,
         "",
@@ -206,14 +241,11 @@ def main() -> int:
     rss, cpu = idle(pids)
     idle_line = f"Idle: the five services together {rss:.0f} MiB RSS, {cpu:.1f} % of one core."
     measured = cells(endpoints)
-    for cell in measured:
-        drive(cell.shot(), cell.in_flight, 1)
-    with Progress() as progress:
-        task = progress.add_task("measuring", total=options.rounds * len(measured))
-        for _ in range(options.rounds):
-            for cell in measured:
-                measure(cell, pids, options.seconds)
-                progress.advance(task)
+    triton = processes.triton_process(pids["node-agent"])
+    with peer.running(endpoints, f"127.0.0.1:{processes.option(triton, 'grpc-port')}") as stock:
+        measured += peer_cells(stock.address, stock.pids, triton)
+        measured.sort(key=lambda cell: (cell.model, cell.protocol, cell.in_flight))
+        take_turns(measured, pids, options.rounds, options.seconds)
     how = f"Medians of {options.rounds} interleaved rounds of {options.seconds} s, on {machine()}."
     table = rows(measured)
     show(table, idle_line, how)
@@ -251,16 +283,19 @@ def _limited(step: dict[str, Any]) -> bool:
 
 
 def verdict(measured: list[Cell]) -> int:
-    """0 when the gateway reaches its floor at 32 in flight on both APIs."""
+    """0 when the gateway reaches its floors at 32 in flight on both APIs."""
     loaded = [c for c in measured if c.in_flight == max(IN_FLIGHT) and c.model == shots.MODEL]
-    by_key = {(c.protocol, c.target): c for c in loaded}
+    per_s = {(c.protocol, c.target): c.requests_per_s for c in loaded}
     missed = 0
     for protocol in ("gRPC", "HTTP"):
-        gateway, direct = by_key[(protocol, "gateway")], by_key[(protocol, "direct")]
-        ratio = gateway.requests_per_s / direct.requests_per_s
-        if ratio < FLOOR_AT_32:
-            sys.stderr.write(f"{protocol}: {ratio:.2f} of direct is below {FLOOR_AT_32}\n")
-            missed = 1
+        gateway = per_s[(protocol, "gateway")]
+        for of, there, floor in (
+            ("direct", per_s[(protocol, "direct")], FLOOR_AT_32),
+            ("the peer", per_s[("gRPC", PEER)], PEER_FLOOR_AT_32),
+        ):
+            if gateway / there < floor:
+                sys.stderr.write(f"{protocol}: {gateway / there:.2f} of {of} is below {floor}\n")
+                missed = 1
     return missed
 
 
