@@ -87,6 +87,35 @@ def test_what_frames_a_short_text_is_not_taken_for_tokens() -> None:
     assert most_nanos(CHAT, 312, 4, TOKENS, past, text_bytes=23) == learned
 
 
+def test_what_is_put_around_a_short_text_is_not_expected_of_each_of_its_bytes() -> None:
+    """ "Hi" in a chat template of ten tokens, then a page."""
+    past = history(text_bytes=2, input_tokens=12)
+
+    short, page = (least_nanos(CHAT, 300, TOKENS, past, text_bytes=size) for size in (2, 2_000))
+
+    assert short == 50 + 12 * 10
+    assert page == 50 + (500 + 12) * 10
+    assert likely_nanos(CHAT, 300, 4, TOKENS, past, text_bytes=2) == 50 + 12 * 10 + 4 * 40
+
+
+def test_short_and_long_texts_in_turn_are_each_known() -> None:
+    past = WorkHistory()
+    for _ in range(20):
+        past.add(2, 12, 5, 100, 0)
+        past.add(1_000, 710, 5, 100, 0)
+
+    short, page = (least_nanos(CHAT, 300, TOKENS, past, text_bytes=size) for size in (2, 2_000))
+
+    assert short == 50 + 12 * 10
+    assert page == pytest.approx(50 + 1_430 * 10, rel=0.01)
+
+
+def test_no_text_is_expected_to_have_more_tokens_than_bytes() -> None:
+    past = history(text_bytes=64, input_tokens=96)
+
+    assert least_nanos(CHAT, 300, TOKENS, past, text_bytes=2_000) == 50 + 2_000 * 10
+
+
 def test_no_request_claims_more_than_it_can_cost() -> None:
     past = history(output_tokens=900)
 

@@ -11,10 +11,10 @@ from collections import deque
 
 from busbar_gateway.domain.prices import FREE, Rates
 from busbar_gateway.domain.routes import Manifest
+from busbar_gateway.domain.text_sizes import TextSizes
 
 _HISTORY = 32
 _PERCENTILE = 0.95
-_INPUT_FADES = 0.95
 _TOKENS_PER_BYTE = 0.25
 """Of a text, as long as the model has not counted more."""
 _MARKS = 4
@@ -34,14 +34,12 @@ class WorkHistory:
 
     __slots__ = (
         "_beyond",
-        "_input_bytes",
-        "_input_tokens",
         "_likely_rest",
         "_ordered",
         "_rates",
         "_recent",
         "_vain_at",
-        "tokens_per_byte",
+        "texts",
         "vain_nanos",
     )
 
@@ -51,14 +49,12 @@ class WorkHistory:
         self._ordered: list[int] = []
         self._rates = FREE
         self._likely_rest = 0
-        self._input_tokens = self._input_bytes = 0.0
         self._vain_at = 0.0
         self._beyond = 0
         """How often to double what a request costs at most to have what one in vain came to."""
         self.vain_nanos = 0
         """What was worked and could not be paid for, when it was; 0 when all of it was."""
-        self.tokens_per_byte = 0.0
-        """Of the inputs, by size: what the large ones had counts most."""
+        self.texts = TextSizes()
 
     def add(
         self,
@@ -70,9 +66,7 @@ class WorkHistory:
     ) -> None:
         """Remember what a request took, of which so much was text that the model reads; the oldest
         is forgotten."""
-        self._input_bytes = _INPUT_FADES * self._input_bytes + text_bytes
-        self._input_tokens = _INPUT_FADES * self._input_tokens + input_tokens
-        self.tokens_per_byte = self._input_tokens / (self._input_bytes or 1.0)
+        self.texts.add(text_bytes, input_tokens)
         rest = _rest(self._rates, output_tokens, response_bytes, compute_us)
         recent, ordered = self._recent, self._ordered
         recent.append((rest, output_tokens, response_bytes, compute_us))
@@ -148,9 +142,9 @@ def likely_nanos(
     if manifest.task == "chat" and not rates.by_size:
         output_tokens = output_tokens_max or manifest.max_output_tokens
         output = output_tokens * rates.output_token
-        # No token is shorter than a byte.
-        longest = text_bytes + _MARKS if text_bytes else request_bytes
-        if output_tokens and (rest > output or input_tokens > longest):
+        if output_tokens and rest > output:
+            # No token is shorter than a byte; what is put around a short text may be longer.
+            longest = max(input_tokens, text_bytes + _MARKS if text_bytes else request_bytes)
             if manifest.max_input_tokens:
                 longest = min(longest, manifest.max_input_tokens)
             exact = min(exact, rates.request + longest * rates.input_token + output)
@@ -204,9 +198,8 @@ def _least_exact(
 def _input_tokens(manifest: Manifest, text_bytes: int, past: WorkHistory | None) -> int:
     """Tokens of the request, as far as it can be told."""
     per_byte = 0.0 if manifest.task == "tensor" else _TOKENS_PER_BYTE
-    if past is not None and past.tokens_per_byte > per_byte:
-        per_byte = past.tokens_per_byte
-    input_tokens, longest = int(text_bytes * per_byte + 0.5), manifest.max_input_tokens
+    known = text_bytes * per_byte if past is None else past.texts.tokens(text_bytes, per_byte)
+    input_tokens, longest = int(known + 0.5), manifest.max_input_tokens
     return longest if 0 < longest < input_tokens else input_tokens
 
 
