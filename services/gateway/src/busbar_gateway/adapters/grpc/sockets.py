@@ -6,9 +6,8 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 
-_FILES = Path("/proc/self/fd")
+_FILES = "/proc/self/fd"
 
 Peer = tuple[str, int]
 
@@ -23,13 +22,22 @@ def connections(port: int) -> Iterator[tuple[Peer, socket.socket]]:
 
     What is yielded is a duplicate: the connection lives on whatever becomes of it.
     """
-    for descriptor in _FILES.iterdir():
+    for name in os.listdir(_FILES):  # noqa: PTH208 (a path for each takes twice as long)
         with suppress(OSError):
-            if not str(descriptor.readlink()).startswith("socket:"):
+            if not os.readlink(f"{_FILES}/{name}").startswith("socket:"):  # noqa: PTH115 (the same)
                 continue
-            with socket.socket(fileno=os.dup(int(descriptor.name))) as connection:
+            with _duplicate(int(name)) as connection:
                 if _is_tcp(connection) and connection.getsockname()[1] == port:
                     yield connection.getpeername()[:2], connection
+
+
+def _duplicate(descriptor: int) -> socket.socket:
+    duplicate = os.dup(descriptor)
+    try:
+        return socket.socket(fileno=duplicate)
+    except OSError:  # the front has closed it meanwhile, and it is some other file now
+        os.close(duplicate)
+        raise
 
 
 def _is_tcp(connection: socket.socket) -> bool:
