@@ -14,6 +14,7 @@ import pytest
 from busbar_contracts.node.v1 import work_pb2
 from busbar_gateway.adapters.grpc.goodbye import say_goodbye
 from busbar_gateway.adapters.http.limits import HttpLimits
+from files_left import files_left
 from gateway_harness import (
     AUTH,
     KEY,
@@ -29,6 +30,7 @@ from gateway_harness import (
     show_life,
 )
 from http_edge import Edge, http_edge, saying
+from structlog.testing import capture_logs
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
@@ -166,6 +168,29 @@ async def test_calls_and_streams_in_hand_are_answered_before_the_port_closes(
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await late.unary_unary(INFER)(request(plain), timeout=5, metadata=AUTH)
     assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_what_is_in_hand_is_answered_though_no_file_can_be_opened(
+    platform: Platform,
+) -> None:
+    name, agent = await platform.deploy()
+    held = Held(agent)
+    async with (
+        leaving_edge(platform) as (port, closing),
+        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        call: Any = channel.unary_unary(INFER)(request(name), timeout=20, metadata=AUTH)
+        in_hand = asyncio.ensure_future(call)
+        await eventually(lambda: agent.works)
+        with files_left(0), capture_logs() as logs:
+            closing.set()
+            await eventually(lambda: [log for log in logs if "not told" in log["event"]])
+            held.let_go.set()
+            answered = pb.ModelInferResponse.FromString(await in_hand)
+
+    assert answered.model_name == name
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection("127.0.0.1", port)
 
 
 async def test_http_answers_end_their_connection_while_the_gateway_leaves(

@@ -95,10 +95,12 @@ async def serve_grpc(
             yield server.port
         finally:
             await end([reporter, doorman])
-            await status.enter_graceful_shutdown()
-            await say_goodbye(server.port, 0.0)
-            await asyncio.gather(server.finish(grace), fallback.stop(grace.total_seconds()))
-            await server.close()
+            try:
+                await status.enter_graceful_shutdown()
+                await say_goodbye(server.port, 0.0)
+            finally:
+                await asyncio.gather(server.finish(grace), fallback.stop(grace.total_seconds()))
+                await server.close()
 
 
 def _fallback(inference: Inference, status: Any) -> grpc.aio.Server:

@@ -16,8 +16,13 @@ import math
 import socket
 import struct
 import termios
+from collections.abc import Mapping
+
+import structlog
 
 from busbar_gateway.adapters.grpc.sockets import Peer, connections
+
+log = structlog.get_logger()
 
 _GOAWAY_TYPE = 7
 _NO_ERROR = 0
@@ -47,19 +52,32 @@ async def say_goodbye(port: int, for_s: float) -> None:
     """Tell everybody who is connected to `port`, each once, for a tenth of a second at least,
     since some are being answered at first.
 
-    Who comes while that lasts is served, and told half a second later.
+    Who comes while that lasts is served, and told half a second later. Where no file can be
+    opened to look, it is tried again, and nobody is told at worst.
     """
     now = asyncio.get_running_loop().time
     tell_at, in_s, ends = dict[Peer, float](), 0.0, now() + max(for_s, _AT_LEAST_S)
     while True:
-        connected = dict[Peer, float]()
-        for peer, connection in connections(port):
-            at = tell_at.get(peer, now() + in_s)
-            connected[peer] = math.inf if now() >= at and _tell(connection) else at
-        tell_at, in_s, rest_s = connected, _SETTLED_AFTER_S, ends - now()
+        failure: OSError | None = None
+        try:
+            tell_at = _look(port, tell_at, now(), in_s)
+        except OSError as error:
+            failure = error
+        in_s, rest_s = _SETTLED_AFTER_S, ends - now()
         if rest_s <= 0:
-            return
+            break
         await asyncio.sleep(min(_AGAIN_AFTER_S, rest_s))
+    if failure:
+        log.warning("clients were not told that the gateway stops", reason=str(failure))
+
+
+def _look(port: int, tell_at: Mapping[Peer, float], now_s: float, in_s: float) -> dict[Peer, float]:
+    """When each who is connected is to be told, after all are whose time has come."""
+    connected = dict[Peer, float]()
+    for peer, connection in connections(port):
+        at = tell_at.get(peer, now_s + in_s)
+        connected[peer] = math.inf if now_s >= at and _tell(connection) else at
+    return connected
 
 
 def _tell(connection: socket.socket) -> bool:
