@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import resource
 import socket
 import subprocess
 import sys
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack
 
 import grpc
 import pytest
+from busbar_contracts.node.v1.work_pb2 import InferenceWork
+from busbar_gateway.adapters.grpc.crowd import keep_out
 from busbar_gateway.adapters.open_files import CONNECTIONS_MAX, connections_of
-from gateway_harness import AUTH, Platform, eventually, grpc_edge, pb, request
+from gateway_harness import AUTH, Platform, Say, echo, eventually, grpc_edge, pb, request, show_life
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 CONNECTIONS = 8
 SILENT = 30
+OWN = (("grpc.use_local_subchannel_pool", 1),)
 RAISED = """
 import resource
 from busbar_gateway.adapters.open_files import make_room
@@ -43,9 +47,8 @@ def is_cut(connection: socket.socket) -> bool:
 async def test_who_never_says_anything_makes_room_for_who_does(platform: Platform) -> None:
     name, _ = await platform.deploy()
     edge = grpc_edge(platform.gateway, platform.serving, grace_s=1, connections_max=CONNECTIONS)
-    own = (("grpc.use_local_subchannel_pool", 1),)
     with ExitStack() as stack:
-        async with edge as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}", own) as early:
+        async with edge as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}", OWN) as early:
             first = await asked(early, name)
             silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(SILENT)]
             for one in silent:
@@ -53,11 +56,80 @@ async def test_who_never_says_anything_makes_room_for_who_does(platform: Platfor
                 one.setblocking(False)
             await eventually(lambda: sum(map(is_cut, silent)) > SILENT - CONNECTIONS)
             kept = early.get_state()
-            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", own) as late:
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", OWN) as late:
                 answers = [first, await asked(early, name), await asked(late, name)]
 
     assert kept is grpc.ChannelConnectivity.READY
     assert answers == [name] * 3
+
+
+async def test_who_waits_for_an_answer_is_not_cut_for_who_was_answered(platform: Platform) -> None:
+    name, _ = await platform.deploy()
+    slow, agent = await platform.deploy()
+    let_go = asyncio.Event()
+
+    async def behave(work: InferenceWork, say: Say) -> None:
+        await show_life(say, let_go)
+        await echo(work, say)
+
+    agent.behaviour = behave
+    edge = grpc_edge(platform.gateway, platform.serving, grace_s=1, connections_max=CONNECTIONS)
+    async with edge as port, AsyncExitStack() as stack:
+
+        async def connect() -> grpc.aio.Channel:
+            channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}", OWN)
+            return await stack.enter_async_context(channel)
+
+        waiting = asyncio.create_task(asked(await connect(), slow))
+        await eventually(lambda: agent.works)
+        idle = [await connect() for _ in range(CONNECTIONS)]
+        for one in idle:
+            await asked(one, name)
+        await eventually(lambda: is_idle(idle[0]))
+        let_go.set()
+
+        assert await waiting == slow
+    assert not any(map(is_idle, idle[1:]))
+
+
+def is_idle(channel: grpc.aio.Channel) -> bool:
+    """Whether it was connected and no longer is."""
+    return channel.get_state() is grpc.ChannelConnectivity.IDLE
+
+
+async def test_who_only_reads_is_not_cut_for_who_only_waits() -> None:
+    """A stream's client says nothing but at first."""
+    with socket.create_server(("127.0.0.1", 0)) as server, ExitStack() as stack:
+        port = server.getsockname()[1]
+
+        def connect() -> tuple[socket.socket, socket.socket]:
+            client = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+            accepted = stack.enter_context(server.accept()[0])
+            client.sendall(b"!")
+            return client, accepted
+
+        async def silent(connection: socket.socket) -> None:
+            await eventually(lambda: last_received_ms(connection) > 20)
+
+        reads, accepted = connect()
+        await silent(accepted)
+        waits, waited_for = connect()
+        await silent(waited_for)
+        accepted.sendall(b"a token")
+        keeping_out = asyncio.create_task(keep_out(port, 1, set))
+        for one in (reads, waits):
+            one.setblocking(False)
+        await eventually(lambda: is_cut(reads) or is_cut(waits))
+        keeping_out.cancel()
+
+        assert is_cut(waits)
+        assert not is_cut(reads)
+
+
+def last_received_ms(connection: socket.socket) -> int:
+    """How long ago something came over it: tcpi_last_data_recv in linux/tcp.h."""
+    info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 136)
+    return int.from_bytes(info[52:56], sys.byteorder)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """A bound on the connections of the native front, which has none.
 
-Where there are too many, those that never sent anything are cut first, then those that were
-silent longest. A client that is served is neither, and one that was idle connects anew.
+Where there are too many, those that never sent anything are cut first, then those over which
+nothing came or left for longest, those with a unary call in hand last. A client that was idle
+connects anew.
 """
 
 from __future__ import annotations
@@ -9,33 +10,38 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+from collections.abc import Callable
 
 import structlog
 from busbar_messaging.background import rest_s
 
-from busbar_gateway.adapters.grpc.sockets import connections, open_files
+from busbar_gateway.adapters.grpc.sockets import Peer, connections, open_files
 
 log = structlog.get_logger()
 
 _LOOK_EVERY_S = 0.5
 _INFO_BYTES = 136
-_SILENT_MS_AT, _RECEIVED_BYTES_AT = 52, 128
-"""Offsets of tcpi_last_data_recv and tcpi_bytes_received in struct tcp_info, linux/tcp.h."""
+_SENT_MS_AGO_AT, _RECEIVED_MS_AGO_AT, _RECEIVED_BYTES_AT = 44, 52, 128
+"""Offsets of tcpi_last_data_sent, tcpi_last_data_recv and tcpi_bytes_received in struct tcp_info,
+linux/tcp.h."""
 
 
-async def keep_out(port: int, connections_max: int) -> None:
-    """Look twice a second, for ever, that `port` has no more connections than that."""
+async def keep_out(port: int, connections_max: int, served: Callable[[], set[Peer]]) -> None:
+    """Look twice a second, for ever, that `port` has no more connections than that.
+
+    Who is `served` says nothing until the answer is there.
+    """
     while True:
         await asyncio.sleep(rest_s(_LOOK_EVERY_S))
         if open_files() <= connections_max:
             continue
-        if cut := await asyncio.to_thread(_cut, port, connections_max):
+        if cut := await asyncio.to_thread(_cut, port, connections_max, served()):
             log.warning("too many gRPC connections: cut", cut=cut, connections_max=connections_max)
 
 
-def _cut(port: int, connections_max: int) -> int:
+def _cut(port: int, connections_max: int, served: set[Peer]) -> int:
     """How many had to go."""
-    worth = {peer: _worth(connection) for peer, connection in connections(port)}
+    worth = {peer: (peer in served, *_worth(connection)) for peer, connection in connections(port)}
     too_many = len(worth) - connections_max
     if too_many <= 0:
         return 0
@@ -46,9 +52,10 @@ def _cut(port: int, connections_max: int) -> int:
 def _worth(connection: socket.socket) -> tuple[bool, int]:
     """The least goes first."""
     info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)
-    (silent_ms,) = struct.unpack_from("=I", info, _SILENT_MS_AT)
+    (sent_ms_ago,) = struct.unpack_from("=I", info, _SENT_MS_AGO_AT)
+    (received_ms_ago,) = struct.unpack_from("=I", info, _RECEIVED_MS_AGO_AT)
     (received_bytes,) = struct.unpack_from("=Q", info, _RECEIVED_BYTES_AT)
-    return received_bytes > 0, -silent_ms
+    return received_bytes > 0, -min(sent_ms_ago, received_ms_ago)
 
 
 def _shut(connection: socket.socket) -> bool:

@@ -90,7 +90,8 @@ async def serve_grpc(
     async with behind(fallback) as socket:
         server.start(socket)
         reporter = asyncio.create_task(_report_health(status, readiness), name="grpc-health")
-        doorman = asyncio.create_task(keep_out(server.port, connections_max), name="grpc-crowd")
+        keeping_out = keep_out(server.port, connections_max, server.served)
+        doorman = asyncio.create_task(keeping_out, name="grpc-crowd")
         try:
             yield server.port
         finally:

@@ -24,6 +24,7 @@ import grpc
 import structlog
 from pygrpc_native import EVENT_CALL, NativeGrpcFront
 
+from busbar_gateway.adapters.grpc.sockets import Peer
 from busbar_gateway.adapters.grpc.statuses import Metadata, named, status_of
 from busbar_gateway.adapters.identity import new_request_id
 
@@ -98,6 +99,10 @@ class NativeServer:
         """The bound port."""
         return self._front.bound_port
 
+    def served(self) -> set[Peer]:
+        """Whose calls are in hand here, not on the server behind."""
+        return {task.get_name() for task in self._tasks.values()}
+
     def start(self, fallback_socket: Path) -> None:
         """Serve; methods that are not handled here go to the server on that socket."""
         self._front.set_fallback(str(fallback_socket))
@@ -143,7 +148,7 @@ class NativeServer:
                 self._refuse_size(call, len(payload))
                 continue
             handling = self._handle(self._handlers[method], payload, call)
-            self._tasks[call_id] = self._loop.create_task(handling)
+            self._tasks[call_id] = self._loop.create_task(handling, name=details[1])
 
     async def _handle(self, handler: Handler, payload: bytes, call: Call) -> None:
         try:

@@ -9,7 +9,8 @@ from contextlib import suppress
 
 _FILES = "/proc/self/fd"
 
-Peer = tuple[str, int]
+Peer = str
+"""A client's address as the front writes it: `ipv4:127.0.0.1:39206`, `ipv6:[::1]:37842`."""
 
 
 def open_files() -> int:
@@ -28,7 +29,7 @@ def connections(port: int) -> Iterator[tuple[Peer, socket.socket]]:
                 continue
             with _duplicate(int(name)) as connection:
                 if _is_tcp(connection) and connection.getsockname()[1] == port:
-                    yield connection.getpeername()[:2], connection
+                    yield _peer(connection), connection
 
 
 def _duplicate(descriptor: int) -> socket.socket:
@@ -38,6 +39,11 @@ def _duplicate(descriptor: int) -> socket.socket:
     except OSError:  # the front has closed it meanwhile, and it is some other file now
         os.close(duplicate)
         raise
+
+
+def _peer(connection: socket.socket) -> Peer:
+    host, port = connection.getpeername()[:2]
+    return f"ipv6:[{host}]:{port}" if ":" in host else f"ipv4:{host}:{port}"
 
 
 def _is_tcp(connection: socket.socket) -> bool:
