@@ -109,16 +109,22 @@ class Inference:
         return self._keys.authenticate(only_text_of(metadata, "authorization"))
 
     async def model_stream_infer(self, requests: AsyncIterator[bytes], context: Context) -> None:
-        """ModelStreamInfer, on bytes, for the grpcio server."""
+        """ModelStreamInfer, on bytes, for the grpcio server.
+
+        Each message is a request of its own, and the key may have been revoked since the last:
+        then nothing more is taken, what is under way is answered, and the call ends as one that
+        began with this key would.
+        """
+        metadata = metadata_of(context)
         try:
-            caller = self.authenticate(metadata_of(context))
-            _refuse_idempotency_key(metadata_of(context))
+            self.authenticate(metadata)
+            _refuse_idempotency_key(metadata)
         except (Unauthenticated, Forbidden, InvalidInput) as error:
             await abort(context, error)
         under_way = asyncio.Semaphore(PIPELINED_MAX)
         writer = _Writer(context)
 
-        async def serve(payload: bytes) -> None:
+        async def serve(payload: bytes, caller: Caller) -> None:
             try:
                 await self._one_of_stream(payload, caller, context, writer)
             except ClientGone:
@@ -129,10 +135,18 @@ class Inference:
             finally:
                 under_way.release()
 
+        refusal: BusbarError | None = None
         async with asyncio.TaskGroup() as tasks:
             async for payload in requests:
                 await under_way.acquire()
-                tasks.create_task(serve(payload))
+                try:
+                    caller = self.authenticate(metadata)
+                except (Unauthenticated, Forbidden) as error:
+                    refusal = error
+                    break
+                tasks.create_task(serve(payload, caller))
+        if refusal is not None:
+            await abort(context, refusal)
 
     async def _one_of_stream(
         self,
