@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import grpc
 import httpx
+import pytest
 from busbar_runtime.platform import Platform
 from harness.http2_wire import grpc_messages
 from harness.link import link
@@ -109,13 +110,14 @@ async def test_who_leaves_is_heard_of_by_the_model_within_a_second_and_pays_noth
     assert [record["outcome"] for record in records] == ["completed"]
 
 
+@pytest.mark.parametrize("stop", [None, "\u03b1" * 40], ids=["no stop string", "a long one"])
 async def test_a_stream_over_http_is_charged_for_exactly_what_was_sent_when_its_customer_left(
-    platform: Platform, operator: Operator, customer: Customer
+    platform: Platform, operator: Operator, customer: Customer, stop: str | None
 ) -> None:
     arrived: list[int] = []
     records: list[dict[str, Any]] = []
     while len(arrived) < TRIES and "abandoned" not in {one["outcome"] for one in records[:1]}:
-        arrived.append(await tokens_until_left(platform, customer))
+        arrived.append(await tokens_until_left(platform, customer, stop))
         records = await eventually(
             lambda: operator.usage(customer.tenant_id),
             within_s=20,
@@ -127,13 +129,14 @@ async def test_a_stream_over_http_is_charged_for_exactly_what_was_sent_when_its_
     assert records[0]["output_tokens"] == arrived[-1]
 
 
-async def tokens_until_left(platform: Platform, customer: Customer) -> int:
+async def tokens_until_left(platform: Platform, customer: Customer, stop: str | None) -> int:
     """Leave a stream at its third piece of text, and read what was sent by then.
 
     Who only closes its own half of the connection has left and can read all the same. A token
-    of tiny-lm is a byte, and without stop strings none is held back.
+    of tiny-lm is a byte, and only what may become a stop string is held back.
     """
-    asked = {"model": "tiny-lm", "prompt": "Where does the money live?", "max_tokens": 900}
+    asked: dict[str, Any] = {"model": "tiny-lm", "prompt": "Where does the money live?"}
+    asked |= {"max_tokens": 900, "stop": stop}
     body = json.dumps({**asked, "temperature": 0, "stream": True}).encode()
     head = (
         "POST /v1/completions HTTP/1.1\r\nhost: busbar\r\ncontent-type: application/json\r\n"

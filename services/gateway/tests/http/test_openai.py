@@ -224,9 +224,19 @@ def test_a_client_that_stops_reading_is_given_up(
         assert edge.serving.ended[name].startswith("charged")
 
 
-@pytest.mark.parametrize("wanted", ["float", "base64", None])
-def test_embeddings_come_as_floats_or_base64(client: openai.OpenAI, wanted: Any) -> None:
-    options = {} if wanted is None else {"encoding_format": wanted}
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"encoding_format": "float"},
+        {"encoding_format": "base64"},
+        {"extra_body": {"encoding_format": None}},
+        {},
+    ],
+    ids=["float", "base64", "null", "the SDK's own"],
+)
+def test_embeddings_come_as_floats_or_base64(
+    client: openai.OpenAI, options: dict[str, Any]
+) -> None:
     answer = client.embeddings.create(model="embedder", input=["a", "four"], **options)
     vectors = [
         np.frombuffer(base64.b64decode(item.embedding), "<f4")

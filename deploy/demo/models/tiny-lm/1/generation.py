@@ -93,8 +93,7 @@ class Generation:
             found = [at for stop in self._sampling.stop if (at := self._held.find(stop)) >= 0]
             if found:
                 return self._held[: min(found)], 1, "stop"
-        keep = 0 if reason else max(map(len, self._sampling.stop), default=1) - 1
-        cut = max(0, len(self._held) - keep)
+        cut = len(self._held) if reason else _safe(self._held, self._sampling.stop)
         shown, self._held = self._held[:cut], self._held[cut:]
         return shown, 1, reason
 
@@ -113,6 +112,15 @@ class Generation:
         reached = np.cumsum(chances[order])
         kept = order[: int(np.searchsorted(reached, self._sampling.top_p)) + 1]
         return int(self._random.choice(kept, p=chances[kept] / chances[kept].sum()))
+
+
+def _safe(text: str, stops: tuple[str, ...]) -> int:
+    """How much of a text no stop string can begin in that goes on behind it."""
+    longest = max(map(len, stops), default=1) - 1
+    for at in range(max(0, len(text) - longest), len(text)):
+        if any(stop.startswith(text[at:]) for stop in stops):
+            return at
+    return len(text)
 
 
 def _int(name: str, value) -> int:

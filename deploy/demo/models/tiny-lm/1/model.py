@@ -124,8 +124,8 @@ def _text(request):
         raise Refused("text_input is empty")
     if len(raw) >= CONTEXT:
         raise Refused(
-            f"text_input has {len(raw)} tokens; the context is {CONTEXT} tokens, "
-            "prompt and answer together: shorten the prompt"
+            f"the prompt has {len(raw)} tokens; the context is {CONTEXT} tokens, "
+            "prompt and answer together: shorten it"
         )
     return prompt
 

@@ -266,9 +266,9 @@ def _vectors(payload: bytes, count: int) -> np.ndarray[Any, np.dtype[np.float32]
 
 
 def _embedding_objects(
-    vectors: np.ndarray[Any, np.dtype[np.float32]], encoding: str
+    vectors: np.ndarray[Any, np.dtype[np.float32]], encoding: str | None
 ) -> list[dict[str, Any]]:
-    """OpenAI's embedding objects; base64 is of little-endian float32."""
+    """OpenAI's embedding objects, as numbers unless asked for base64: of little-endian float32."""
     return [
         {
             "object": "embedding",

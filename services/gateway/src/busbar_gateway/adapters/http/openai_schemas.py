@@ -222,7 +222,7 @@ class EmbeddingRequest(_Request):
             list[_Text], Field(fail_fast=True, min_length=1, max_length=EMBEDDING_INPUTS_MAX)
         ]
     )
-    encoding_format: Literal["float", "base64"] = "float"
+    encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Field(ge=1, le=_INT64_MAX)] | None = None
     user: str | None = None
 
