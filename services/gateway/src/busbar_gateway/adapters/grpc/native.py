@@ -132,6 +132,7 @@ class NativeServer:
             except RuntimeError:  # the event loop was closed without close()
                 front.close()
                 return
+            del events  # until the next call comes it would hold messages that were too large
 
     def _take(self, events: list[tuple[Any, ...]]) -> None:
         for kind, call_id, method, payload, _, details in events:
