@@ -17,9 +17,14 @@ import httptools
 import orjson
 
 from busbar_gateway.adapters.http.cycle import NEVER_TWICE, ConnectionCycle, render_head
+from busbar_gateway.adapters.http.errors import Unservable
 from busbar_gateway.adapters.http.limits import HttpLimits
 from busbar_gateway.adapters.http.patience import Patience
 from busbar_gateway.adapters.identity import new_request_id, public_id
+from busbar_gateway.domain.failures import InvalidInput
+
+_CHUNK_LINES_BYTES = 20
+"""What surrounds a chunk that says nothing but its length: 16 digits, and two ends of line."""
 
 
 class _HeadTooLarge(Exception):
@@ -78,6 +83,8 @@ class HttpConnection(asyncio.Protocol):
         """Whether a head began that is not complete; False before its first byte."""
         self._head_bytes = 0
         self._data_bytes = 0
+        self._beside_body_bytes = 0
+        """Chunk extensions and trailers that have come since the head, other than with it."""
         self._head_too_large = False
         self._receiving: ConnectionCycle | None = None
         """Whose body arrives, or arrived last."""
@@ -134,6 +141,8 @@ class HttpConnection(asyncio.Protocol):
         self._data_bytes = len(data)
         if self._in_head:
             self._head_bytes += len(data)
+        else:
+            self._beside_body_bytes = max(self._beside_body_bytes, 0) + len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -141,12 +150,12 @@ class HttpConnection(asyncio.Protocol):
         except httptools.HttpParserError:
             self._give_up_reading()
             return
-        if self._in_head and (self._head_bytes or self._head_begun):
-            if self._head_bytes > self.bounds.max_head_bytes:
-                self._head_too_large = True
-                self._refuse_head("")
-            elif not self._patience.given(self._head_timed_out):
-                self._patience.give(self.bounds.head_timeout_s, self._head_timed_out)
+        if self._in_head:
+            if self._head_bytes or self._head_begun:
+                self._bound_head()
+        elif self._beside_body_bytes > self.bounds.max_head_bytes:
+            self._head_too_large = True
+            self._give_up_reading()
 
     def pause_writing(self) -> None:
         """The client reads more slowly than it is answered."""
@@ -218,6 +227,7 @@ class HttpConnection(asyncio.Protocol):
             said_twice=self._said_twice,
         )
         self._in_head = self._head_begun = False
+        self._beside_body_bytes = 0
         self._patience.take_back()
         self._receiving = cycle
         if self._answering is None:
@@ -228,6 +238,7 @@ class HttpConnection(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         """Hand a part of the body on, unless nobody will read it."""
+        self._beside_body_bytes -= len(body) + _CHUNK_LINES_BYTES
         if self._receiving is not None:
             self._receiving.feed(body)
 
@@ -242,6 +253,13 @@ class HttpConnection(asyncio.Protocol):
             self._discarded_bytes = 0
             self.resume_reading()
             self._be_idle()
+
+    def _bound_head(self) -> None:
+        if self._head_bytes > self.bounds.max_head_bytes:
+            self._head_too_large = True
+            self._refuse_head("")
+        elif not self._patience.given(self._head_timed_out):
+            self._patience.give(self.bounds.head_timeout_s, self._head_timed_out)
 
     def _require_small_head(self) -> None:
         size = len(self._url) + sum(len(n) + len(v) for n, v in self._headers.items())
@@ -311,7 +329,17 @@ class HttpConnection(asyncio.Protocol):
             self.transport.close()
         else:
             self._unparsable = True
-            cycle.body_broke_off()
+            cycle.body_broke_off(self._wrong_with_the_body())
+
+    def _wrong_with_the_body(self) -> Exception:
+        if not self._head_too_large:
+            return InvalidInput("the chunks of the request body are malformed")
+        return Unservable(
+            431,
+            f"beside its data the request body has more than {self.bounds.max_head_bytes} bytes"
+            f" of chunk extensions and trailers, or the request more than"
+            f" {self.bounds.max_headers} headers and trailers",
+        )
 
     def _refuse_head(self, reason: str) -> None:
         """Refuse what is not HTTP, or what has too large a head."""

@@ -12,7 +12,6 @@ import httptools
 
 from busbar_gateway.adapters.http.errors import Headers, RequestTimeout
 from busbar_gateway.adapters.http.limits import ClientGone, HttpLimits, body_too_large
-from busbar_gateway.domain.failures import InvalidInput
 
 _STATUS_LINES = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
@@ -57,8 +56,9 @@ class Cycle(Protocol):
         """Return the whole body.
 
         Raises PayloadTooLarge as soon as that is known, RequestTimeout when the
-        client takes too long, InvalidInput when what arrives is not a body, and
-        ClientGone when it leaves before the end.
+        client takes too long, InvalidInput when what arrives is not a body,
+        Unservable when it is more than a body, and ClientGone when it leaves
+        before the end.
         """
         ...
 
@@ -99,7 +99,7 @@ class ConnectionCycle:
     __slots__ = (
         "_body_bytes",
         "_body_complete",
-        "_body_malformed",
+        "_body_error",
         "_chunked",
         "_connection",
         "_head",
@@ -151,7 +151,7 @@ class ConnectionCycle:
         self._parts: list[bytes] = []
         self._body_bytes = 0
         self._body_complete = False
-        self._body_malformed = False
+        self._body_error: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
 
     @property
@@ -182,8 +182,8 @@ class ConnectionCycle:
                 while not self._body_complete and self._body_bytes <= limits.max_body_bytes:
                     if self.gone:
                         raise ClientGone
-                    if self._body_malformed:
-                        raise InvalidInput("the chunks of the request body are malformed")
+                    if self._body_error is not None:
+                        raise self._body_error
                     self._connection.resume_reading()
                     self._waiter = asyncio.get_running_loop().create_future()
                     await self._waiter
@@ -210,9 +210,9 @@ class ConnectionCycle:
         self._body_complete = True
         self._wake()
 
-    def body_broke_off(self) -> None:
-        """What follows is no body, so no request can follow either."""
-        self._body_malformed = True
+    def body_broke_off(self, error: Exception) -> None:
+        """What follows is no body, as `error` says, so no request can follow either."""
+        self._body_error = error
         self.keep_alive = False
         self._wake()
 

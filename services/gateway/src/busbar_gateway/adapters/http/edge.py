@@ -15,6 +15,7 @@ from busbar_gateway.adapters.http.errors import (
     Family,
     NoAddress,
     RequestTimeout,
+    Unservable,
     answered_as,
     family_of,
     render_error,
@@ -141,7 +142,7 @@ def _refused(exchange: Exchange, error: Exception) -> RefusedCall:
 
 
 async def _answer_failure(exchange: Exchange, error: Exception) -> None:
-    if not isinstance(error, (BusbarError, NoAddress, RequestTimeout)):
+    if not isinstance(error, (BusbarError, NoAddress, RequestTimeout, Unservable)):
         await _log.aerror(
             "unexpected failure at the HTTP edge",
             request_id=exchange.public_id,

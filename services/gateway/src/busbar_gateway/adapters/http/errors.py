@@ -55,6 +55,15 @@ class RequestTimeout(Exception):
         self.reason = reason
 
 
+class Unservable(Exception):
+    """HTTP itself has a `status` for what is wrong with this request; no other follows it."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.reason = reason
+
+
 class NoAddress(Exception):
     """There is nothing at an address, or not for the method; `allowed` names those that are."""
 
@@ -87,6 +96,8 @@ def answered_as(error: BaseException) -> tuple[Answered, str]:
     """Return status and names of a failure, and what the customer may read about it."""
     if isinstance(error, RequestTimeout):
         return _REQUEST_TIMEOUT, error.reason
+    if isinstance(error, Unservable):
+        return Answered(error.status, _INVALID, None, ""), error.reason
     if isinstance(error, NoAddress):
         if error.allowed:
             return _METHOD_NOT_ALLOWED, "This address does not take that method."
@@ -123,7 +134,7 @@ def render_error(family: Family, error: BaseException) -> tuple[int, Headers, by
         headers += _retry_after(error.retry_after_s)
     if isinstance(error, _NOT_WORTH_RETRYING):
         headers.append((b"x-should-retry", b"false"))
-    if isinstance(error, RequestTimeout):
+    if isinstance(error, (RequestTimeout, Unservable)):
         headers.append((b"connection", b"close"))
     if isinstance(error, NoAddress) and error.allowed:
         headers.append((b"allow", ", ".join(error.allowed).encode()))

@@ -20,9 +20,9 @@ class HttpLimits:
     body_timeout_s: float = 30.0
     """From the first to the last byte of a body; beyond it 408."""
     max_head_bytes: int = 64 * 1024
-    """Request line and headers; beyond it 431."""
+    """Request line and headers, and of a body what is not its data; beyond it 431."""
     max_headers: int = 128
-    """Header lines; beyond it 431."""
+    """Header lines, trailers included; beyond it 431."""
     head_timeout_s: float = 10.0
     """From the connection or the first byte of a request to its last header; beyond it 408."""
     linger_timeout_s: float = 10.0
