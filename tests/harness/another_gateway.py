@@ -32,8 +32,11 @@ async def another_gateway(
     gateway_id: str = "g2",
     clock_off_s: int = 0,
     settings: Mapping[str, str] | None = None,
+    files_max: int | None = None,
 ) -> AsyncIterator[AnotherGateway]:
     """Run it until the end of the block, with its own clock if that is to be off.
+
+    It can have `files_max` open and no more, where that is given.
 
     It then leaves: slots, limits and credit that it shares are the platform's own gateway's again.
     """
@@ -52,6 +55,7 @@ async def another_gateway(
                 **(settings or {}),
             },
             f"http://{LOOPBACK}:{ops}",
+            files_max=files_max,
             http=f"http://{LOOPBACK}:{http}",
             grpc=f"{LOOPBACK}:{grpc}",
         )

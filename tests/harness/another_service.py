@@ -28,6 +28,7 @@ class AnotherService:
     module: str
     environment: Mapping[str, str]
     ops: str
+    files_max: int | None = None
     process: asyncio.subprocess.Process | None = field(default=None, repr=False)
 
     async def start(self) -> None:
@@ -38,9 +39,14 @@ class AnotherService:
     async def spawn(self) -> None:
         """Start it, and wait for nothing."""
         self.process = await asyncio.create_subprocess_exec(
-            *tethered([sys.executable, "-m", self.module]),
+            *tethered([*self._limit(), sys.executable, "-m", self.module]),
             env={**os.environ, **self.environment},
         )
+
+    def _limit(self) -> list[str]:
+        if self.files_max is None:
+            return []
+        return ["/bin/sh", "-c", 'ulimit -n "$0" && exec "$@"', str(self.files_max)]
 
     async def end(self, number: int = signal.SIGKILL) -> int:
         """Signal it and wait until it is gone; returns its exit status."""

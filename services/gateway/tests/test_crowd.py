@@ -7,13 +7,15 @@ import resource
 import socket
 import subprocess
 import sys
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack, ExitStack, closing
 
 import grpc
 import pytest
 from busbar_contracts.node.v1.work_pb2 import InferenceWork
 from busbar_gateway.adapters.grpc.crowd import keep_out
+from busbar_gateway.adapters.grpc.sockets import Connections
 from busbar_gateway.adapters.open_files import CONNECTIONS_MAX, connections_of
+from files_left import files_left
 from gateway_harness import AUTH, Platform, Say, echo, eventually, grpc_edge, pb, request, show_life
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -61,6 +63,23 @@ async def test_who_never_says_anything_makes_room_for_who_does(platform: Platfor
 
     assert kept is grpc.ChannelConnectivity.READY
     assert answers == [name] * 3
+
+
+async def test_a_gateway_without_a_file_left_finds_whom_to_cut(platform: Platform) -> None:
+    name, _ = await platform.deploy()
+    edge = grpc_edge(platform.gateway, platform.serving, grace_s=1, connections_max=CONNECTIONS)
+    with ExitStack() as stack:
+        async with edge as port:
+            silent = [stack.enter_context(socket.socket()) for _ in range(2 * SILENT)]
+            with files_left(SILENT):
+                for one in silent:
+                    one.setblocking(False)
+                    one.connect_ex(("127.0.0.1", port))
+                await eventually(lambda: sum(map(is_cut, silent)) >= 2 * SILENT - CONNECTIONS)
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", OWN) as late:
+                answered = await asked(late, name)
+
+    assert answered == name
 
 
 async def test_who_waits_for_an_answer_is_not_cut_for_who_was_answered(platform: Platform) -> None:
@@ -111,12 +130,13 @@ async def test_who_only_reads_is_not_cut_for_who_only_waits() -> None:
         async def silent(connection: socket.socket) -> None:
             await eventually(lambda: last_received_ms(connection) > 20)
 
+        connections = stack.enter_context(closing(Connections(port)))
         reads, accepted = connect()
         await silent(accepted)
         waits, waited_for = connect()
         await silent(waited_for)
         accepted.sendall(b"a token")
-        keeping_out = asyncio.create_task(keep_out(port, 1, set))
+        keeping_out = asyncio.create_task(keep_out(connections, 1, set))
         for one in (reads, waits):
             one.setblocking(False)
         await eventually(lambda: is_cut(reads) or is_cut(waits))

@@ -4,33 +4,50 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import closing
 
 import pytest
-from busbar_gateway.adapters.grpc.sockets import connections, open_files
+from busbar_gateway.adapters.grpc.sockets import Connections, open_files
+from files_left import files_left
 
 
-def test_a_file_that_changes_hands_while_it_is_looked_at_is_not_kept(
+async def test_a_file_that_changes_hands_while_it_is_looked_at_is_not_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The front may close a connection, and its number be another file's, at any moment."""
-    readlink = os.readlink
+    dup2 = os.dup2
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         closed, other = socket.socket().detach(), os.open(os.devnull, os.O_RDONLY)
 
-        def changing(path: str) -> str:
-            said = readlink(path)
-            if path.endswith(f"/{closed}"):
-                os.dup2(other, closed)
-            return said
+        def changing(descriptor: int, onto: int, inheritable: bool = True) -> int:
+            if descriptor == closed:
+                dup2(other, closed)
+            return dup2(descriptor, onto, inheritable)
 
-        before = open_files()
-        monkeypatch.setattr(os, "readlink", changing)
-        found = list(connections(port))
+        before = len(open_files())
+        monkeypatch.setattr(os, "dup2", changing)
+        with closing(Connections(port)) as connections:
+            found = [peer async for peer, _ in connections]
         monkeypatch.undo()
-        after = open_files()
+        after = len(open_files())
         os.close(closed)
         os.close(other)
 
     assert found == []
     assert after == before
+
+
+async def test_connections_are_found_though_no_file_can_be_opened() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with (
+            socket.create_connection(("127.0.0.1", port)) as client,
+            server.accept()[0],
+            closing(Connections(port)) as connections,
+            files_left(0),
+        ):
+            found = [peer async for peer, _ in connections]
+            peer = "ipv4:{}:{}".format(*client.getsockname())
+
+    assert found == [peer]

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import structlog
 from busbar_messaging.background import rest_s
 
-from busbar_gateway.adapters.grpc.sockets import Peer, connections, open_files
+from busbar_gateway.adapters.grpc.sockets import Connections, Peer, open_files
 
 log = structlog.get_logger()
 
@@ -26,27 +26,36 @@ _SENT_MS_AGO_AT, _RECEIVED_MS_AGO_AT, _RECEIVED_BYTES_AT = 44, 52, 128
 linux/tcp.h."""
 
 
-async def keep_out(port: int, connections_max: int, served: Callable[[], set[Peer]]) -> None:
-    """Look twice a second, for ever, that `port` has no more connections than that.
+async def keep_out(
+    connections: Connections, connections_max: int, served: Callable[[], set[Peer]]
+) -> None:
+    """Look twice a second, for ever, that there are no more connections than that.
 
     Who is `served` says nothing until the answer is there.
     """
     while True:
         await asyncio.sleep(rest_s(_LOOK_EVERY_S))
-        if open_files() <= connections_max:
-            continue
-        if cut := await asyncio.to_thread(_cut, port, connections_max, served()):
-            log.warning("too many gRPC connections: cut", cut=cut, connections_max=connections_max)
+        try:
+            await _look(connections, connections_max, served)
+        except Exception:
+            log.exception("gRPC connections could not be counted")
 
 
-def _cut(port: int, connections_max: int, served: set[Peer]) -> int:
-    """How many had to go."""
-    worth = {peer: (peer in served, *_worth(connection)) for peer, connection in connections(port)}
+async def _look(
+    connections: Connections, connections_max: int, served: Callable[[], set[Peer]]
+) -> None:
+    if len(open_files()) <= connections_max:
+        return
+    worth = {peer: _worth(connection) async for peer, connection in connections}
     too_many = len(worth) - connections_max
     if too_many <= 0:
-        return 0
-    least = set(sorted(worth, key=lambda peer: worth[peer])[:too_many])
-    return sum(_shut(connection) for peer, connection in connections(port) if peer in least)
+        return
+    busy = served()
+    least = set(sorted(worth, key=lambda peer: (peer in busy, *worth[peer]))[:too_many])
+    cut = 0
+    async for peer, connection in connections:
+        cut += peer in least and _shut(connection)
+    log.warning("too many gRPC connections: cut", cut=cut, connections_max=connections_max)
 
 
 def _worth(connection: socket.socket) -> tuple[bool, int]:

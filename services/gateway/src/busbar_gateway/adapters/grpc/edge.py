@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from datetime import timedelta
 from typing import Any
 
@@ -19,6 +19,7 @@ from busbar_gateway.adapters.grpc.crowd import keep_out
 from busbar_gateway.adapters.grpc.goodbye import say_goodbye
 from busbar_gateway.adapters.grpc.inference import Inference
 from busbar_gateway.adapters.grpc.native import NativeServer, behind
+from busbar_gateway.adapters.grpc.sockets import Connections
 from busbar_gateway.adapters.grpc.statuses import Context, abort, metadata_of
 from busbar_gateway.domain.failures import Forbidden, InvalidInput, Unauthenticated
 
@@ -87,21 +88,28 @@ async def serve_grpc(
     )
     status = _HealthServicer()
     fallback = _fallback(inference, status)
-    async with behind(fallback) as socket:
-        server.start(socket)
-        reporter = asyncio.create_task(_report_health(status, readiness), name="grpc-health")
-        keeping_out = keep_out(server.port, connections_max, server.served)
-        doorman = asyncio.create_task(keeping_out, name="grpc-crowd")
-        try:
-            yield server.port
-        finally:
-            await end([reporter, doorman])
+    with closing(Connections(server.port)) as connections:
+        async with behind(fallback) as socket:
+            server.start(socket)
+            reporter = asyncio.create_task(_report_health(status, readiness), name="grpc-health")
+            keeping_out = keep_out(connections, connections_max, server.served)
+            doorman = asyncio.create_task(keeping_out, name="grpc-crowd")
             try:
-                await status.enter_graceful_shutdown()
-                await say_goodbye(server.port, 0.0)
+                yield server.port
             finally:
-                await asyncio.gather(server.finish(grace), fallback.stop(grace.total_seconds()))
-                await server.close()
+                await end([reporter, doorman])
+                await _leave(server, fallback, status, grace)
+
+
+async def _leave(
+    server: NativeServer, fallback: grpc.aio.Server, status: Any, grace: timedelta
+) -> None:
+    try:
+        await status.enter_graceful_shutdown()
+        await say_goodbye(server.port, 0.0)
+    finally:
+        await asyncio.gather(server.finish(grace), fallback.stop(grace.total_seconds()))
+        await server.close()
 
 
 def _fallback(inference: Inference, status: Any) -> grpc.aio.Server:

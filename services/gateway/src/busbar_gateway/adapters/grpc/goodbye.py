@@ -17,10 +17,11 @@ import socket
 import struct
 import termios
 from collections.abc import Mapping
+from contextlib import closing
 
 import structlog
 
-from busbar_gateway.adapters.grpc.sockets import Peer, connections
+from busbar_gateway.adapters.grpc.sockets import Connections, Peer
 
 log = structlog.get_logger()
 
@@ -60,7 +61,7 @@ async def say_goodbye(port: int, for_s: float) -> None:
     while True:
         failure: OSError | None = None
         try:
-            tell_at = _look(port, tell_at, now(), in_s)
+            tell_at = await _look(port, tell_at, now(), in_s)
         except OSError as error:
             failure = error
         in_s, rest_s = _SETTLED_AFTER_S, ends - now()
@@ -71,12 +72,15 @@ async def say_goodbye(port: int, for_s: float) -> None:
         log.warning("clients were not told that the gateway stops", reason=str(failure))
 
 
-def _look(port: int, tell_at: Mapping[Peer, float], now_s: float, in_s: float) -> dict[Peer, float]:
+async def _look(
+    port: int, tell_at: Mapping[Peer, float], now_s: float, in_s: float
+) -> dict[Peer, float]:
     """When each who is connected is to be told, after all are whose time has come."""
     connected = dict[Peer, float]()
-    for peer, connection in connections(port):
-        at = tell_at.get(peer, now_s + in_s)
-        connected[peer] = math.inf if now_s >= at and _tell(connection) else at
+    with closing(Connections(port)) as connections:
+        async for peer, connection in connections:
+            at = tell_at.get(peer, now_s + in_s)
+            connected[peer] = math.inf if now_s >= at and _tell(connection) else at
     return connected
 
 

@@ -2,43 +2,66 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import os
+import resource
 import socket
-from collections.abc import Iterator
+import stat
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 
 _FILES = "/proc/self/fd"
+_AT_ONCE = 64
+"""So many files are looked at in a row, which takes about a millisecond."""
 
 Peer = str
 """A client's address as the front writes it: `ipv4:127.0.0.1:39206`, `ipv6:[::1]:37842`."""
 
 
-def open_files() -> int:
-    """How many files this process has open."""
-    return len(os.listdir(_FILES))  # noqa: PTH208 (a path for each is not needed)
-
-
-def connections(port: int) -> Iterator[tuple[Peer, socket.socket]]:
-    """This process's connections that were accepted on `port`; each is closed afterwards.
-
-    What is yielded is a duplicate: the connection lives on whatever becomes of it.
-    """
-    for name in os.listdir(_FILES):  # noqa: PTH208 (a path for each takes twice as long)
-        with suppress(OSError):
-            if not os.readlink(f"{_FILES}/{name}").startswith("socket:"):  # noqa: PTH115 (the same)
-                continue
-            with _duplicate(int(name)) as connection:
-                if _is_tcp(connection) and connection.getsockname()[1] == port:
-                    yield _peer(connection), connection
-
-
-def _duplicate(descriptor: int) -> socket.socket:
-    duplicate = os.dup(descriptor)
+def open_files() -> Sequence[int]:
+    """The descriptors of all files that this process has open."""
     try:
-        return socket.socket(fileno=duplicate)
-    except OSError:  # the front has closed it meanwhile, and it is some other file now
-        os.close(duplicate)
-        raise
+        return [int(name) for name in os.listdir(_FILES)]  # noqa: PTH208 (a path for each is slow)
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return range(soft)  # the listing is a file, too, and none is left: each descriptor is taken
+
+
+class Connections:
+    """This process's connections that were accepted on `port`.
+
+    Each comes as a duplicate, which is good until the next comes; the connection lives on
+    whatever becomes of it. Two descriptors are kept for that, since who looks because no more
+    can be opened could not make one.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._nothing, self._duplicate = os.pipe()
+
+    def close(self) -> None:
+        """Give the two descriptors back."""
+        os.close(self._duplicate)
+        os.close(self._nothing)
+
+    async def __aiter__(self) -> AsyncIterator[tuple[Peer, socket.socket]]:
+        """Between some and the next the event loop has its turn."""
+        for count, descriptor in enumerate(open_files(), start=1):
+            with suppress(OSError):  # the front may close it meanwhile, and it be another file
+                if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                    os.dup2(descriptor, self._duplicate, inheritable=False)
+                    connection = socket.socket(fileno=self._duplicate)
+                    try:
+                        if _is_tcp(connection) and connection.getsockname()[1] == self._port:
+                            yield _peer(connection), connection
+                    finally:
+                        connection.detach()
+            os.dup2(self._nothing, self._duplicate, inheritable=False)
+            if count % _AT_ONCE == 0:
+                await asyncio.sleep(0)
 
 
 def _peer(connection: socket.socket) -> Peer:
