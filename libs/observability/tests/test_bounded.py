@@ -35,7 +35,10 @@ async def port(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[int]:
     monkeypatch.setattr(bounded, "HEAD_TIMEOUT_S", SHORT_S)
     monkeypatch.setattr(bounded, "BODY_TIMEOUT_S", SHORT_S)
     application = Starlette(
-        routes=[Route("/", echo, methods=["POST"]), Route("/slow", slow, methods=["GET"])]
+        routes=[
+            Route("/", echo, methods=["POST"]),
+            Route("/slow", slow, methods=["GET"]),
+        ]
     )
     async with serve_http(application, "127.0.0.1", 0) as port:
         yield port
@@ -65,6 +68,20 @@ async def test_what_does_not_arrive_in_time_is_a_408(port: int, begun: bytes) ->
     answer = await said(port, begun)
 
     assert answer.rpartition(b"HTTP/1.1 ")[2].startswith(b"408 ")
+
+
+async def test_a_body_that_comes_after_its_answer_does_not_stop_the_clock(port: int) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"GET /none HTTP/1.1\r\nhost: here\r\ncontent-length: 1\r\n\r\n")
+    answered = await asyncio.wait_for(reader.readuntil(b"\r\n\r\nNot Found"), WITHIN_S)
+    writer.write(b"1")
+    try:
+        rest = await asyncio.wait_for(reader.read(), WITHIN_S)
+    finally:
+        writer.close()
+
+    assert answered.startswith(b"HTTP/1.1 404 ")
+    assert rest.startswith(b"HTTP/1.1 408 ")
 
 
 async def test_who_comes_when_there_are_too_many_is_refused(port: int) -> None:

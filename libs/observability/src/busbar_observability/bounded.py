@@ -37,20 +37,31 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def on_headers_complete(self) -> None:
-        """The body may come."""
-        self._give(BODY_TIMEOUT_S)
+        """Its body comes next."""
         super().on_headers_complete()
+        self._expect()
 
     def on_message_complete(self) -> None:
-        """All of it is here: the answer may take what it takes."""
-        self._give(None)
+        """All of it is here."""
         super().on_message_complete()
+        self._expect()
 
     def on_response_complete(self) -> None:
         """The next one may come, unless it is here already."""
         super().on_response_complete()
+        self._expect()
+
+    def _expect(self) -> None:
+        """Give what comes next its time; an answer may take what it takes.
+
+        A body that comes after its answer is read to its end, in the time of the next head.
+        """
         if self.cycle.response_complete:
             self._give(HEAD_TIMEOUT_S)
+        elif self.cycle.more_body:
+            self._give(BODY_TIMEOUT_S)
+        else:
+            self._give(None)
 
     def _give(self, seconds: float | None) -> None:
         if self._patience is not None:
