@@ -13,15 +13,25 @@ from busbar_observability import bounded
 from busbar_observability.ops import serve_http
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 SHORT_S = 0.3
 WITHIN_S = 5.0
+PIECES = [b"one", b"two", b"three", b"four"]
 
 
 async def echo(request: Request) -> Response:
     return Response(await request.body())
+
+
+async def pieces(_: Request) -> Response:
+    async def each() -> AsyncIterator[bytes]:
+        for piece in PIECES:
+            yield piece
+            await asyncio.to_thread(threading.Event().wait, SHORT_S)
+
+    return StreamingResponse(each())
 
 
 async def slow(_: Request) -> Response:
@@ -38,6 +48,7 @@ async def port(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[int]:
         routes=[
             Route("/", echo, methods=["POST"]),
             Route("/slow", slow, methods=["GET"]),
+            Route("/pieces", pieces, methods=["GET"]),
         ]
     )
     async with serve_http(application, "127.0.0.1", 0) as port:
@@ -81,6 +92,16 @@ async def test_a_body_that_comes_after_its_answer_does_not_stop_the_clock(port: 
         writer.close()
 
     assert answered.startswith(b"HTTP/1.1 404 ")
+    assert rest.startswith(b"HTTP/1.1 408 ")
+
+
+async def test_a_late_body_does_not_break_into_the_answer_before_it(port: int) -> None:
+    first = b"GET /pieces HTTP/1.1\r\nhost: here\r\n\r\n"
+    second = b"POST / HTTP/1.1\r\nhost: here\r\ncontent-length: 9\r\n\r\n"
+
+    answer, _, rest = (await said(port, first + second)).partition(b"\r\n0\r\n\r\n")
+
+    assert answer.partition(b"\r\n\r\n")[2].split(b"\r\n")[1::2] == PIECES
     assert rest.startswith(b"HTTP/1.1 408 ")
 
 

@@ -54,11 +54,12 @@ class BoundedProtocol(HttpToolsProtocol):
     def _expect(self) -> None:
         """Give what comes next its time; an answer may take what it takes.
 
-        A body that comes after its answer is read to its end, in the time of the next head.
+        A body that comes after its answer is read to its end, in the time of the next head. One
+        that was sent ahead of the answer before it has its time after that.
         """
         if self.cycle.response_complete:
             self._give(HEAD_TIMEOUT_S)
-        elif self.cycle.more_body:
+        elif self.cycle.more_body and not self.pipeline:
             self._give(BODY_TIMEOUT_S)
         else:
             self._give(None)
