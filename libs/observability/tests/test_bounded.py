@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -18,6 +19,9 @@ from starlette.routing import Route
 
 SHORT_S = 0.3
 WITHIN_S = 5.0
+MIB = 1024 * 1024
+LARGE_BYTES = 16 * MIB
+"""More than the kernel takes for a client that does not read."""
 PIECES = [b"one", b"two", b"three", b"four"]
 
 
@@ -34,6 +38,16 @@ async def pieces(_: Request) -> Response:
     return StreamingResponse(each())
 
 
+async def large(request: Request) -> Response:
+    async def each() -> AsyncIterator[bytes]:
+        for _ in range(LARGE_BYTES // MIB):
+            yield bytes(MIB)
+
+    if request.query_params["sent"] == "in pieces":
+        return StreamingResponse(each())
+    return Response(bytes(LARGE_BYTES), headers={"connection": request.query_params["then"]})
+
+
 async def slow(_: Request) -> Response:
     await asyncio.to_thread(threading.Event().wait, 4 * SHORT_S)
     return Response(b"late")
@@ -44,11 +58,13 @@ async def port(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[int]:
     monkeypatch.setattr(bounded, "CONNECTIONS_MAX", 3)
     monkeypatch.setattr(bounded, "HEAD_TIMEOUT_S", SHORT_S)
     monkeypatch.setattr(bounded, "BODY_TIMEOUT_S", SHORT_S)
+    monkeypatch.setattr(bounded, "UNREAD_TIMEOUT_S", SHORT_S)
     application = Starlette(
         routes=[
             Route("/", echo, methods=["POST"]),
             Route("/slow", slow, methods=["GET"]),
             Route("/pieces", pieces, methods=["GET"]),
+            Route("/large", large, methods=["GET"]),
         ]
     )
     async with serve_http(application, "127.0.0.1", 0) as port:
@@ -113,6 +129,23 @@ async def test_who_comes_when_there_are_too_many_is_refused(port: int) -> None:
         answer = await said(port, b"")
 
     assert answer.startswith(b"HTTP/1.1 503 ")
+
+
+@pytest.mark.parametrize(
+    "query", ["sent=at-once&then=keep-alive", "sent=at-once&then=close", "sent=in%20pieces"]
+)
+async def test_who_does_not_read_his_answer_keeps_nobody_out(port: int, query: str) -> None:
+    request = f"GET /large?{query} HTTP/1.1\r\nhost: here\r\n\r\n".encode()
+    async with AsyncExitStack() as stack:
+        for _ in range(3):
+            silent = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+            silent.send(request)
+        answer = await said(port, b"")
+        async with asyncio.timeout(WITHIN_S):
+            while answer.startswith(b"HTTP/1.1 503 "):
+                answer = await said(port, b"")
+
+    assert answer.startswith(b"HTTP/1.1 408 ")
 
 
 async def test_an_answer_may_take_longer_than_a_request(port: int) -> None:

@@ -1,12 +1,14 @@
-"""uvicorn's HTTP/1.1 with bounds: on how many connect, and on how long a request takes to arrive.
+"""uvicorn's HTTP/1.1 with bounds: on how many connect, on how long a request takes to arrive, and
+on how long an answer goes unread.
 
-Without them connections that say nothing stay open for ever, until the process has no file left
-for anybody, its database and the bus included.
+Without them connections that say nothing, or read nothing, stay open for ever, until the process
+has no file left for anybody, its database and the bus included.
 """
 
 from __future__ import annotations
 
 import asyncio
+import socket
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -16,6 +18,8 @@ HEAD_TIMEOUT_S = 10.0
 """From the connection, or the answer before, to the last header; beyond it 408."""
 BODY_TIMEOUT_S = 30.0
 """From the last header to the last byte of the body; beyond it 408."""
+UNREAD_TIMEOUT_S = 30.0
+"""How long a client may read nothing of what is answered; then it is cut off."""
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -26,6 +30,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take it, or refuse it when there are too many."""
         super().connection_made(transport)  # pyright: ignore[reportArgumentType]
+        self._cut_off_when_unread(transport.get_extra_info("socket"))
         if len(self.connections) > CONNECTIONS_MAX:
             self._leave("503 Service Unavailable", "too many connections are open; try again")
         else:
@@ -50,6 +55,14 @@ class BoundedProtocol(HttpToolsProtocol):
         """The next one may come, unless it is here already."""
         super().on_response_complete()
         self._expect()
+
+    def _cut_off_when_unread(self, connection: socket.socket) -> None:
+        """Have the kernel do it: it knows what the client took, also after the transport closed.
+
+        Linux counts the time in which nothing is acknowledged or the window is shut: tcp(7).
+        """
+        milliseconds = round(UNREAD_TIMEOUT_S * 1000)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
 
     def _expect(self) -> None:
         """Give what comes next its time; an answer may take what it takes.
