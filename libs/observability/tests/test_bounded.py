@@ -55,7 +55,6 @@ async def slow(_: Request) -> Response:
 
 @pytest.fixture
 async def port(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[int]:
-    monkeypatch.setattr(bounded, "CONNECTIONS_MAX", 3)
     monkeypatch.setattr(bounded, "HEAD_TIMEOUT_S", SHORT_S)
     monkeypatch.setattr(bounded, "BODY_TIMEOUT_S", SHORT_S)
     monkeypatch.setattr(bounded, "UNREAD_TIMEOUT_S", SHORT_S)
@@ -67,7 +66,7 @@ async def port(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[int]:
             Route("/large", large, methods=["GET"]),
         ]
     )
-    async with serve_http(application, "127.0.0.1", 0) as port:
+    async with serve_http(application, "127.0.0.1", 0, connections_max=3) as port:
         yield port
 
 

@@ -13,7 +13,7 @@ import socket
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 CONNECTIONS_MAX = 512
-"""Of each listener; beyond it 503. Half of the files that a shell lets a process have."""
+"""Of each listener, where as many files may be open (open_files.py); beyond it 503."""
 HEAD_TIMEOUT_S = 10.0
 """From the connection, or the answer before, to the last header; beyond it 408."""
 BODY_TIMEOUT_S = 30.0
@@ -25,13 +25,14 @@ UNREAD_TIMEOUT_S = 30.0
 class BoundedProtocol(HttpToolsProtocol):
     """One connection."""
 
+    connections_max = CONNECTIONS_MAX
     _patience: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take it, or refuse it when there are too many."""
         super().connection_made(transport)  # pyright: ignore[reportArgumentType]
         self._cut_off_when_unread(transport.get_extra_info("socket"))
-        if len(self.connections) > CONNECTIONS_MAX:
+        if len(self.connections) > self.connections_max:
             self._leave("503 Service Unavailable", "too many connections are open; try again")
         else:
             self._give(HEAD_TIMEOUT_S)
@@ -92,3 +93,8 @@ class BoundedProtocol(HttpToolsProtocol):
             head = f"HTTP/1.1 {status}\r\nconnection: close\r\ncontent-type: text/plain\r\n"
             self.transport.write(f"{head}content-length: {len(reason)}\r\n\r\n{reason}".encode())
         self.transport.close()
+
+
+def bounded_protocol(connections_max: int) -> type[BoundedProtocol]:
+    """Return the protocol of a listener that takes so many connections at a time."""
+    return type("Bounded", (BoundedProtocol,), {"connections_max": connections_max})

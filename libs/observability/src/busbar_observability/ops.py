@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from busbar_observability.bounded import BoundedProtocol
+from busbar_observability.bounded import CONNECTIONS_MAX, bounded_protocol
 
 _TICK_S = 1.0
 
@@ -81,15 +81,18 @@ async def serve_http(
     application: Any,
     host: str,
     port: int,
+    *,
+    connections_max: int = CONNECTIONS_MAX,
     **options: Any,
 ) -> AsyncIterator[int]:
     """Serve an ASGI application in this event loop; yields the bound port.
 
-    `options` go to uvicorn.Config. Raises OSError when the port is taken.
+    Beyond `connections_max` 503, unless `options` bring a protocol of their own; they go to
+    uvicorn.Config. Raises OSError when the port is taken.
     On leaving, open requests get up to 5 s to finish.
     """
     settings: dict[str, Any] = {
-        "http": BoundedProtocol,
+        "http": bounded_protocol(connections_max),
         "log_config": None,
         "access_log": False,
         "lifespan": "off",

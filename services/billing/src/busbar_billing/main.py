@@ -19,6 +19,7 @@ from busbar_messaging.background import end, rest_s
 from busbar_messaging.connection import close, connect
 from busbar_messaging.topology import BILLING_USAGE, billing_measured_consumer
 from busbar_observability.logs import configure_logging
+from busbar_observability.open_files import make_room
 from busbar_observability.ops import ops_application, serve_http
 from busbar_observability.tracing import configure_tracing, flush_tracing
 from nats.aio.client import Client
@@ -156,10 +157,16 @@ async def serve(settings: Settings, stop: Stop) -> None:
         admin = admin_application(parts, token, hmac_secret)
         account = account_application(parts, hmac_secret, key_use.used)
         ops = ops_application(lambda: not_ready(database, client))
-        host = settings.http_host
-        await stack.enter_async_context(serve_http(admin, host, settings.http_port))
-        await stack.enter_async_context(serve_http(account, host, settings.account_port))
-        await stack.enter_async_context(serve_http(ops, host, settings.ops_port))
+        host, share = settings.http_host, make_room(listeners=3)
+        await stack.enter_async_context(
+            serve_http(admin, host, settings.http_port, connections_max=share)
+        )
+        await stack.enter_async_context(
+            serve_http(account, host, settings.account_port, connections_max=share)
+        )
+        await stack.enter_async_context(
+            serve_http(ops, host, settings.ops_port, connections_max=share)
+        )
         spare_the_collector()
         log.info("billing serves", http_port=settings.http_port, ops_port=settings.ops_port)
         await stop

@@ -41,7 +41,7 @@ from busbar_gateway.adapters.idempotency_store import IdempotencyStore
 from busbar_gateway.adapters.key_ring import KeyRing
 from busbar_gateway.adapters.metrics import Metrics
 from busbar_gateway.adapters.model_response import is_response
-from busbar_gateway.adapters.open_files import make_room
+from busbar_gateway.adapters.open_files import OPERATIONS_CONNECTIONS_MAX, make_room
 from busbar_gateway.adapters.policy_table import PolicyTable
 from busbar_gateway.adapters.presence import Gateways, Heartbeat
 from busbar_gateway.adapters.price_table import PriceTable
@@ -367,7 +367,14 @@ async def serve_edges(settings: GatewaySettings, gateway: Gateway, stop: asyncio
     )
     async with contextlib.AsyncExitStack() as stack:
         ops = ops_application(gateway.unready_for_customers)
-        await stack.enter_async_context(serve_http(ops, settings.http_host, settings.ops_port))
+        await stack.enter_async_context(
+            serve_http(
+                ops,
+                settings.http_host,
+                settings.ops_port,
+                connections_max=OPERATIONS_CONNECTIONS_MAX,
+            )
+        )
         while gateway.unread() and not stop.is_set():  # or good keys would be refused as unknown
             await asyncio.sleep(_READ_POLL_S)
         http_port = await stack.enter_async_context(

@@ -24,6 +24,7 @@ from busbar_messaging.connection import close, connect
 from busbar_messaging.hot_connection import HotConnection
 from busbar_messaging.topology import NODES, work_consumer
 from busbar_observability.logs import configure_logging
+from busbar_observability.open_files import make_room
 from busbar_observability.ops import ops_application, serve_http
 from busbar_observability.tracing import configure_tracing, flush_tracing
 from nats.aio.client import Client
@@ -228,8 +229,9 @@ async def run(settings: Settings) -> int:
     def unready() -> list[str]:
         return agent.unready() if agent else [tenure.reason]
 
+    ops, host, share = ops_application(unready), settings.http_host, make_room(listeners=1)
     with StateLock(settings.state_dir) as lock:
-        async with serve_http(ops_application(unready), settings.http_host, settings.ops_port):
+        async with serve_http(ops, host, settings.ops_port, connections_max=share):
             if await _unless(stopping, _named(tenure, lock)):
                 agent = build(settings, client, tracer, tenure)
                 status = await _serve(agent, stopping)

@@ -14,6 +14,7 @@ from busbar_messaging.background import end, rest_s
 from busbar_messaging.bundles.store import BundleStore
 from busbar_messaging.connection import close, connect
 from busbar_observability.logs import configure_logging
+from busbar_observability.open_files import make_room
 from busbar_observability.ops import ops_application, serve_http
 from nats.aio.client import Client
 
@@ -154,14 +155,18 @@ async def run(settings: Settings) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     client = await connect(settings, "busbar-scheduler")
     scheduler = Scheduler(settings, client)
+    share = make_room(listeners=2)
     try:
         async with (
             scheduler.running(),
-            serve_http(scheduler.application, settings.http_host, settings.http_port),
+            serve_http(
+                scheduler.application, settings.http_host, settings.http_port, connections_max=share
+            ),
             serve_http(
                 ops_application(lambda: scheduler.view.missing),
                 settings.http_host,
                 settings.ops_port,
+                connections_max=share,
             ),
         ):
             log.info("scheduler started", scheduler_id=settings.scheduler_id)

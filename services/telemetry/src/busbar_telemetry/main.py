@@ -14,6 +14,7 @@ from busbar_errors import BusbarError
 from busbar_messaging.background import end
 from busbar_messaging.connection import close, connect
 from busbar_observability.logs import configure_logging
+from busbar_observability.open_files import make_room
 from busbar_observability.ops import ops_application, serve_http
 from nats.aio.client import Client
 from prometheus_client import REGISTRY
@@ -43,8 +44,9 @@ async def serve(settings: TelemetrySettings, stop: asyncio.Event) -> None:
     """Run until `stop`. The OTLP listeners open first: others send spans from their start on."""
     store = TraceStore(_limits(settings))
     intake = SpanIntake(store)
+    share = make_room(listeners=4)
     async with contextlib.AsyncExitStack() as stack:
-        await _listen_for_spans(settings, intake, stack)
+        await _listen_for_spans(settings, intake, share, stack)
         client = await _connect(settings, stop)
         if client is None:
             return
@@ -63,9 +65,10 @@ async def serve(settings: TelemetrySettings, stop: asyncio.Event) -> None:
         collector = FleetCollector(viewer, store, intake, events)
         REGISTRY.register(collector)
         stack.callback(REGISTRY.unregister, collector)
-        await _listen_for_people(settings, viewer, store, stack)
+        await _listen_for_people(settings, viewer, store, share, stack)
         ops = ops_application(lambda: _not_ready(client, watch))
-        await stack.enter_async_context(serve_http(ops, settings.http_host, settings.ops_port))
+        host, port = settings.http_host, settings.ops_port
+        await stack.enter_async_context(serve_http(ops, host, port, connections_max=share))
         log.info("telemetry serving", http_port=settings.http_port)
         await _run_until(stop, watch, consumer)
         log.info("telemetry stopping")
@@ -84,7 +87,7 @@ async def _connect(settings: TelemetrySettings, stop: asyncio.Event) -> Client |
 
 
 async def _listen_for_spans(
-    settings: TelemetrySettings, intake: SpanIntake, stack: contextlib.AsyncExitStack
+    settings: TelemetrySettings, intake: SpanIntake, share: int, stack: contextlib.AsyncExitStack
 ) -> None:
     host = settings.otlp_host
     otlp = otlp_http_application(intake)
@@ -93,6 +96,7 @@ async def _listen_for_spans(
             otlp,
             host,
             settings.otlp_http_port,
+            connections_max=share,
             limit_concurrency=_HTTP_CONNECTIONS_MAX,
             headers=ONE_EXPORT_PER_CONNECTION,
         )
@@ -104,6 +108,7 @@ async def _listen_for_people(
     settings: TelemetrySettings,
     viewer: FleetViewer,
     store: TraceStore,
+    share: int,
     stack: contextlib.AsyncExitStack,
 ) -> None:
     application = http_application(
@@ -118,6 +123,7 @@ async def _listen_for_people(
             application,
             settings.http_host,
             settings.http_port,
+            connections_max=share,
             limit_concurrency=_HTTP_CONNECTIONS_MAX,
         )
     )

@@ -6,41 +6,25 @@ health probes and the bus as little as for customers.
 
 from __future__ import annotations
 
-import resource
-
-import structlog
-
-log = structlog.get_logger()
+from busbar_observability.open_files import OWN_FILES, raise_limit
 
 CONNECTIONS_MAX = 4096
 """Of each edge, where the system allows that many files."""
 _FILES_FOR_ONE_OF_EACH = 4
 """A connection over HTTP is one. One over gRPC is up to three: streams go through a socket of our
 own to the server behind the front, and both of its ends are ours."""
-_OWN_FILES = 256
-"""The bus, the operations listener, what is kept on disk; a hundred are in use."""
-_FILES_WANTED = CONNECTIONS_MAX * _FILES_FOR_ONE_OF_EACH + _OWN_FILES
+OPERATIONS_CONNECTIONS_MAX = 128
+"""Of the operations listener, which has no share: they are among the gateway's own files."""
+_FILES_WANTED = CONNECTIONS_MAX * _FILES_FOR_ONE_OF_EACH + OWN_FILES
 _CONNECTIONS_MIN = 16
 
 
 def make_room() -> int:
     """Raise the soft limit as far as needed and allowed; returns the connections of each edge."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    allowed = _FILES_WANTED if hard == resource.RLIM_INFINITY else min(hard, _FILES_WANTED)
-    if soft != resource.RLIM_INFINITY and soft < allowed:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-    connections = connections_of(allowed)
-    if connections < CONNECTIONS_MAX:
-        log.warning(
-            "few files may be open, so few connections: raise the limit (ulimit -n)",
-            connections_max=connections,
-            files_max=allowed,
-            files_wanted=_FILES_WANTED,
-        )
-    return connections
+    return connections_of(raise_limit(_FILES_WANTED))
 
 
 def connections_of(files: int) -> int:
     """How many connections each edge may have of a process that may have so many files."""
-    share = (files - _OWN_FILES) // _FILES_FOR_ONE_OF_EACH
+    share = (files - OWN_FILES) // _FILES_FOR_ONE_OF_EACH
     return max(_CONNECTIONS_MIN, min(CONNECTIONS_MAX, share))
