@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -81,6 +81,8 @@ class InferenceCall:
     read: Callable[[bytes], object] | None = None
     """Reads a unary answer. Raises ModelFailed for one that cannot be read, before it is charged:
     another attempt may help."""
+    may_charge: Callable[[], Awaitable[None]] | None = None
+    """Awaited before a unary answer is charged, where it cannot leave at once."""
     canary: str = ""
     """Digest of the version on trial that has it; empty where the one that serves does."""
     resumable: Resumable | None = None

@@ -22,6 +22,8 @@ class Unary:
         served = self._served
         try:
             answer = await self._answer()
+            if served.call.may_charge is not None:
+                await served.call.may_charge()
             self._charge = await served.commit()
         except BaseException as error:
             served.end(error)

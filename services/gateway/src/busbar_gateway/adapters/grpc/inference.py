@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import grpc
@@ -23,6 +24,7 @@ from busbar_gateway.adapters.grpc.statuses import (
     only_text_of,
     text_of,
 )
+from busbar_gateway.adapters.grpc.turns import ChargedAhead, Turn, Turns
 from busbar_gateway.adapters.identity import new_request_id
 from busbar_gateway.adapters.key_ring import KeyRing
 from busbar_gateway.adapters.model_response import read_response
@@ -48,7 +50,8 @@ _IDEMPOTENCY_KEY = "idempotency-key"
 pb: Any = service_pb2  # the generated module has no types
 
 PIPELINED_MAX = 16
-"""Requests of one ModelStreamInfer that may be under way at once."""
+"""Requests of one ModelStreamInfer that may be under way at once, answered and held back for
+their turn included."""
 _INFER_RESPONSE_TAG = b"\x12"
 """Field 2, length-delimited: ModelStreamInferResponse.infer_response."""
 _FINAL_RESPONSE = b"triton_final_response\x12\x02\x08\x01"
@@ -79,6 +82,7 @@ class Inference:
         self._routes = routes
         self._default_timeout_s = default_timeout_s
         self._timeout_max_s = timeout_max_s
+        self._charged_ahead = ChargedAhead()
 
     async def model_infer(self, payload: bytes, call: Call) -> None:
         """ModelInfer, on bytes."""
@@ -124,15 +128,18 @@ class Inference:
         under_way = asyncio.Semaphore(PIPELINED_MAX)
         writer = _Writer(context)
 
-        async def serve(payload: bytes, caller: Caller) -> None:
+        async def serve(payload: bytes, caller: Caller, turn: Turn) -> None:
             try:
-                await self._one_of_stream(payload, caller, context, writer)
+                await self._one_of_stream(payload, caller, context, writer, turn)
             except ClientGone:
                 pass  # grpcio cancels the whole call
             except Exception as error:  # noqa: BLE001
+                await turn.come.wait()
                 with suppress(ClientGone):
                     await writer.write(_stream_error(error))
             finally:
+                writer.turns.leave(turn)
+                self._charged_ahead.left(turn)
                 under_way.release()
 
         refusal: BusbarError | None = None
@@ -144,7 +151,7 @@ class Inference:
                 except (Unauthenticated, Forbidden) as error:
                     refusal = error
                     break
-                tasks.create_task(serve(payload, caller))
+                tasks.create_task(serve(payload, caller, writer.turns.join()))
         if refusal is not None:
             await abort(context, refusal)
 
@@ -154,6 +161,7 @@ class Inference:
         caller: Caller,
         context: Context,
         writer: _Writer,
+        turn: Turn,
     ) -> None:
         call = self._call(
             payload,
@@ -164,12 +172,15 @@ class Inference:
             api="stream",
         )
         if call.route.signature is None or not call.route.signature.decoupled:
+            call.may_charge = partial(self._charged_ahead.may_charge, turn)
             async with self._serving.infer(call) as answer:
-                answer.handing_over()
-                left = await writer.hand_over(_stream_response(answer.payload))
+                await turn.come.wait()
+                response = _stream_response(answer.payload)
+                left = await writer.hand_over(response, answer.handing_over)
             if left is not None:
                 raise left
             return
+        writer.turns.leave(turn)
         await self._all_of_it(call, writer)
 
     async def _all_of_it(self, call: InferenceCall, writer: _Writer) -> None:
@@ -191,8 +202,11 @@ class Inference:
                     stream.handed_over()
                     raise left
             await stream.settle()
-            stream.handing_over()
-            left = await writer.hand_over(_stream_response(last)) if last else None
+            if last:
+                left = await writer.hand_over(_stream_response(last), stream.handing_over)
+            else:
+                stream.handing_over()
+                left = None
         if left is not None:
             raise left
 
@@ -268,6 +282,9 @@ class _Writer:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._writing = asyncio.Lock()
+        self.turns = Turns()
+        """Whose answer is one response waits for its turn, as with Triton; whose may be many says
+        what it has to say in between."""
 
     async def write(self, message: bytes) -> None:
         """Write; raises ClientGone, or CancelledError, when the call ended before the write."""
@@ -275,13 +292,18 @@ class _Writer:
         if left is not None:
             raise left
 
-    async def hand_over(self, message: bytes) -> ClientGone | asyncio.CancelledError | None:
+    async def hand_over(
+        self, message: bytes, handing_over: Callable[[], None] | None = None
+    ) -> ClientGone | asyncio.CancelledError | None:
         """Write; return how the call ended, if it ended while grpcio had the message.
 
         A client may have read the message all the same: it can leave before
         the server hears that the write has ended, and then hears either.
+        `handing_over` is called right before grpcio gets it, when others have written theirs.
         """
         async with self._writing:
+            if handing_over is not None:
+                handing_over()
             try:
                 await self._context.write(message)
             except asyncio.CancelledError as cancelled:
