@@ -9,6 +9,7 @@ import sysconfig
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from busbar_runtime import probes
 from busbar_runtime.home import REPO, Home, Secrets
@@ -50,8 +51,15 @@ def processors() -> int:
     return max(1, len(os.sched_getaffinity(0)) // 2)
 
 
+def as_setting(value: Any) -> str:
+    """A variable's value, which the server parses as configuration: there, JSON is what it says.
+
+    But for the escape for characters beyond ASCII, which NATS does not know.
+    """
+    return json.dumps(value, ensure_ascii=False)
+
+
 def nats_spec(home: Home, secrets: Secrets, address: NatsAddress) -> ProcessSpec:
-    # The server parses each variable's value as configuration: a JSON string is always one string.
     said = {
         "BUSBAR_NATS_LISTEN": f"{LOOPBACK}:{address.port}",
         "BUSBAR_NATS_MONITOR": f"{LOOPBACK}:{address.monitor_port}",
@@ -66,7 +74,7 @@ def nats_spec(home: Home, secrets: Secrets, address: NatsAddress) -> ProcessSpec
         argv=[server_binary(), "--config", str(CONFIG)],
         cwd=home.root,
         env={
-            **{name: json.dumps(value) for name, value in said.items()},
+            **{name: as_setting(value) for name, value in said.items()},
             "GOMAXPROCS": str(processors()),
         },
         ready=probes.http(f"{address.monitor_url}/healthz"),

@@ -17,7 +17,7 @@ from busbar_messaging.topology import NodeId, site_domain
 from busbar_runtime import probes
 from busbar_runtime.fleet import Fleet, Hub
 from busbar_runtime.home import REPO, Home, write_private, write_private_json
-from busbar_runtime.nats import CONFIG, NatsAddress, processors, server_binary
+from busbar_runtime.nats import CONFIG, NatsAddress, as_setting, processors, server_binary
 from busbar_runtime.ports import LOOPBACK
 from busbar_runtime.spec import ProcessSpec
 
@@ -142,7 +142,7 @@ def _server(
         argv=[server_binary(), "--config", str(config)],
         cwd=home.root,
         env={
-            **{f"BUSBAR_NATS_{key}": json.dumps(value) for key, value in said.items()},
+            **{f"BUSBAR_NATS_{key}": as_setting(value) for key, value in said.items()},
             "GOMAXPROCS": str(processors()),
         },
         ready=probes.http(f"{address.monitor_url}/healthz"),
