@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from busbar_messaging.bundles.sealing import SigningKey, TrustedKeys
 from busbar_messaging.bundles.store import BundleStore
 from busbar_messaging.topology import MODELS
 from busbar_node_agent.adapters.bundle_cache import CHUNKS_AT_ONCE, BundleCache
-from busbar_node_agent.adapters.cache_disk import CacheDisk
+from busbar_node_agent.adapters.cache_disk import CacheDisk, Piece, write_piece
 from busbar_node_agent.usecases.replica import Bundle
 from harness.bundles import KEY, Made, make
 from nats.aio.client import Client
@@ -277,6 +278,27 @@ async def test_what_an_older_agent_left_is_cleared_away(bench: Bench) -> None:
     bench.cache()
 
     assert sorted(path.name for path in bench.root.iterdir()) == ["bundles", "files", "partial"]
+
+
+async def test_a_cache_that_somebody_deletes_is_made_again(bench: Bench) -> None:
+    digest = await bench.put(model({"1/weights.bin": weights()}))
+    cache = bench.cache()
+    await cache.fetch(digest)
+
+    shutil.rmtree(bench.root)
+    bundle = await cache.fetch(digest)
+
+    assert len(content(bundle, "1/weights.bin")) == WEIGHTS_BYTES
+
+
+async def test_a_cache_that_is_deleted_while_it_is_used_is_not_called_a_bad_disk(
+    bench: Bench,
+) -> None:
+    bench.cache()
+    shutil.rmtree(bench.root)
+
+    with pytest.raises(Unavailable, match=r"deleted while it was used: .*partial"):
+        write_piece(bench.root / "partial" / "key", Piece(0, 1, b""), b"x")
 
 
 # --- whose word counts

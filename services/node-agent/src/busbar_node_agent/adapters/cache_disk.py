@@ -62,13 +62,16 @@ class CacheDisk:
             root / name for name in ("bundles", "files", "partial")
         )
         self._make()
+        for entry in set(self.root.iterdir()) - self._folders:
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+    @property
+    def _folders(self) -> set[Path]:
+        return {self._bundles, self._files, self._partial}
 
     def _make(self) -> None:
-        own = {self._bundles, self._files, self._partial}
-        for folder in own:
+        for folder in self._folders:
             folder.mkdir(parents=True, exist_ok=True)
-        for entry in set(self.root.iterdir()) - own:
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
     # --- bundles
 
@@ -82,6 +85,7 @@ class CacheDisk:
     def note(self, hex_digits: str, sealed: SealedBundle) -> None:
         """From now on the bundle's files have a place here."""
         with _own_terms(self.root):
+            self._make()  # again, where somebody has deleted it
             scratch = self._bundles / f".{hex_digits}"
             scratch.write_bytes(sealed.SerializeToString())
             scratch.replace(self._bundles / hex_digits)
@@ -233,6 +237,10 @@ def write_piece(path: Path, piece: Piece, content: bytes) -> None:
 def _own_terms(path: Path) -> Iterator[None]:
     try:
         yield
+    except FileNotFoundError as error:
+        raise Unavailable(
+            f"the bundle cache was deleted while it was used: {error.filename}", _RETRY_AFTER_S
+        ) from error
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise Unavailable(f"the disk is full: {path}", _RETRY_AFTER_S) from error
