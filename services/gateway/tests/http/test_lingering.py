@@ -1,4 +1,4 @@
-"""What a client goes on sending after its answer is discarded, within bounds."""
+"""What a client sends after its answer, or ahead of it, is taken within bounds."""
 
 from __future__ import annotations
 
@@ -50,3 +50,16 @@ def test_a_connection_lives_on_though_its_last_body_was_nearly_too_much(
         connection.sendall(f"GET /v1/models HTTP/1.1\r\n{head}\r\n".encode())
 
         assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+
+
+def test_requests_that_are_sent_ahead_wait_at_the_client(edge_with: Any) -> None:
+    """They used to be read on with each answer to one of them, and were kept in memory."""
+    edge = edge_with(write_timeout_s=30)
+    ahead = b"GET /v1/models HTTP/1.1\r\nHost: x\r\nX-Long: %b\r\n\r\n" % (b"x" * 1000) * 1000
+    sent_bytes = 0
+    with edge.connect() as connection, contextlib.suppress(TimeoutError):
+        connection.settimeout(1)
+        while sent_bytes < BEYOND_ALL_SOCKET_BUFFERS:
+            sent_bytes += connection.send(ahead)
+
+    assert sent_bytes < BEYOND_ALL_SOCKET_BUFFERS

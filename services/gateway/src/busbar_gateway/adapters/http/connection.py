@@ -288,7 +288,8 @@ class HttpConnection(asyncio.Protocol):
         self._unread_bytes = sys.maxsize
         if not cycle.keep_alive:
             self._close_gently()
-        self.resume_reading()
+        if self._refused or not self._waiting:  # else more would come with every answer
+            self.resume_reading()
         if self._refused or self.transport.is_closing():
             return
         if self._waiting:
@@ -296,7 +297,9 @@ class HttpConnection(asyncio.Protocol):
         elif not self._in_head:
             self._lingering = True
             self._linger()
-        elif not self._head_begun:
+        elif self._head_begun:
+            self._patience.give(self.bounds.head_timeout_s, self._head_timed_out)
+        else:
             self._be_idle()
 
     # --- flow ----------------------------------------------------------------------------------
