@@ -2,13 +2,13 @@
 
 httptools parses and uvicorn listens; between them a request goes to the edge
 without ASGI, which would cost it a third of its price. Bounded here are heads,
-idle connections, how many there are, and what refused clients go on sending.
+idle connections, how many there are, what refused clients go on sending, and
+what others leave unread.
 """
 
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
@@ -20,6 +20,7 @@ from busbar_gateway.adapters.http.cycle import NEVER_TWICE, ConnectionCycle, ren
 from busbar_gateway.adapters.http.errors import Unservable
 from busbar_gateway.adapters.http.limits import HttpLimits
 from busbar_gateway.adapters.http.patience import Patience
+from busbar_gateway.adapters.http.unread import Unread
 from busbar_gateway.adapters.identity import new_request_id, public_id
 from busbar_gateway.domain.failures import InvalidInput
 
@@ -98,7 +99,6 @@ class HttpConnection(asyncio.Protocol):
         """The answer has left before all of the body has come, and the connection stays."""
         self._discarded_bytes = 0
         """Of the body that arrives; after a refusal of all that arrives."""
-        self._unread_bytes = 0
         self._quiet_since = self._loop.time()
         """When it was opened, or the last answer was complete."""
         self._leaving = False
@@ -111,10 +111,11 @@ class HttpConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take a connection, or refuse it when there are too many."""
         self.transport = cast("asyncio.Transport", transport)
+        self._unread = Unread(self.transport, self.bounds.write_timeout_s, self._loop)
         self._server.connections.add(self)
         if len(self._server.connections) > self.bounds.max_connections:
             self._refuse(503, "Too many connections are open; try again.")
-            self.transport.close()
+            self._close()
             return
         self._patience.give(self.bounds.head_timeout_s, self._head_timed_out)
 
@@ -123,6 +124,7 @@ class HttpConnection(asyncio.Protocol):
         del exc
         self._server.connections.discard(self)
         self._patience.close()
+        self._unread.close()
         self._writable.set()
         for cycle in {self._answering, self._receiving, *self._waiting}:
             if cycle is not None:
@@ -157,13 +159,20 @@ class HttpConnection(asyncio.Protocol):
             self._head_too_large = True
             self._give_up_reading()
 
+    def eof_received(self) -> None:
+        """Close, as the transport does now: what was written is still sent."""
+        self._close()
+
     def pause_writing(self) -> None:
         """The client reads more slowly than it is answered."""
         self._writable.clear()
+        self._unread.watch()
 
     def resume_writing(self) -> None:
         """The client has caught up."""
         self._writable.set()
+        if not self.transport.is_closing():  # the rest of what is unsent keeps it open
+            self._unread.rest()
 
     def shutdown(self) -> None:
         """Take leave: close once what is in hand is answered; uvicorn calls this.
@@ -179,7 +188,7 @@ class HttpConnection(asyncio.Protocol):
         quiet_s = 0.0 if self._head_begun else self._loop.time() - self._quiet_since
         rest_s = self.bounds.farewell_s - quiet_s
         if self._refused or self._lingering or rest_s <= 0:
-            self.transport.close()
+            self._close()
         else:
             self._patience.give(rest_s, self._idle_too_long)
 
@@ -280,12 +289,11 @@ class HttpConnection(asyncio.Protocol):
         finally:
             self._server.tasks.discard(cycle.task)
             if not cycle.answered:  # half an answer has left, or nothing ever will
-                self.transport.close()
+                self._close()
 
     def answered(self, cycle: ConnectionCycle) -> None:
         """The last byte of an answer was written: go on with the next request."""
         self._answering = None
-        self._unread_bytes = sys.maxsize
         if not cycle.keep_alive:
             self._close_gently()
         if self._refused or not self._waiting:  # else more would come with every answer
@@ -329,7 +337,7 @@ class HttpConnection(asyncio.Protocol):
         if self._in_head or cycle is None:
             self._refuse_head("Invalid HTTP request received.")
         elif cycle.answered:
-            self.transport.close()
+            self._close()
         else:
             self._unparsable = True
             cycle.body_broke_off(self._wrong_with_the_body())
@@ -362,10 +370,16 @@ class HttpConnection(asyncio.Protocol):
         self._refused = True
         self._patience.take_back()
         if self._answering is not None:
-            self.transport.close()  # an answer is being written: there is no room for another
+            self._close()  # an answer is being written: there is no room for another
             return
         self.transport.write(_refusal(status, reason))
         self._finish_writing()
+
+    def _close(self) -> None:
+        """Close once what was written is sent, as long as the client takes any of it."""
+        self.transport.close()
+        if self.transport.get_write_buffer_size():
+            self._unread.watch()
 
     def _close_gently(self) -> None:
         """Close now when the request was read to its end, else let the client finish sending.
@@ -373,7 +387,7 @@ class HttpConnection(asyncio.Protocol):
         A socket closed with unread bytes is reset, and the reset takes the answer with it.
         """
         if self._in_head or self.transport.is_closing():
-            self.transport.close()
+            self._close()
             return
         self._refused = True
         self._finish_writing()
@@ -398,15 +412,11 @@ class HttpConnection(asyncio.Protocol):
         self._patience.give(idle_s, self._idle_too_long)
 
     def _idle_too_long(self) -> None:
-        """Close an idle connection; give up on a client that has stopped reading its answer."""
-        unread = self.transport.get_write_buffer_size()
-        if unread and unread < self._unread_bytes:
-            self._unread_bytes = unread
+        if self.transport.get_write_buffer_size():  # it still reads its answer, or never will
+            self._unread.watch()
             self._be_idle()
-        elif unread:
-            self.transport.abort()
         else:
-            self.transport.close()
+            self._close()
 
     def _head_timed_out(self) -> None:
         if self._answering is not None:  # a head sent ahead has time until the answer before it

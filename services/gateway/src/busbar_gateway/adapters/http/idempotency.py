@@ -24,7 +24,7 @@ from busbar_errors import BusbarError
 from busbar_gateway.adapters.http.asked_model import asked_model
 from busbar_gateway.adapters.http.errors import Headers
 from busbar_gateway.adapters.http.exchange import Exchange
-from busbar_gateway.adapters.http.limits import ClientGone, HttpLimits
+from busbar_gateway.adapters.http.limits import HttpLimits
 from busbar_gateway.adapters.http.rate_limits import RATE_LIMIT_PREFIX
 from busbar_gateway.adapters.idempotency_store import Found
 from busbar_gateway.domain.answer_shares import share_left
@@ -137,21 +137,13 @@ class Recording:
             waiting = self.parts[sent:]
             sent += len(waiting)
             more = not self.finished or sent < len(self.parts)
-            await _write(exchange, b"".join(waiting), more=more)
+            await exchange.write(b"".join(waiting), more=more)
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         while not condition():
             if self.failure is not None:
                 raise self.failure
             await self._changed.wait()
-
-
-async def _write(exchange: Exchange, part: bytes, *, more: bool) -> None:
-    try:
-        async with asyncio.timeout(exchange.limits.write_timeout_s):
-            await exchange.write(part, more=more)
-    except TimeoutError as error:
-        raise ClientGone from error
 
 
 @dataclass(slots=True)

@@ -43,7 +43,7 @@ class HttpLimits:
     heartbeat_s: float = 5.0
     """Longest silence on an event stream before a comment line is sent."""
     write_timeout_s: float = 30.0
-    """How long a client may leave an event unread before the stream is given up."""
+    """How long a client may take nothing of what was sent to it; then its connection is reset."""
 
 
 class ClientGone(ConnectionError):

@@ -15,7 +15,7 @@ from busbar_gateway.adapters.http.generation import (
 )
 from busbar_gateway.adapters.http.openai_schemas import StreamOptions
 from busbar_gateway.adapters.http.services import Services
-from busbar_gateway.adapters.http.sse import EventStream
+from busbar_gateway.adapters.http.sse import EventStream, read_within
 from busbar_gateway.domain.routes import Route
 
 Choice = dict[str, Any]
@@ -117,6 +117,7 @@ async def answer_stream(
 
     async with (
         exchange.cancelled_when_gone(),
+        read_within(timeout_s + exchange.limits.write_timeout_s),
         EventStream(exchange) as events,
         services.serving.stream(call) as answer,
         aclosing(generation.text(answer)) as pieces,
