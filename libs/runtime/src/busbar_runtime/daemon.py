@@ -256,7 +256,9 @@ def wire(home: Home, pool: PortPool, settings: LaunchSettings) -> Wiring:
 
 
 def announce(line: str) -> None:
-    print(line, flush=True)
+    """Say it on standard output; where that is a file on a full disk, with the next line or not."""
+    with suppress(OSError):
+        print(line, flush=True)
 
 
 def main() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 MAX_BYTES = 16 * 1024 * 1024
@@ -18,11 +19,13 @@ def bound(path: Path, max_bytes: int = MAX_BYTES) -> None:
     """Move the content aside, replacing what was aside, once the file is larger than allowed.
 
     Copies and truncates, as the writer keeps its descriptor; a line written in between is lost.
+    Where the disk has no room for the copy, the log stays as it is, for the next time.
     """
-    if not path.exists() or path.stat().st_size <= max_bytes:
-        return
-    path.with_name(path.name + ".1").write_bytes(path.read_bytes())
-    os.truncate(path, 0)
+    with suppress(OSError):
+        if path.stat().st_size <= max_bytes:
+            return
+        path.with_name(path.name + ".1").write_bytes(path.read_bytes())
+        os.truncate(path, 0)
 
 
 def tail(path: Path, lines: int) -> list[str]:

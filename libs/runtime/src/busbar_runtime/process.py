@@ -65,8 +65,11 @@ class ManagedProcess:
         return self._around.logs / f"{self.spec.name}.log"
 
     async def start(self) -> None:
-        """Start and keep running; returns once ready, raises StartFailedError if it never is."""
-        if self._keeper is None:
+        """Start and keep running; returns once ready, raises StartFailedError if it never is.
+
+        Where that has failed for good before, this is a new attempt.
+        """
+        if self._keeper is None or self._keeper.done():
             self._was_ready = False
             self._keeper = asyncio.create_task(self._keep_running(), name=f"keep {self.spec.name}")
         await self.wait_ready()
@@ -135,6 +138,7 @@ class ManagedProcess:
                 1 if lived_s > self.spec.restart.stable_after.total_seconds() else failures + 1
             )
             if not self._was_ready and failures >= EARLY_EXITS_ALLOWED:
+                self._become(State.STOPPED)
                 raise StartFailedError(
                     self._with_log(f"{self.spec.name} exited ({status}) before it was ready")
                 )
@@ -152,6 +156,7 @@ class ManagedProcess:
             return await self._run_once()
         except (RuntimeError, OSError) as problem:
             if not self._was_ready:
+                self._become(State.STOPPED)
                 raise
             return f"not started: {problem}"
 

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from busbar_runtime import logfile
+from busbar_runtime.persistent import Persistent
 from busbar_runtime.process import (
     Announce,
     ManagedProcess,
@@ -37,8 +38,12 @@ class Supervisor:
         changed: Callable[[], None] = lambda: None,
         sweep: Callable[[set[int]], object] = leave_strays,
     ) -> None:
+        """`changed` is called after each change, and again while it raises OSError.
+
+        `announce` must not raise, or a process that is announced is kept no longer.
+        """
         self._nodes = nodes
-        self._around = Surroundings(logs, announce, changed, sweep)
+        self._around = Surroundings(logs, announce, Persistent(changed), sweep)
         self._janitor: asyncio.Task[None] | None = None
         self.processes = {
             spec.name: ManagedProcess(spec, self._around)
