@@ -25,6 +25,7 @@ BACK_S = 10
 CAUGHT_UP_S = 25
 COST_NANOS = 100_000
 LOAD_PAUSE_S = 0.005
+LAG_MESSAGES_AT_LEAST = 50
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,42 @@ async def more(parts: Parts, published: list[str], count: int) -> None:
         return len(published) >= wanted
 
     await eventually(there, within_s=BACK_S, what=f"{count} more records")
+
+
+async def test_what_waits_is_told_while_the_database_is_away(parts: Parts) -> None:
+    tenant = await parts.billing.tenant()
+
+    async def lag(unit: str) -> float:
+        return await parts.billing.metric(f'busbar_billing_lag_{unit}{{consumer="billing-usage"}}')
+
+    async with load(parts, tenant) as published:
+        await more(parts, published, 20)
+        await parts.platform.stop("postgres")
+        try:
+            await more(parts, published, 100)
+            await eventually(
+                lambda: lag("messages"),
+                within_s=CAUGHT_UP_S,
+                what="messages wait",
+                until=lambda count: count > LAG_MESSAGES_AT_LEAST,
+            )
+            first_s = await lag("seconds")
+            await eventually(
+                lambda: lag("seconds"),
+                within_s=BACK_S,
+                what="the oldest grows older",
+                until=lambda age_s: age_s > first_s + 1,
+            )
+        finally:
+            await parts.platform.start("postgres")
+
+    assert await charged(parts, tenant, published) == sorted(published)
+    await eventually(
+        lambda: lag("messages"),
+        within_s=BACK_S,
+        what="nothing waits",
+        until=lambda count: count == 0,
+    )
 
 
 async def test_a_full_disk_delays_charges_and_loses_none(parts: Parts) -> None:

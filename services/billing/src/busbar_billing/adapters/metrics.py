@@ -30,7 +30,9 @@ LAG_MESSAGES = Gauge(
     "busbar_billing_lag_messages", "Messages waiting in the stream when last asked", ["consumer"]
 )
 LAG_SECONDS = Gauge(
-    "busbar_billing_lag_seconds", "Age of the oldest message when it was last taken", ["consumer"]
+    "busbar_billing_lag_seconds",
+    "Age of the oldest message that waits, when last asked",
+    ["consumer"],
 )
 FRESH_LAG_SECONDS = Gauge(
     "busbar_billing_fresh_lag_seconds",

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import structlog
 from busbar_errors import Unavailable
+from busbar_messaging.background import end
 from busbar_messaging.dead_letters import put_aside
 from busbar_messaging.dispositions import DeadLetter, dispose
 from busbar_messaging.topology import ConsumerSpec
@@ -26,6 +26,7 @@ from nats.js.client import JetStreamContext
 from nats.js.errors import Error as JetStreamError
 
 from busbar_billing.adapters import metrics
+from busbar_billing.adapters.bus.lag import Lag
 
 log = structlog.get_logger()
 
@@ -80,6 +81,7 @@ class Consumer:
         self._stopping = asyncio.Event()
         self._quiet_gather_s = self._gather_s = gather_s
         self._failed_in_a_row = 0
+        self._lag = Lag(spec.durable, self._waiting)
         self.far_behind = asyncio.Event()
         """Set while what comes now would wait behind a backlog."""
         self._last_of_backlog = False
@@ -93,6 +95,16 @@ class Consumer:
         subscription = await self._jetstream.pull_subscribe_bind(
             self._spec.durable, stream=self._spec.stream
         )
+        watching = asyncio.create_task(self._lag.watch(), name=f"lag of {self._spec.durable}")
+        try:
+            await self._take_turns(subscription)
+        finally:
+            await end([watching])
+        with contextlib.suppress(NatsError, TimeoutError, OSError):
+            await self._hand_back(subscription)
+
+    async def _take_turns(self, subscription: JetStreamContext.PullSubscription) -> None:
+        """Take and handle, again and again."""
         while await self._able():
             try:
                 await self._pause()
@@ -104,8 +116,11 @@ class Consumer:
             except (NatsError, JetStreamError, TimeoutError, OSError) as error:
                 log.warning("consumer interrupted", consumer=self._spec.durable, error=repr(error))
                 await asyncio.sleep(_RETRY_PAUSE_S)
-        with contextlib.suppress(NatsError, TimeoutError, OSError):
-            await self._hand_back(subscription)
+
+    async def _waiting(self) -> int:
+        """Messages that are not handled yet, those handed back for later included."""
+        info = await self._jetstream.consumer_info(self._spec.stream, self._spec.durable)
+        return (info.num_pending or 0) + (info.num_ack_pending or 0)
 
     async def _able(self) -> bool:
         """Wait until messages can be handled; False when `stop` comes first."""
@@ -139,6 +154,8 @@ class Consumer:
     async def _fetch(self, subscription: JetStreamContext.PullSubscription) -> list[Msg]:
         """One message when it comes, and what comes right after it; [] when none came."""
         messages = await self._first(subscription)
+        if not messages:
+            self._lag.nothing_came()
         # While it fails one message is tried for all: a delivery is used up with each attempt.
         if not messages or self._failed_in_a_row:
             return messages
@@ -171,9 +188,7 @@ class Consumer:
             stopping.cancel()
 
     def _observe(self, oldest: Msg, waiting: int) -> None:
-        age_s = max(0.0, time.time() - oldest.metadata.timestamp.timestamp())
-        metrics.LAG_SECONDS.labels(self._spec.durable).set(age_s)
-        metrics.LAG_MESSAGES.labels(self._spec.durable).set(waiting)
+        age_s = self._lag.took(oldest.metadata.timestamp.timestamp(), waiting)
         old = age_s > _FAR_BEHIND_S
         if old and waiting >= MESSAGES_MAX:
             self.far_behind.set()
@@ -200,6 +215,7 @@ class Consumer:
                 await self._dispose(messages[0], error)
         else:
             self._failed_in_a_row = 0
+            self._lag.handled()
             for message in messages:
                 await message.ack()
 
