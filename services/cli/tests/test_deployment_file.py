@@ -62,6 +62,7 @@ def test_defaults(tmp_path: Path) -> None:
         ("- {name: m, bundle: b, tenants: []}", "0.tenants: .* leave it out, or name some"),
         ("- {name: m, bundle: b, pins: []}", "0.pins: .* leave it out, or name some"),
         ("- {name: m, bundle: b}\n- {name: m, bundle: c}", "more than once"),
+        ("- name: m\n  bundle: b\n  name: n", "'name' twice"),
     ],
 )
 def test_a_bad_file_is_wrong_usage(tmp_path: Path, text: str, reason: str) -> None:

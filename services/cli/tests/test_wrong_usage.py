@@ -96,6 +96,34 @@ def test_a_price_that_is_no_number_is_wrong_usage(
     assert err.startswith(f"busbar: {file} is not a price book")
 
 
+def test_a_price_that_stands_there_twice_is_wrong_usage(
+    unreachable: None, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "prices.yaml"
+    file.write_text("classes:\n  default:\n    request: 1\n    request: 2\n")
+    status = run(["price", "publish", str(file)])
+    _, err = capsys.readouterr()
+
+    assert status == 2
+    assert "found 'request' twice" in err
+
+
+@pytest.mark.parametrize("token", ["op_\u00e9", "op_1\n", "op_ 1"])
+def test_a_token_that_no_header_can_hold_is_wrong_usage_and_not_shown(
+    unreachable: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    token: str,
+) -> None:
+    monkeypatch.setenv("BUSBAR_OPERATOR_TOKEN", token)
+    status = run(["tenant", "list"])
+    _, err = capsys.readouterr()
+
+    assert status == 2
+    assert "BUSBAR_OPERATOR_TOKEN" in err
+    assert "op_" not in err
+
+
 NAMED = [
     ["deploy", "status"],
     ["deploy", "rm"],

@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from busbar_cli import plain_yaml
 from busbar_cli.failures import CommandError, Exit
 
 EXAMPLE = """\
@@ -133,7 +134,7 @@ _FILE = TypeAdapter(Annotated[list[Declared], Field(min_length=1, max_length=100
 def read_deployments(file: Path) -> list[Declared]:
     """What the file declares, paths made relative to it; raises CommandError."""
     try:
-        content: Any = yaml.safe_load(file.read_text())
+        content: Any = plain_yaml.load(file.read_text())
     except FileNotFoundError as error:
         raise CommandError(f"there is no file {file}", Exit.USAGE) from error
     except (OSError, ValueError, yaml.YAMLError) as error:

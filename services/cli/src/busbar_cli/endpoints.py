@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,12 @@ class Endpoints:
         )
         if not token:
             raise CommandError(f"{self.path} holds no operator key; set BUSBAR_OPERATOR_TOKEN")
+        if not re.fullmatch(r"[!-~]+", str(token)):
+            raise CommandError(
+                "the operator token, BUSBAR_OPERATOR_TOKEN, holds a space, a line's end or a "
+                "letter that is not ASCII",
+                Exit.USAGE,
+            )
         return str(token)
 
     @property

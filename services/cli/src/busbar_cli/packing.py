@@ -19,6 +19,7 @@ from busbar_contracts.scheduler.v1.bundle_pb2 import BundleChunk, BundleContents
 from busbar_messaging.bundles.contents import CHUNK_BYTES_MAX, MANIFEST_FILE, digest_of
 from fastcdc import fastcdc
 
+from busbar_cli import plain_yaml
 from busbar_cli.failures import CommandError, Exit
 
 _CHUNK_BYTES_MIN, _CHUNK_BYTES_USUAL = 256 * 1024, 1024 * 1024
@@ -110,7 +111,7 @@ def _must_fit(files: list[Path], bytes_max: int) -> None:
 
 def _name_and_version(path: Path) -> tuple[str, str]:
     try:
-        said: Any = yaml.safe_load(path.read_text())
+        said: Any = plain_yaml.load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise CommandError(f"{path} is not plain YAML: {error}", Exit.USAGE) from error
     found = said if isinstance(said, dict) else {}

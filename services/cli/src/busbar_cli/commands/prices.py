@@ -13,6 +13,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from busbar_cli import plain_yaml
 from busbar_cli.amounts import read_amount, show_amount
 from busbar_cli.api import Api, Json, place_key
 from busbar_cli.commands.tenants import find_tenant
@@ -276,7 +277,7 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         if file.stat().st_size > _FILE_BYTES_MAX:
             raise CommandError(f"{file} is larger than {_FILE_BYTES_MAX} bytes", Exit.USAGE)
-        content: Any = yaml.safe_load(file.read_text())
+        content: Any = plain_yaml.load(file.read_text())
     except FileNotFoundError as error:
         raise CommandError(f"there is no file {file}", Exit.USAGE) from error
     except (OSError, ValueError, yaml.YAMLError) as error:
