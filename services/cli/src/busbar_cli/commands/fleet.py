@@ -16,11 +16,14 @@ def fleet(*, output: Output = DEFAULT) -> None:
     if output.json:
         output.print(view, "")
         return
+    if not view["bus"]["connected"]:
+        err().print(
+            "telemetry hears nothing from the bus: what follows is what it heard last",
+            style="yellow",
+        )
     output.print(view, _nodes(view))
     output.print(view, _deployments(view))
     output.print(view, _gateways(view))
-    if not view["bus"]["connected"]:
-        err().print("telemetry hears nothing from the bus: states are guesses", style="yellow")
 
 
 def _told() -> list[Json]:
