@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -24,11 +25,11 @@ from busbar_gateway.adapters.grpc.statuses import (
     only_text_of,
     text_of,
 )
+from busbar_gateway.adapters.grpc.stream_messages import error_message, last_response, response
 from busbar_gateway.adapters.grpc.turns import ChargedAhead, Turn, Turns
 from busbar_gateway.adapters.identity import new_request_id
 from busbar_gateway.adapters.key_ring import KeyRing
 from busbar_gateway.adapters.model_response import read_response
-from busbar_gateway.adapters.protobuf_wire import varint
 from busbar_gateway.adapters.route_table import RouteTable
 from busbar_gateway.adapters.token_counts import ask_for_counts, text_bytes
 from busbar_gateway.domain.failures import (
@@ -37,7 +38,6 @@ from busbar_gateway.domain.failures import (
     Unauthenticated,
     Unsupported,
     answer_for,
-    reason_for,
 )
 from busbar_gateway.domain.routes import Caller, Route
 from busbar_gateway.usecases.calls import InferenceCall, RefusedCall
@@ -52,8 +52,6 @@ pb: Any = service_pb2  # the generated module has no types
 PIPELINED_MAX = 16
 """Requests of one ModelStreamInfer that may be under way at once, answered and held back for
 their turn included."""
-_INFER_RESPONSE_TAG = b"\x12"
-"""Field 2, length-delimited: ModelStreamInferResponse.infer_response."""
 _FINAL_RESPONSE = b"triton_final_response\x12\x02\x08\x01"
 """Parameter of the last response: key and value (bool_param true) as they are serialized. Most
 messages are without, and need not be parsed."""
@@ -128,18 +126,17 @@ class Inference:
         under_way = asyncio.Semaphore(PIPELINED_MAX)
         writer = _Writer(context)
 
-        async def serve(payload: bytes, caller: Caller, turn: Turn) -> None:
+        async def serve(asked: _Asked) -> None:
             try:
-                await self._one_of_stream(payload, caller, context, writer, turn)
+                await self._one_of_stream(asked, context, writer)
             except ClientGone:
                 pass  # grpcio cancels the whole call
             except Exception as error:  # noqa: BLE001
-                await turn.come.wait()
                 with suppress(ClientGone):
-                    await writer.write(_stream_error(error))
+                    await self._refuse(asked, error, writer)
             finally:
-                writer.turns.leave(turn)
-                self._charged_ahead.left(turn)
+                writer.turns.leave(asked.turn)
+                self._charged_ahead.left(asked.turn)
                 under_way.release()
 
         refusal: BusbarError | None = None
@@ -151,37 +148,52 @@ class Inference:
                 except (Unauthenticated, Forbidden) as error:
                     refusal = error
                     break
-                tasks.create_task(serve(payload, caller, writer.turns.join()))
+                tasks.create_task(serve(_Asked(payload, caller, writer.turns.join())))
         if refusal is not None:
             await abort(context, refusal)
 
     async def _one_of_stream(
         self,
-        payload: bytes,
-        caller: Caller,
+        asked: _Asked,
         context: Context,
         writer: _Writer,
-        turn: Turn,
     ) -> None:
+        turn = asked.turn
         call = self._call(
-            payload,
-            caller,
+            asked.payload,
+            asked.caller,
             metadata=metadata_of(context),
             remaining_s=context.time_remaining(),
-            request_id=new_request_id(),
+            request_id=asked.request_id,
             api="stream",
         )
-        if call.route.signature is None or not call.route.signature.decoupled:
+        if not _is_decoupled(call.route):
             call.may_charge = partial(self._charged_ahead.may_charge, turn)
             async with self._serving.infer(call) as answer:
                 await turn.come.wait()
-                response = _stream_response(answer.payload)
-                left = await writer.hand_over(response, answer.handing_over)
+                last = last_response(answer.payload, call.request_id)
+                left = await writer.hand_over(last, answer.handing_over)
             if left is not None:
                 raise left
             return
         writer.turns.leave(turn)
         await self._all_of_it(call, writer)
+
+    async def _refuse(self, asked: _Asked, error: Exception, writer: _Writer) -> None:
+        """Say that a request failed, in its turn if it had one; raises ClientGone."""
+        try:
+            request = read_request(asked.payload)
+        except InvalidInput:
+            request = pb.ModelInferRequest()
+        if not self._asks_decoupled(asked.caller, request.model_name):
+            await asked.turn.come.wait()
+        await writer.write(error_message(error, request.id, asked.request_id))
+
+    def _asks_decoupled(self, caller: Caller, model_name: str) -> bool:
+        try:
+            return _is_decoupled(self._routes.find(caller, model_name))
+        except BusbarError:
+            return False
 
     async def _all_of_it(self, call: InferenceCall, writer: _Writer) -> None:
         """Pass on what a decoupled model says; what it ends with leaves when it is charged."""
@@ -189,7 +201,7 @@ class Inference:
             last = b""
             async for chunk in stream:
                 if last:  # it says that it was the last one, and was not
-                    await writer.write(_stream_response(last))
+                    await writer.write(response(last))
                     last = b""
                 final = _as_final(chunk.payload)
                 if final is not None:
@@ -197,13 +209,15 @@ class Inference:
                     if final.outputs:
                         stream.holds_back()
                     continue
-                left = await writer.hand_over(_stream_response(chunk.payload))
+                left = await writer.hand_over(response(chunk.payload))
                 if left is not None:
                     stream.handed_over()
                     raise left
             await stream.settle()
             if last:
-                left = await writer.hand_over(_stream_response(last), stream.handing_over)
+                left = await writer.hand_over(
+                    last_response(last, call.request_id), stream.handing_over
+                )
             else:
                 stream.handing_over()
                 left = None
@@ -276,6 +290,16 @@ def _refuse_idempotency_key(metadata: Metadata) -> None:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """One message of a stream."""
+
+    payload: bytes
+    caller: Caller
+    turn: Turn
+    request_id: bytes = field(default_factory=new_request_id)
+
+
 class _Writer:
     """Writes to the one stream that several requests share."""
 
@@ -329,17 +353,10 @@ def _as_final(payload: bytes) -> Any:
     return response if response.parameters["triton_final_response"].bool_param else None
 
 
+def _is_decoupled(route: Route) -> bool:
+    return route.signature is not None and route.signature.decoupled
+
+
 def _refuse_decoupled(route: Route) -> None:
-    if route.signature is not None and route.signature.decoupled:
+    if _is_decoupled(route):
         raise Unsupported("this model answers with any number of responses: use ModelStreamInfer")
-
-
-def _stream_response(payload: bytes) -> bytes:
-    """Wrap a serialized ModelInferResponse as a ModelStreamInferResponse."""
-    return _INFER_RESPONSE_TAG + varint(len(payload)) + payload
-
-
-def _stream_error(error: Exception) -> bytes:
-    if not isinstance(error, BusbarError):
-        log.error("request failed by a bug", exc_info=error)
-    return pb.ModelStreamInferResponse(error_message=reason_for(error)).SerializeToString()

@@ -1,0 +1,48 @@
+"""What a ModelStreamInfer says of each of its requests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import structlog
+from busbar_errors import BusbarError
+from tritonclient.grpc import service_pb2
+
+from busbar_gateway.adapters.identity import public_id
+from busbar_gateway.adapters.protobuf_wire import varint
+from busbar_gateway.domain.failures import reason_for
+
+log = structlog.get_logger()
+
+pb: Any = service_pb2  # the generated module has no types
+
+REQUEST_ID = "busbar_request_id"
+"""Parameter of answers and errors: the id that the trailing metadata of a unary call has."""
+_INFER_RESPONSE_TAG = b"\x12"
+"""Field 2, length-delimited: ModelStreamInferResponse.infer_response."""
+
+
+def response(payload: bytes) -> bytes:
+    """Wrap a serialized ModelInferResponse as a ModelStreamInferResponse."""
+    return _INFER_RESPONSE_TAG + varint(len(payload)) + payload
+
+
+def last_response(payload: bytes, request_id: bytes) -> bytes:
+    """As `response`, for the answer that ends its request; it tells the id of that."""
+    return response(payload + _parameters(request_id))
+
+
+def error_message(error: Exception, asked_as: str, request_id: bytes) -> bytes:
+    """The end of a request that failed; `asked_as` is the id that the client gave it."""
+    if not isinstance(error, BusbarError):
+        log.error("request failed by a bug", exc_info=error)
+    named = pb.ModelInferResponse(id=asked_as)
+    named.MergeFromString(_parameters(request_id))
+    message = pb.ModelStreamInferResponse(error_message=reason_for(error), infer_response=named)
+    return message.SerializeToString()
+
+
+def _parameters(request_id: bytes) -> bytes:
+    """To be put behind a serialized ModelInferResponse, whose map it adds to."""
+    parameters = {REQUEST_ID: pb.InferParameter(string_param=public_id(request_id))}
+    return pb.ModelInferResponse(parameters=parameters).SerializeToString()
