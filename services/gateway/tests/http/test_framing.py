@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
+import socket
 from typing import Any
 
 import pytest
@@ -77,3 +79,89 @@ def test_a_body_may_come_in_any_number_of_chunks(
         status, _, _ = read_answer(connection)
 
     assert status == 200
+
+
+# --- offers of another protocol --------------------------------------------------------------
+
+UPGRADES = {
+    "h2c": "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n",
+    "websocket": "Connection: Upgrade\r\nUpgrade: websocket\r\n",
+}
+
+
+@pytest.mark.parametrize("upgrade", UPGRADES.values(), ids=UPGRADES)
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("piece", [1, 50, 100_000])
+def test_a_body_is_read_whatever_protocol_is_asked_for(
+    edge: Any, key: str, upgrade: str, chunked: bool, piece: int
+) -> None:
+    before = len(edge.serving.calls)
+    post = upgrade_request("POST /v1/embeddings", key, upgrade, ASKED, chunked=chunked)
+    statuses = statuses_of(edge, post + post + last_request(key), piece)
+
+    assert statuses == [200, 200, 200]
+    assert len(edge.serving.calls) == before + 2
+
+
+@pytest.mark.parametrize("upgrade", UPGRADES.values(), ids=UPGRADES)
+@pytest.mark.parametrize("piece", [1, 50, 100_000])
+def test_what_follows_a_request_for_another_protocol_is_served(
+    edge: Any, key: str, upgrade: str, piece: int
+) -> None:
+    get = upgrade_request("GET /v1/models", key, upgrade)
+    statuses = statuses_of(edge, get + get + last_request(key), piece)
+
+    assert statuses == [200, 200, 200]
+
+
+@pytest.mark.parametrize("upgrade", UPGRADES.values(), ids=UPGRADES)
+@pytest.mark.parametrize("piece", [1, 50, 100_000])
+def test_a_body_is_never_taken_for_a_request(edge: Any, key: str, upgrade: str, piece: int) -> None:
+    before = len(edge.serving.calls)
+    hidden = upgrade_request("POST /v1/embeddings", key, "", ASKED)
+    post = upgrade_request("POST /v1/embeddings", key, upgrade, hidden)
+    statuses = statuses_of(edge, post + last_request(key), piece)
+
+    assert statuses == [400, 200]
+    assert len(edge.serving.calls) == before
+
+
+def test_malformed_chunks_are_refused_whatever_protocol_is_asked_for(edge: Any, key: str) -> None:
+    head = upgrade_request("POST /v1/embeddings", key, UPGRADES["h2c"], b"", chunked=True)
+    broken = head.removesuffix(b"0\r\n\r\n") + b"XYZ\r\n"
+
+    assert statuses_of(edge, broken) == [400]
+
+
+def test_many_requests_for_another_protocol_may_come_at_once(edge: Any, key: str) -> None:
+    get = upgrade_request("GET /v2/health/live", key, UPGRADES["h2c"])
+
+    assert statuses_of(edge, get * 1500 + last_request(key)) == [200] * 1501
+
+
+def upgrade_request(
+    line: str, key: str, upgrade: str, body: bytes = b"", *, chunked: bool = False
+) -> bytes:
+    head = f"{line} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n{upgrade}"
+    if chunked:
+        chunk = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
+        return f"{head}Transfer-Encoding: chunked\r\n\r\n".encode() + chunk + b"0\r\n\r\n"
+    length = f"Content-Length: {len(body)}\r\n" if body else ""
+    return f"{head}{length}\r\n".encode() + body
+
+
+def last_request(key: str) -> bytes:
+    return upgrade_request("GET /v1/models", key, "Connection: close\r\n")
+
+
+def statuses_of(edge: Any, data: bytes, piece: int = 1_000_000) -> list[int]:
+    """Send the bytes, so many at a time; return the status of each answer until the end."""
+    with edge.connect() as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with contextlib.suppress(ConnectionError):
+            for at in range(0, len(data), piece):
+                connection.sendall(data[at : at + piece])
+        parts: list[bytes] = []
+        while part := connection.recv(65536):
+            parts.append(part)
+    return [int(status) for status in re.findall(rb"HTTP/1.1 (\d+) ", b"".join(parts))]

@@ -18,6 +18,7 @@ import orjson
 
 from busbar_gateway.adapters.http.cycle import NEVER_TWICE, ConnectionCycle, render_head
 from busbar_gateway.adapters.http.errors import Unservable
+from busbar_gateway.adapters.http.framing import head_before_body
 from busbar_gateway.adapters.http.limits import HttpLimits
 from busbar_gateway.adapters.http.patience import Patience
 from busbar_gateway.adapters.http.unread import Unread
@@ -26,6 +27,8 @@ from busbar_gateway.domain.failures import InvalidInput
 
 _CHUNK_LINES_BYTES = 20
 """What surrounds a chunk that says nothing but its length: 16 digits, and two ends of line."""
+
+_STOPPED = (httptools.HttpParserError, httptools.HttpParserUpgrade)
 
 
 class _HeadTooLarge(Exception):
@@ -64,6 +67,9 @@ class HttpConnection(asyncio.Protocol):
 
     bounds: HttpLimits
     stays: Callable[[], bool]
+
+    _head_again = False
+    """Whether the parser reads a head that came already, for the sake of its body."""
 
     def __init__(self, config: Any, server_state: Any, app_state: Any, _loop: Any = None) -> None:
         del app_state
@@ -147,11 +153,10 @@ class HttpConnection(asyncio.Protocol):
             self._beside_body_bytes = max(self._beside_body_bytes, 0) + len(data)
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            pass  # not offered: the request was answered as any other
-        except httptools.HttpParserError:
-            self._give_up_reading()
-            return
+        except _STOPPED as error:
+            if not self._read_on(error, memoryview(data)):
+                self._give_up_reading()
+                return
         if self._in_head:
             if self._head_bytes or self._head_begun:
                 self._bound_head()
@@ -222,6 +227,9 @@ class HttpConnection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         """Serve the request when its head is small enough."""
+        if self._head_again:
+            self._head_again = self._head_begun = False
+            return
         if max(self._head_bytes, self._data_bytes) > self.bounds.max_head_bytes:
             self._require_small_head()
         version = self._parser.get_http_version()
@@ -253,6 +261,8 @@ class HttpConnection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """Expect another head from here on."""
+        if self._parser.should_upgrade():
+            return  # httptools has read no body: `_read_on` does
         self._in_head = True
         self._head_bytes = 0
         if self._receiving is not None:
@@ -262,6 +272,24 @@ class HttpConnection(asyncio.Protocol):
             self._discarded_bytes = 0
             self.resume_reading()
             self._be_idle()
+
+    def _read_on(self, error: Exception, data: memoryview) -> bool:
+        """Go on where the parser stopped at an offer of another protocol; whether it was that.
+
+        A request that makes one is served as any other (RFC 9110, 7.8), body included. httptools
+        skips the body, and takes it for the next request: so it gets another head before it.
+        """
+        while isinstance(error, httptools.HttpParserUpgrade) and self._receiving is not None:
+            data = data[error.args[0] :]
+            self._head_again = True
+            try:
+                self._parser.feed_data(head_before_body(self._receiving.headers))
+                self._parser.feed_data(data)
+            except _STOPPED as another:
+                error = another
+            else:
+                return True
+        return False
 
     def _bound_head(self) -> None:
         if self._head_bytes > self.bounds.max_head_bytes:
