@@ -28,8 +28,11 @@ def response(payload: bytes) -> bytes:
 
 
 def last_response(payload: bytes, request_id: bytes) -> bytes:
-    """As `response`, for the answer that ends its request; it tells the id of that."""
-    return response(payload + _parameters(request_id))
+    """As `response`, for the answer that ends its request; it says so, and the id of that.
+
+    Triton says so of plain answers, too, whether or not it is asked for empty last responses.
+    """
+    return response(payload + _parameters(request_id, triton_final_response=True))
 
 
 def error_message(error: Exception, asked_as: str, request_id: bytes) -> bytes:
@@ -42,7 +45,8 @@ def error_message(error: Exception, asked_as: str, request_id: bytes) -> bytes:
     return message.SerializeToString()
 
 
-def _parameters(request_id: bytes) -> bytes:
+def _parameters(request_id: bytes, **flags: bool) -> bytes:
     """To be put behind a serialized ModelInferResponse, whose map it adds to."""
-    parameters = {REQUEST_ID: pb.InferParameter(string_param=public_id(request_id))}
+    parameters = {name: pb.InferParameter(bool_param=value) for name, value in flags.items()}
+    parameters[REQUEST_ID] = pb.InferParameter(string_param=public_id(request_id))
     return pb.ModelInferResponse(parameters=parameters).SerializeToString()
