@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 import socket
-from contextlib import closing
+import time
+from contextlib import ExitStack, closing
 
 import pytest
+from busbar_gateway.adapters.grpc.goodbye import say_goodbye
 from busbar_gateway.adapters.grpc.sockets import Connections, open_files
 from files_left import files_left
+
+MANY = 1_000
+GOODBYE_S = 1.0
 
 
 async def test_a_file_that_changes_hands_while_it_is_looked_at_is_not_kept(
@@ -51,3 +56,17 @@ async def test_connections_are_found_though_no_file_can_be_opened() -> None:
             peer = "ipv4:{}:{}".format(*client.getsockname())
 
     assert found == [peer]
+
+
+async def test_goodbye_to_a_thousand_leaves_the_event_loop_most_of_its_time() -> None:
+    """Calls in hand are answered meanwhile."""
+    with files_left(2 * MANY + 50), ExitStack() as stack:
+        server = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=MANY))
+        for _ in range(MANY):
+            stack.enter_context(socket.create_connection(server.getsockname()))
+            stack.enter_context(server.accept()[0])
+        before_s = time.thread_time()
+        await say_goodbye(server.getsockname()[1], GOODBYE_S)
+        took_s = time.thread_time() - before_s
+
+    assert took_s < 0.3 * GOODBYE_S

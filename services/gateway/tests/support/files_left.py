@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 _HEADROOM = 50
+"""Lower numbers may be free, too."""
 
 
 @contextmanager
@@ -17,7 +18,7 @@ def files_left(count: int) -> Iterator[None]:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     highest = max(int(each.name) for each in Path("/proc/self/fd").iterdir())
     with ExitStack() as stack:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (highest + _HEADROOM, before[1]))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest + count + _HEADROOM, before[1]))
         stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, before)
         taken = list[int]()
         while True:

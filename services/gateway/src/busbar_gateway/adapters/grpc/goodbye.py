@@ -44,6 +44,9 @@ GOAWAY = (
 )
 """RFC 9113, section 6.8: open no more streams here; those that are open are answered."""
 _AGAIN_AFTER_S = 0.02
+_RESTS_PER_LOOK = 5
+"""With thousands of connections a look takes long; calls are answered meanwhile, and need more of
+the event loop's time than it may."""
 _AT_LEAST_S = 0.1
 _SETTLED_AFTER_S = 0.5
 """A client that is told before it has finished connecting fails what it was about to send."""
@@ -60,14 +63,16 @@ async def say_goodbye(port: int, for_s: float) -> None:
     tell_at, in_s, ends = dict[Peer, float](), 0.0, now() + max(for_s, _AT_LEAST_S)
     while True:
         failure: OSError | None = None
+        began = now()
         try:
-            tell_at = await _look(port, tell_at, now(), in_s)
+            tell_at = await _look(port, tell_at, began, in_s)
         except OSError as error:
             failure = error
         in_s, rest_s = _SETTLED_AFTER_S, ends - now()
         if rest_s <= 0:
             break
-        await asyncio.sleep(min(_AGAIN_AFTER_S, rest_s))
+        again_s = max(_AGAIN_AFTER_S, _RESTS_PER_LOOK * (now() - began))
+        await asyncio.sleep(min(again_s, rest_s))
     if failure:
         log.warning("clients were not told that the gateway stops", reason=str(failure))
 
