@@ -33,6 +33,8 @@ log = structlog.get_logger()
 _IO_THREADS = 1
 _EVENTS_MAX = 64
 _STOPS = "the gateway stops"
+_WRITTEN_AFTER_S = 0.2
+"""The front does not say when an answer that it was given has left, and drops it when closed."""
 _DIRECTORY_PREFIX, _SOCKET_NAME = "busbar-grpc-", "fallback.sock"
 
 
@@ -114,6 +116,7 @@ class NativeServer:
         self._stopping = True
         if self._tasks:
             await asyncio.wait(self._tasks.values(), timeout=grace.total_seconds())
+            await asyncio.sleep(_WRITTEN_AFTER_S)
 
     async def close(self) -> None:
         """Cancel what is left, and cut off whoever is still connected."""
@@ -122,6 +125,8 @@ class NativeServer:
         for task in left:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
+        if left:
+            await asyncio.sleep(_WRITTEN_AFTER_S)
         await self._loop.run_in_executor(None, self._front.close)
 
     def _receive(self) -> None:
