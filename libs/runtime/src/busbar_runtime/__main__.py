@@ -53,12 +53,7 @@ def settings_of(args: argparse.Namespace, *, follow_stdin: bool) -> LaunchSettin
 def up(args: argparse.Namespace, home: Home) -> int:
     if home.is_running():
         show(f"a platform is already running in {home.root}\n")
-        if args.foreground:
-            show("stop it first: ./just down\n")
-            return FAILED
-        launcher.wait_until_ready(home, None, show)
-        print_status(home)
-        return 0
+        return join(args, home)
     if args.foreground:
         signal_me_when_my_parent_dies(signal.SIGTERM)
     signal.signal(signal.SIGTERM, _interrupt)
@@ -67,8 +62,20 @@ def up(args: argparse.Namespace, home: Home) -> int:
         launcher.wait_until_ready(home, daemon, show)
         print_status(home)
         return stay(home, daemon) if args.foreground else 0
+    except launcher.AlreadyRunningError:  # by somebody who was faster
+        return join(args, home)
     except KeyboardInterrupt:
         return stop_shown(home, daemon)
+
+
+def join(args: argparse.Namespace, home: Home) -> int:
+    """Wait for the platform that somebody else has started."""
+    if args.foreground:
+        show("stop it first: ./just down\n")
+        return FAILED
+    launcher.wait_until_ready(home, None, show)
+    print_status(home)
+    return 0
 
 
 def _interrupt(_number: int, _frame: object) -> None:

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import secrets
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from busbar_messaging.bundles.sealing import SigningKey
 
 REPO = Path(__file__).resolve().parents[4]
 SECRET_BYTES = 24
+# `is_running` takes the lock for a moment to see whether it is free: who gets none tries again.
+HOLD_ATTEMPTS, HOLD_PAUSE_S = 25, 0.02
 
 NATS_USERS = ("provisioner", "gateway", "billing", "scheduler", "agent", "telemetry", "operator")
 
@@ -87,12 +90,13 @@ class Home:
     def hold(self) -> int | None:
         """Take this home for the life of the returned descriptor; None when somebody has it."""
         descriptor = os.open(self.lock_file, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            return None
-        return descriptor
+        for _ in range(HOLD_ATTEMPTS):
+            with suppress(BlockingIOError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return descriptor
+            time.sleep(HOLD_PAUSE_S)
+        os.close(descriptor)
+        return None
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from datetime import timedelta
 
 from busbar_runtime import endpoints, logfile
 from busbar_runtime.control import ControlClient, ControlError, PlatformNotRunningError
-from busbar_runtime.daemon import SETTINGS_VARIABLE, LaunchSettings
+from busbar_runtime.daemon import ALREADY_RUNNING, SETTINGS_VARIABLE, LaunchSettings
 from busbar_runtime.home import Home
 
 POLL_S = 0.05
@@ -22,6 +22,10 @@ STOP_TIMEOUT = timedelta(seconds=120)
 
 class LaunchFailedError(RuntimeError):
     """The platform did not come up; the message ends with what it said."""
+
+
+class AlreadyRunningError(LaunchFailedError):
+    """Somebody else started a platform in this home before ours could."""
 
 
 def spawn(home: Home, settings: LaunchSettings) -> subprocess.Popen[bytes]:
@@ -62,7 +66,8 @@ def wait_until_ready(
 ) -> None:
     """Return once everything is ready; raises LaunchFailedError when the daemon gives up.
 
-    Without a `daemon` it waits for the one that somebody else has started.
+    Without a `daemon` it waits for the one that somebody else has started. AlreadyRunningError
+    says that ours met such a one.
     """
     said: list[str] = []
     with console_lines(home) as more:
@@ -74,6 +79,8 @@ def wait_until_ready(
             if gone:
                 rest = more()
                 show(rest)
+                if daemon and daemon.returncode == ALREADY_RUNNING:
+                    raise AlreadyRunningError(f"a platform is running in {home.root} already")
                 raise LaunchFailedError("the platform did not start:\n" + "".join([*said, rest]))
             with (
                 suppress(PlatformNotRunningError, ControlError),
