@@ -5,11 +5,13 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import pytest
 import tritonclient.grpc as grpcclient
 from busbar_runtime.home import REPO, Home
 from busbar_runtime.triton import TritonInstall, ensure_triton, find_uv
+from busbar_runtime.triton_command import triton_command
 from busbar_runtime.triton_probe import TritonServer, TritonWrongError, call, compare, started
 from busbar_runtime.triton_python import NoModelPythonError, find_model_python
 
@@ -132,6 +135,22 @@ def test_a_wrong_number_is_told_from_a_right_one(server: TritonServer) -> None:
     for wrong in ([0.5] * 15, [0.5] * 15 + [0.25], []):
         with pytest.raises(TritonWrongError, match="OUTPUT0"):
             compare(server.http_url, "echo-fp32", ECHO, {"OUTPUT0": wrong})
+
+
+@pytest.mark.parametrize("name", ["s p", "my clönes", 'it\'s $HOME; (a) "b" & c\\d', "a:b"])
+def test_the_install_and_the_models_may_lie_anywhere(
+    install: TritonInstall, tmp_path: Path, name: str
+) -> None:
+    odd = tmp_path / name
+    odd.mkdir()
+    (odd / "install").symlink_to(install.root)
+    shutil.copytree(MODELS / "echo-fp32", odd / "models" / "echo-fp32")
+    moved = replace(install, command=triton_command(odd / "install"))
+
+    with started(moved.argv, repository=odd / "models", log=tmp_path / "log") as server:
+        server.load("echo-fp32")
+
+        compare(server.http_url, "echo-fp32", ECHO, {"OUTPUT0": [0.5] * 16})
 
 
 def test_models_see_none_of_the_callers_environment(

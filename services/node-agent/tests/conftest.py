@@ -55,15 +55,22 @@ async def model_store(nats_server: NatsServer, bus: Client) -> BundleStore:
 
 
 @pytest.fixture(scope="module")
+def home_name() -> str:
+    """What the folder of `node` is called; a module may say otherwise."""
+    return "node"
+
+
+@pytest.fixture(scope="module")
 async def node(
     nats_server: NatsServer,
     bus: Client,
     triton_command: list[str],
+    home_name: str,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> AsyncIterator[NodeBench]:
     """A running agent with nothing placed on it, in a region of its own."""
     triton = {"BUSBAR_TRITON_COMMAND": json.dumps(triton_command)}
-    home = tmp_path_factory.mktemp("node")
+    home = tmp_path_factory.mktemp(home_name)
     async with _running(nats_server, bus, home, triton) as bench:
         yield bench
 

@@ -13,7 +13,6 @@ import fcntl
 import hashlib
 import json
 import os
-import secrets
 import shutil
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from busbar_runtime.child import tethered
+from busbar_runtime.triton_command import triton_command
 from busbar_runtime.triton_probe import prove
 from busbar_runtime.triton_python import ModelPython, find_model_python
 
@@ -44,14 +44,13 @@ class TritonInstall:
 
     `command` is an argv template that needs nothing else: it clears the environment and sets its
     own, so models see none of the caller's secrets. Fill the placeholders with `argv()` or plain
-    `str.replace`: {http_port}, {grpc_port}, {metrics_port}, {repository} (an existing directory)
-    and {otlp_url} (full traces URL, e.g. http://127.0.0.1:4318/v1/traces).
+    `str.replace`: {http_port}, {grpc_port}, {metrics_port}, {repository} (an existing directory,
+    of any name) and {otlp_url} (full traces URL, e.g. http://127.0.0.1:4318/v1/traces).
     """
 
     root: Path
     python: str
     command: list[str]
-    env: dict[str, str]
 
     def argv(self, **values: str | int | Path) -> list[str]:
         """The command with every placeholder filled; KeyError names a missing one."""
@@ -89,7 +88,7 @@ def _install(cache: Path, progress: Progress) -> TritonInstall:
     _model_env(cache, partial / "model-env", python)
     _lay_out_backend(partial, python)
     partial.rename(root)
-    install = _describe(root, python)
+    install = TritonInstall(root=root, python=python.executable, command=triton_command(root))
     progress("triton: comparing real numbers from a probe model")
     prove(install.argv, work=root / "probe")
     _write_atomically(root / "install.json", json.dumps(asdict(install), default=str, indent=2))
@@ -106,9 +105,7 @@ def _installed(cache: Path) -> TritonInstall | None:
     libraries = [path.exists() for path in (marker.parent / "lib").iterdir()]
     if moved or not Path(data["python"]).exists() or not all(libraries):
         return None
-    return TritonInstall(
-        root=marker.parent, python=data["python"], command=data["command"], env=data["env"]
-    )
+    return TritonInstall(root=marker.parent, python=data["python"], command=data["command"])
 
 
 def _folder_name() -> str:
@@ -116,7 +113,7 @@ def _folder_name() -> str:
     digest = hashlib.sha256(f"{sys.version_info[:2]}".encode())
     for name in ("requirements.lock", "model-env.lock"):
         digest.update((LOCKS / name).read_bytes())
-    for source in ("triton.py", "triton_python.py"):
+    for source in ("triton.py", "triton_command.py", "triton_python.py"):
         digest.update(Path(__file__).with_name(source).read_bytes())
     return f"triton-{TRITON_VERSION}-{digest.hexdigest()[:10]}"
 
@@ -168,59 +165,6 @@ def _lay_out_backend(root: Path, python: ModelPython) -> None:
     (tritonserver / "bin" / "tritonserver").chmod(0o755)
     (root / "lib").mkdir()
     (root / "lib" / python.libpython.name).symlink_to(python.libpython)
-
-
-def _describe(root: Path, python: ModelPython) -> TritonInstall:
-    env = {
-        "PATH": f"{root}/model-env/bin:/usr/local/bin:/usr/bin:/bin",
-        "LD_LIBRARY_PATH": f"{root}/server/nvidia_pytriton.libs:{root}/lib",
-        "LANG": "C.UTF-8",
-        "PYTHONNOUSERSITE": "1",
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "OMP_NUM_THREADS": "1",
-        "OPENBLAS_NUM_THREADS": "1",
-    }
-    setting = [f"{name}={value}" for name, value in env.items()]
-    server = root / "server" / "pytriton" / "tritonserver"
-    command = [shutil.which("env") or "/usr/bin/env", "-i", *setting, f"{server}/bin/tritonserver"]
-    return TritonInstall(
-        root=root, python=python.executable, command=[*command, *_options(root)], env=env
-    )
-
-
-def _options(root: Path) -> list[str]:
-    # Nobody knows this value, so nobody may call these: a leaked region name must not become
-    # read and write access to the backend's shared memory (CVE-2025-23319, -23320, -23334).
-    nobody = f"busbar-restricted={secrets.token_hex(16)}"
-    return [
-        "--model-repository={repository}",
-        "--model-control-mode=explicit",
-        # Configurations are complete, and guessing them costs a second process per load (1.3 s).
-        "--disable-auto-complete-config",
-        f"--backend-directory={root}/backends",
-        "--http-address=127.0.0.1",
-        "--http-port={http_port}",
-        "--grpc-address=127.0.0.1",
-        "--grpc-port={grpc_port}",
-        "--metrics-address=127.0.0.1",
-        "--metrics-port={metrics_port}",
-        f"--http-restricted-api=shared-memory,trace,logging:{nobody}",
-        f"--grpc-restricted-protocol=shared-memory,trace,logging:{nobody}",
-        "--backend-config=python,shm-region-prefix-name=busbar_triton_{grpc_port}_",
-        "--http-thread-count=4",
-        "--strict-readiness=false",
-        "--exit-on-error=false",
-        "--exit-timeout-secs=10",
-        "--pinned-memory-pool-byte-size=0",
-        "--log-format=ISO8601",
-        # rate=0: only requests that carry a sampled traceparent are traced.
-        "--trace-config=mode=opentelemetry",
-        "--trace-config=rate=0",
-        "--trace-config=level=TIMESTAMPS",
-        "--trace-config=opentelemetry,url={otlp_url}",
-        "--trace-config=opentelemetry,resource=service.name=triton",
-        "--trace-config=opentelemetry,bsp_schedule_delay=500",
-    ]
 
 
 @contextlib.contextmanager

@@ -81,7 +81,10 @@ class TritonCommand:
             session, prefix = int(noted["pid"]), str(noted["shm_prefix"])
         except (OSError, ValueError, KeyError, TypeError):
             return
-        for pid in _session_members(session, mark=str(self.repository)):
+        # How a model's process names its files where the repository's own name does not do; see
+        # libs/runtime's triton_command.py.
+        marks = (str(self.repository), f"/proc/{session}/fd/")
+        for pid in _session_members(session, marks):
             log.warning("process of an earlier triton killed", pid=pid)
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
@@ -234,14 +237,15 @@ def _shm_prefix(argv: Sequence[str]) -> str:
     return named[0] if named else ""
 
 
-def _session_members(session: int, *, mark: str) -> list[int]:
-    """Processes of a session whose command line has `mark` in it, so that a session id
+def _session_members(session: int, marks: Sequence[str]) -> list[int]:
+    """Processes of a session whose command line has one of `marks` in it, so that a session id
     which meanwhile belongs to somebody else harms nobody.
     """
     found: list[int] = []
     for pid in _in_session(session):
         with contextlib.suppress(OSError):
-            if mark.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+            if any(os.fsencode(mark) in command for mark in marks):
                 found.append(pid)
     return found
 
