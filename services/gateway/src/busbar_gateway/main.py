@@ -394,6 +394,7 @@ async def serve_edges(settings: GatewaySettings, gateway: Gateway, stop: asyncio
                 readiness=gateway.readiness,
                 grace=settings.stop_grace,
                 connections_max=connections_max,
+                bounded=settings.grpc_bounded,
             )
         )
         gateway.listening = True

@@ -348,7 +348,12 @@ def inference_of(gateway: Gateway, serving: Serving) -> Inference:
 
 
 def grpc_edge(
-    gateway: Gateway, serving: Serving, *, grace_s: float, connections_max: int = CONNECTIONS_MAX
+    gateway: Gateway,
+    serving: Serving,
+    *,
+    grace_s: float,
+    connections_max: int = CONNECTIONS_MAX,
+    bounded: bool = False,
 ) -> Any:
     """The gRPC port of a gateway; yields the port."""
     inference = inference_of(gateway, serving)
@@ -359,6 +364,7 @@ def grpc_edge(
         readiness=gateway.readiness,
         grace=timedelta(seconds=grace_s),
         connections_max=connections_max,
+        bounded=bounded,
     )
 
 
@@ -374,7 +380,7 @@ async def a_gateway(
     await billing.start()
     async with (
         running(gateway, settings.region),
-        grpc_edge(gateway, serving, grace_s=1) as port,
+        grpc_edge(gateway, serving, grace_s=1, bounded=settings.grpc_bounded) as port,
         grpc.aio.insecure_channel(
             f"127.0.0.1:{port}", options=[("grpc.max_send_message_length", -1)]
         ) as channel,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, closing
 from datetime import timedelta
 from typing import Any
@@ -14,11 +14,12 @@ from busbar_messaging.topology import MAX_FRAME_PAYLOAD_BYTES
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
+from busbar_gateway.adapters.grpc.bounded import on_grpcio
 from busbar_gateway.adapters.grpc.catalogue import Catalogue
 from busbar_gateway.adapters.grpc.crowd import keep_out
 from busbar_gateway.adapters.grpc.goodbye import say_goodbye
 from busbar_gateway.adapters.grpc.inference import Inference
-from busbar_gateway.adapters.grpc.native import NativeServer, behind
+from busbar_gateway.adapters.grpc.native import Handler, NativeServer, behind
 from busbar_gateway.adapters.grpc.sockets import Connections
 from busbar_gateway.adapters.grpc.statuses import Context, abort, metadata_of
 from busbar_gateway.domain.failures import Forbidden, InvalidInput, Unauthenticated
@@ -72,22 +73,26 @@ async def serve_grpc(
     readiness: Callable[[], list[str]],
     grace: timedelta,
     connections_max: int,
+    bounded: bool = False,
 ) -> AsyncIterator[int]:
     """Serve while the context is open; yields the bound port.
+
+    `bounded`: the native front only passes on, and grpcio serves the unary methods, too.
 
     Raises RuntimeError when the address cannot be bound. On leaving, calls and
     streams under way get `grace` to finish; their clients are told at once to
     take the next ones elsewhere, which nobody but `say_goodbye` tells them earlier.
     """
     unary = {**catalogue.handlers(), "ModelInfer": inference.model_infer}
+    native, passed_on = ({}, unary) if bounded else (unary, {})
     server = NativeServer(
         address,
-        {f"/{SERVICE}/{name}": handler for name, handler in unary.items()},
+        {f"/{SERVICE}/{name}": handler for name, handler in native.items()},
         message_bytes_max=MAX_FRAME_PAYLOAD_BYTES,
         **_LIMITS,
     )
     status = _HealthServicer()
-    fallback = _fallback(inference, status)
+    fallback = _fallback(inference, passed_on, status)
     with closing(Connections(server.port)) as connections:
         async with behind(fallback) as socket:
             server.start(socket)
@@ -112,11 +117,11 @@ async def _leave(
         await server.close()
 
 
-def _fallback(inference: Inference, status: Any) -> grpc.aio.Server:
-    """Everything that is not unary, or rarely called: streams, health, reflection."""
+def _fallback(inference: Inference, unary: Mapping[str, Handler], status: Any) -> grpc.aio.Server:
+    """These, and everything that is not unary, or rarely called: streams, health, reflection."""
     server: Any = grpc.aio.server(options=_FALLBACK_OPTIONS)
     stream = grpc.stream_stream_rpc_method_handler(inference.model_stream_infer)
-    server.add_registered_method_handlers(SERVICE, {"ModelStreamInfer": stream})
+    server.add_registered_method_handlers(SERVICE, {"ModelStreamInfer": stream, **on_grpcio(unary)})
     health_pb2_grpc.add_HealthServicer_to_server(status, server)
     names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(

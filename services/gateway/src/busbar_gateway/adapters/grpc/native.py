@@ -18,7 +18,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 import structlog
@@ -38,11 +38,25 @@ _WRITTEN_AFTER_S = 0.2
 _DIRECTORY_PREFIX, _SOCKET_NAME = "busbar-grpc-", "fallback.sock"
 
 
+class Front(Protocol):
+    """What ends a call; the arguments are NativeGrpcFront's."""
+
+    def respond(
+        self, call_id: int, payload: bytes, initial: Metadata | None, trailing: Metadata, /
+    ) -> bool:
+        """Answer; False when the client is gone."""
+        ...
+
+    def fail(self, call_id: int, code: int, message: str, trailing: Metadata, /) -> bool:
+        """End the call with that status; False when the client is gone."""
+        ...
+
+
 @dataclass(slots=True, eq=False)
 class Call:
     """One unary call. Exactly one of `respond` and `fail` ends it."""
 
-    front: NativeGrpcFront
+    front: Front
     call_id: int
     metadata: Metadata
     time_remaining_s: float | None
