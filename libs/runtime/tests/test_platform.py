@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -328,6 +329,23 @@ def test_an_unknown_part_or_port_is_refused(tmp_path: Path) -> None:
     daemon = launcher.spawn(home, LaunchSettings(parts=["nats"], ports={"web": 1}))
     with pytest.raises(LaunchFailedError, match="no listener is called"):
         launcher.wait_until_ready(home, daemon, lambda _text: None)
+
+
+def test_a_port_that_cannot_be_had_stops_the_start_with_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        only = ["up", "--only", "nats", "--home", str(tmp_path)]
+        in_use = command_line([*only, "--port", f"nats={port}"])
+        no_port = command_line([*only, "--port", "nats=99999"])
+    said = capsys.readouterr().out
+
+    assert (in_use, no_port) == (1, 1)
+    assert said.splitlines() == [
+        f"start failed: nats: port {port} cannot be had: Address already in use",
+        "start failed: nats: 99999 is no port: 1 to 65535 are",
+    ]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="the other tests run as a normal user already")

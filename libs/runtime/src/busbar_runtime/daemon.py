@@ -272,7 +272,7 @@ def main() -> int:
     def work() -> int:
         try:
             return asyncio.run(_run(home, settings))
-        except ValueError as problem:
+        except (ValueError, RuntimeError, OSError) as problem:
             announce(f"start failed: {problem}")
             return START_FAILED
 

@@ -9,11 +9,16 @@ LOOPBACK = "127.0.0.1"
 # Below Linux's default range for outgoing connections (32768 up), so that a port
 # stays free while the process it belongs to is being restarted.
 FIRST_PORT, LAST_PORT = 20_000, 32_000
+HIGHEST_PORT = 65_535
 ATTEMPTS = 200
 
 
 class PortsExhaustedError(RuntimeError):
     """No free port was found; the message says in which range."""
+
+
+class PortRefusedError(RuntimeError):
+    """The very port that was asked for cannot be had; the message says why."""
 
 
 class PortPool:
@@ -27,13 +32,25 @@ class PortPool:
         self._held: list[socket.socket] = []
 
     def take(self, wanted: int | None = None) -> int:
-        """Reserve `wanted` if nobody has it, else any free port."""
-        candidates = [] if wanted is None else [wanted]
-        candidates += [random.randint(FIRST_PORT, LAST_PORT) for _ in range(ATTEMPTS)]  # noqa: S311
-        for port in candidates:
+        """Reserve `wanted`, or raise PortRefusedError; without one any free port."""
+        if wanted is not None:
+            return self._take_this(wanted)
+        for _ in range(ATTEMPTS):
+            port = random.randint(FIRST_PORT, LAST_PORT)  # noqa: S311
             if _is_free(port) and self._reserve(port):
                 return port
         raise PortsExhaustedError(f"no free port between {FIRST_PORT} and {LAST_PORT}")
+
+    def _take_this(self, port: int) -> int:
+        if not 1 <= port <= HIGHEST_PORT:
+            raise PortRefusedError(f"{port} is no port: 1 to {HIGHEST_PORT} are")
+        try:
+            _bind(port)
+        except OSError as problem:
+            raise PortRefusedError(f"port {port} cannot be had: {problem.strerror}") from problem
+        if not self._reserve(port):
+            raise PortRefusedError(f"port {port} cannot be had: this or another platform has it")
+        return port
 
     def _reserve(self, port: int) -> bool:
         reservation = socket.socket(socket.AF_UNIX)
@@ -53,10 +70,14 @@ class PortPool:
 
 
 def _is_free(port: int) -> bool:
+    try:
+        _bind(port)
+    except OSError:
+        return False
+    return True
+
+
+def _bind(port: int) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((LOOPBACK, port))
-        except OSError:
-            return False
-        return True
+        probe.bind((LOOPBACK, port))

@@ -17,7 +17,7 @@ from busbar_runtime import probes
 from busbar_runtime.fleet import REGIONS, Fleet
 from busbar_runtime.home import REPO, Home, Secrets
 from busbar_runtime.nats import NatsAddress
-from busbar_runtime.ports import LOOPBACK, PortPool
+from busbar_runtime.ports import LOOPBACK, PortPool, PortRefusedError
 from busbar_runtime.postgres import PostgresAddress
 from busbar_runtime.spec import Environment, ProcessSpec
 from busbar_runtime.triton import ensure_triton
@@ -57,19 +57,28 @@ class Ports:
 
     @classmethod
     def take(cls, pool: PortPool, wanted: Mapping[str, int], fleet: Fleet) -> Ports:
-        """The wanted ports where they are free, others elsewhere."""
+        """The wanted ports, or PortRefusedError; for all others any that are free."""
         names = (*cls.NAMES, *fleet.listeners)
         if unknown := set(wanted) - set(names):
             raise ValueError(
                 f"no listener is called {sorted(unknown)}; there are: {', '.join(names)}"
             )
-        return cls({name: pool.take(wanted.get(name)) for name in names})
+        # First, so that nobody who may have any port gets one of these.
+        given = {name: _take_for(name, port, pool) for name, port in wanted.items()}
+        return cls({name: given[name] if name in given else pool.take() for name in names})
 
     def __getitem__(self, name: str) -> int:
         return self.by_name[name]
 
     def url(self, name: str, scheme: str = "http") -> str:
         return f"{scheme}://{LOOPBACK}:{self[name]}"
+
+
+def _take_for(name: str, port: int, pool: PortPool) -> int:
+    try:
+        return pool.take(port)
+    except PortRefusedError as problem:
+        raise PortRefusedError(f"{name}: {problem}") from problem
 
 
 @dataclass(frozen=True)
