@@ -51,18 +51,19 @@ async def test_an_answer_tells_the_id_under_which_it_is_charged(platform: Platfo
     assert [answer.infer_response.id for answer in client.answers] == ["1", "2"]
 
 
-async def test_a_plain_answer_says_that_it_is_the_last_and_an_error_does_not(
-    platform: Platform,
-) -> None:
+async def test_what_ends_an_accepted_request_says_so(platform: Platform) -> None:
     name, _ = await platform.deploy()
+    fails, agent = await platform.deploy()
+    agent.behaviour = failing(Kind.FAILURE_KIND_REJECTED)
     client = Client(platform)
     asks = pb.ModelInferRequest.FromString(numbered(name, 2))
     asks.parameters["triton_enable_empty_final_response"].bool_param = True
     misfit = pb.ModelInferRequest(model_name=name).SerializeToString()
-    await client.ask(numbered(name, 1), asks.SerializeToString(), misfit)
+    await client.ask(numbered(name, 1), asks.SerializeToString(), numbered(fails, 3), misfit)
 
     says = [dict(answer.infer_response.parameters) for answer in client.answers]
     assert [one.get("triton_final_response") for one in says] == [
+        pb.InferParameter(bool_param=True),
         pb.InferParameter(bool_param=True),
         pb.InferParameter(bool_param=True),
         None,

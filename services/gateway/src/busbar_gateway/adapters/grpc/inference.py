@@ -167,6 +167,7 @@ class Inference:
             request_id=asked.request_id,
             api="stream",
         )
+        asked.accepted = True
         if not _is_decoupled(call.route):
             call.may_charge = partial(self._charged_ahead.may_charge, turn)
             async with self._serving.infer(call) as answer:
@@ -187,7 +188,8 @@ class Inference:
             request = pb.ModelInferRequest()
         if not self._asks_decoupled(asked.caller, request.model_name):
             await asked.turn.come.wait()
-        await writer.write(error_message(error, request.id, asked.request_id))
+        message = error_message(error, request.id, asked.request_id, accepted=asked.accepted)
+        await writer.write(message)
 
     def _asks_decoupled(self, caller: Caller, model_name: str) -> bool:
         try:
@@ -290,7 +292,7 @@ def _refuse_idempotency_key(metadata: Metadata) -> None:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Asked:
     """One message of a stream."""
 
@@ -298,6 +300,8 @@ class _Asked:
     caller: Caller
     turn: Turn
     request_id: bytes = field(default_factory=new_request_id)
+    accepted: bool = False
+    """Whether nothing was wrong with the request itself."""
 
 
 class _Writer:

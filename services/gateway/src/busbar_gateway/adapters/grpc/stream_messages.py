@@ -35,12 +35,16 @@ def last_response(payload: bytes, request_id: bytes) -> bytes:
     return response(payload + _parameters(request_id, triton_final_response=True))
 
 
-def error_message(error: Exception, asked_as: str, request_id: bytes) -> bytes:
-    """The end of a request that failed; `asked_as` is the id that the client gave it."""
+def error_message(error: Exception, asked_as: str, request_id: bytes, *, accepted: bool) -> bytes:
+    """The end of a request that failed; `asked_as` is the id that the client gave it.
+
+    As from Triton, it says that it is the last of an accepted request, and not of any other.
+    """
     if not isinstance(error, BusbarError):
         log.error("request failed by a bug", exc_info=error)
     named = pb.ModelInferResponse(id=asked_as)
-    named.MergeFromString(_parameters(request_id))
+    flags = {"triton_final_response": True} if accepted else {}
+    named.MergeFromString(_parameters(request_id, **flags))
     message = pb.ModelStreamInferResponse(error_message=reason_for(error), infer_response=named)
     return message.SerializeToString()
 
