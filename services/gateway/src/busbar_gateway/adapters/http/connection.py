@@ -16,9 +16,9 @@ from typing import Any, cast
 import httptools
 import orjson
 
-from busbar_gateway.adapters.http.cycle import NEVER_TWICE, ConnectionCycle, render_head
+from busbar_gateway.adapters.http.cycle import ConnectionCycle, render_head
 from busbar_gateway.adapters.http.errors import Unservable
-from busbar_gateway.adapters.http.framing import head_before_body
+from busbar_gateway.adapters.http.framing import NEVER_TWICE, head_before_body, malformed
 from busbar_gateway.adapters.http.limits import HttpLimits
 from busbar_gateway.adapters.http.patience import Patience
 from busbar_gateway.adapters.http.unread import Unread
@@ -70,6 +70,9 @@ class HttpConnection(asyncio.Protocol):
 
     _head_again = False
     """Whether the parser reads a head that came already, for the sake of its body."""
+
+    _host = b"?"
+    """What the last request said that said it well; nobody is called so."""
 
     def __init__(self, config: Any, server_state: Any, app_state: Any, _loop: Any = None) -> None:
         del app_state
@@ -241,7 +244,7 @@ class HttpConnection(asyncio.Protocol):
             self._headers,
             keep_alive=version != "1.0" and self._parser.should_keep_alive() and stays,
             understands_chunks=version != "1.0",
-            said_twice=self._said_twice,
+            malformed=self._malformed(version),
         )
         self._in_head = self._head_begun = False
         self._beside_body_bytes = 0
@@ -272,6 +275,16 @@ class HttpConnection(asyncio.Protocol):
             self._discarded_bytes = 0
             self.resume_reading()
             self._be_idle()
+
+    def _malformed(self, version: str) -> Exception | None:
+        headers = self._headers
+        host = headers.get(b"host")
+        if host == self._host and not self._said_twice and b"transfer-encoding" not in headers:
+            return None
+        error = malformed(version, headers, self._said_twice)
+        if error is None and host is not None:
+            self._host = host
+        return error
 
     def _read_on(self, error: Exception, data: memoryview) -> bool:
         """Go on where the parser stopped at an offer of another protocol; whether it was that.

@@ -20,10 +20,6 @@ _CLOSE = (b"connection", b"close")
 _CHUNKED = (b"transfer-encoding", b"chunked")
 _PLAIN_PATH: Final = frozenset(b"?#%").isdisjoint
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-NEVER_TWICE: Final = frozenset(
-    {b"authorization", b"idempotency-key", b"inference-header-content-length"}
-)
-"""Headers of which a proxy in between might take the other one (RFC 9110, section 5.3)."""
 _UNREAD_BYTES_MAX = 64 * 1024
 """More of a body than this waits at the client until somebody reads it."""
 
@@ -36,8 +32,8 @@ class Cycle(Protocol):
     """Without the query, percent-decoded."""
     headers: dict[bytes, bytes]
     """By lower-case name, the first value of each."""
-    said_twice: bytes
-    """One of NEVER_TWICE that came more than once; empty when none did."""
+    malformed: Exception | None
+    """Why its head alone forbids to serve it, as a failure to answer with."""
     started: bool
     """Whether status and headers were written, or are about to be."""
     task: asyncio.Task[None] | None
@@ -112,9 +108,9 @@ class ConnectionCycle:
         "gone",
         "headers",
         "keep_alive",
+        "malformed",
         "method",
         "path",
-        "said_twice",
         "started",
         "task",
         "when_lost",
@@ -129,14 +125,14 @@ class ConnectionCycle:
         *,
         keep_alive: bool,
         understands_chunks: bool,
-        said_twice: bytes = b"",
+        malformed: Exception | None = None,
     ) -> None:
         self._connection = connection
         self._url = url
         self.method = method
         self.path = _path_of(url)
         self.headers = headers
-        self.said_twice = said_twice
+        self.malformed = malformed
         self.keep_alive = keep_alive
         self.started = False
         self.answered = False

@@ -26,7 +26,6 @@ from busbar_gateway.adapters.http.limits import ClientGone
 from busbar_gateway.adapters.http.router import Router
 from busbar_gateway.adapters.http.services import Services
 from busbar_gateway.adapters.identity import new_request_id
-from busbar_gateway.domain.failures import InvalidInput
 from busbar_gateway.domain.routes import Caller
 from busbar_gateway.usecases.calls import RefusedCall
 
@@ -80,7 +79,7 @@ class Edge:
 
     async def _answer(self, exchange: Exchange) -> None:
         try:
-            _require_unambiguous(exchange.cycle)
+            _require_sound_head(exchange.cycle)
             if exchange.cycle.path not in PUBLIC_PATHS:
                 exchange.caller = self._authenticate(exchange)
             if takes_key(exchange):
@@ -118,10 +117,9 @@ class Edge:
         await _answer_failure(exchange, error)
 
 
-def _require_unambiguous(cycle: Cycle) -> None:
-    if cycle.said_twice:
-        name = cycle.said_twice.decode()
-        raise InvalidInput(f"the header {name} was sent more than once; send it once")
+def _require_sound_head(cycle: Cycle) -> None:
+    if cycle.malformed is not None:
+        raise cycle.malformed
 
 
 def _refused(exchange: Exchange, error: Exception) -> RefusedCall:

@@ -346,7 +346,7 @@ class RecordedCycle:
     def __init__(self, exchange: Exchange, body: bytes, record: Record) -> None:
         self.method, self.path = exchange.cycle.method, exchange.cycle.path
         self.headers, self.query = exchange.cycle.headers, exchange.cycle.query
-        self.said_twice = b""
+        self.malformed: Exception | None = None
         self.started = False
         self.task: asyncio.Task[None] | None = None
         self.when_lost: Callable[[], object] | None = None  # nobody leaves a recording
