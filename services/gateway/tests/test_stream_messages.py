@@ -70,7 +70,7 @@ async def test_what_ends_an_accepted_request_says_so(platform: Platform) -> None
     ]
 
 
-async def test_the_last_response_of_a_decoupled_model_tells_the_id_too(platform: Platform) -> None:
+async def test_what_a_decoupled_model_says_leaves_byte_for_byte(platform: Platform) -> None:
     name, agent = await platform.deploy(decoupled=True)
 
     async def marked(work: work_pb2.InferenceWork, say: Say) -> None:
@@ -82,9 +82,10 @@ async def test_the_last_response_of_a_decoupled_model_tells_the_id_too(platform:
     agent.behaviour = marked
     client = Client(platform)
     await client.ask(request(name))
+    [record] = (await platform.usage()).records
 
-    assert [request_id(a) for a in client.answers] == ["", public_id(agent.works[0].request_id)]
     assert client.answers[1].infer_response.parameters["triton_final_response"].bool_param
+    assert record.response_bytes == sum(a.infer_response.ByteSize() for a in client.answers)
 
 
 async def test_an_error_of_a_decoupled_model_waits_for_nobody(platform: Platform) -> None:

@@ -25,7 +25,7 @@ from busbar_gateway.adapters.grpc.statuses import (
     only_text_of,
     text_of,
 )
-from busbar_gateway.adapters.grpc.stream_messages import error_message, last_response, response
+from busbar_gateway.adapters.grpc.stream_messages import error_message, plain_answer, response
 from busbar_gateway.adapters.grpc.turns import ChargedAhead, Turn, Turns
 from busbar_gateway.adapters.identity import new_request_id
 from busbar_gateway.adapters.key_ring import KeyRing
@@ -172,8 +172,8 @@ class Inference:
             call.may_charge = partial(self._charged_ahead.may_charge, turn)
             async with self._serving.infer(call) as answer:
                 await turn.come.wait()
-                last = last_response(answer.payload, call.request_id)
-                left = await writer.hand_over(last, answer.handing_over)
+                plain = plain_answer(answer.payload, call.request_id)
+                left = await writer.hand_over(plain, answer.handing_over)
             if left is not None:
                 raise left
             return
@@ -217,9 +217,7 @@ class Inference:
                     raise left
             await stream.settle()
             if last:
-                left = await writer.hand_over(
-                    last_response(last, call.request_id), stream.handing_over
-                )
+                left = await writer.hand_over(response(last), stream.handing_over)
             else:
                 stream.handing_over()
                 left = None

@@ -17,7 +17,7 @@ log = structlog.get_logger()
 pb: Any = service_pb2  # the generated module has no types
 
 REQUEST_ID = "busbar_request_id"
-"""Parameter of answers and errors: the id that the trailing metadata of a unary call has."""
+"""Parameter of plain answers and errors: the id that a unary call has in its trailing metadata."""
 _INFER_RESPONSE_TAG = b"\x12"
 """Field 2, length-delimited: ModelStreamInferResponse.infer_response."""
 
@@ -27,10 +27,11 @@ def response(payload: bytes) -> bytes:
     return _INFER_RESPONSE_TAG + varint(len(payload)) + payload
 
 
-def last_response(payload: bytes, request_id: bytes) -> bytes:
-    """As `response`, for the answer that ends its request; it says so, and the id of that.
+def plain_answer(payload: bytes, request_id: bytes) -> bytes:
+    """As `response`, for the one answer of its request; it says so, and the id of that.
 
-    Triton says so of plain answers, too, whether or not it is asked for empty last responses.
+    Triton says so whether or not it is asked for empty last responses. What a decoupled model
+    says leaves as it came, byte for byte, as it is charged; what is added here is not charged.
     """
     return response(payload + _parameters(request_id, triton_final_response=True))
 
