@@ -332,17 +332,23 @@ def test_an_unknown_part_or_port_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_port_that_cannot_be_had_stops_the_start_with_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
 ) -> None:
+    command = [sys.executable, "-m", "busbar_runtime", "up", "--only", "nats"]
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        only = ["up", "--only", "nats", "--home", str(tmp_path)]
-        in_use = command_line([*only, "--port", f"nats={port}"])
-        no_port = command_line([*only, "--port", "nats=99999"])
-    said = capsys.readouterr().out
+        done = [
+            subprocess.run(
+                [*command, "--home", str(tmp_path), "--port", f"nats={number}"],
+                check=False,
+                capture_output=True,
+                text=True,
+            )
+            for number in (port, 99_999)
+        ]
 
-    assert (in_use, no_port) == (1, 1)
-    assert said.splitlines() == [
+    assert [up.returncode for up in done] == [1, 1]
+    assert [up.stdout.strip() for up in done] == [
         f"start failed: nats: port {port} cannot be had: Address already in use",
         "start failed: nats: 99999 is no port: 1 to 65535 are",
     ]

@@ -228,6 +228,8 @@ def execute(args: argparse.Namespace, home: Home) -> int:
         code = subprocess.call(args.argv, env=env)
     except KeyboardInterrupt:
         code = INTERRUPTED
+    except OSError as problem:
+        print(refused(problem, home), file=sys.stderr)
     stopped = stop_shown(home, daemon)
     return code or stopped
 
@@ -327,6 +329,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # nobody reads any further, and nothing is left to tell them
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as problem:
+        print(refused(problem, home), file=sys.stderr)
+        return FAILED
+
+
+def refused(problem: OSError, home: Home) -> str:
+    """What the system refused, in one line; where that is in a directory of ours, what to do."""
+    said = f"{problem.strerror or problem}"
+    if not isinstance(problem.filename, str | bytes):
+        return said
+    path = Path(os.fsdecode(problem.filename))
+    said += f": {path}"
+    if path.is_relative_to(home.root):
+        said += f"; {home.root} is the state directory: --home or BUSBAR_HOME names another"
+    elif path.is_relative_to(home.cache):
+        said += f"; {home.cache} is the cache: --cache or BUSBAR_CACHE names another"
+    return said
 
 
 if __name__ == "__main__":
