@@ -61,15 +61,23 @@ def home_name() -> str:
 
 
 @pytest.fixture(scope="module")
+def settings() -> Mapping[str, str]:
+    """What else the agent of `node` is told; a module may say otherwise."""
+    return {}
+
+
+@pytest.fixture(scope="module")
 async def node(
     nats_server: NatsServer,
     bus: Client,
     triton_command: list[str],
-    home_name: str,
     tmp_path_factory: pytest.TempPathFactory,
+    *,
+    home_name: str,
+    settings: Mapping[str, str],
 ) -> AsyncIterator[NodeBench]:
     """A running agent with nothing placed on it, in a region of its own."""
-    triton = {"BUSBAR_TRITON_COMMAND": json.dumps(triton_command)}
+    triton = {"BUSBAR_TRITON_COMMAND": json.dumps(triton_command), **settings}
     home = tmp_path_factory.mktemp(home_name)
     async with _running(nats_server, bus, home, triton) as bench:
         yield bench

@@ -180,6 +180,7 @@ def build(settings: Settings, client: Client, tracer: Tracer, tenure: Tenure) ->
         on_event=events.publish,
         loading=asyncio.Semaphore(settings.loads_at_once),
         suspects=asyncio.Lock(),
+        load_within_s=settings.load_within.total_seconds(),
     )
     reconciler = Reconciler(tools, Start(settings.come_up_within.total_seconds()))
     reporter = Reporter(

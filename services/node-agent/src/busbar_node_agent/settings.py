@@ -47,6 +47,8 @@ class Settings(BundleKeySettings):
     """Longest that an agent waits, before it says that it is ready, for models that it finds placed
     on its node as it starts. They serve as soon as they can in any case.
     """
+    load_within: timedelta = Field(default=timedelta(minutes=10), gt=timedelta(0))
+    """Longest that Triton may take to load one model, which has failed then."""
     bundle_mib_max: int = Field(default=4096, ge=1)
     bundle_cache_mib_max: int = Field(default=16 * 1024, ge=1)
     journal_kib: int = Field(default=16 * 1024, ge=64)

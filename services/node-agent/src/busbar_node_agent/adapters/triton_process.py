@@ -69,7 +69,8 @@ class TritonCommand:
         shm_prefix = _shm_prefix(argv)
         self.note.write_text(json.dumps({"pid": process.pid, "shm_prefix": shm_prefix}))
         log.info("triton started", pid=process.pid, grpc_port=grpc_port, http_port=http_port)
-        return TritonChild(process, TritonRpc(f"{LOOPBACK}:{grpc_port}"), shm_prefix)
+        rpc = TritonRpc(f"{LOOPBACK}:{grpc_port}")
+        return TritonChild(process, rpc, shm_prefix, _names(self.repository, process.pid))
 
     def _clear_away_predecessor(self) -> None:
         """Kill what outlived the Triton last noted, and remove its shared memory.
@@ -81,10 +82,7 @@ class TritonCommand:
             session, prefix = int(noted["pid"]), str(noted["shm_prefix"])
         except (OSError, ValueError, KeyError, TypeError):
             return
-        # How a model's process names its files where the repository's own name does not do; see
-        # libs/runtime's triton_command.py.
-        marks = (str(self.repository), f"/proc/{session}/fd/")
-        for pid in _session_members(session, marks):
+        for pid in _session_members(session, _names(self.repository, session)):
             log.warning("process of an earlier triton killed", pid=pid)
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
@@ -97,11 +95,18 @@ class TritonChild:
 
     attached = False
 
-    def __init__(self, process: asyncio.subprocess.Process, rpc: TritonRpc, shm: str) -> None:
+    def __init__(
+        self,
+        process: asyncio.subprocess.Process,
+        rpc: TritonRpc,
+        shm: str,
+        repository_names: Sequence[str],
+    ) -> None:
         self.rpc = rpc
         self.pid = process.pid
         self._process = process
         self._shm_prefix = shm
+        self._repository_names = repository_names
         self._complaints = deque[tuple[float, str]](maxlen=_COMPLAINTS_MAX)
         listening = _log_lines(process.stdout, self._complaints)
         self._logger = asyncio.create_task(listening, name="triton-log")
@@ -109,6 +114,15 @@ class TritonChild:
     def stopped(self) -> list[int]:
         """Processes of its models that somebody has stopped, as SIGSTOP does."""
         return [pid for pid in _in_session(self.pid) if pid != self.pid and _is_stopped(pid)]
+
+    def kill(self, model: str) -> list[int]:
+        """Kill the processes of a model, which ends its loading; their process ids."""
+        marks = [f"{name}/{model}/" for name in self._repository_names]
+        pids = [pid for pid in _session_members(self.pid, marks) if pid != self.pid]
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        return pids
 
     async def complaint(self, model: str, since_s: float) -> str:
         """What it last said is wrong with a model since time.monotonic(); "" for nothing.
@@ -169,6 +183,11 @@ class TritonAttachment:
 
     def stopped(self) -> list[int]:
         """None that could be seen from here."""
+        return []
+
+    def kill(self, model: str) -> list[int]:
+        """None that could be reached from here."""
+        del model
         return []
 
     async def complaint(self, model: str, since_s: float) -> str:
@@ -235,6 +254,13 @@ def _shm_prefix(argv: Sequence[str]) -> str:
     """What this Triton's shared memory regions begin with; "" when the command does not say."""
     named = [part.rpartition(_SHM_OPTION)[2] for part in argv if _SHM_OPTION in part]
     return named[0] if named else ""
+
+
+def _names(repository: Path, triton: int) -> tuple[str, str]:
+    """What the processes of models call the repository: its own name, or where that does not do
+    what libs/runtime's triton_command.py gives it.
+    """
+    return str(repository), f"/proc/{triton}/fd/8"
 
 
 def _session_members(session: int, marks: Sequence[str]) -> list[int]:

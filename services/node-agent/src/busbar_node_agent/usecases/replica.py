@@ -28,7 +28,6 @@ from busbar_node_agent.usecases.work import WorkInHand
 
 log = structlog.get_logger()
 
-LOAD_TIMEOUT_S = 600.0
 UNLOAD_TIMEOUT_S = 60.0
 CONTROL_TIMEOUT_S = 10.0
 DRAIN_TIMEOUT_S = 120.0
@@ -114,7 +113,9 @@ class Tools:
     on_event: Callable[[str, Message], None]
     loading: asyncio.Semaphore
     suspects: asyncio.Lock
-    """Held while a model is loaded that may have crashed Triton before."""
+    """Held while a model is loaded that may have crashed Triton before, or took too long."""
+    load_within_s: float
+    """Longest that Triton may take to load a model."""
 
 
 class Replica:
@@ -143,6 +144,7 @@ class Replica:
         self._puller: Puller | None = None
         self._session: Session | None = None
         self._load: asyncio.Task[None] | None = None
+        self._took_too_long = False
         self.on_probation = False
         """Whether Triton is being given it, and it has never been ready here."""
         self._was_ready = False
@@ -252,9 +254,9 @@ class Replica:
 
     @contextlib.asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
-        """A bounded number load at a time; of those that may have crashed Triton, one."""
+        """A bounded number load at a time; of those that crashed Triton or hung before, one."""
         async with contextlib.AsyncExitStack() as stack:
-            if self.crashed_count:
+            if self.crashed_count or self._took_too_long:
                 await stack.enter_async_context(self._tools.suspects)
             await stack.enter_async_context(self._tools.loading)
             yield
@@ -271,11 +273,18 @@ class Replica:
         self.model_config = await _under(session, config)
 
     async def _loaded(self, session: Session) -> None:
-        began_s = time.monotonic()
-        self._load = asyncio.create_task(session.rpc.load(self.deployment, LOAD_TIMEOUT_S))
+        began_s, within_s = time.monotonic(), self._tools.load_within_s
+        self._load = asyncio.create_task(session.rpc.load(self.deployment, within_s))
+        self._load.add_done_callback(_heard)
         try:
             await _under(session, asyncio.shield(self._load))
         except TritonRefused as error:
+            self._took_too_long = error.code == "DEADLINE_EXCEEDED"
+            if self._took_too_long:
+                # Triton goes on waiting for it, and would keep the next version waiting, too.
+                killed = session.run.kill(self.deployment)
+                log.warning("loading took too long", deployment=self.deployment, killed=killed)
+                raise TritonRefused(error.code, f"not loaded within {within_s:g} s") from error
             complaint = await _under(session, session.run.complaint(self.deployment, began_s))
             said = complaint[:_COMPLAINT_CHARS_MAX]
             raise TritonRefused(error.code, load_failure(error.reason, said)) from error
@@ -308,6 +317,7 @@ class Replica:
     def _became_ready(self) -> None:
         took_s = asyncio.get_running_loop().time() - self._wanted_s
         self.settled = self._was_ready = True
+        self._took_too_long = False
         self.on_probation = False
         self._set(READY)
         event = events_pb2.ReplicaBecameReady(
@@ -452,6 +462,12 @@ async def _lost_soon(session: Session) -> bool:
         async with asyncio.timeout(0.5):
             return await session.lost.wait()
     return False
+
+
+def _heard(load: asyncio.Task[None]) -> None:
+    """How it ended is nobody's business any more where its replica has left."""
+    if not load.cancelled():
+        load.exception()
 
 
 def _nothing() -> None:
