@@ -1,5 +1,5 @@
-"""uvicorn's HTTP/1.1 with bounds: on how many connect, on how long a request takes to arrive, and
-on how long an answer goes unread.
+"""uvicorn's HTTP/1.1 with bounds: on how many connect, on how long a request takes to arrive and
+how much comes beside its body, and on how long an answer goes unread.
 
 Without them connections that say nothing, or read nothing, stay open for ever, until the process
 has no file left for anybody, its database and the bus included.
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import socket
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from busbar_observability.framed import FramedProtocol
 
 CONNECTIONS_MAX = 512
 """Of each listener, where as many files may be open (open_files.py); beyond it 503."""
@@ -21,12 +21,19 @@ BODY_TIMEOUT_S = 30.0
 UNREAD_TIMEOUT_S = 30.0
 """How long a client may read nothing of what is answered; then it is cut off."""
 
+BESIDE_BODY_BYTES_MAX = 64 * 1024
+"""Of a request's head, chunk extensions and trailers together; beyond it 431. The parser joins the
+pieces of each at the cost of their square."""
+_CHUNK_LINES_BYTES = 20
+"""What surrounds a chunk that says nothing but its length: 16 digits, and two ends of line."""
 
-class BoundedProtocol(HttpToolsProtocol):
+
+class BoundedProtocol(FramedProtocol):
     """One connection."""
 
     connections_max = CONNECTIONS_MAX
     _patience: asyncio.TimerHandle | None = None
+    _beside_body_bytes = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take it, or refuse it when there are too many."""
@@ -42,6 +49,21 @@ class BoundedProtocol(HttpToolsProtocol):
         self._give(None)
         super().connection_lost(exc)
 
+    def data_received(self, data: bytes) -> None:
+        """Feed the parser, unless too much comes that is no body."""
+        self._beside_body_bytes = max(self._beside_body_bytes, 0) + len(data)
+        super().data_received(data)
+        if self._beside_body_bytes > BESIDE_BODY_BYTES_MAX and not self.transport.is_closing():
+            self._leave(
+                "431 Request Header Fields Too Large",
+                f"head and trailers have more than {BESIDE_BODY_BYTES_MAX} bytes",
+            )
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of the body."""
+        self._beside_body_bytes -= len(body) + _CHUNK_LINES_BYTES
+        super().on_body(body)
+
     def on_headers_complete(self) -> None:
         """Its body comes next."""
         super().on_headers_complete()
@@ -50,6 +72,8 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """All of it is here."""
         super().on_message_complete()
+        if not self.parser.should_upgrade():
+            self._beside_body_bytes = 0
         self._expect()
 
     def on_response_complete(self) -> None:
@@ -89,7 +113,9 @@ class BoundedProtocol(HttpToolsProtocol):
         self._leave("408 Request Timeout", "the request did not arrive in time")
 
     def _leave(self, status: str, reason: str) -> None:
-        if not self.cycle or not self.cycle.response_started or self.cycle.response_complete:
+        if self.pipeline:
+            pass  # an answer before it is being written: there is no room for another
+        elif not self.cycle or not self.cycle.response_started or self.cycle.response_complete:
             head = f"HTTP/1.1 {status}\r\nconnection: close\r\ncontent-type: text/plain\r\n"
             self.transport.write(f"{head}content-length: {len(reason)}\r\n\r\n{reason}".encode())
         self.transport.close()
