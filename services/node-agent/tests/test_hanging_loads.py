@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 
 import pytest
@@ -10,6 +11,7 @@ from busbar_contracts.node.v1 import status_pb2
 from .node_bench import NodeBench, slow_echo
 
 WITHIN_S = 4.0
+READY_AGAIN_S = 15.0
 
 
 @pytest.fixture(scope="module")
@@ -48,3 +50,14 @@ async def test_a_version_that_loads_replaces_one_that_hung(node: NodeBench) -> N
     assert (await sent.last()).WhichOneof("frame") == "finished"
     assert len(node.log_lines("triton started")) == 1
     assert "never retrieved" not in node.log_path.read_text()
+
+
+async def test_a_version_that_loads_replaces_one_that_hangs(node: NodeBench) -> None:
+    good, bad = await node.push("slow-echo"), await node.push("slow-echo", _hangs)
+    await node.place({"replaced": (bad, 1)})
+    await node.replica("replaced", status_pb2.REPLICA_STATE_LOADING)
+    await asyncio.sleep(WITHIN_S / 2)
+
+    await node.place({"replaced": (good, 1)})
+
+    await node.ready("replaced", within_s=READY_AGAIN_S)

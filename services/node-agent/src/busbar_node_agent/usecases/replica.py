@@ -195,6 +195,9 @@ class Replica:
         if self._load is not None and not self._load.done():
             # Unloading what is just being loaded is a race at Triton.
             await asyncio.wait([self._load])
+            error = None if self._load.cancelled() else self._load.exception()
+            if _took_too_long(error) and self._session is not None:
+                self._end_loading(self._session)
         await self._unload()
         if self._staged:
             await self._tools.unstage(self.deployment)
@@ -279,11 +282,9 @@ class Replica:
         try:
             await _under(session, asyncio.shield(self._load))
         except TritonRefused as error:
-            self._took_too_long = error.code == "DEADLINE_EXCEEDED"
+            self._took_too_long = _took_too_long(error)
             if self._took_too_long:
-                # Triton goes on waiting for it, and would keep the next version waiting, too.
-                killed = session.run.kill(self.deployment)
-                log.warning("loading took too long", deployment=self.deployment, killed=killed)
+                self._end_loading(session)
                 raise TritonRefused(error.code, f"not loaded within {within_s:g} s") from error
             complaint = await _under(session, session.run.complaint(self.deployment, began_s))
             said = complaint[:_COMPLAINT_CHARS_MAX]
@@ -313,6 +314,11 @@ class Replica:
             self._tools.work.hand_back(reason, lane)
             await puller.stop()
             self._lane = self._puller = None
+
+    def _end_loading(self, session: Session) -> None:
+        """Kill what Triton goes on waiting for: it would keep the next version waiting, too."""
+        killed = session.run.kill(self.deployment)
+        log.warning("loading took too long", deployment=self.deployment, killed=killed)
 
     def _became_ready(self) -> None:
         took_s = asyncio.get_running_loop().time() - self._wanted_s
@@ -462,6 +468,10 @@ async def _lost_soon(session: Session) -> bool:
         async with asyncio.timeout(0.5):
             return await session.lost.wait()
     return False
+
+
+def _took_too_long(error: BaseException | None) -> bool:
+    return isinstance(error, TritonRefused) and error.code == "DEADLINE_EXCEEDED"
 
 
 def _heard(load: asyncio.Task[None]) -> None:
