@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 
 import pytest
 from busbar_contracts.node.v1 import status_pb2
 
-from .node_bench import NodeBench, slow_echo
+from .node_bench import NodeBench, poll, slow_echo
 
 WITHIN_S = 4.0
 READY_AGAIN_S = 15.0
@@ -56,8 +55,11 @@ async def test_a_version_that_loads_replaces_one_that_hangs(node: NodeBench) -> 
     good, bad = await node.push("slow-echo"), await node.push("slow-echo", _hangs)
     await node.place({"replaced": (bad, 1)})
     await node.replica("replaced", status_pb2.REPLICA_STATE_LOADING)
-    await asyncio.sleep(WITHIN_S / 2)
 
+    async def begun() -> bool:
+        return "loading: replaced:1" in node.log_path.read_text()
+
+    await poll(begun, READY_AGAIN_S)
     await node.place({"replaced": (good, 1)})
 
     await node.ready("replaced", within_s=READY_AGAIN_S)
