@@ -21,12 +21,17 @@ def made(folder: Path, name: str, age_s: float) -> Path:
 def test_only_empty_folders_that_no_living_triton_can_have_made_are_removed(
     tmp_path: Path,
 ) -> None:
-    sleep = shutil.which("sleep")
-    assert sleep
+    cat = shutil.which("cat")
+    assert cat
     tritonserver = tmp_path / "tritonserver"
-    tritonserver.symlink_to(sleep)
-    living = subprocess.Popen([tritonserver, "60"])
+    tritonserver.symlink_to(cat)
+    living = subprocess.Popen([tritonserver], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert living.stdin
+    assert living.stdout
     try:
+        living.stdin.write(b"\n")
+        living.stdin.flush()
+        assert living.stdout.readline()  # now it has its name
         started, stale, used = (
             made(tmp_path, name, age_s)
             for name, age_s in (("started", 0.0), ("stale", 3_600.0), ("used", 3_600.0))
