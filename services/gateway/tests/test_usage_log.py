@@ -245,6 +245,17 @@ async def test_what_cannot_be_made_durable_is_refused_and_taken_back(
     await close(client)
 
 
+async def test_a_gateway_that_has_ended_keeps_no_file_of_its_table(
+    nats_server: NatsServer, provisioner: Client, metrics: Metrics, tmp_path: Path
+) -> None:
+    """Another with its name may start at once."""
+    settings = gateway_settings(nats_server, tmp_path)
+    async with a_gateway(nats_server, provisioner, metrics, settings) as platform:
+        await platform.deploy()
+
+    CommitTable(tmp_path / f"commits-{platform.gateway_id}").close()
+
+
 def a_call(platform: Platform, name: str, *, whole: bool = False) -> InferenceCall:
     caller = platform.gateway.keys.authenticate(AUTH[0][1])
     return InferenceCall(

@@ -294,6 +294,7 @@ async def running(gateway: Gateway, region: str) -> AsyncIterator[None]:
         yield
     finally:
         await end(tasks)
+        gateway.usage.close()
         await gateway.heartbeat.withdraw()
 
 

@@ -10,6 +10,18 @@ from pathlib import Path
 
 _HEADROOM = 50
 """Lower numbers may be free, too."""
+_STANDARD_STREAMS = 3
+
+
+@contextmanager
+def no_file_left() -> Iterator[None]:
+    """This process may open none, whatever it closes meanwhile; nor may it duplicate any."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (_STANDARD_STREAMS, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 @contextmanager

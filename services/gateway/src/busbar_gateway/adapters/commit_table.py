@@ -41,15 +41,14 @@ class CommitTable:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             size = len(_MAGIC) + _SLOT_BYTES * _SLOTS
-            os.truncate(self._file, size)
-            self._map = mmap.mmap(self._file, size)
-        except OSError:
-            os.close(self._file)
-            raise
+            os.truncate(file, size)
+            self._map = mmap.mmap(file, size)  # keeps a duplicate, and with it the lock
+        finally:
+            os.close(file)
         self._map[: len(_MAGIC)] = _MAGIC
         self._free: list[int] = []
         self.left_over: list[Slot] = []
@@ -87,7 +86,6 @@ class CommitTable:
     def close(self) -> None:
         """Let go of the file; what is occupied stays so."""
         self._map.close()
-        os.close(self._file)
 
     def _read(self) -> Iterator[Slot]:
         for index in reversed(range(_SLOTS)):

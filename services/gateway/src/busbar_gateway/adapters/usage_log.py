@@ -187,6 +187,10 @@ class UsageLog:
                 while self._queue or self._sent:
                     await asyncio.sleep(_DRAIN_POLL_S)
 
+    def close(self) -> None:
+        """Let go of the table; nothing is charged from now on."""
+        self._table.close()
+
     async def _gather(self) -> None:
         self._company.clear()
         with contextlib.suppress(TimeoutError):
