@@ -20,7 +20,7 @@ from harness.another_node import another_node
 from harness.another_service import AnotherService
 from harness.bundles import files_of, make
 from harness.operator import Customer, Json, Operator
-from harness.polling import eventually
+from harness.polling import eventually, stays
 from harness.scrambling import NAME as SCRAMBLED
 from harness.scrambling import scrambling
 from harness.stories import (
@@ -41,6 +41,9 @@ STREAMS, STREAMS_MAX = 6, 32
 TOLD_WITHIN_S = 90
 WITHIN_S = 60
 """Where nothing is promised."""
+SETTLED_S = 0.3
+"""Then whatever Triton said before it stood still has been passed on, and its request acknowledged
+if that was the last of it."""
 WORKED, IN_HAND = "busbar_agent_compute_seconds_total", "busbar_agent_in_flight"
 GAP_MAX_S = {"agent killed": 2.0, "agent stopped": 8.0, "triton killed": 5.0}
 
@@ -87,9 +90,12 @@ async def begin_until_taken(
         await eventually(begun, within_s=WITHIN_S, what="the stream has begun")
         if len(stories) < STREAMS:
             continue
+
+        async def has_some() -> bool:
+            return await node.metric(IN_HAND) > 0
+
         triton.suspend()
-        # What was on its way to the agent has arrived by the second look; no more comes.
-        if all([await node.metric(IN_HAND) > 0 for _ in range(2)]):
+        if await stays(has_some, for_s=SETTLED_S):
             return stories
         triton.resume()
 

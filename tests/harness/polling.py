@@ -35,6 +35,16 @@ async def eventually(
         pause_s = min(pause_s * 1.5, _LONGEST_PAUSE_S)
 
 
+async def stays(probe: Callable[[], Awaitable[bool]], *, for_s: float) -> bool:
+    """Whether `probe()` holds now and at each look for so long."""
+    until = time.monotonic() + for_s
+    while await probe():
+        if time.monotonic() > until:
+            return True
+        await asyncio.sleep(_FIRST_PAUSE_S)
+    return False
+
+
 TRIES = 3
 """A busy machine may stand still for a second once, and hardly three times in a row. What we do
 wrong ourselves we do each time."""
