@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -20,7 +20,6 @@ from busbar_gateway.adapters.grpc.crowd import keep_out
 from busbar_gateway.adapters.grpc.goodbye import say_goodbye
 from busbar_gateway.adapters.grpc.inference import Inference
 from busbar_gateway.adapters.grpc.native import Handler, NativeServer, behind
-from busbar_gateway.adapters.grpc.sockets import Connections
 from busbar_gateway.adapters.grpc.statuses import Context, abort, metadata_of
 from busbar_gateway.domain.failures import Forbidden, InvalidInput, Unauthenticated
 
@@ -93,17 +92,16 @@ async def serve_grpc(
     )
     status = _HealthServicer()
     fallback = _fallback(inference, passed_on, status)
-    with closing(Connections(server.port)) as connections:
-        async with behind(fallback) as socket:
-            server.start(socket)
-            reporter = asyncio.create_task(_report_health(status, readiness), name="grpc-health")
-            keeping_out = keep_out(connections, connections_max, server.served)
-            doorman = asyncio.create_task(keeping_out, name="grpc-crowd")
-            try:
-                yield server.port
-            finally:
-                await end([reporter, doorman])
-                await _leave(server, fallback, status, grace)
+    async with behind(fallback) as socket:
+        server.start(socket)
+        reporter = asyncio.create_task(_report_health(status, readiness), name="grpc-health")
+        keeping_out = keep_out(server.connections, connections_max, server.served)
+        doorman = asyncio.create_task(keeping_out, name="grpc-crowd")
+        try:
+            yield server.port
+        finally:
+            await end([reporter, doorman])
+            await _leave(server, fallback, status, grace)
 
 
 async def _leave(

@@ -11,17 +11,15 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import fcntl
 import math
 import socket
 import struct
-import termios
 from collections.abc import Mapping
 from contextlib import closing
 
 import structlog
 
-from busbar_gateway.adapters.grpc.sockets import Connections, Peer
+from busbar_gateway.adapters.grpc.sockets import Connections, Peer, unsent
 
 log = structlog.get_logger()
 
@@ -91,8 +89,7 @@ async def _look(
 
 def _tell(connection: socket.socket) -> bool:
     """Whether it was told; it is not while it has something else to send."""
-    unsent = struct.unpack("i", fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4)))[0]
-    if unsent:
+    if unsent(connection):
         return False
     try:
         return connection.send(GOAWAY, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL) == len(GOAWAY)

@@ -24,7 +24,8 @@ import grpc
 import structlog
 from pygrpc_native import EVENT_CALL, NativeGrpcFront
 
-from busbar_gateway.adapters.grpc.sockets import Peer
+from busbar_gateway.adapters.grpc.outgoing import all_taken
+from busbar_gateway.adapters.grpc.sockets import Connections, Peer
 from busbar_gateway.adapters.grpc.statuses import Metadata, named, status_of
 from busbar_gateway.adapters.identity import new_request_id
 
@@ -33,8 +34,6 @@ log = structlog.get_logger()
 _IO_THREADS = 1
 _EVENTS_MAX = 64
 _STOPS = "the gateway stops"
-_WRITTEN_AFTER_S = 0.2
-"""The front does not say when an answer that it was given has left, and drops it when closed."""
 _DIRECTORY_PREFIX, _SOCKET_NAME = "busbar-grpc-", "fallback.sock"
 
 
@@ -109,6 +108,9 @@ class NativeServer:
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._loop = asyncio.get_running_loop()
         self._stopping = False
+        self._ends_s = 0.0
+        self.connections = Connections(self.port)
+        """Those of its clients, for as long as it is not closed."""
 
     @property
     def port(self) -> int:
@@ -128,20 +130,25 @@ class NativeServer:
     async def finish(self, grace: timedelta) -> None:
         """Refuse new calls and give those under way `grace` to end."""
         self._stopping = True
+        self._ends_s = self._loop.time() + grace.total_seconds()
         if self._tasks:
             await asyncio.wait(self._tasks.values(), timeout=grace.total_seconds())
-            await asyncio.sleep(_WRITTEN_AFTER_S)
 
     async def close(self) -> None:
-        """Cancel what is left, and cut off whoever is still connected."""
+        """Cancel what is left, and cut off whoever is still connected.
+
+        What of the grace is left is for clients that take their answers slowly.
+        """
         self._stopping = True
         left = list(self._tasks.values())
         for task in left:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
-        if left:
-            await asyncio.sleep(_WRITTEN_AFTER_S)
-        await self._loop.run_in_executor(None, self._front.close)
+        try:
+            await all_taken(self.connections, self._ends_s - self._loop.time())
+        finally:
+            self.connections.close()
+            await self._loop.run_in_executor(None, self._front.close)
 
     def _receive(self) -> None:
         front = self._front

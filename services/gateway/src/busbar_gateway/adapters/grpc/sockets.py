@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import os
 import resource
 import socket
 import stat
+import struct
+import termios
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 
@@ -24,7 +27,7 @@ def open_files() -> Sequence[int]:
     try:
         return [int(name) for name in os.listdir(_FILES)]  # noqa: PTH208 (a path for each is slow)
     except OSError as error:
-        if error.errno != errno.EMFILE:
+        if error.errno not in {errno.EMFILE, errno.ENFILE}:
             raise
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return range(soft)  # the listing is a file, too, and none is left: each descriptor is taken
@@ -62,6 +65,11 @@ class Connections:
             os.dup2(self._nothing, self._duplicate, inheritable=False)
             if count % _AT_ONCE == 0:
                 await asyncio.sleep(0)
+
+
+def unsent(connection: socket.socket) -> int:
+    """How many bytes were written to it that its peer has not acknowledged."""
+    return struct.unpack("i", fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4)))[0]
 
 
 def _peer(connection: socket.socket) -> Peer:
