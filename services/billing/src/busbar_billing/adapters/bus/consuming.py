@@ -81,6 +81,9 @@ class Consumer:
         self._stopping = asyncio.Event()
         self._quiet_gather_s = self._gather_s = gather_s
         self._failed_in_a_row = 0
+        self._most = MESSAGES_MAX
+        """One after a failure, for a delivery is used up with each attempt, and doubled with each
+        success: what takes one message may still not take all that wait."""
         self._lag = Lag(spec.durable, self._waiting)
         self.far_behind = asyncio.Event()
         """Set while what comes now would wait behind a backlog."""
@@ -156,14 +159,13 @@ class Consumer:
         messages = await self._first(subscription)
         if not messages:
             self._lag.nothing_came()
-        # While it fails one message is tried for all: a delivery is used up with each attempt.
-        if not messages or self._failed_in_a_row:
+        if not messages or self._most == 1:
             return messages
-        if messages[0].metadata.num_pending < MESSAGES_MAX:  # else a whole batch is there already
+        if messages[0].metadata.num_pending < self._most:  # else a whole batch is there already
             await asyncio.sleep(self._gather_s)
         # Fewer come when another instance takes them.
         with contextlib.suppress(TimeoutError):
-            messages += await subscription.fetch(MESSAGES_MAX - 1, timeout=_REST_TIMEOUT_S)
+            messages += await subscription.fetch(self._most - 1, timeout=_REST_TIMEOUT_S)
         self._gather_s = _GATHER_BUSY_S if len(messages) >= _BUSY_MESSAGES else self._quiet_gather_s
         self._observe(messages[0], messages[-1].metadata.num_pending)
         return messages
@@ -202,6 +204,7 @@ class Consumer:
                 await self._dead_letter(refusal.message, refusal.payload, refusal.reason)
         except Unavailable as error:
             self._failed_in_a_row += 1
+            self._most = 1
             log.warning("messages handed back", consumer=self._spec.durable, reason=error.reason)
             metrics.RETRIES.labels(self._spec.durable).inc(len(messages))
             for message in messages:
@@ -215,6 +218,7 @@ class Consumer:
                 await self._dispose(messages[0], error)
         else:
             self._failed_in_a_row = 0
+            self._most = min(MESSAGES_MAX, 2 * self._most)
             self._lag.handled()
             for message in messages:
                 await message.ack()
