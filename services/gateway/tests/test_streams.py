@@ -353,6 +353,25 @@ async def test_a_stream_that_fails_half_way_is_free_and_says_so(platform: Platfo
     assert not (await platform.usage()).charged
 
 
+async def test_what_came_right_before_the_model_failed_is_delivered(platform: Platform) -> None:
+    name, agent = await platform.deploy(decoupled=True)
+
+    async def fail_at_once(work: work_pb2.InferenceWork, say: Say) -> None:
+        for sequence in range(3):
+            await say(chunk=chunk(work, sequence))
+        await say(failed=work_pb2.WorkFailed(kind=Kind.FAILURE_KIND_INTERNAL))
+
+    agent.behaviour = fail_at_once
+    stream = platform.stream()
+    await stream.write(request(name))
+    await stream.done_writing()
+
+    answers = [pb.ModelStreamInferResponse.FromString(m) async for m in stream]
+
+    assert [bool(a.error_message) for a in answers] == [False, False, False, True]
+    assert not (await platform.usage()).charged
+
+
 async def test_a_lost_chunk_is_noticed(platform: Platform) -> None:
     name, agent = await platform.deploy(decoupled=True)
 

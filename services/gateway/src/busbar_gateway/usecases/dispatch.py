@@ -108,15 +108,19 @@ class Dispatch:
     def _deliverable(self) -> bool:
         """Chunks before a good end, or of an attempt that goes on, may be handed out.
 
-        Also those before a bad end, where another attempt can go on from them. None when the
-        time is over.
+        Also those before a bad end, where another attempt can go on from them, or none is made:
+        it must not depend on the moment whether they are. None when the time is over.
         """
         outcome = self._pending.outcome
         if self._pending.expired:
             return False
         if outcome is None or self._pending.call.resumable is not None:
             return True
-        return isinstance(outcome, WorkFrame) and outcome.HasField("finished")
+        if not isinstance(outcome, WorkFrame):
+            return False
+        if outcome.HasField("finished"):
+            return True
+        return self._pending.trial is None and outcome.failed.kind not in RETRYABLE
 
     async def _judge(self) -> WorkFinished | None:
         pending, outcome = self._pending, self._pending.outcome
