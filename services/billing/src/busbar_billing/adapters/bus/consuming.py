@@ -161,7 +161,8 @@ class Consumer:
             self._lag.nothing_came()
         if not messages or self._most == 1:
             return messages
-        if messages[0].metadata.num_pending < self._most:  # else a whole batch is there already
+        # After a failure, and in a backlog, what is to be tried is there already.
+        if self._most == MESSAGES_MAX and messages[0].metadata.num_pending < MESSAGES_MAX:
             await asyncio.sleep(self._gather_s)
         # Fewer come when another instance takes them.
         with contextlib.suppress(TimeoutError):
