@@ -101,6 +101,8 @@ class NativeServer:
                 call_details=True,
                 **limits,
             )
+            self.connections = Connections(self.port)
+            """Those of its clients, for as long as it is not closed."""
         except OSError as error:
             raise RuntimeError(f"cannot serve gRPC at {address}: {error}") from error
         self._handlers: Sequence[Handler] = list(handlers.values())
@@ -109,8 +111,6 @@ class NativeServer:
         self._loop = asyncio.get_running_loop()
         self._stopping = False
         self._ends_s = 0.0
-        self.connections = Connections(self.port)
-        """Those of its clients, for as long as it is not closed."""
 
     @property
     def port(self) -> int:
@@ -146,6 +146,8 @@ class NativeServer:
         await asyncio.gather(*left, return_exceptions=True)
         try:
             await all_taken(self.connections, self._ends_s - self._loop.time())
+        except OSError as error:
+            log.warning("last answers may be lost", reason=str(error))
         finally:
             self.connections.close()
             await self._loop.run_in_executor(None, self._front.close)

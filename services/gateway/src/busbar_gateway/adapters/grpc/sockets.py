@@ -27,7 +27,7 @@ def open_files() -> Sequence[int]:
     try:
         return [int(name) for name in os.listdir(_FILES)]  # noqa: PTH208 (a path for each is slow)
     except OSError as error:
-        if error.errno not in {errno.EMFILE, errno.ENFILE}:
+        if error.errno != errno.EMFILE:
             raise
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return range(soft)  # the listing is a file, too, and none is left: each descriptor is taken
