@@ -9,7 +9,7 @@ import sys
 
 import pytest
 from busbar_cli.api import Listed
-from busbar_cli.commands.audit import why_nothing
+from busbar_cli.commands.audit import joules, why_nothing
 from busbar_cli.output import DEFAULT, Output, begins, brief, show_digest, table
 
 _COLOUR = re.compile(r"\x1b\[[\d;]*m")
@@ -121,3 +121,10 @@ def test_a_page_of_leakage_is_not_told_as_all_of_it(said: str, *, more: bool) ->
     reasons = ("not_charged", "other_attempt_charged", "not_charged")
 
     assert why_nothing(Listed([{"reason": reason} for reason in reasons], more)) == said
+
+
+@pytest.mark.parametrize(
+    ("mj", "said"), [(None, "not measured"), (0, "0.0 J"), (1_234_500, "1,234.5 J")]
+)
+def test_energy_that_no_counter_measured_is_not_shown_as_none(mj: int | None, said: str) -> None:
+    assert joules(mj) == said

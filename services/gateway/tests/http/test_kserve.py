@@ -290,33 +290,47 @@ def test_the_threaded_client_works(client: triton.InferenceServerClient, key: st
     assert answers == [(A + B).tolist()] * 4
 
 
-CONTROL: list[Callable[[triton.InferenceServerClient, dict[str, str]], Any]] = [
-    lambda c, h: c.load_model("simple", headers=h),
-    lambda c, h: c.unload_model("simple", headers=h),
-    lambda c, h: c.get_model_repository_index(headers=h),
-    lambda c, h: c.register_system_shared_memory("r", "/key", 64, headers=h),
-    lambda c, h: c.unregister_system_shared_memory(headers=h),
-    lambda c, h: c.unregister_system_shared_memory("r", headers=h),
-    lambda c, h: c.get_system_shared_memory_status(headers=h),
-    lambda c, h: c.get_cuda_shared_memory_status("r", headers=h),
-    lambda c, h: c.register_cuda_shared_memory("r", b"handle", 0, 64, headers=h),
-    lambda c, h: c.unregister_cuda_shared_memory(headers=h),
-    lambda c, h: c.get_trace_settings(headers=h),
-    lambda c, h: c.update_trace_settings("simple", {}, headers=h),
-    lambda c, h: c.get_log_settings(headers=h),
-    lambda c, h: c.update_log_settings({}, headers=h),
-    lambda c, h: c.get_inference_statistics(headers=h),
-    lambda c, h: c.get_inference_statistics("simple", "1", headers=h),
+Control = Callable[[triton.InferenceServerClient, dict[str, str]], Any]
+CONTROL: list[tuple[str, Control]] = [
+    ("deployed by the operator", lambda c, h: c.load_model("simple", headers=h)),
+    ("deployed by the operator", lambda c, h: c.unload_model("simple", headers=h)),
+    ("deployed by the operator", lambda c, h: c.get_model_repository_index(headers=h)),
+    (
+        "send the data in the request",
+        lambda c, h: c.register_system_shared_memory("r", "/key", 64, headers=h),
+    ),
+    ("send the data in the request", lambda c, h: c.unregister_system_shared_memory(headers=h)),
+    (
+        "send the data in the request",
+        lambda c, h: c.unregister_system_shared_memory("r", headers=h),
+    ),
+    ("send the data in the request", lambda c, h: c.get_system_shared_memory_status(headers=h)),
+    ("send the data in the request", lambda c, h: c.get_cuda_shared_memory_status("r", headers=h)),
+    (
+        "send the data in the request",
+        lambda c, h: c.register_cuda_shared_memory("r", b"handle", 0, 64, headers=h),
+    ),
+    ("send the data in the request", lambda c, h: c.unregister_cuda_shared_memory(headers=h)),
+    ("trace settings belong to the operator", lambda c, h: c.get_trace_settings(headers=h)),
+    (
+        "trace settings belong to the operator",
+        lambda c, h: c.update_trace_settings("simple", {}, headers=h),
+    ),
+    ("log settings belong to the operator", lambda c, h: c.get_log_settings(headers=h)),
+    ("log settings belong to the operator", lambda c, h: c.update_log_settings({}, headers=h)),
+    ("statistics of shared servers", lambda c, h: c.get_inference_statistics(headers=h)),
+    (
+        "statistics of shared servers",
+        lambda c, h: c.get_inference_statistics("simple", "1", headers=h),
+    ),
 ]
 
 
-@pytest.mark.parametrize("call", CONTROL)
+@pytest.mark.parametrize(("reason", "call"), CONTROL)
 def test_control_of_the_server_is_refused(
-    client: triton.InferenceServerClient,
-    auth: dict[str, str],
-    call: Callable[[triton.InferenceServerClient, dict[str, str]], Any],
+    client: triton.InferenceServerClient, auth: dict[str, str], reason: str, call: Control
 ) -> None:
-    with pytest.raises(InferenceServerException, match="not offered") as refused:
+    with pytest.raises(InferenceServerException, match=reason) as refused:
         call(client, auth)
     assert refused.value.status() == "403"
 

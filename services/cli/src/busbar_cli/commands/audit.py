@@ -50,8 +50,8 @@ def audit(*, full: bool = False, known: bool = False, output: Output = DEFAULT) 
     if not output.json:
         _show_seals(found, output)
     if found["leaked_attempts"] and not output.json:
-        energy = f"{found['leaked_energy_mj'] / 1_000:,.1f} J"
-        said = f"{found['leaked_attempts']:,} attempts brought nothing in, {energy}"
+        energy = joules(found["leaked_energy_mj"] or None)
+        said = f"{found['leaked_attempts']:,} attempts brought nothing in, energy: {energy}"
         output.print(found, f"{said}: busbar leakage lists them")
     if found["clean"]:
         return
@@ -156,15 +156,20 @@ def leakage(
             one["deployment"],
             show_node(one["node"]),
             f"{one['compute_us'] / 1_000:.1f}",
-            "" if one["energy_mj"] is None else f"{one['energy_mj'] / 1_000:.1f}",
+            joules(one["energy_mj"]),
         ]
         for one in found.items
     ]
     columns = ["ENDED", "REQUEST", "ATTEMPT>", "WHY", "TENANT", "DEPLOYMENT", "NODE"]
-    columns += ["COMPUTE ms>", "ENERGY J>"]
+    columns += ["COMPUTE ms>", "ENERGY>"]
     output.print_list(found, table(columns, rows, empty="nothing was worked for nothing"))
     if not output.json and found.items:
         output.print(found, why_nothing(found))
+
+
+def joules(energy_mj: int | None) -> str:
+    """What was measured; None where no counter was."""
+    return "not measured" if energy_mj is None else f"{energy_mj / 1_000:,.1f} J"
 
 
 def why_nothing(found: Listed) -> str:

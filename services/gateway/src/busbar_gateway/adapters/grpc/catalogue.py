@@ -8,6 +8,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
+from busbar_gateway.adapters import refusals
 from busbar_gateway.adapters.grpc.native import Call, Handler
 from busbar_gateway.adapters.grpc.statuses import Metadata
 from busbar_gateway.domain.failures import (
@@ -24,21 +25,19 @@ pb: Any = service_pb2  # the generated module has no types
 
 SERVER_NAME = "busbar"
 
-_OPERATORS = "models are deployed by the operator, not over this API"
-_OWN_MEMORY = "shared memory with the server is not offered; send the data in the request"
 _REFUSED = {
-    "ModelStatistics": "statistics of shared servers are not offered",
-    "RepositoryIndex": _OPERATORS,
-    "RepositoryModelLoad": _OPERATORS,
-    "RepositoryModelUnload": _OPERATORS,
-    "SystemSharedMemoryStatus": _OWN_MEMORY,
-    "SystemSharedMemoryRegister": _OWN_MEMORY,
-    "SystemSharedMemoryUnregister": _OWN_MEMORY,
-    "CudaSharedMemoryStatus": _OWN_MEMORY,
-    "CudaSharedMemoryRegister": _OWN_MEMORY,
-    "CudaSharedMemoryUnregister": _OWN_MEMORY,
-    "TraceSetting": "trace settings belong to the operator",
-    "LogSettings": "log settings belong to the operator",
+    "ModelStatistics": refusals.STATISTICS,
+    "RepositoryIndex": refusals.MODELS,
+    "RepositoryModelLoad": refusals.MODELS,
+    "RepositoryModelUnload": refusals.MODELS,
+    "SystemSharedMemoryStatus": refusals.MEMORY,
+    "SystemSharedMemoryRegister": refusals.MEMORY,
+    "SystemSharedMemoryUnregister": refusals.MEMORY,
+    "CudaSharedMemoryStatus": refusals.MEMORY,
+    "CudaSharedMemoryRegister": refusals.MEMORY,
+    "CudaSharedMemoryUnregister": refusals.MEMORY,
+    "TraceSetting": refusals.TRACING,
+    "LogSettings": refusals.LOGGING,
 }
 
 Authenticate = Callable[[Metadata], Caller]

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from busbar_gateway.adapters.http.errors import Family
-from busbar_gateway.adapters.http.kserve import CONTROL_PATHS
+from busbar_gateway.adapters.http.kserve import CONTROLS
 from busbar_gateway.adapters.http.limits import HttpLimits
 from busbar_gateway.adapters.http.openai_schemas import (
     ChatCompletionRequest,
@@ -135,7 +135,7 @@ def _kserve_paths() -> Json:
         for suffix, operation in _model_operations().items():
             method, described = operation
             paths[base + suffix] = {"parameters": parameters, method: described}
-    for path, methods in CONTROL_PATHS.items():
+    for _, path, methods in CONTROLS:
         names = [part[1:-1] for part in path.split("/") if part.startswith("{")]
         paths[path] = {
             "parameters": [_path(name) for name in names],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from importlib.metadata import version as package_version
 from typing import Any
 
@@ -10,6 +11,7 @@ from google.protobuf import json_format
 from google.protobuf.descriptor import FieldDescriptor
 from tritonclient.grpc import service_pb2
 
+from busbar_gateway.adapters import refusals
 from busbar_gateway.adapters.http.exchange import JSON, Exchange
 from busbar_gateway.adapters.http.kserve_request import (
     InferRequest,
@@ -51,8 +53,8 @@ class KServe:
             Address(f"{model}/infer", self.infer, "POST"),
             Address(f"{version}/infer", self.infer, "POST"),
             *[
-                Address(path, refuse_control, method)
-                for path, methods in CONTROL_PATHS.items()
+                Address(path, partial(_refuse, reason), method)
+                for reason, path, methods in CONTROLS
                 for method in methods
             ],
             Address("/v2/health/live", self.live, "GET"),
@@ -190,17 +192,23 @@ def server_metadata() -> dict[str, Any]:
     }
 
 
-CONTROL_PATHS: dict[str, list[str]] = {
-    "/v2/repository/index": ["POST"],
-    "/v2/repository/models/{model}/load": ["POST"],
-    "/v2/repository/models/{model}/unload": ["POST"],
-    "/v2/models/stats": ["GET"],
-    "/v2/models/{model}/stats": ["GET"],
-    "/v2/models/{model}/versions/{version}/stats": ["GET"],
-    "/v2/models/{model}/trace/setting": ["GET", "POST"],
-    "/v2/trace/setting": ["GET", "POST"],
-    "/v2/logging": ["GET", "POST"],
-    **{
+_CONTROL_PATHS: dict[str, dict[str, list[str]]] = {
+    refusals.MODELS: {
+        "/v2/repository/index": ["POST"],
+        "/v2/repository/models/{model}/load": ["POST"],
+        "/v2/repository/models/{model}/unload": ["POST"],
+    },
+    refusals.STATISTICS: {
+        "/v2/models/stats": ["GET"],
+        "/v2/models/{model}/stats": ["GET"],
+        "/v2/models/{model}/versions/{version}/stats": ["GET"],
+    },
+    refusals.TRACING: {
+        "/v2/models/{model}/trace/setting": ["GET", "POST"],
+        "/v2/trace/setting": ["GET", "POST"],
+    },
+    refusals.LOGGING: {"/v2/logging": ["GET", "POST"]},
+    refusals.MEMORY: {
         f"/v2/{kind}sharedmemory/{path}": methods
         for kind in ("system", "cuda")
         for path, methods in {
@@ -212,15 +220,16 @@ CONTROL_PATHS: dict[str, list[str]] = {
         }.items()
     },
 }
-"""Triton's control of its own process, which several tenants share."""
+CONTROLS = [
+    (reason, path, methods)
+    for reason, paths in _CONTROL_PATHS.items()
+    for path, methods in paths.items()
+]
+"""Triton's control of its own process: why it is not offered, path, methods."""
 
 
-async def refuse_control(exchange: Exchange) -> None:
-    """Say why nobody may do this here."""
-    raise Forbidden(
-        f"{exchange.cycle.path} controls a server that tenants share and is not offered;"
-        " deployments are declared by the operator"
-    )
+async def _refuse(reason: str, exchange: Exchange) -> None:
+    raise Forbidden(f"{exchange.cycle.path}: {reason}")
 
 
 def _known(route: Route, serialized: bytes) -> bytes:
