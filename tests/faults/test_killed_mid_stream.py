@@ -27,8 +27,8 @@ from tritonclient.grpc import service_pb2
 
 GATEWAY = "g3"
 TOKENS = 1_000
-SEED = 78
-"""With it the answer rambles for 497 tokens; others end by themselves after as few as 6."""
+LONG, SEEDS = 300, 200
+"""An answer of so many tokens takes a fifth of a second; most end by themselves before."""
 ANSWERS = 100
 STREAMS = 2
 LEASE_TTL_S = 30
@@ -40,17 +40,37 @@ LEFT_BEHIND = """
 """
 
 
-@asynccontextmanager
-async def chat_stream(gateway: AnotherGateway, key: str) -> AsyncIterator[httpx.Response]:
-    """An OpenAI stream that has begun."""
-    body = {
+def chat(seed: int, tokens: int = TOKENS) -> dict[str, Any]:
+    """A request whose answer is the same for the same seed, on one build of the model."""
+    return {
         "model": "tiny-lm",
         "messages": [{"role": "user", "content": PROMPT}],
-        "max_tokens": TOKENS,
+        "max_tokens": tokens,
         "temperature": 2,
-        "seed": SEED,
-        "stream": True,
+        "seed": seed,
     }
+
+
+async def rambling(platform: Platform, operator: Operator) -> int:
+    """A seed with which the answer is long."""
+    customer = await operator.customer()
+    headers = {"authorization": f"Bearer {customer.key}"}
+    async with httpx.AsyncClient(
+        base_url=platform.endpoints["http"], headers=headers, trust_env=False
+    ) as client:
+        for seed in range(SEEDS):
+            answer = await client.post("/v1/chat/completions", json=chat(seed, LONG), timeout=30)
+            if answer.json()["choices"][0]["finish_reason"] == "length":
+                return seed
+    raise AssertionError(f"none of {SEEDS} answers is long")
+
+
+@asynccontextmanager
+async def chat_stream(
+    gateway: AnotherGateway, key: str, seed: int
+) -> AsyncIterator[httpx.Response]:
+    """An OpenAI stream that has begun."""
+    body = {**chat(seed), "stream": True}
     headers = {"authorization": f"Bearer {key}"}
     async with (
         httpx.AsyncClient(
@@ -74,7 +94,7 @@ def kserve_request() -> service_pb2.ModelInferRequest:
     return request
 
 
-async def kill_mid_stream(gateway: AnotherGateway, key: str) -> str:
+async def kill_mid_stream(gateway: AnotherGateway, key: str, seed: int) -> str:
     """Kill the gateway with a stream of each API begun; returns the request id of OpenAI's."""
     async with grpc.aio.insecure_channel(gateway.grpc) as channel:
         call: Any = channel.stream_stream(
@@ -86,7 +106,7 @@ async def kill_mid_stream(gateway: AnotherGateway, key: str) -> str:
         responses = aiter(call)
         first = await anext(responses)
         rest: list[str] = []
-        async with chat_stream(gateway, key) as answer:
+        async with chat_stream(gateway, key, seed) as answer:
             events = aiter(answer.aiter_lines())
             begun = await anext(events)
             await gateway.end()
@@ -146,14 +166,15 @@ async def test_what_a_killed_gateway_streamed_is_free_and_its_lease_comes_back(
     tmp_path: Path,
     for_ever: bool,
 ) -> None:
+    seed = await rambling(platform, operator)
     customer = await operator.customer()
     before = await operator.balance(customer.tenant_id)
     async with another_gateway(platform, tmp_path, gateway_id=GATEWAY) as gateway:
-        interrupted = await kill_mid_stream(gateway, customer.key)
+        interrupted = await kill_mid_stream(gateway, customer.key, seed)
         [held] = await leases(platform, customer)
         if not for_ever:
             await gateway.start()
-            await operator.usage_of(await answered(gateway, customer.key))
+            await operator.usage_of(await answered(gateway, customer.key, seed))
 
         async def given_back() -> asyncpg.Record | None:
             first = (await leases(platform, customer))[0]
@@ -173,9 +194,9 @@ async def test_what_a_killed_gateway_streamed_is_free_and_its_lease_comes_back(
     await assert_audit_clean(platform)
 
 
-async def answered(gateway: AnotherGateway, key: str) -> str:
+async def answered(gateway: AnotherGateway, key: str, seed: int) -> str:
     """One request to its end; its id."""
-    async with chat_stream(gateway, key) as answer:
+    async with chat_stream(gateway, key, seed) as answer:
         lines = [line async for line in answer.aiter_lines()]
     assert "data: [DONE]" in lines
     return answer.headers["x-request-id"]
