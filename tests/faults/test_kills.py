@@ -20,6 +20,8 @@ from harness.steady_load import GRPC_CLIENTS, Clients, LoadLog, steady_load
 
 RECOVERY_S = 15.0
 STREAMS = 1
+LEASED_AFTER_S = 2.0
+"""By then the gateway knows what the customer spends, and has credit for a minute of it."""
 """Of each API that streams: always in flight, since no client pauses."""
 STARTED_S = 60
 """For what no request waits for."""
@@ -102,7 +104,7 @@ async def test_a_killed_part_costs_nobody_more_than_a_clear_error(
     clients = Clients(platform.endpoints["grpc"], platform.endpoints["http"], customer.key)
     began = time.monotonic()
     async with steady_load(clients, streams_of_each=STREAMS) as log:
-        await served(log, 50, 30, "the load runs before the fault", since=began)
+        await served(log, 50, 30, "the load runs before the fault", since=began + LEASED_AFTER_S)
         fault_at = time.monotonic()
         await hurt(platform, part)
         await served(log, 50, RECOVERY_S + 5, "the platform serves again", since=fault_at + 0.5)
