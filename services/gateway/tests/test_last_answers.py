@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import grpc
 from busbar_gateway.adapters.grpc.native import Call, NativeServer, behind
+from busbar_messaging.background import end
 from gateway_harness import eventually
 from slow_way import slow_way
 
 ROUNDS = 8
-CALLS = 64
+CALLS, CUSTOMERS = 64, 20
 ANSWER, LARGE = bytes(30_000), bytes(200_000)
 METHOD = "/a.A/Ask"
 OWN = (("grpc.use_local_subchannel_pool", 1),)
@@ -112,3 +114,26 @@ async def test_who_takes_nothing_is_not_waited_for(tmp_path: Path) -> None:
         await eventually(is_closed, within_s=10)
         asking.cancel()
         await asyncio.wait([asking])
+
+
+async def test_who_goes_on_asking_is_not_waited_for(tmp_path: Path) -> None:
+    """Who is refused has something to take all the time; the grace would be a minute."""
+    asked = Asked()
+    asked.let_go.set()
+    server = native(asked)
+    server.start(tmp_path / "nobody.sock")
+
+    async def go_on() -> None:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", OWN) as channel:
+            while True:
+                with contextlib.suppress(grpc.aio.AioRpcError):
+                    await channel.unary_unary(METHOD)(b"", timeout=10)
+
+    async def leave() -> None:
+        await server.finish(timedelta(minutes=1))
+        await server.close()
+
+    asking = [asyncio.create_task(go_on()) for _ in range(CUSTOMERS)]
+    await eventually(lambda: asked.in_hand > CUSTOMERS)
+    await asyncio.wait_for(leave(), 10)
+    await end(asking)
