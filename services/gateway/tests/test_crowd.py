@@ -6,6 +6,7 @@ import asyncio
 import socket
 import subprocess
 import sys
+import time
 from contextlib import AsyncExitStack, ExitStack, closing
 
 import grpc
@@ -20,6 +21,7 @@ from gateway_harness import AUTH, Platform, Say, echo, eventually, grpc_edge, pb
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 CONNECTIONS = 8
 SILENT = 30
+APART_S = 0.3
 OWN = (("grpc.use_local_subchannel_pool", 1),)
 RAISED = """
 import resource
@@ -100,19 +102,23 @@ async def test_who_waits_for_an_answer_is_not_cut_for_who_was_answered(platform:
 
         waiting = asyncio.create_task(asked(await connect(), slow))
         await eventually(lambda: agent.works)
-        idle = [await connect() for _ in range(CONNECTIONS)]
-        await asked(idle[0], name)
+        first, *others = [await connect() for _ in range(CONNECTIONS - 1)]
+        await asked(first, name)
+        began = time.monotonic()
 
-        async def longest_idle_is_cut() -> bool:
-            for one in idle[1:]:
+        async def younger_by_far() -> bool:
+            for one in others:
                 await asked(one, name)
-            return is_idle(idle[0])
+            return time.monotonic() - began > APART_S
 
-        await eventually(longest_idle_is_cut)
+        await eventually(younger_by_far)
+        others.append(await connect())  # one too many
+        await asked(others[-1], name)
+        await eventually(lambda: is_idle(first))
         let_go.set()
 
         assert await waiting == slow
-    assert not any(map(is_idle, idle[1:]))
+    assert not any(map(is_idle, others))
 
 
 def is_idle(channel: grpc.aio.Channel) -> bool:
